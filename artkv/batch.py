@@ -1,0 +1,103 @@
+"""The typed records that the layers pass along.
+
+Letters in tensor names: Q questions, I paintings (images), T text tokens, N image tokens, D width.
+"""
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+
+class _Movable:
+    """Moves every tensor of a dataclass, nested records included."""
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        moved = {}
+        for field in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if isinstance(value, (Tensor, _Movable)):
+                moved[field.name] = value.to(device, non_blocking=non_blocking)
+        return replace(self, **moved)  # type: ignore[type-var]
+
+    def pin_memory(self) -> Self:
+        """Page-locks every tensor, so that the copy to the device can overlap; DataLoader calls it."""
+        pinned = {}
+        for field in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if isinstance(value, (Tensor, _Movable)):
+                pinned[field.name] = value.pin_memory()
+        return replace(self, **pinned)  # type: ignore[type-var]
+
+
+@dataclass(frozen=True)
+class PaintingViews(_Movable):
+    """The two views that the frozen encoders get of each painting, from one decode.
+
+    vit_pixels: (I, 3, S, S) float32, CLIP-normalised, S the ViT's image size.
+    efficientnet_pixels: (I, 3, E, E) float32, ImageNet-normalised, E the EfficientNet's image size.
+    """
+
+    vit_pixels: Tensor
+    efficientnet_pixels: Tensor
+
+    def __len__(self) -> int:
+        return self.vit_pixels.shape[0]
+
+
+@dataclass(frozen=True)
+class PaintingFeatures(_Movable):
+    """What the frozen encoders say of each painting.
+
+    image_features: (I, N, D_vit), the ViT's tokens after its last LayerNorm.
+    art_features: (I, 1536) for EfficientNet-B3, pooled.
+    """
+
+    image_features: Tensor
+    art_features: Tensor
+
+    def __len__(self) -> int:
+        return self.image_features.shape[0]
+
+    def select(self, index_I: Tensor) -> "PaintingFeatures":
+        """The features of the paintings at `index_I`, in that order."""
+        return PaintingFeatures(self.image_features[index_I], self.art_features[index_I])
+
+
+@dataclass(frozen=True)
+class QuestionBatch(_Movable):
+    """Tokenised questions, with their answers when training; rows are padded on the right.
+
+    input_ids: (Q, T) int64. For training: BOS, prompt, answer, newline; for generation: BOS, prompt.
+    attention_mask: (Q, T) int64, 1 on real tokens, 0 on padding.
+    labels: (Q, T) int64, the answer's and newline's ids at their places, -100 elsewhere.
+    painting_index: (Q,) int64, each question's row in the paintings of the batch.
+    weight: (Q,) float32, 1 for a question that counts, 0 for a row that only fills a step up.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+    painting_index: Tensor
+    weight: Tensor
+
+    def __len__(self) -> int:
+        return self.input_ids.shape[0]
+
+    def answer_token_count(self) -> Tensor:
+        """The number of answer tokens that count, shape (), float32: rows of weight 0 left out."""
+        return ((self.labels != -100).sum(dim=1) * self.weight).sum()
+
+
+@dataclass(frozen=True)
+class Batch(_Movable):
+    """One micro-step's paintings and questions.
+
+    rows: the questions' row numbers in their CSV table, in the order of `questions` (not a tensor:
+    it names predictions and never reaches the device).
+    """
+
+    paintings: PaintingViews | PaintingFeatures
+    questions: QuestionBatch
+    rows: tuple[int, ...]

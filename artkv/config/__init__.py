@@ -1,0 +1,35 @@
+"""YAML files read into typed, frozen settings."""
+
+from artkv.config.loading import dump_config, load_config, recipe_path
+from artkv.config.schema import (
+    Config,
+    DatasetConfig,
+    DistributedConfig,
+    EfficientNetConfig,
+    EvaluationConfig,
+    FrozenConfig,
+    KVModulationConfig,
+    LoraConfig,
+    ModelConfig,
+    RunConfig,
+    TrainableConfig,
+    TrainingConfig,
+)
+
+__all__ = [
+    "Config",
+    "DatasetConfig",
+    "DistributedConfig",
+    "EfficientNetConfig",
+    "EvaluationConfig",
+    "FrozenConfig",
+    "KVModulationConfig",
+    "LoraConfig",
+    "ModelConfig",
+    "RunConfig",
+    "TrainableConfig",
+    "TrainingConfig",
+    "dump_config",
+    "load_config",
+    "recipe_path",
+]

@@ -1,0 +1,1 @@
+"""The embedded world: a whole small ArtQuest made from nothing but the installed packages."""

@@ -1,0 +1,38 @@
+"""Packaging of artkv: ranges here, tested versions in constraints.txt."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="artkv",
+    version="0.1.0",
+    description="Trains BLIP-2 to answer questions about paintings, with key/value prefixes from an art encoder",
+    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=[*find_packages(include=["artkv", "artkv.*"]), "artkv.ds_configs"],
+    package_dir={"artkv.ds_configs": "ds_configs"},
+    package_data={"artkv": ["config/recipes/*.yaml", "py.typed"], "artkv.ds_configs": ["*.json"]},
+    install_requires=[
+        "torch>=2.6,<2.15",
+        "torchvision>=0.21,<0.30",
+        "deepspeed>=0.19,<0.20",
+        "transformers>=5.20,<6",
+        "timm>=1.0.15,<2",
+        "peft>=0.21,<1",
+        "tokenizers>=0.22",
+        "safetensors>=0.5",
+        "pydantic>=2.9,<3",
+        "pyyaml>=6",
+        "numpy>=1.26,<3",
+        "pandas>=2.2,<4",
+        "pillow>=11,<14",
+        "sacrebleu>=2.4,<3",
+        "tensorboard>=2.18,<3",
+        "tqdm>=4.66",
+    ],
+    extras_require={"dev": ["pytest>=8.3", "ruff>=0.9", "mypy>=1.14", "types-PyYAML", "pandas-stubs", "pre-commit"]},
+    entry_points={"console_scripts": ["artkv = artkv.cli:main"]},
+)
