@@ -51,18 +51,14 @@ class PaintingFeatures(_Movable):
     """What the frozen encoders say of each painting.
 
     image_features: (I, N, D_vit), the ViT's tokens after its last LayerNorm.
-    art_features: (I, 1536) for EfficientNet-B3, pooled.
+    art_features: (I, 1536) for EfficientNet-B3, pooled; None where no prefix is made of them.
     """
 
     image_features: Tensor
-    art_features: Tensor
+    art_features: Tensor | None
 
     def __len__(self) -> int:
         return self.image_features.shape[0]
-
-    def select(self, index_I: Tensor) -> "PaintingFeatures":
-        """The features of the paintings at `index_I`, in that order."""
-        return PaintingFeatures(self.image_features[index_I], self.art_features[index_I])
 
 
 @dataclass(frozen=True)

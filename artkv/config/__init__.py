@@ -1,6 +1,6 @@
 """YAML files read into typed, frozen settings."""
 
-from artkv.config.loading import dump_config, load_config, recipe_path
+from artkv.config.loading import dump_config, load_config, override_config, recipe_path
 from artkv.config.schema import (
     Config,
     DatasetConfig,
@@ -31,5 +31,6 @@ __all__ = [
     "TrainingConfig",
     "dump_config",
     "load_config",
+    "override_config",
     "recipe_path",
 ]

@@ -8,73 +8,78 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-PositiveInt = Annotated[int, Field(gt=0)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
+# Strict: `true`, "3" and 2.0 are no whole numbers, and `true` is no number; YAML has said what it means.
+PositiveInt = Annotated[int, Field(gt=0, strict=True)]
+NonNegativeInt = Annotated[int, Field(ge=0, strict=True)]
+Float = Annotated[float, Field(strict=True)]
+PositiveFloat = Annotated[float, Field(gt=0, strict=True)]
+NonNegativeFloat = Annotated[float, Field(ge=0, strict=True)]
+Bool = Annotated[bool, Field(strict=True)]
 
 
 class Section(BaseModel):
     """Base of all sections: unknown keys are errors and nothing changes after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class ModelConfig(Section):
     """Where BLIP-2 comes from and in which precision it computes."""
 
     backend: Literal["transformers"] = Field(
-        "transformers", description="transformers is the one backend of this version"
+        default="transformers", description="transformers, the one backend of this version"
     )
-    blip2: str = Field("Salesforce/blip2-opt-2.7b", description="a hub id or a transformers folder")
-    opt: Path | None = Field(None, description="with a LAVIS .pth only: folder of OPT and its tokenizer")
-    vit: Path | None = Field(None, description="with a LAVIS .pth only: path of eva_vit_g.pth")
+    blip2: str = Field(default="Salesforce/blip2-opt-2.7b", description="a hub id or a transformers folder")
+    opt: Path | None = Field(default=None, description="with a LAVIS .pth only: folder of OPT and its tokenizer")
+    vit: Path | None = Field(default=None, description="with a LAVIS .pth only: path of eva_vit_g.pth")
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
-        "auto", description="auto (bfloat16 where the device is fast at it), bfloat16 or float32"
+        default="auto", description="auto (bfloat16 where the device is fast at it), bfloat16 or float32"
     )
 
 
 class EfficientNetConfig(Section):
     """The frozen art encoder."""
 
-    architecture: str = Field("efficientnet_b3", description="the name of a timm EfficientNet")
+    architecture: str = Field(default="efficientnet_b3", description="the name of a timm EfficientNet")
     checkpoint: Path | None = Field(
-        None, description="a .pth or .safetensors in timm's or torchvision's layout, trained on WikiArt"
+        default=None, description="a .pth or .safetensors in timm's or torchvision's layout, trained on WikiArt"
     )
-    image_size: PositiveInt = Field(300, description="side of the square picture in pixels")
-    mean: tuple[float, float, float] = Field(
-        (0.485, 0.456, 0.406), description="three numbers, one a colour channel (ImageNet's by default)"
+    image_size: PositiveInt = Field(default=300, description="side of the square picture in pixels")
+    mean: tuple[Float, Float, Float] = Field(
+        default=(0.485, 0.456, 0.406), description="three numbers, one a colour channel (ImageNet's by default)"
     )
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = Field(
-        (0.229, 0.224, 0.225), description="three positive numbers (ImageNet's by default)"
+        default=(0.229, 0.224, 0.225), description="three positive numbers (ImageNet's by default)"
     )
 
 
 class KVModulationConfig(Section):
     """The key/value prefix of the Q-Former's cross-attention."""
 
-    enabled: bool = Field(True, description="true, or false for the control without a prefix")
-    num_prefix_tokens: PositiveInt = Field(8, description="a whole number above 0")
-    shared_across_layers: bool = Field(
-        True, description="true (one K/V projection for all layers) or false (one for each layer)"
+    enabled: Bool = Field(default=True, description="true, or false for the control without a prefix")
+    num_prefix_tokens: PositiveInt = Field(default=8, description="a whole number above 0")
+    shared_across_layers: Bool = Field(
+        default=True, description="true (one K/V projection for all layers) or false (one for each layer)"
     )
     gate: Literal["none", "zero"] = Field(
-        "none", description="none, or zero: the prefix starts switched off and fades in"
+        default="none", description="none, or zero: the prefix starts switched off and fades in"
     )
 
 
 class LoraConfig(Section):
     """LoRA adapters, through peft."""
 
-    targets: tuple[Literal["qformer", "opt"], ...] = Field((), description="a list from: qformer, opt")
-    rank: PositiveInt = Field(8, description="a whole number above 0")
-    alpha: PositiveFloat = Field(16.0, description="a number above 0")
+    targets: tuple[Literal["qformer", "opt"], ...] = Field(default=(), description="a list from: qformer, opt")
+    rank: PositiveInt = Field(default=8, description="a whole number above 0")
+    alpha: PositiveFloat = Field(default=16.0, description="a number above 0")
 
 
 class TrainableConfig(Section):
     """What trains beside the prefix generator."""
 
-    qformer_cross_attention: bool = Field(
-        True, description="true: query, key, value, output and LayerNorm of each cross-attention block train"
+    qformer_cross_attention: Bool = Field(
+        default=True,
+        description="true: query, key, value, output and LayerNorm of each cross-attention block train",
     )
     lora: LoraConfig = LoraConfig()
 
@@ -82,12 +87,16 @@ class TrainableConfig(Section):
 class DatasetConfig(Section):
     """ArtQuest-style CSV files and the pictures they name."""
 
-    train: Path | None = Field(None, description="a CSV file with columns image, question, answer")
-    val: Path | None = Field(None, description="a CSV file with columns image, question, answer")
-    test: Path | None = Field(None, description="a CSV file with columns image, question, answer")
-    image_root: Path | None = Field(None, description="the folder that holds the pictures, sub-folders included")
-    prompt: str = Field("Question: {question} Short answer:", description="a text that contains {question} once")
-    workers: NonNegativeInt = Field(2, description="processes that decode pictures, a rank; 0: none")
+    train: Path | None = Field(default=None, description="a CSV file with columns image, question, answer")
+    val: Path | None = Field(default=None, description="a CSV file with columns image, question, answer")
+    test: Path | None = Field(default=None, description="a CSV file with columns image, question, answer")
+    image_root: Path | None = Field(
+        default=None, description="the folder that holds the pictures, sub-folders included"
+    )
+    prompt: str = Field(
+        default="Question: {question} Short answer:", description="a text that contains {question} once"
+    )
+    workers: NonNegativeInt = Field(default=2, description="processes that decode pictures, a rank; 0: none")
 
     @field_validator("prompt")
     @classmethod
@@ -101,65 +110,67 @@ class TrainingConfig(Section):
     """Batch, schedule and the DeepSpeed file."""
 
     batch_size: PositiveInt = Field(
-        8, description="most questions in a micro-step of one rank; a painting's stay together"
+        default=8, description="most questions in a micro-step of one rank; a painting's stay together"
     )
-    gradient_accumulation_steps: PositiveInt = Field(1, description="a whole number above 0")
-    learning_rate: PositiveFloat = Field(1e-4, description="a number above 0, such as 1.0e-4")
-    weight_decay: float = Field(0.01, ge=0, description="a number of 0 or more")
-    num_epochs: PositiveInt = Field(10, description="a whole number above 0")
-    warmup_steps: NonNegativeInt = Field(500, description="optimizer steps of 0 or more")
-    max_grad_norm: PositiveFloat = Field(1.0, description="a number above 0")
-    seed: NonNegativeInt = Field(1337, description="a whole number of 0 or more")
-    pack_questions: Literal[False] = Field(False, description="false; packing is not in this version")
-    activation_checkpointing: bool = Field(
-        False, description="true: recompute OPT's blocks in backward, for less memory and more time"
+    gradient_accumulation_steps: PositiveInt = Field(default=1, description="a whole number above 0")
+    learning_rate: PositiveFloat = Field(default=1e-4, description="a number above 0, such as 1.0e-4")
+    weight_decay: NonNegativeFloat = Field(default=0.01, description="a number of 0 or more")
+    num_epochs: PositiveInt = Field(default=10, description="a whole number above 0")
+    warmup_steps: NonNegativeInt = Field(default=500, description="optimizer steps of 0 or more")
+    max_grad_norm: PositiveFloat = Field(default=1.0, description="a number above 0")
+    seed: NonNegativeInt = Field(default=1337, description="a whole number of 0 or more")
+    pack_questions: Literal[False] = Field(default=False, description="false; packing is not in this version")
+    activation_checkpointing: Bool = Field(
+        default=False, description="true: recompute OPT's blocks in backward, for less memory and more time"
     )
     early_stopping_patience: PositiveInt | None = Field(
-        None, description="epochs without a better validation EM before training stops; null: never"
+        default=None, description="epochs without a better validation EM before training stops; null: never"
     )
     max_nonfinite_steps: PositiveInt = Field(
-        10, description="steps in a row with a loss or gradient that is not finite before the run fails"
+        default=10, description="steps in a row with a loss or gradient that is not finite before the run fails"
     )
-    deterministic: bool = Field(
-        False, description="true: deterministic CUDA kernels, slower, bit-identical resume on a GPU"
+    deterministic: Bool = Field(
+        default=False, description="true: deterministic CUDA kernels, slower, bit-identical resume on a GPU"
     )
-    deepspeed: str = Field("zero2_bf16.json", description="a path, or the name of a file of ds_configs/")
+    deepspeed: str = Field(default="zero2_bf16.json", description="a path, or the name of a file of ds_configs/")
 
 
 class EvaluationConfig(Section):
     """Generation of answers and their scores."""
 
-    batch_size: PositiveInt = Field(16, description="most questions answered at once by a rank")
-    max_new_tokens: PositiveInt = Field(20, description="most tokens of an answer")
-    bootstrap_samples: PositiveInt = Field(1000, description="resamples behind a 95% interval")
-    each_epoch: bool = Field(True, description="false: no validation while training")
+    batch_size: PositiveInt = Field(default=16, description="most questions answered at once by a rank")
+    max_new_tokens: PositiveInt = Field(default=20, description="most tokens of an answer")
+    bootstrap_samples: PositiveInt = Field(default=1000, description="resamples behind a 95% interval")
+    each_epoch: Bool = Field(default=True, description="false: no validation while training")
 
 
 class FrozenConfig(Section):
     """Where the frozen weights live while training."""
 
-    opt: Literal["resident"] = Field("resident", description="resident is the one mode of this version")
-    vit: Literal["resident"] = Field("resident", description="resident is the one mode of this version")
-    storage: Literal["bf16"] = Field("bf16", description="bf16 is the one storage of this version")
-    slots: PositiveInt = Field(2, description="device slots of the streamed blocks")
-    resident_blocks: NonNegativeInt | Literal["auto"] = Field(0, description="a whole number, or auto")
-    memory_budget: str | None = Field(None, description="device memory such as 8GiB; null: all")
-    feature_cache: None = Field(None, description="null; the feature cache is not in this version")
+    opt: Literal["resident"] = Field(default="resident", description="resident, the one mode of this version")
+    vit: Literal["resident"] = Field(default="resident", description="resident, the one mode of this version")
+    storage: Literal["bf16"] = Field(default="bf16", description="bf16, the one storage of this version")
+    slots: PositiveInt = Field(default=2, description="device slots of the streamed blocks")
+    resident_blocks: NonNegativeInt | Literal["auto"] = Field(default=0, description="a whole number, or auto")
+    memory_budget: str | None = Field(default=None, description="device memory such as 8GiB; null: all")
+    feature_cache: None = Field(default=None, description="null; the feature cache is not in this version")
 
 
 class RunConfig(Section):
     """Where the run writes, and how often."""
 
-    output_dir: Path = Field(Path("outputs/demo"), description="a folder; made where it is missing")
-    checkpoint_every: PositiveInt = Field(500, description="optimizer steps above 0")
-    keep_checkpoints: PositiveInt = Field(3, description="newest checkpoints kept, beside the best one")
-    log_every: PositiveInt = Field(10, description="optimizer steps between two lines of metrics.jsonl")
+    output_dir: Path = Field(default=Path("outputs/demo"), description="a folder; made where it is missing")
+    checkpoint_every: PositiveInt = Field(default=500, description="optimizer steps above 0")
+    keep_checkpoints: PositiveInt = Field(default=3, description="newest checkpoints kept, beside the best one")
+    log_every: PositiveInt = Field(default=10, description="optimizer steps between two lines of metrics.jsonl")
 
 
 class DistributedConfig(Section):
     """Bounds on waiting for other ranks."""
 
-    timeout_minutes: PositiveFloat = Field(10.0, description="minutes a collective may wait before the run fails")
+    timeout_minutes: PositiveFloat = Field(
+        default=10.0, description="minutes a collective may wait before the run fails"
+    )
 
 
 class Config(Section):

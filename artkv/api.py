@@ -1,0 +1,132 @@
+"""artkv from Python: a trained model that answers, and evaluations of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from artkv.batch import PaintingViews
+from artkv.config import Config
+from artkv.datasets.image_index import ImageIndex
+from artkv.datasets.pictures import PaintingTransform, open_picture
+from artkv.datasets.table import read_table
+from artkv.datasets.tokenization import IGNORED_LABEL, collate_questions, encode_prompt
+from artkv.distributed import World, single_process
+from artkv.errors import UserError
+from artkv.evaluation.answering import Ablation, answer_questions, score_answers
+from artkv.evaluation.results import write_results
+from artkv.evaluation.scores import Scores
+from artkv.models.kv_modulated_blip2 import KVModulatedBlip2
+from artkv.models.loading import build_model, painting_transform
+from artkv.training.checkpoint import check_fits, load_checkpoint, resolve_checkpoint, run_dir_of
+from artkv.training.run import answering_settings
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model with what it takes to ask it: `ask` for answers, `model` for anything else.
+
+    model: the `torch.nn.Module` whose parameters are the trainables, in the compute dtype; its forward
+    takes a `Batch` and gives the answers' loss.
+    """
+
+    model: KVModulatedBlip2
+    transform: PaintingTransform
+    config: Config
+    device: torch.device
+
+    def ask(
+        self, picture: str | Path | Image.Image, question: str | Sequence[str], use_prefix: bool = True
+    ) -> str | list[str]:
+        """The answer to a question about a picture, or a list of answers to a list of questions."""
+        questions = [question] if isinstance(question, str) else list(question)
+        opened = picture.convert("RGB") if isinstance(picture, Image.Image) else open_picture(Path(picture))
+        vit_view, art_view = self.transform(opened)
+        features = self.model.encode(PaintingViews(vit_view[None], art_view[None]).to(self.device))
+        tokenizer = self.model.backbone.tokenizer
+        prompts = [encode_prompt(tokenizer, self.config.dataset.prompt, text) for text in questions]
+        batch = collate_questions(
+            [(ids, [IGNORED_LABEL] * len(ids)) for ids in prompts], [0] * len(prompts), 1.0, tokenizer.pad_token_id
+        ).to(self.device)
+        with torch.no_grad():
+            visual_tokens = self.model.visual_tokens(features, use_prefix)
+            answers = self.model.generate_answers(visual_tokens, batch, self.config.evaluation.max_new_tokens)
+        return answers[0] if isinstance(question, str) else answers
+
+
+def load_model(
+    config: Config, checkpoint: str | Path | None = None, device: str | torch.device | None = None
+) -> LoadedModel:
+    """Builds the model of `config` and gives it a checkpoint's trained weights.
+
+    Args:
+        checkpoint: a checkpoint's folder, or a run's, or its `best` or `checkpoints/latest`; None for
+            the untrained model.
+        device: by default the first CUDA device, or the CPU.
+
+    Raises:
+        UserError: if the checkpoint is damaged, was trained with other trainables or other frozen weights.
+    """
+    device = torch.device(device) if device is not None else single_process().device
+    built = build_model(
+        config.model,
+        config.efficientnet,
+        config.kv_modulation,
+        config.trainable,
+        config.training.seed,
+        device,
+        config.training.activation_checkpointing,
+    )
+    if checkpoint is not None:
+        loaded = load_checkpoint(resolve_checkpoint(Path(checkpoint)))
+        check_fits(loaded, built.initial_values, built.frozen_hash)
+        built.model.load_trainables(loaded.state.masters)
+    transform = painting_transform(built.model, config.efficientnet)
+    return LoadedModel(built.model, transform, config, device)
+
+
+def evaluate(
+    config: Config, checkpoint: str | Path, split: str, ablations: Sequence[Ablation], world: World
+) -> dict[str, Scores]:
+    """Scores a checkpoint on a split under each ablation, and writes them below the run's `eval/`.
+
+    Called on all ranks, which share the questions. The result is by the ablation's name.
+    """
+    csv_path = getattr(config.dataset, split)
+    if csv_path is None or config.dataset.image_root is None:
+        missing = f"dataset.{split}" if csv_path is None else "dataset.image_root"
+        raise UserError(f"{missing} is not set; add --set {missing}=PATH")
+    table = read_table(csv_path, ImageIndex(config.dataset.image_root))
+    folder = resolve_checkpoint(Path(checkpoint))
+    loaded = load_model(config, folder, world.device)
+    if any(ablation.prefix == "shuffled" for ablation in ablations) and not loaded.model.has_prefix:
+        ablations = [ablation for ablation in ablations if ablation.prefix != "shuffled"]
+    results: dict[str, Scores] = {}
+    for ablation in ablations:
+        bar = tqdm(
+            total=len(table), desc=f"{split}, prefix {ablation.name}", unit="question",
+            disable=None if world.is_main else True,
+        )  # fmt: skip
+        with bar:
+            answers = answer_questions(
+                loaded.model, table, loaded.transform, answering_settings(config), world, ablation,
+                advance=partial(_advance, bar, world.size),
+            )  # fmt: skip
+        scores = score_answers(answers, table, config.evaluation.bootstrap_samples, config.training.seed)
+        results[ablation.name] = scores
+        if world.is_main:
+            conditions = {"checkpoint": str(folder), "split": split} | vars(ablation)
+            write_results(
+                run_dir_of(folder) / "eval" / f"{split}-{ablation.name}", table, answers, scores, conditions
+            )
+    world.barrier()
+    return results
+
+
+def _advance(bar: tqdm, world_size: int, questions: int) -> None:
+    """Shows all ranks' questions by this rank's, which has its even share of them."""
+    bar.update(min(questions * world_size, bar.total - bar.n))

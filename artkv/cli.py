@@ -1,0 +1,222 @@
+"""The command line: one function a verb, wiring only."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from artkv import __version__
+from artkv.errors import RunFailed, UserError
+
+# Exit codes. 2, wrong usage, is argparse's own.
+DONE = 0
+WRONG_INPUT = 1
+RUN_FAILED = 3
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a verb and returns the exit code; a wrong input is one message and no traceback."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    # The DeepSpeed launcher puts --local_rank=N before the verb; LOCAL_RANK says the same.
+    given = [argument for argument in given if not argument.startswith("--local_rank=")]
+    options = _parser().parse_args(given)
+    command: Callable[[argparse.Namespace], int] = options.command
+    try:
+        return command(options)
+    except UserError as error:
+        print(f"artkv: {error}", file=sys.stderr)
+        return WRONG_INPUT
+    except RunFailed as error:
+        print(f"artkv: run failed: {error}", file=sys.stderr)
+        return RUN_FAILED
+
+
+def train(options: argparse.Namespace) -> int:
+    """Trains."""
+    from artkv.config import load_config
+    from artkv.distributed import process_group
+    from artkv.training.run import train as run_training
+
+    config = load_config(options.config, options.set)
+    with process_group(config.distributed.timeout_minutes) as world:
+        progress = run_training(config, options.resume, world)
+        if world.is_main:
+            best = progress.best_exact_match
+            score = (
+                "" if best is None else f"; best validation exact match {best:.3f} at step {progress.best_step}"
+            )
+            print(f"done after {progress.step} steps in {config.run.output_dir}{score}")
+    return DONE
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    """Scores a checkpoint."""
+    from artkv.api import evaluate as run_evaluation
+    from artkv.config import override_config
+    from artkv.distributed import process_group
+    from artkv.evaluation.answering import ALL_ABLATIONS, Ablation
+    from artkv.evaluation.scores import format_table
+    from artkv.training.checkpoint import load_checkpoint, resolve_checkpoint
+
+    folder = resolve_checkpoint(Path(options.checkpoint))
+    config = override_config(load_checkpoint(folder).config, options.set)
+    ablations = ALL_ABLATIONS if options.all_ablations else (Ablation(options.prefix, options.image),)
+    with process_group(config.distributed.timeout_minutes) as world:
+        results = run_evaluation(config, folder, options.split, ablations, world)
+        if world.is_main:
+            print(format_table(results))
+    return DONE
+
+
+def ask(options: argparse.Namespace) -> int:
+    """Answers one question about one picture."""
+    from artkv.api import load_model
+    from artkv.config import override_config
+    from artkv.training.checkpoint import load_checkpoint, resolve_checkpoint
+
+    folder = resolve_checkpoint(Path(options.checkpoint))
+    config = override_config(load_checkpoint(folder).config, options.set)
+    print(load_model(config, folder).ask(options.picture, options.question, options.prefix == "on"))
+    return DONE
+
+
+def check(options: argparse.Namespace) -> int:
+    """Lists everything that would stop a run."""
+    from artkv.config import load_config
+    from artkv.preflight import find_obstacles
+
+    config = load_config(options.config, options.set)
+    obstacles = find_obstacles(config)
+    for obstacle in obstacles:
+        print(obstacle, file=sys.stderr)
+    if obstacles:
+        print(f"artkv: {len(obstacles)} problem{'s' if len(obstacles) > 1 else ''} found", file=sys.stderr)
+        return WRONG_INPUT
+    print("artkv: no problems found")
+    return DONE
+
+
+def art_encoder(options: argparse.Namespace) -> int:
+    """Trains the art encoder."""
+    from artkv.training.art_encoder import train_art_encoder
+    from artkv.training.art_encoder_arguments import settings_from_arguments
+
+    result = train_art_encoder(settings_from_arguments(options))
+    print(f"best top-1 {result.scores.top1:.3f} in epoch {result.epoch}; efficientnet.checkpoint: {result.checkpoint}")
+    return DONE
+
+
+def quickstart(options: argparse.Namespace) -> int:
+    """Makes the embedded world and runs the whole job on it."""
+    from artkv.quickstart.run import run_quickstart
+
+    run_quickstart(Path(options.output_dir), options.seed, options.ranks, options.set)
+    return DONE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="artkv",
+        description="Trains BLIP-2 to answer questions about paintings, with key/value prefixes from an art encoder.",
+        epilog="Exit codes: 0 done, 1 wrong input, 2 wrong usage, 3 failed run. Start with: artkv quickstart",
+    )
+    parser.add_argument("--version", action="version", version=f"artkv {__version__}")
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+
+    verb = _add_verb(verbs, "train", train, "train by a config; alone, or under deepspeed or torchrun")
+    _add_config(verb)
+    verb.add_argument(
+        "--resume",
+        metavar="WHERE",
+        help="latest: go on from the newest checkpoint of run.output_dir; auto: the same if there is one, "
+        "else start; or the path of a checkpoint",
+    )
+
+    verb = _add_verb(verbs, "evaluate", evaluate, "score a checkpoint, with the prefix on, off or shuffled")
+    _add_checkpoint(verb)
+    verb.add_argument(
+        "--split", choices=("train", "val", "test"), default="val", help="which CSV file (default val)"
+    )
+    verb.add_argument(
+        "--prefix",
+        choices=("on", "off", "shuffled"),
+        default="on",
+        help="off: stock cross-attention; shuffled: the prefix of another painting (default on)",
+    )
+    verb.add_argument(
+        "--image",
+        choices=("on", "blank"),
+        default="on",
+        help="blank: a grey picture, the question alone (default on)",
+    )
+    verb.add_argument(
+        "--all-ablations", action="store_true", help="prefix on, off and shuffled, and the question alone"
+    )
+
+    verb = _add_verb(verbs, "ask", ask, "answer a question about a picture")
+    _add_checkpoint(verb)
+    verb.add_argument("picture", metavar="IMAGE", help="path of a picture")
+    verb.add_argument("question", metavar="QUESTION", help='such as "Which style is this?"')
+    verb.add_argument(
+        "--prefix", choices=("on", "off"), default="on", help="off: without the art encoder's prefix"
+    )
+
+    verb = _add_verb(verbs, "check", check, "list everything in config, data and models that would stop a run")
+    _add_config(verb)
+
+    verb = _add_verb(verbs, "art-encoder", art_encoder, "train an EfficientNet on WikiArt's styles")
+    if "art-encoder" in sys.argv:  # its settings take pydantic and seconds of imports
+        from artkv.training.art_encoder_arguments import add_arguments
+
+        add_arguments(verb)
+
+    verb = _add_verb(
+        verbs, "quickstart", quickstart, "make a small world of paintings and run the whole job on it"
+    )
+    verb.add_argument(
+        "--output-dir",
+        default="outputs/quickstart",
+        help="folder of the world and its runs (default outputs/quickstart)",
+    )
+    verb.add_argument("--seed", type=int, default=1337, help="everything follows from it (default 1337)")
+    verb.add_argument("--ranks", type=int, default=2, help="processes that train (default 2)")
+    _add_overrides(verb)
+    return parser
+
+
+def _add_verb(
+    verbs: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    command: Callable[[argparse.Namespace], int],
+    summary: str,
+) -> argparse.ArgumentParser:
+    verb = verbs.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+    verb.set_defaults(command=command)
+    return verb
+
+
+def _add_config(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--config", required=True, metavar="FILE", help="YAML settings; see artkv/config/recipes/artquest.yaml"
+    )
+    _add_overrides(verb)
+
+
+def _add_checkpoint(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--checkpoint",
+        required=True,
+        metavar="PATH",
+        help="a checkpoint's folder, a run's folder, or a run's best",
+    )
+    _add_overrides(verb)
+
+
+def _add_overrides(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="overrides a setting; may be given again; the value is YAML",
+    )

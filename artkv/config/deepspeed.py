@@ -1,0 +1,98 @@
+"""Reads a DeepSpeed JSON file and fills in what the YAML owns.
+
+Batch, accumulation, precision, clipping, learning rate and weight decay are the YAML's, so the JSON says
+"auto" there or nothing; ZeRO, buckets, communication and optimizer offload are the JSON's.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from artkv.config.schema import TrainingConfig
+from artkv.errors import UserError
+
+
+def load_deepspeed_config(path_or_name: str) -> dict[str, Any]:
+    """The JSON at a path, or the file of that name in ds_configs/."""
+    path = _find(path_or_name)
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"training.deepspeed = {path}: not readable JSON ({error}); correct the file") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"training.deepspeed = {path}: holds no JSON object; see ds_configs/zero2_bf16.json")
+    stage = tree.get("zero_optimization", {}).get("stage")
+    if stage not in (1, 2):
+        raise UserError(
+            f"training.deepspeed = {path}: zero_optimization.stage is {stage!r}; artkv trains with stage 1 or 2 "
+            "(stage 3 would shard frozen weights that artkv keeps out of DeepSpeed's sight)"
+        )
+    return tree
+
+
+def fill_deepspeed_config(
+    tree: dict[str, Any],
+    training: TrainingConfig,
+    accumulation: int,
+    world_size: int,
+    is_bf16: bool,
+    num_trainable_elements: int,
+) -> dict[str, Any]:
+    """The complete config for `deepspeed.initialize`; a value that conflicts with the YAML is an error.
+
+    Buckets set to "auto" take the number of trainable elements: DeepSpeed allocates a bucket whole, and
+    its default of 5e8 elements would cost 1 GB in bf16.
+    """
+    yaml_owned: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": training.batch_size,
+        "gradient_accumulation_steps": accumulation,
+        "train_batch_size": training.batch_size * accumulation * world_size,
+        "gradient_clipping": training.max_grad_norm,
+        "bf16.enabled": is_bf16,
+        "fp16.enabled": False,
+        "optimizer.params.lr": training.learning_rate,
+        "optimizer.params.weight_decay": training.weight_decay,
+    }
+    filled: dict[str, Any] = json.loads(json.dumps(tree))
+    if "scheduler" in filled:
+        raise UserError(
+            "training.deepspeed: holds a 'scheduler'; artkv's schedule is warm-up and linear decay by "
+            "training.warmup_steps and training.num_epochs, so remove it from the JSON"
+        )
+    for dotted, value in yaml_owned.items():
+        *parents, key = dotted.split(".")
+        section = filled
+        for parent in parents:
+            section = section.setdefault(parent, {})
+        found = section.get(key, "auto")
+        if found not in ("auto", value):
+            raise UserError(
+                f"training.deepspeed: {dotted} is {found!r} in the JSON but {value!r} by the YAML, which owns "
+                'it; write "auto" in the JSON'
+            )
+        section[key] = value
+    if not filled["optimizer"].get("type", "").startswith("Adam"):
+        raise UserError(
+            f"training.deepspeed: optimizer.type is {filled['optimizer'].get('type')!r}; artkv trains with AdamW"
+        )
+    zero = filled["zero_optimization"]
+    for bucket in ("reduce_bucket_size", "allgather_bucket_size"):
+        if zero.get(bucket, "auto") == "auto":
+            zero[bucket] = num_trainable_elements
+    if "data_types" not in filled:
+        filled["data_types"] = {"grad_accum_dtype": "fp32"}  # DeepSpeed's default is bf16
+    return filled
+
+
+def _find(path_or_name: str) -> Path:
+    package = Path(__file__).parents[1]
+    # In a checkout ds_configs/ lies beside the package, in an installation inside it.
+    folders = [package.parent / "ds_configs", package / "ds_configs"]
+    candidates = [Path(path_or_name), *(folder / Path(path_or_name).name for folder in folders)]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    names = sorted({path.name for folder in folders if folder.is_dir() for path in folder.glob("*.json")})
+    raise UserError(
+        f"training.deepspeed = {path_or_name!r}: no such file; give a path or one of {', '.join(names)}"
+    )

@@ -1,0 +1,114 @@
+"""Answers every question of a table, each exactly once, with the prefix on, off or shuffled."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from artkv.batch import PaintingViews
+from artkv.datasets.loading import evaluation_loader
+from artkv.datasets.order import plan_evaluation
+from artkv.datasets.pictures import PaintingTransform
+from artkv.datasets.table import QuestionTable
+from artkv.distributed import World
+from artkv.evaluation.scores import Scores, score_predictions, shuffled_painting_index
+from artkv.models.kv_modulated_blip2 import KVModulatedBlip2
+
+PrefixMode = Literal["on", "off", "shuffled"]
+ImageMode = Literal["on", "blank"]
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """What the model is shown.
+
+    prefix: on; off, stock cross-attention; shuffled, the prefix of another painting.
+    image: on; blank, a grey picture for both encoders, which leaves the question alone.
+    """
+
+    prefix: PrefixMode = "on"
+    image: ImageMode = "on"
+
+    @property
+    def name(self) -> str:
+        """Such as `off` or `on-blank`; names the folder of the results."""
+        return self.prefix if self.image == "on" else f"{self.prefix}-{self.image}"
+
+
+# What the model was trained on.
+AS_TRAINED = Ablation()
+# A blank picture with a prefix made of a blank picture: what the question alone gives away.
+QUESTION_ONLY = Ablation("on", "blank")
+ALL_ABLATIONS = (AS_TRAINED, Ablation("off"), Ablation("shuffled"), QUESTION_ONLY)
+
+
+@dataclass(frozen=True)
+class AnsweringSettings:
+    """How answers are generated. prompt: with {question}. workers: decoding processes of a rank."""
+
+    prompt: str
+    batch_size: int
+    max_new_tokens: int
+    workers: int
+    seed: int
+
+
+def answer_questions(
+    model: KVModulatedBlip2,
+    table: QuestionTable,
+    transform: PaintingTransform,
+    settings: AnsweringSettings,
+    world: World,
+    ablation: Ablation = AS_TRAINED,
+    advance: Callable[[int], None] = lambda questions: None,
+) -> list[str]:
+    """The answers in the order of the table's rows, whole on every rank.
+
+    Called on all ranks; they split the questions and meet once, at the end. `advance` is told how many
+    questions this rank has answered since the last call.
+    """
+    art_source = None
+    if ablation.prefix == "shuffled" and ablation.image == "on":
+        art_source = shuffled_painting_index(table.num_paintings, settings.seed)
+    batches = evaluation_loader(
+        table,
+        plan_evaluation(table.painting_of_row, settings.batch_size),
+        model.backbone.tokenizer,
+        transform,
+        settings.prompt,
+        world.rank,
+        world.size,
+        settings.workers,
+        pin_memory=world.device.type == "cuda",
+        blank=ablation.image == "blank",
+        art_source=art_source,
+    )
+    answered: dict[int, str] = {}
+    with torch.no_grad():
+        for batch in batches:
+            on_device = batch.to(world.device, non_blocking=True)
+            paintings = on_device.paintings
+            features = model.encode(paintings) if isinstance(paintings, PaintingViews) else paintings
+            visual_tokens = model.visual_tokens(features, use_prefix=ablation.prefix != "off")
+            answers = model.generate_answers(visual_tokens, on_device.questions, settings.max_new_tokens)
+            answered |= zip(batch.rows, answers, strict=True)
+            advance(len(answers))
+    everything: dict[int, str] = {}
+    for part in world.gather(answered):
+        everything |= part
+    if len(everything) != len(table):
+        raise RuntimeError(f"{len(everything)} answers to {len(table)} questions of {table.path}")
+    return [everything[row] for row in range(len(table))]
+
+
+def score_answers(answers: list[str], table: QuestionTable, bootstrap_samples: int, seed: int) -> Scores:
+    """Scores of `answers` to the whole table, with intervals that resample paintings."""
+    return score_predictions(
+        answers,
+        list(table.answers),
+        list(table.question_types),
+        bootstrap_samples,
+        seed,
+        cluster=table.painting_of_row.tolist(),
+    )

@@ -1,0 +1,1 @@
+"""Frozen weights: how they are held and recomputed while training."""

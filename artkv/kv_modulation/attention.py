@@ -1,0 +1,109 @@
+"""Cross-attention whose keys and values begin with a prefix.
+
+Letters in tensor names: B paintings, H heads, Q query tokens, N image tokens, P prefix tokens,
+D head width, W hidden width, L cross-attention layers.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+
+@dataclass(frozen=True)
+class KVPrefix:
+    """The prefix of a forward pass: an argument, never state left on a module.
+
+    So recomputation in backward sees what forward saw, and two graphs can be alive at once.
+
+    k, v: (B, H, P, D) for all cross-attention layers, or (L, B, H, P, D), one for each.
+    gate: (1,), one for all layers, or None for no gate.
+    """
+
+    k: Tensor
+    v: Tensor
+    gate: Tensor | None = None
+
+    def layer(self, index: int) -> tuple[Tensor, Tensor]:
+        """k and v, each (B, H, P, D), of cross-attention layer `index`."""
+        if self.k.dim() == 4:
+            return self.k, self.v
+        return self.k[index], self.v[index]
+
+
+class PrefixedCrossAttention(nn.Module):
+    """A Q-Former's cross-attention with `K = concat([K_prefix, K_img])`, and V likewise.
+
+    It takes over the stock layer's `query`, `key` and `value`, so parameter names stay and stock
+    checkpoints load. Without a prefix, or with one of zero tokens, it computes what the stock layer
+    does, bit for bit under SDPA.
+
+    With a gate g the output is `A(img) + tanh(g) (A(prefix; img) - A(img))`, which is the stock
+    layer's at g = 0. (Keys and values of zero would not be: they take attention mass.)
+    """
+
+    def __init__(
+        self, query: nn.Module, key: nn.Module, value: nn.Module, num_heads: int, layer_index: int
+    ) -> None:
+        super().__init__()
+        self.query = query
+        self.key = key
+        self.value = value
+        self.num_heads = num_heads
+        self.layer_index = layer_index  # among the cross-attention layers, from 0
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        kv_prefix: KVPrefix | None = None,
+        **_: Any,
+    ) -> tuple[Tensor, None]:
+        """The attention output (B, Q, W) and, as in the stock layer under SDPA, no weights.
+
+        hidden_states: (B, Q, W). encoder_hidden_states: (B, N, W_image).
+        encoder_attention_mask: broadcastable to (B, H, Q, N), bool or additive, or None for all ones.
+        attention_mask belongs to self-attention and is not used, as in the stock layer.
+        """
+        if encoder_hidden_states is None:
+            raise ValueError("cross-attention needs encoder_hidden_states, the image features")
+        query_BHQD = self._heads(self.query(hidden_states))
+        key_BHND = self._heads(self.key(encoder_hidden_states))
+        value_BHND = self._heads(self.value(encoder_hidden_states))
+        mask = encoder_attention_mask
+
+        if kv_prefix is None:
+            out_BHQD = scaled_dot_product_attention(query_BHQD, key_BHND, value_BHND, attn_mask=mask)
+            return self._merge(out_BHQD), None
+
+        k_prefix_BHPD, v_prefix_BHPD = kv_prefix.layer(self.layer_index)
+        out_BHQD = scaled_dot_product_attention(
+            query_BHQD,
+            torch.cat([k_prefix_BHPD.to(key_BHND.dtype), key_BHND], dim=2),
+            torch.cat([v_prefix_BHPD.to(value_BHND.dtype), value_BHND], dim=2),
+            attn_mask=_extend_by_ones(mask, k_prefix_BHPD.shape[2]),
+        )
+        if kv_prefix.gate is not None:
+            image_only_BHQD = scaled_dot_product_attention(query_BHQD, key_BHND, value_BHND, attn_mask=mask)
+            out_BHQD = image_only_BHQD + torch.tanh(kv_prefix.gate) * (out_BHQD - image_only_BHQD)
+        return self._merge(out_BHQD), None
+
+    def _heads(self, projected: Tensor) -> Tensor:
+        batch_size, num_tokens, _ = projected.shape
+        return projected.view(batch_size, num_tokens, self.num_heads, -1).transpose(1, 2)
+
+    @staticmethod
+    def _merge(out_BHQD: Tensor) -> Tensor:
+        return out_BHQD.transpose(1, 2).flatten(2).contiguous()
+
+
+def _extend_by_ones(mask: Tensor | None, num_prefix_tokens: int) -> Tensor | None:
+    """The mask with `num_prefix_tokens` attended columns in front: True, or 0 where it is additive."""
+    if mask is None:
+        return None
+    attended = mask.new_full((*mask.shape[:-1], num_prefix_tokens), mask.dtype == torch.bool)
+    return torch.cat([attended, mask], dim=-1)

@@ -1,0 +1,64 @@
+"""What every backend gives: BLIP-2's parts under one contract.
+
+Letters in tensor names: I paintings, N image tokens, Q query tokens, V the ViT's width, W the
+Q-Former's width, D the language model's width.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from artkv.kv_modulation import KVPrefix
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    """How the ViT wants its pictures: side in pixels, mean and std of the three channels."""
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class Blip2Backbone(Protocol):
+    """BLIP-2 in parts, with prefixed cross-attention installed and every module in eval mode.
+
+    Parameter names of all backends are transformers' (`Blip2ForConditionalGeneration`'s), so an adapter
+    or a hash made with one fits the other.
+    """
+
+    tokenizer: Any
+    image_settings: ImageSettings
+    dtype: torch.dtype
+    device: torch.device
+    qformer_width: int
+    num_qformer_heads: int
+    num_cross_attention_layers: int
+    num_query_tokens: int
+    language_model: Any  # transformers' OPTForCausalLM
+    qformer: nn.Module
+
+    def encode_images(self, pixels_I3SS: Tensor) -> Tensor:
+        """The ViT's tokens after its last LayerNorm, (I, N, V)."""
+
+    def query_images(self, image_features_INV: Tensor, prefix: KVPrefix | None) -> Tensor:
+        """The Q-Former's output, (I, Q, W)."""
+
+    def project_queries(self, query_output_IQW: Tensor) -> Tensor:
+        """The visual tokens that the language model reads, (I, Q, D)."""
+
+    def train_cross_attention(self) -> dict[str, nn.Parameter]:
+        """Query, key, value, output and LayerNorm of each cross-attention block, by name.
+
+        They come back as fp32 parameters with gradients on, read anew from the file, so that a master
+        copy starts from what the file holds and not from its rounding to bfloat16.
+        """
+
+    def named_parameters(self) -> Mapping[str, nn.Parameter]:
+        """Every parameter by its backend-neutral name; tied ones once."""
+
+    def weight_digests(self) -> dict[str, str]:
+        """Digest of each tensor as it was loaded, by backend-neutral name (`weight_files.digests`)."""

@@ -1,0 +1,151 @@
+"""The assembled model: frozen encoders, prefix, Q-Former and OPT behind one forward.
+
+Letters in tensor names: I paintings, N image tokens, V the ViT's width, F the art features' width,
+Q questions, K query tokens (visual tokens of a painting), T text tokens, S = K + T, D OPT's width.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from artkv.batch import Batch, PaintingFeatures, PaintingViews, QuestionBatch
+from artkv.kv_modulation import KVPrefix, KVPrefixGenerator
+from artkv.models.answer_generation import generate_token_ids
+from artkv.models.backbone import Blip2Backbone
+from artkv.models.efficientnet import EfficientNetEncoder
+
+
+class AnswerLoss(NamedTuple):
+    """What a forward pass returns; both are fp32 tensors of shape () on the device.
+
+    loss_sum: cross-entropy summed over the answer tokens of questions with weight 1. The caller divides
+        by the number of answer tokens of all ranks and micro-steps.
+    answer_tokens: how many tokens that sum is over.
+    """
+
+    loss_sum: Tensor
+    answer_tokens: Tensor
+
+
+@dataclass(frozen=True)
+class FrozenParts:
+    """Everything that DeepSpeed must not see; a plain record, so `nn.Module` does not register it.
+
+    DeepSpeed casts, moves, broadcasts and saves each registered parameter, and `.to()` reaches it too.
+    The generator and the Q-Former's trained layers live in here as well; what trains in them is
+    registered by alias, in `KVModulatedBlip2.trainables`.
+    """
+
+    backbone: Blip2Backbone
+    efficientnet: EfficientNetEncoder | None
+    generator: KVPrefixGenerator | None
+    gate: nn.Parameter | None
+
+
+class KVModulatedBlip2(nn.Module):
+    """BLIP-2 with key/value prefixes in the Q-Former's cross-attention; the module given to DeepSpeed.
+
+    Registers the trainable parameters and nothing else. Frozen parts stay in eval mode whatever
+    `train()` is called with, so no dropout is active and no BatchNorm buffer moves.
+    """
+
+    def __init__(self, frozen: FrozenParts, trainables: Mapping[str, nn.Parameter]) -> None:
+        super().__init__()
+        self._frozen = frozen
+        # "." is not allowed in the name of a registered parameter.
+        self.trainables = nn.ParameterDict(
+            {name.replace(".", "/"): trainables[name] for name in sorted(trainables)}
+        )
+
+    @property
+    def backbone(self) -> Blip2Backbone:
+        """The frozen BLIP-2 and its tokenizer."""
+        return self._frozen.backbone
+
+    @property
+    def has_prefix(self) -> bool:
+        """False in the control run, `kv_modulation.enabled: false`."""
+        return self._frozen.generator is not None
+
+    def named_trainables(self) -> dict[str, nn.Parameter]:
+        """The trainable parameters by backend-neutral name, sorted."""
+        return {name.replace("/", "."): parameter for name, parameter in self.trainables.items()}
+
+    @torch.no_grad()
+    def load_trainables(self, values: Mapping[str, Tensor]) -> None:
+        """Sets every trainable from `values`, cast to the dtype it has; keys and shapes must agree."""
+        parameters = self.named_trainables()
+        if parameters.keys() != values.keys():
+            raise ValueError(f"trainables differ: {sorted(parameters.keys() ^ values.keys())[:8]}")
+        for name, parameter in parameters.items():
+            if parameter.shape != values[name].shape:
+                raise ValueError(f"{name}: shape {tuple(values[name].shape)}, expected {tuple(parameter.shape)}")
+            parameter.copy_(values[name])
+
+    @torch.no_grad()
+    def encode(self, paintings: PaintingViews) -> PaintingFeatures:
+        """The frozen encoders' features of each painting."""
+        efficientnet = self._frozen.efficientnet
+        art_features_IF = None if efficientnet is None else efficientnet(paintings.efficientnet_pixels)
+        return PaintingFeatures(self.backbone.encode_images(paintings.vit_pixels), art_features_IF)
+
+    def prefix(self, art_features_IF: Tensor) -> KVPrefix:
+        """The key/value prefix of each painting."""
+        if self._frozen.generator is None:
+            raise ValueError("this model was built with kv_modulation.enabled: false")
+        k, v = self._frozen.generator(art_features_IF)
+        return KVPrefix(k, v, self._frozen.gate)
+
+    def visual_tokens(self, features: PaintingFeatures, use_prefix: bool = True) -> Tensor:
+        """What OPT reads of each painting, (I, K, D); `use_prefix=False` switches the prefix off."""
+        prefix = None
+        if use_prefix and self.has_prefix:
+            assert features.art_features is not None
+            prefix = self.prefix(features.art_features)
+        query_output = self.backbone.query_images(features.image_features, prefix)
+        return self.backbone.project_queries(query_output)
+
+    def forward(self, batch: Batch) -> AnswerLoss:
+        """The loss on the answers of `batch`: question, visual tokens and padding carry none."""
+        paintings = batch.paintings
+        features = self.encode(paintings) if isinstance(paintings, PaintingViews) else paintings
+        visual_IKD = self.visual_tokens(features)
+        return self.answer_loss(visual_IKD, batch.questions)
+
+    def answer_loss(self, visual_IKD: Tensor, questions: QuestionBatch) -> AnswerLoss:
+        """Summed cross-entropy of the answers after `[visual tokens][BOS prompt]`, one row a question."""
+        embeds_QSD, mask_QS = self._prompt_embeddings(visual_IKD, questions)
+        hidden_QSD = self.backbone.language_model.model.decoder(
+            inputs_embeds=embeds_QSD, attention_mask=mask_QS, use_cache=False
+        ).last_hidden_state
+        # The last visual token predicts text token 0, text token t predicts t + 1.
+        num_visual = visual_IKD.shape[1]
+        logits_QTV = self.backbone.language_model.lm_head(hidden_QSD[:, num_visual - 1 : -1])
+        loss_QT = cross_entropy(
+            logits_QTV.flatten(0, 1).float(), questions.labels.flatten(), ignore_index=-100, reduction="none"
+        ).view_as(questions.labels)
+        loss_sum = (loss_QT.sum(dim=1) * questions.weight).sum()
+        return AnswerLoss(loss_sum, questions.answer_token_count())
+
+    @torch.no_grad()
+    def generate_answers(self, visual_IKD: Tensor, questions: QuestionBatch, max_new_tokens: int) -> list[str]:
+        """Greedy answers, without the question and cut at the newline; the same alone and in a batch."""
+        embeds_QSD, mask_QS = self._prompt_embeddings(visual_IKD, questions)
+        tokenizer = self.backbone.tokenizer
+        token_ids = generate_token_ids(
+            self.backbone.language_model, tokenizer, embeds_QSD, mask_QS, max_new_tokens
+        )
+        answers: Sequence[str] = tokenizer.batch_decode(token_ids, skip_special_tokens=True)
+        return [answer.split("\n", 1)[0].strip() for answer in answers]
+
+    def _prompt_embeddings(self, visual_IKD: Tensor, questions: QuestionBatch) -> tuple[Tensor, Tensor]:
+        """`[visual tokens][text]` of each question, padded on the right: (Q, S, D) and its mask (Q, S)."""
+        text_QTD = self.backbone.language_model.get_input_embeddings()(questions.input_ids)
+        visual_QKD = visual_IKD[questions.painting_index].to(text_QTD.dtype)
+        visual_mask_QK = questions.attention_mask.new_ones(visual_QKD.shape[:2])
+        embeds_QSD = torch.cat([visual_QKD, text_QTD], dim=1)
+        return embeds_QSD, torch.cat([visual_mask_QK, questions.attention_mask], dim=1)

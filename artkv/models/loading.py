@@ -1,0 +1,94 @@
+"""Builds the assembled model from settings."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from artkv.config import EfficientNetConfig, KVModulationConfig, ModelConfig, TrainableConfig
+from artkv.datasets.pictures import PaintingTransform
+from artkv.frozen.recompute import recompute_blocks
+from artkv.kv_modulation import KVPrefixGenerator
+from artkv.models.efficientnet import efficientnet_state_tensors, load_efficientnet
+from artkv.models.kv_modulated_blip2 import FrozenParts, KVModulatedBlip2
+from artkv.models.lora import add_lora
+from artkv.models.precision import resolve_dtype
+from artkv.models.transformers_backend import load_transformers_backbone
+from artkv.models.weight_files import combined_digest, tensor_digest
+
+
+@dataclass(frozen=True)
+class BuiltModel:
+    """The model, and what a run needs to know of its weights.
+
+    model: trainables in the compute dtype.
+    initial_values: the trainables' values in fp32 on the CPU, by backend-neutral name; the masters start
+        from these.
+    frozen_hash: SHA-256 over all frozen tensors as bfloat16 under backend-neutral names.
+    """
+
+    model: KVModulatedBlip2
+    initial_values: dict[str, Tensor]
+    frozen_hash: str
+
+
+def build_model(
+    model: ModelConfig,
+    efficientnet: EfficientNetConfig,
+    kv_modulation: KVModulationConfig,
+    trainable: TrainableConfig,
+    seed: int,
+    device: torch.device,
+    activation_checkpointing: bool = False,
+) -> BuiltModel:
+    """Loads the frozen parts, adds what trains, and assembles them on `device`.
+
+    What is new (generator, gate, LoRA) is drawn from `seed` alone, so all ranks and all starts agree.
+    """
+    dtype = resolve_dtype(model.dtype, device)
+    backbone = load_transformers_backbone(model.blip2, dtype, device)
+    digests = backbone.weight_digests()
+
+    trainables: dict[str, nn.Parameter] = {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        # peft switches all other gradients off, so it comes before what trains in full.
+        trainables |= add_lora(backbone, trainable.lora, trainable.qformer_cross_attention)
+        if trainable.qformer_cross_attention:
+            trainables |= backbone.train_cross_attention()
+        encoder = generator = gate = None
+        if kv_modulation.enabled:
+            encoder = load_efficientnet(efficientnet).to(device)
+            digests |= {
+                f"efficientnet.{name}": tensor_digest(tensor)
+                for name, tensor in efficientnet_state_tensors(encoder).items()
+            }
+            generator = KVPrefixGenerator(
+                feature_dim=encoder.feature_dim,
+                hidden_size=backbone.qformer_width,
+                num_prefix_tokens=kv_modulation.num_prefix_tokens,
+                num_heads=backbone.num_qformer_heads,
+                num_layers=None if kv_modulation.shared_across_layers else backbone.num_cross_attention_layers,
+            ).to(device)
+            trainables |= dict(generator.named_parameters(prefix="kv_prefix_generator"))
+            if kv_modulation.gate == "zero":
+                # Shape (1,): DeepSpeed's broadcast fails on a parameter without dimensions.
+                gate = nn.Parameter(torch.zeros(1, device=device))
+                trainables["kv_prefix_gate"] = gate
+
+    if activation_checkpointing:
+        recompute_blocks(backbone.language_model.model.decoder.layers)
+    initial_values = {name: parameter.detach().cpu().clone() for name, parameter in sorted(trainables.items())}
+    for parameter in trainables.values():
+        parameter.data = parameter.data.to(dtype)
+    frozen_digests = {name: digest for name, digest in digests.items() if name not in trainables}
+    assembled = KVModulatedBlip2(FrozenParts(backbone, encoder, generator, gate), trainables)
+    return BuiltModel(assembled, initial_values, combined_digest(frozen_digests))
+
+
+def painting_transform(model: KVModulatedBlip2, efficientnet: EfficientNetConfig) -> PaintingTransform:
+    """The views that this model's encoders want of a picture."""
+    vit = model.backbone.image_settings
+    return PaintingTransform(
+        vit.size, vit.mean, vit.std, efficientnet.image_size, efficientnet.mean, efficientnet.std
+    )

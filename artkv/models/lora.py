@@ -1,0 +1,55 @@
+"""LoRA adapters on the Q-Former and on OPT, through peft."""
+
+import math
+
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft import inject_adapter_in_model
+from torch import nn
+
+from artkv.config import LoraConfig
+from artkv.models.backbone import Blip2Backbone
+
+# As in the LoRA paper (Hu et al. 2021, section 4.2): queries and values.
+_OPT_TARGETS = r".*\.self_attn\.(q_proj|v_proj)"
+_SELF_ATTENTION_TARGETS = r"encoder\.layer\.\d+\.attention\.(attention|self)\.(query|value)"
+_CROSS_ATTENTION_TARGETS = r"encoder\.layer\.\d+\.(cross)?attention\.(attention|self)\.(query|value)"
+
+
+def add_lora(backbone: Blip2Backbone, config: LoraConfig, cross_attention_trains: bool) -> dict[str, nn.Parameter]:
+    """Wraps the targets' query and value projections and returns the adapters' fp32 parameters by name.
+
+    Where the cross-attention trains in full, its projections get no adapter beside.
+    The names are the wrapped layer's with `.lora_A.weight` and `.lora_B.weight`.
+    """
+    qformer_targets = _SELF_ATTENTION_TARGETS if cross_attention_trains else _CROSS_ATTENTION_TARGETS
+    parts: dict[str, tuple[nn.Module, str]] = {
+        "qformer": (backbone.qformer, qformer_targets),
+        "opt": (backbone.language_model, _OPT_TARGETS),
+    }
+    prefixes = {"qformer": "qformer", "opt": "language_model"}
+    adapters: dict[str, nn.Parameter] = {}
+    for target in config.targets:
+        module, pattern = parts[target]
+        peft_config = PeftLoraConfig(
+            r=config.rank,
+            lora_alpha=config.alpha,  # type: ignore[arg-type]  # peft divides by it
+            lora_dropout=0.0,
+            target_modules=pattern,
+        )
+        inject_adapter_in_model(peft_config, module)
+        module.eval()  # injected layers come in training mode
+        for name, parameter in module.named_parameters():
+            if ".lora_" in name:
+                neutral_name = f"{prefixes[target]}.{name.replace('.default.', '.')}"
+                adapters[neutral_name] = _reinitialised(parameter, is_a=".lora_A." in name)
+    return adapters
+
+
+def _reinitialised(parameter: nn.Parameter, is_a: bool) -> nn.Parameter:
+    """fp32 values drawn as peft draws them; peft's own are rounded to the wrapped layer's dtype."""
+    parameter.data = torch.zeros(parameter.shape, dtype=torch.float32, device=parameter.device)
+    if is_a:
+        nn.init.kaiming_uniform_(parameter, a=math.sqrt(5))
+    parameter.requires_grad_(True)
+    return parameter

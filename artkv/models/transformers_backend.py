@@ -1,0 +1,203 @@
+"""BLIP-2 from a transformers folder or hub id."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoTokenizer, Blip2Config, Blip2ForConditionalGeneration, BlipImageProcessor
+
+from artkv.errors import UserError
+from artkv.kv_modulation import KVPrefix, install_prefixed_cross_attention
+from artkv.models.backbone import ImageSettings
+from artkv.models.weight_files import TensorSource, digests, open_weights
+
+# Tied to the token embedding: a file may hold it or leave it out, and it is never read.
+_TIED = "language_model.lm_head.weight"
+_EMBEDDING = "language_model.model.decoder.embed_tokens.weight"
+
+
+class TransformersBackbone:
+    """`Blip2Backbone` over transformers' own modules. See `load_transformers_backbone`."""
+
+    def __init__(
+        self, model: Blip2ForConditionalGeneration, tokenizer: Any, image_settings: ImageSettings, source: Any
+    ) -> None:
+        config: Any = model.config
+        self.tokenizer = tokenizer
+        self.image_settings = image_settings
+        self.dtype = model.query_tokens.dtype
+        self.device = model.query_tokens.device
+        self.qformer_width = config.qformer_config.hidden_size
+        self.num_qformer_heads = config.qformer_config.num_attention_heads
+        self.num_query_tokens = config.num_query_tokens
+        self.language_model: Any = model.language_model
+        self.qformer: nn.Module = model.qformer
+        self._model = model
+        self._source = source
+        self._blocks = {
+            f"qformer.encoder.layer.{index}.crossattention": layer.crossattention
+            for index, layer in enumerate(model.qformer.encoder.layer)
+            if layer.has_cross_attention
+        }
+        frequency = config.qformer_config.cross_attention_frequency
+        self.num_cross_attention_layers = -(-config.qformer_config.num_hidden_layers // frequency)
+        # Before any LoRA adapter renames the layers it wraps.
+        self._parameters = dict(model.named_parameters())
+        install_prefixed_cross_attention(
+            list(self._blocks.values()), "attention", self.num_qformer_heads, self.num_cross_attention_layers
+        )
+
+    def encode_images(self, pixels_I3SS: Tensor) -> Tensor:
+        return self._model.vision_model(pixels_I3SS.to(self.dtype)).last_hidden_state
+
+    def query_images(self, image_features_INV: Tensor, prefix: KVPrefix | None) -> Tensor:
+        # transformers hands unknown keyword arguments down to each attention.
+        return self._model.qformer(
+            query_embeds=self._model.query_tokens.expand(image_features_INV.shape[0], -1, -1),
+            encoder_hidden_states=image_features_INV,
+            kv_prefix=prefix,
+        ).last_hidden_state
+
+    def project_queries(self, query_output_IQW: Tensor) -> Tensor:
+        return self._model.language_projection(query_output_IQW)
+
+    def train_cross_attention(self) -> dict[str, nn.Parameter]:
+        trained = {}
+        for block_name, block in self._blocks.items():
+            for name, parameter in block.named_parameters(prefix=block_name):
+                parameter.data = self._source.tensor(name).to(self.device, torch.float32, copy=True)
+                parameter.requires_grad_(True)
+                trained[name] = parameter
+        return trained
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        return self._parameters
+
+    def weight_digests(self) -> dict[str, str]:
+        def read() -> Iterator[tuple[str, Tensor]]:
+            for name in self._source.names():
+                if name != _TIED:
+                    yield name, self._source.tensor(name)
+
+        return digests(read(), self._source.files)
+
+
+def load_transformers_backbone(blip2: str, dtype: torch.dtype, device: torch.device) -> TransformersBackbone:
+    """Loads BLIP-2 from a folder of `save_pretrained`, or from the hub, with a whole check of its keys.
+
+    Each tensor goes straight to `dtype` and `device`; on a CPU one that has the dtype already stays
+    memory-mapped. Every module comes back in eval mode with gradients off.
+
+    Raises:
+        UserError: if there is no such folder, a key is missing or unexpected, or a shape does not fit.
+    """
+    folder = _local_folder(blip2)
+    config = _read_config(folder, blip2)
+    source = open_weights(folder)
+    with torch.device("meta"):  # shapes only: no time and no memory for random weights
+        model = Blip2ForConditionalGeneration(config)
+    _check_keys(model, source, folder)
+    _assign(model, source, dtype, device)
+    model.eval().requires_grad_(False)
+    return TransformersBackbone(model, _load_tokenizer(folder, config), _image_settings(folder), source)
+
+
+def _local_folder(blip2: str) -> Path:
+    folder = Path(blip2).expanduser()
+    if folder.is_dir():
+        return folder
+    looks_like_hub_id = blip2.count("/") <= 1 and not blip2.startswith((".", "/", "~"))
+    if not looks_like_hub_id:
+        raise UserError(f"model.blip2 = {blip2!r}: no such folder; give a hub id or an existing folder")
+    from huggingface_hub import snapshot_download
+
+    try:
+        patterns = ["*.json", "*.safetensors", "*.txt", "*.model"]
+        return Path(snapshot_download(blip2, allow_patterns=patterns))
+    except Exception as error:
+        raise UserError(
+            f"model.blip2 = {blip2!r}: neither a folder nor to be had from the hub "
+            f"({type(error).__name__}: {error}); download it and give its folder"
+        ) from None
+
+
+def _read_config(folder: Path, blip2: str) -> Any:
+    if not (folder / "config.json").is_file():
+        raise UserError(f"model.blip2 = {blip2!r}: {folder} has no config.json; give a folder of save_pretrained")
+    config: Any = Blip2Config.from_pretrained(folder)
+    if config.model_type != "blip-2" or config.text_config.model_type != "opt":
+        raise UserError(
+            f"model.blip2 = {blip2!r}: is {config.model_type} with {config.text_config.model_type}, "
+            "expected blip-2 with opt, such as Salesforce/blip2-opt-2.7b"
+        )
+    config._attn_implementation = "sdpa"
+    return config
+
+
+def _check_keys(model: nn.Module, source: TensorSource, folder: Path) -> None:
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name != _TIED}
+    found = set(source.names()) - {_TIED}
+    problems = []
+    if missing := sorted(expected.keys() - found):
+        problems.append(f"{len(missing)} missing: {', '.join(missing[:5])}")
+    if unexpected := sorted(found - expected.keys()):
+        problems.append(f"{len(unexpected)} unexpected: {', '.join(unexpected[:5])}")
+    for name in sorted(found & expected.keys()):
+        shape = tuple(source.tensor(name).shape)
+        if shape != expected[name]:
+            problems.append(f"{name} has shape {shape}, config.json says {expected[name]}")
+    if problems:
+        raise UserError(
+            f"{folder}: weights do not fit config.json: {'; '.join(problems[:8])}; "
+            "give the folder of one BLIP-2 OPT model as save_pretrained wrote it"
+        )
+    if _TIED in source.names() and not torch.equal(source.tensor(_TIED), source.tensor(_EMBEDDING)):
+        raise UserError(
+            f"{folder}: {_TIED} differs from {_EMBEDDING}; artkv reads models with tied embeddings only"
+        )
+
+
+def _assign(
+    model: Blip2ForConditionalGeneration, source: TensorSource, dtype: torch.dtype, device: torch.device
+) -> None:
+    state = {name: source.tensor(name).to(device, dtype) for name in source.names() if name != _TIED}
+    model.load_state_dict(state, strict=False, assign=True)  # the keys were compared above
+    model.tie_weights()
+    on_meta = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
+    on_meta += [name for name, buffer in model.named_buffers() if buffer.is_meta]
+    if on_meta:
+        raise RuntimeError(f"tensors without a value after loading: {on_meta}")
+
+
+def _load_tokenizer(folder: Path, config: Any) -> Any:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:
+        raise UserError(
+            f"{folder}: no tokenizer can be loaded from it ({error}); put OPT's tokenizer files there"
+        ) from None
+    if tokenizer.pad_token_id is None:
+        raise UserError(f"{folder}: its tokenizer has no padding token; OPT's is <pad>")
+    if len(tokenizer) > config.text_config.vocab_size:
+        raise UserError(
+            f"{folder}: its tokenizer has {len(tokenizer)} tokens, the model "
+            f"{config.text_config.vocab_size}; they do not belong together"
+        )
+    return tokenizer
+
+
+def _image_settings(folder: Path) -> ImageSettings:
+    try:
+        processor = BlipImageProcessor.from_pretrained(folder)
+    except Exception as error:
+        raise UserError(
+            f"{folder}: no preprocessor_config.json of a BlipImageProcessor ({error}); put the model's there"
+        ) from None
+    height, width = processor.size["height"], processor.size["width"]
+    if height != width:
+        raise UserError(f"{folder}: preprocessor_config.json has size {height}x{width}, expected a square")
+    mean: Any = tuple(processor.image_mean)
+    std: Any = tuple(processor.image_std)
+    return ImageSettings(height, mean, std)

@@ -1,0 +1,287 @@
+"""Checkpoints on disk: whole or absent, verified when read, a few safetensors files.
+
+What trains is small, so a checkpoint holds gathered tensors by backend-neutral name and the number of
+ranks may change between save and resume. When to save is the loop's business; this file only writes
+and reads.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from artkv.config import Config, dump_config
+from artkv.errors import UserError
+from artkv.training.engine import TrainableState
+
+FORMAT_VERSION = 1
+ADAPTER = "adapter.safetensors"
+OPTIMIZER = "optimizer.safetensors"
+DESCRIPTION = "checkpoint.json"
+LATEST = "latest"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands; everything but the tensors that it goes on from.
+
+    step: optimizer steps done. epoch: the epoch that the next step belongs to, from 0. groups_consumed:
+    paintings' groups of that epoch already seen. questions_seen: over the whole run.
+    best_exact_match: the best validation EM so far, with the step that had it.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    groups_consumed: int = 0
+    questions_seen: int = 0
+    skipped_steps: int = 0
+    nonfinite_steps_in_a_row: int = 0
+    best_exact_match: float | None = None
+    best_step: int | None = None
+    epochs_without_improvement: int = 0
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a resumed run must share with the saved one, for the order of questions to go on.
+
+    data_hash: of the training table's paintings and questions, in order.
+    micro_batches_per_step: ranks times accumulation; the split between the two may change.
+    """
+
+    frozen_hash: str
+    data_hash: str
+    seed: int
+    batch_size: int
+    micro_batches_per_step: int
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint as read back, every checksum verified."""
+
+    path: Path
+    state: TrainableState
+    progress: Progress
+    identity: Identity
+    config: Config
+
+
+def checkpoint_name(step: int) -> str:
+    """The folder's name, such as step_00000500."""
+    return f"step_{step:08d}"
+
+
+def save_checkpoint(
+    run_dir: Path, state: TrainableState, progress: Progress, identity: Identity, config: Config
+) -> Path:
+    """Writes `run_dir/checkpoints/step_N` and then `latest`; called on rank 0 alone.
+
+    Files go to a temporary folder, are flushed to the disk and checksummed, and the folder is renamed: a
+    kill at any moment leaves the checkpoint whole or absent.
+    """
+    folder = run_dir / "checkpoints"
+    final = folder / checkpoint_name(progress.step)
+    temporary = folder / f".{final.name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)  # left by a killed run
+    temporary.mkdir(parents=True)
+    save_file(_contiguous(state.masters), temporary / ADAPTER, metadata={"format": "pt"})
+    moments = {f"{name}.exp_avg": tensor for name, tensor in state.exp_avg.items()}
+    moments |= {f"{name}.exp_avg_sq": tensor for name, tensor in state.exp_avg_sq.items()}
+    save_file(_contiguous(moments), temporary / OPTIMIZER, metadata={"format": "pt"})
+    description = {
+        "format_version": FORMAT_VERSION,
+        "progress": asdict(progress),
+        "adam_step": state.adam_step,
+        "identity": asdict(identity),
+        "config": yaml.safe_load(dump_config(config)),
+        "sha256": {name: _file_sha256(temporary / name) for name in (ADAPTER, OPTIMIZER)},
+    }
+    (temporary / DESCRIPTION).write_text(json.dumps(description, indent=2), encoding="utf-8")
+    for name in (ADAPTER, OPTIMIZER, DESCRIPTION):
+        _sync(temporary / name)
+    _sync(temporary)
+    if final.exists():  # the same step saved again by a run that fell back behind it
+        shutil.rmtree(final)
+    temporary.rename(final)
+    _sync(folder)
+    _write_latest(folder, final.name)
+    return final
+
+
+def mark_best(run_dir: Path, step: int) -> None:
+    """Points the link `run_dir/best` at the checkpoint of `step`."""
+    temporary = run_dir / ".best.tmp"
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(Path("checkpoints") / checkpoint_name(step))
+    temporary.replace(run_dir / "best")
+
+
+def prune_checkpoints(run_dir: Path, keep: int) -> None:
+    """Removes all but the newest `keep` checkpoints and the best one."""
+    names = sorted(path.name for path in (run_dir / "checkpoints").glob("step_*"))
+    best = run_dir / "best"
+    kept = {*names[-keep:], *([best.readlink().name] if best.is_symlink() else [])}
+    for name in names:
+        if name not in kept:
+            shutil.rmtree(run_dir / "checkpoints" / name)
+
+
+def resolve_checkpoint(path: Path) -> Path:
+    """The checkpoint folder that `path` names: itself, a run's folder, its `best` or `latest`."""
+    path = path.expanduser()
+    if path.name == LATEST and not path.is_dir():
+        path = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    if (path / "checkpoints").is_dir():
+        names = checkpoints_newest_first(path)
+        if not names:
+            raise UserError(f"{path}: this run has no checkpoint yet; wait for the first one")
+        path = path / "checkpoints" / names[0]
+    if not (path / DESCRIPTION).is_file():
+        raise UserError(
+            f"{path}: no checkpoint there (no {DESCRIPTION}); give a folder such as "
+            "outputs/demo/checkpoints/step_00000500, outputs/demo/best or outputs/demo"
+        )
+    return path.resolve()
+
+
+def run_dir_of(checkpoint: Path) -> Path:
+    """The run's folder that a resolved checkpoint lies in."""
+    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+
+
+def checkpoints_newest_first(run_dir: Path) -> list[str]:
+    """Names of a run's checkpoints: the one that `latest` names, then older ones.
+
+    One newer than `latest` was whole when its run died before saying so, and counts too.
+    """
+    return sorted((path.name for path in (run_dir / "checkpoints").glob("step_*")), reverse=True)
+
+
+def load_latest(run_dir: Path) -> Checkpoint | None:
+    """The newest undamaged checkpoint of a run, None if there is none at all.
+
+    A damaged one is reported on stderr and the one before is taken. Raises `UserError` if all are
+    damaged.
+    """
+    names = checkpoints_newest_first(run_dir)
+    problems = []
+    for name in names:
+        try:
+            return load_checkpoint(run_dir / "checkpoints" / name)
+        except UserError as error:
+            problems.append(str(error))
+            print(f"artkv: {error}; falling back to the checkpoint before it", file=sys.stderr)
+    if problems:
+        raise UserError(f"{run_dir}: no checkpoint is readable; start anew in another run.output_dir")
+    return None
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Reads a checkpoint folder and verifies it; a damaged one is a `UserError` that says how."""
+    description = _read_description(path)
+    for name, expected in description["sha256"].items():
+        if not (path / name).is_file():
+            raise UserError(f"{path}: {name} is missing; the checkpoint is damaged")
+        if _file_sha256(path / name) != expected:
+            raise UserError(f"{path}: {name} does not match its checksum; the checkpoint is damaged")
+    try:
+        masters, moments = load_file(path / ADAPTER), load_file(path / OPTIMIZER)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); the checkpoint is damaged") from None
+    state = TrainableState(
+        masters,
+        {name: moments[f"{name}.exp_avg"] for name in masters},
+        {name: moments[f"{name}.exp_avg_sq"] for name in masters},
+        description["adam_step"],
+    )
+    return Checkpoint(
+        path,
+        state,
+        Progress(**description["progress"]),
+        Identity(**description["identity"]),
+        Config.model_validate(description["config"]),
+    )
+
+
+def check_fits(checkpoint: Checkpoint, trainables: Mapping[str, Tensor], frozen_hash: str) -> None:
+    """Raises `UserError` unless the checkpoint holds exactly `trainables` and saw the same frozen weights."""
+    expected = {name: tuple(tensor.shape) for name, tensor in trainables.items()}
+    found = {name: tuple(tensor.shape) for name, tensor in checkpoint.state.masters.items()}
+    if expected != found:
+        differing = sorted(
+            name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
+        )
+        first = differing[0]
+        raise UserError(
+            f"{checkpoint.path}: its trainables differ from this config's in {len(differing)} tensors, first "
+            f"{first} (checkpoint: {found.get(first, 'absent')}, config: {expected.get(first, 'absent')}); "
+            "give kv_modulation and trainable the values in the checkpoint's config"
+        )
+    if checkpoint.identity.frozen_hash != frozen_hash:
+        raise UserError(
+            f"{checkpoint.path}: was trained on other frozen weights (hash {checkpoint.identity.frozen_hash[:12]}, "
+            f"now {frozen_hash[:12]}); give model.blip2 and efficientnet.checkpoint the files it was trained with"
+        )
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    try:
+        description = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))
+        version = description["format_version"]
+    except OSError as error:
+        raise UserError(f"{path}: {DESCRIPTION} cannot be read ({error.strerror}); no checkpoint there") from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: {DESCRIPTION} is not valid; the checkpoint is damaged") from None
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"{path}: has checkpoint format {version}, this artkv reads {FORMAT_VERSION}; "
+            "use the version of artkv that wrote it"
+        )
+    return description
+
+
+def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensors[name].contiguous() for name in sorted(tensors)}
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return (
+            hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _chunked(file)
+        )
+
+
+def _chunked(file: Any) -> str:
+    """Python 3.10's stand-in for `hashlib.file_digest`."""
+    sha = hashlib.sha256()
+    while chunk := file.read(1 << 20):
+        sha.update(chunk)
+    return sha.hexdigest()
+
+
+def _write_latest(folder: Path, name: str) -> None:
+    temporary = folder / f".{LATEST}.tmp"
+    temporary.write_text(f"{name}\n", encoding="utf-8")
+    _sync(temporary)
+    temporary.replace(folder / LATEST)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file's content or a folder's entries are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,173 @@
+"""The DeepSpeed engine, and the few things that artkv asks of it."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.utils import (
+    lazy_init_hp_params_optimizer_state,
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+)
+from torch import Tensor, nn
+
+from artkv.batch import Batch
+from artkv.models.kv_modulated_blip2 import AnswerLoss, KVModulatedBlip2
+
+_ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class TrainableState:
+    """What training changes: fp32 masters, Adam's moments and its step count, by parameter name.
+
+    All tensors are fp32, on the CPU, in the parameters' shapes. Where nothing was trained yet the
+    moments are empty and adam_step is 0.
+    """
+
+    masters: Mapping[str, Tensor]
+    exp_avg: Mapping[str, Tensor]
+    exp_avg_sq: Mapping[str, Tensor]
+    adam_step: int
+
+
+class TrainingEngine:
+    """DeepSpeed around the assembled model, with the state that a run starts or goes on from.
+
+    Every method but `skipped_steps` and `grad_norm` is called on all ranks at the same time.
+    """
+
+    def __init__(
+        self, model: KVModulatedBlip2, deepspeed_config: dict[str, Any], weight_decay: float, state: TrainableState
+    ) -> None:
+        _skip_compiled_extensions()
+        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it even without a launcher
+        self.model = model
+        self._names = list(model.named_trainables())
+        with _quiet_deepspeed():
+            self._engine, *_ = deepspeed.initialize(
+                model=model,
+                model_parameters=_parameter_groups(model, weight_decay),
+                config=deepspeed_config,
+                dist_init_required=False,  # artkv.distributed has made the process group
+            )
+        self._make_optimizer_state()
+        self._set_state(state)
+        self._skipped_before = self._engine.skipped_steps
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-steps of an optimizer step."""
+        return self._engine.gradient_accumulation_steps()
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps since the start that DeepSpeed skipped as their gradient was not finite; no host sync."""
+        return self._engine.skipped_steps - self._skipped_before
+
+    def grad_norm(self) -> float | Tensor:
+        """The last step's gradient norm before clipping, on the device; inf where the step was skipped."""
+        norm = self._engine.get_global_grad_norm()
+        return float("nan") if norm is None else norm
+
+    def forward(self, batch: Batch) -> AnswerLoss:
+        """The model's forward pass, through DeepSpeed."""
+        return self._engine(batch)
+
+    def backward(self, loss: Tensor) -> None:
+        """Backward of a loss that is already divided by all of the step's answer tokens.
+
+        DeepSpeed averages gradients over ranks; for the sum, the caller multiplies by the world size.
+        """
+        self._engine.backward(loss, scale_wrt_gas=False)
+
+    def step(self, learning_rate: float) -> None:
+        """Ends a micro-step; the last one of a step clips, updates the masters and gathers the weights."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._engine.step()
+
+    def state(self) -> TrainableState:
+        """Gathers masters and moments from all ranks; the result is whole on each of them."""
+        parameters = self.model.named_trainables()
+        moments: dict[str, dict[str, Tensor]] = {
+            key: {name: _to_cpu(safe_get_full_optimizer_state(p, key)) for name, p in parameters.items()}
+            for key in _ADAM_MOMENTS
+        }
+        masters = {name: _to_cpu(safe_get_full_fp32_param(p)) for name, p in parameters.items()}
+        return TrainableState(masters, moments["exp_avg"], moments["exp_avg_sq"], self._adam_step())
+
+    def close(self) -> None:
+        """Frees DeepSpeed's buffers and hooks."""
+        self._engine.destroy()
+
+    def _make_optimizer_state(self) -> None:
+        """Takes a step with zero gradients and a zero learning rate, so that Adam's state exists.
+
+        torch's optimizers make it at the first step, and only then can it be set. Weights stay as they
+        are, moments are zero after it, and `_set_state` sets the count back.
+        """
+        for _ in range(self.accumulation):
+            nothing = sum((0.0 * p.float().sum() for p in self.model.parameters()), torch.zeros(()))
+            self.backward(nothing)
+            self.step(learning_rate=0.0)
+        # DeepSpeed 0.19 links parameters to Adam's state once, after the first group's update, when the
+        # second group has no state yet; without this its moments could not be read.
+        optimizer = self._engine.optimizer
+        for bit16_group, masters in zip(
+            optimizer.bit16_groups, optimizer.single_partition_of_fp32_groups, strict=True
+        ):
+            lazy_init_hp_params_optimizer_state(bit16_group, masters, optimizer.state)
+
+    def _set_state(self, state: TrainableState) -> None:
+        for name, parameter in self.model.named_trainables().items():
+            device = parameter.device
+            safe_set_full_fp32_param(parameter, state.masters[name].to(device))
+            for key, moments in zip(_ADAM_MOMENTS, (state.exp_avg, state.exp_avg_sq), strict=True):
+                moment = moments[name] if moments else torch.zeros_like(parameter, dtype=torch.float32)
+                safe_set_full_optimizer_state(parameter, moment.to(device), key)
+        for group_state in self._engine.optimizer.state.values():
+            group_state["step"].fill_(state.adam_step)
+        self._engine.optimizer.update_lp_params()
+
+    def _adam_step(self) -> int:
+        return int(next(iter(self._engine.optimizer.state.values()))["step"])
+
+
+def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices decay; biases, LayerNorm weights and gates, which have one dimension, do not."""
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    vectors = [p for p in model.parameters() if p.dim() <= 1]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def _to_cpu(tensor: Tensor | None) -> Tensor:
+    if tensor is None:
+        raise RuntimeError("DeepSpeed has no fp32 master for a trainable; is ZeRO stage 1 or 2 configured?")
+    return tensor.detach().to("cpu", torch.float32, copy=True)
+
+
+def _skip_compiled_extensions() -> None:
+    """Keeps DeepSpeed from compiling its shared-memory collective, 80 s at the first start on a CPU."""
+    if not torch.cuda.is_available():
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+@contextlib.contextmanager
+def _quiet_deepspeed() -> Iterator[None]:
+    """DeepSpeed's start-up report, a hundred lines a rank, only at its own log level of choice."""
+    logger = logging.getLogger("DeepSpeed")
+    level = logger.level
+    logger.setLevel(max(level, logging.WARNING))
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

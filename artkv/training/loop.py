@@ -1,0 +1,160 @@
+"""The training loop: one linear function, from the first step to the last."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from artkv.config import Config
+from artkv.datasets.loading import training_loader
+from artkv.datasets.order import plan_epoch
+from artkv.datasets.pictures import PaintingTransform
+from artkv.datasets.table import QuestionTable
+from artkv.distributed import World
+from artkv.errors import RunFailed
+from artkv.monitoring.memory import peak_device_bytes, peak_host_bytes
+from artkv.monitoring.run_log import RunLog
+from artkv.monitoring.throughput import StepClock
+from artkv.training.checkpoint import Identity, Progress, mark_best, prune_checkpoints, save_checkpoint
+from artkv.training.engine import TrainingEngine
+from artkv.training.schedule import learning_rate
+from artkv.training.step import seed_step, train_step
+
+# Scores a validation: called with the steps done, on all ranks; returns the exact match.
+Validate = Callable[[int], float]
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What the loop trains on: the table, the views of its pictures, and the prompt around a question."""
+
+    table: QuestionTable
+    transform: PaintingTransform
+    prompt: str
+    workers: int
+
+
+def total_steps(table: QuestionTable, batch_size: int, seed: int, num_epochs: int, per_step: int) -> int:
+    """Optimizer steps of the whole run; epochs differ by a few, as paintings fill micro-batches differently."""
+    plans = (plan_epoch(table.painting_of_row, batch_size, seed, epoch) for epoch in range(num_epochs))
+    return sum(plan.num_steps(per_step) for plan in plans)
+
+
+def fit(
+    engine: TrainingEngine,
+    data: TrainingData,
+    config: Config,
+    identity: Identity,
+    progress: Progress,
+    run_dir: Path,
+    log: RunLog,
+    world: World,
+    validate: Validate | None,
+) -> Progress:
+    """Trains from `progress` to the last epoch's end, or to an early stop; returns where it ended.
+
+    All ranks run it in step. They meet in each step's reductions, in validation and in the gathering of
+    a checkpoint; rank 0 alone writes.
+    """
+    training = config.training
+    per_step = identity.micro_batches_per_step
+    warmup_questions = training.warmup_steps * per_step * training.batch_size
+    total_questions = training.num_epochs * len(data.table)
+    skipped_before_start = progress.skipped_steps
+    clock = StepClock()
+    window_loss = torch.zeros((), device=world.device)
+    window_tokens = torch.zeros((), device=world.device)
+
+    while progress.epoch < training.num_epochs and not _stops_early(progress, config):
+        plan = plan_epoch(data.table.painting_of_row, training.batch_size, training.seed, progress.epoch)
+        epoch_steps = plan.num_steps(per_step)
+        first_step = plan.step_at_groups(progress.groups_consumed, per_step)
+        seen_before_epoch = progress.questions_seen - plan.questions_before_step(first_step, per_step)
+        batches_of_steps = training_loader(
+            data.table, plan, engine.model.backbone.tokenizer, data.transform, data.prompt, first_step,
+            per_step, engine.accumulation, world.rank, world.size, data.workers,
+            pin_memory=world.device.type == "cuda",
+        )  # fmt: skip
+        for epoch_step, batches in enumerate(batches_of_steps, start=first_step):
+            questions_after = seen_before_epoch + plan.questions_before_step(epoch_step + 1, per_step)
+            lr = learning_rate(
+                training.learning_rate, progress.questions_seen, questions_after, warmup_questions, total_questions
+            )
+            seed_step(training.seed, progress.step, world.rank)
+            report = train_step(engine, batches, lr, world)
+            window_loss += report.loss_sum
+            window_tokens += report.answer_tokens
+
+            is_epoch_end = epoch_step + 1 == epoch_steps
+            groups_after = plan.groups_before_step(epoch_step + 1, per_step)
+            skipped = skipped_before_start + engine.skipped_steps
+            progress = replace(
+                progress,
+                step=progress.step + 1,
+                epoch=progress.epoch + is_epoch_end,
+                groups_consumed=0 if is_epoch_end else groups_after,
+                questions_seen=questions_after,
+                skipped_steps=skipped,
+                nonfinite_steps_in_a_row=(
+                    progress.nonfinite_steps_in_a_row + 1 if skipped > progress.skipped_steps else 0
+                ),
+            )
+            clock.step_done(
+                questions=questions_after - seen_before_epoch - plan.questions_before_step(epoch_step, per_step),
+                paintings=groups_after - plan.groups_before_step(epoch_step, per_step),
+            )
+            log.advance()
+
+            gives_up = progress.nonfinite_steps_in_a_row >= training.max_nonfinite_steps
+            if progress.step % config.run.log_every == 0 or is_epoch_end or gives_up:
+                # The one place between steps where ranks meet and the host waits for the device.
+                metrics = {
+                    "loss": world.all_reduce_sum(window_loss) / window_tokens,
+                    "learning_rate": lr,
+                    "grad_norm": engine.grad_norm(),
+                    "epoch": seen_before_epoch / len(data.table)
+                    + plan.questions_before_step(epoch_step + 1, per_step) / len(data.table),
+                    "questions_seen": float(progress.questions_seen),
+                    "skipped_steps": float(progress.skipped_steps),
+                    "peak_device_bytes": float(peak_device_bytes()),
+                    "peak_host_bytes": float(peak_host_bytes()),
+                    **clock.read(),
+                }
+                log.train(progress.step, metrics)
+                window_loss, window_tokens = torch.zeros_like(window_loss), torch.zeros_like(window_tokens)
+            if gives_up:
+                raise RunFailed(
+                    f"step {progress.step}: loss or gradient was not finite in "
+                    f"{progress.nonfinite_steps_in_a_row} steps in a row; lower training.learning_rate, or look at "
+                    "the loss in metrics.jsonl; the checkpoints before this are good"
+                )
+            with clock.paused():
+                if is_epoch_end and validate is not None:
+                    progress = _with_score(progress, validate(progress.step))
+                if is_epoch_end or progress.step % config.run.checkpoint_every == 0:
+                    _save(engine, progress, identity, config, run_dir, world)
+    return progress
+
+
+def _with_score(progress: Progress, score: float) -> Progress:
+    if progress.best_exact_match is None or score > progress.best_exact_match:
+        return replace(progress, best_exact_match=score, best_step=progress.step, epochs_without_improvement=0)
+    return replace(progress, epochs_without_improvement=progress.epochs_without_improvement + 1)
+
+
+def _stops_early(progress: Progress, config: Config) -> bool:
+    patience = config.training.early_stopping_patience
+    return patience is not None and progress.epochs_without_improvement >= patience
+
+
+def _save(
+    engine: TrainingEngine, progress: Progress, identity: Identity, config: Config, run_dir: Path, world: World
+) -> None:
+    state = engine.state()  # gathers: all ranks
+    if world.is_main:
+        save_checkpoint(run_dir, state, progress, identity, config)
+        if progress.best_step == progress.step:
+            mark_best(run_dir, progress.step)
+        prune_checkpoints(run_dir, config.run.keep_checkpoints)
+    world.barrier()  # a rank that dies after this has a checkpoint to go back to
