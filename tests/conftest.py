@@ -1,9 +1,14 @@
 """Tiny models and data in the true formats, made once a session."""
 
+import csv
 from pathlib import Path
 
+import numpy as np
 import pytest
+import timm
 import torch
+from PIL import Image
+from safetensors.torch import save_file
 from transformers import (
     Blip2Config,
     Blip2ForConditionalGeneration,
@@ -14,6 +19,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from artkv.config import Config, load_config
 from artkv.quickstart.tokenizer import train_tokenizer
 
 torch.set_num_threads(1)
@@ -69,3 +75,50 @@ def tiny_blip2_folder(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: 
     folder = tmp_path_factory.mktemp("blip2")
     save_tiny_blip2(folder, tiny_tokenizer)
     return folder
+
+
+TINY_SETTINGS = """
+model: {blip2: blip2, dtype: float32}
+efficientnet: {architecture: test_efficientnet, checkpoint: efficientnet.safetensors, image_size: 32}
+kv_modulation: {num_prefix_tokens: 2}
+dataset: {train: train.csv, val: val.csv, image_root: images, workers: 0}
+training: {batch_size: 4, num_epochs: 2, warmup_steps: 2, learning_rate: 1.0e-3}
+evaluation: {max_new_tokens: 5, bootstrap_samples: 50, batch_size: 4}
+run: {checkpoint_every: 4, log_every: 2}
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny_world(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A folder with a tiny BLIP-2, EfficientNet, pictures, CSV files and `config.yaml`.
+
+    Paintings have one to four questions; 30 in train, 11 in val.
+    """
+    root = tmp_path_factory.mktemp("world")
+    save_tiny_blip2(root / "blip2", tiny_tokenizer)
+    torch.manual_seed(0)
+    encoder = timm.create_model("test_efficientnet", num_classes=3)
+    save_file(encoder.state_dict(), root / "efficientnet.safetensors")
+    rng = np.random.default_rng(0)
+    for split, num_paintings in (("train", 12), ("val", 5)):
+        rows = []
+        for painting in range(num_paintings):
+            folder = root / "images" / ("sub" if painting % 2 else "")
+            folder.mkdir(parents=True, exist_ok=True)
+            name = f"{split}{painting}.png"
+            Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(folder / name)
+            for number in range(1 + painting % 4):
+                answer = ("oil", "canvas", "Jan van Eyck")[(painting + number) % 3]
+                rows.append([name, f"What is thing {number}?", answer, f"{split}{painting}-{number}", "thing"])
+        with (root / f"{split}.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["image", "question", "answer", "question_id", "question_type"])
+            writer.writerows(rows)
+    (root / "config.yaml").write_text(TINY_SETTINGS)
+    return root
+
+
+@pytest.fixture
+def tiny_config(tiny_world: Path, tmp_path: Path) -> Config:
+    """Settings of a run on `tiny_world` that writes into the test's own folder."""
+    return load_config(tiny_world / "config.yaml", [f"run.output_dir={tmp_path / 'run'}"])

@@ -1,0 +1,1 @@
+"""ArtQuest CSV files and pictures: checking, decoding, tokenising, ordering, loading."""

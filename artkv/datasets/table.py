@@ -1,0 +1,174 @@
+"""The questions of one CSV file, checked, in compact columns."""
+
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from artkv.datasets.columns import PathColumn, StringColumn
+from artkv.datasets.image_index import ImageIndex
+from artkv.datasets.pictures import picture_damage
+from artkv.datasets.records import Problem, Record, Records, format_problems, read_records
+from artkv.errors import UserError
+
+__all__ = ["ImageIndex", "Problem", "QuestionTable", "find_problems", "format_problems", "read_table"]
+
+# Decoding releases the interpreter lock. More threads than this would only hold more pictures in memory.
+_MOST_DECODING_THREADS = 8
+_MOST_LINES_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class QuestionTable:
+    """The rows of one CSV file, in its order; a row is a question.
+
+    path: the CSV file. questions, answers, question_ids, question_types: one text a row, stripped;
+    question_types are '' without that column, question_ids the row's number, from 0, without theirs.
+    line_numbers: (rows,) int64, the first physical CSV line of each row.
+    painting_of_row: (rows,) int64, each row's place in painting_paths; rows of a painting need not be
+    adjacent. painting_paths: the distinct pictures, in the order of their first rows.
+    """
+
+    path: Path
+    questions: StringColumn
+    answers: StringColumn
+    question_ids: StringColumn
+    question_types: StringColumn
+    line_numbers: np.ndarray
+    painting_of_row: np.ndarray
+    painting_paths: PathColumn
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    @property
+    def num_paintings(self) -> int:
+        return len(self.painting_paths)
+
+    def place(self, row: int) -> str:
+        """Where a row is, for messages: `file.csv:LINE`."""
+        return f"{self.path}:{self.line_numbers[row]}"
+
+
+def read_table(csv_path: Path, images: ImageIndex, decode: bool = False) -> QuestionTable:
+    """Reads a CSV file; raises one `UserError` that lists everything that is wrong with it.
+
+    With `decode` each picture is decoded as well, as `find_problems` does; one rank of a run does that,
+    the others need not.
+    """
+    csv_path = Path(csv_path)
+    content, paths, problems = _read_and_check(csv_path, images, decode)
+    if problems:
+        raise UserError(format_problems(problems))
+    records = content.records
+    paintings: dict[Path, int] = {}
+    painting_of_row = [paintings.setdefault(paths[r.cells["image"]], len(paintings)) for r in records]
+    return QuestionTable(
+        path=csv_path,
+        questions=StringColumn(record.cells["question"] for record in records),
+        answers=StringColumn(record.cells["answer"] for record in records),
+        question_ids=StringColumn(r.cells.get("question_id", str(row)) for row, r in enumerate(records)),
+        question_types=StringColumn(record.cells.get("question_type", "") for record in records),
+        line_numbers=np.array([record.line for record in records], dtype=np.int64),
+        painting_of_row=np.array(painting_of_row, dtype=np.int64),
+        painting_paths=PathColumn(paintings),
+    )
+
+
+def find_problems(csv_path: Path, images: ImageIndex, decode: bool = True) -> list[Problem]:
+    """Everything that is wrong with a CSV file and its pictures, in the order of its lines.
+
+    A picture's problem is told once, at the first row that names it. With `decode` each distinct picture
+    is decoded once, in threads, behind a progress bar if stderr is a terminal; without it damaged
+    pictures go unseen. Raises `UserError` if the CSV file itself cannot be opened.
+    """
+    return _read_and_check(Path(csv_path), images, decode)[2]
+
+
+def _read_and_check(csv_path: Path, images: ImageIndex, decode: bool) -> tuple[Records, dict[str, Path], list[Problem]]:
+    content = read_records(csv_path)
+    problems = [*content.problems]
+    problems += _text_problems(csv_path, content)
+    paths, picture_problems = _find_pictures(csv_path, content.records, images)
+    problems += picture_problems
+    if decode:
+        problems += _damaged_pictures(csv_path, content.records, paths)
+    return content, paths, sorted(problems, key=lambda problem: problem.line)
+
+
+def _text_problems(csv_path: Path, content: Records) -> list[Problem]:
+    problems: list[Problem] = []
+    line_of_id: dict[str, int] = {}
+    for record in content.records:
+        problems.extend(
+            Problem(csv_path, record.line, f"empty {name}; fill it in or remove the row")
+            for name in content.columns
+            if not record.cells[name] and name != "question_type"
+        )
+        answer = record.cells.get("answer", "")
+        if "\n" in answer or "\r" in answer:
+            problems.append(
+                Problem(
+                    csv_path,
+                    record.line,
+                    f"answer {answer!r} holds a line break, where a generated answer would end; put it on one line",
+                )
+            )
+        question_id = record.cells.get("question_id")
+        if question_id:
+            first = line_of_id.setdefault(question_id, record.line)
+            if first != record.line:
+                message = f"question_id {question_id!r} was used in line {first}; give each row its own"
+                problems.append(Problem(csv_path, record.line, message))
+    return problems
+
+
+def _find_pictures(csv_path: Path, records: list[Record], images: ImageIndex) -> tuple[dict[str, Path], list[Problem]]:
+    """The path of each picture that is named and found, and a problem for each that is not."""
+    paths: dict[str, Path] = {}
+    problems = []
+    for name, lines in _lines_by(record.cells.get("image", "") for record in records).items():
+        if not name:
+            continue
+        try:
+            paths[name] = images.find(name)
+        except UserError as error:
+            at = [records[row].line for row in lines]
+            problems.append(Problem(csv_path, at[0], f"{error}{_also(at)}"))
+    return paths, problems
+
+
+def _damaged_pictures(csv_path: Path, records: list[Record], paths: dict[str, Path]) -> list[Problem]:
+    rows_of_path = _lines_by(paths.get(record.cells.get("image", "")) for record in records)
+    rows_of_path.pop(None, None)
+    threads = min(_MOST_DECODING_THREADS, os.cpu_count() or 1)
+    problems = []
+    with ThreadPoolExecutor(threads) as pool:
+        damages = pool.map(picture_damage, rows_of_path)
+        # disable=None: a bar only if stderr is a terminal.
+        progress = tqdm(damages, total=len(rows_of_path), desc="checking pictures", unit="picture", disable=None)
+        for damage, rows in zip(progress, rows_of_path.values(), strict=True):
+            if damage:
+                at = [records[row].line for row in rows]
+                problems.append(Problem(csv_path, at[0], f"{damage}{_also(at)}"))
+    return problems
+
+
+def _lines_by(keys: Iterable) -> dict:
+    """The places of each distinct key, in the order of first appearance."""
+    places: dict = {}
+    for index, key in enumerate(keys):
+        places.setdefault(key, []).append(index)
+    return places
+
+
+def _also(lines: list[int]) -> str:
+    if len(lines) == 1:
+        return ""
+    shown = ", ".join(str(line) for line in lines[1 : _MOST_LINES_SHOWN + 1])
+    more = f" and {len(lines) - 1 - _MOST_LINES_SHOWN} more" if len(lines) - 1 > _MOST_LINES_SHOWN else ""
+    return f" (also named in line{'s' if len(lines) > 2 else ''} {shown}{more})"

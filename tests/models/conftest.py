@@ -1,0 +1,46 @@
+"""A built tiny model and a batch for it."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from artkv.batch import Batch, PaintingViews
+from artkv.config import Config
+from artkv.datasets.tokenization import collate_questions, encode_for_training
+from artkv.models.loading import BuiltModel, build_model
+
+QUESTIONS = [("What is it?", "oil"), ("Who painted this picture of a thing?", "Jan van Eyck"), ("Style?", "a b")]
+PAINTING_OF_QUESTION = [0, 1, 0]
+PROMPT = "Question: {question} Short answer:"
+
+
+@pytest.fixture
+def build(tiny_config: Config) -> Callable[..., BuiltModel]:
+    """Builds the tiny model with changed sections: `build(kv_modulation={"enabled": False})`."""
+
+    def build_with(checkpointing: bool = False, **sections: dict) -> BuiltModel:
+        tree = tiny_config.model_dump()
+        for section, values in sections.items():
+            tree[section] |= values
+        config = Config.model_validate(tree)
+        return build_model(
+            config.model, config.efficientnet, config.kv_modulation, config.trainable, config.training.seed,
+            torch.device("cpu"), checkpointing,
+        )  # fmt: skip
+
+    return build_with
+
+
+def views() -> PaintingViews:
+    generator = torch.Generator().manual_seed(4)
+    return PaintingViews(
+        torch.randn(2, 3, 28, 28, generator=generator), torch.randn(2, 3, 32, 32, generator=generator)
+    )
+
+
+def training_batch(tokenizer: object, weight: float = 1.0) -> Batch:
+    """Two paintings, three questions of different lengths."""
+    encoded = [encode_for_training(tokenizer, PROMPT, question, answer) for question, answer in QUESTIONS]
+    questions = collate_questions(encoded, PAINTING_OF_QUESTION, weight, tokenizer.pad_token_id)
+    return Batch(views(), questions, (0, 1, 2))

@@ -1,0 +1,180 @@
+"""The assembled model against stock transformers, and what trains in it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import Blip2ForConditionalGeneration
+
+from artkv.batch import Batch, PaintingFeatures
+from artkv.datasets.tokenization import IGNORED_LABEL, collate_questions, encode_prompt
+from artkv.models.kv_modulated_blip2 import KVModulatedBlip2
+from artkv.models.loading import BuiltModel
+from tests.models.conftest import PAINTING_OF_QUESTION, PROMPT, QUESTIONS, training_batch, views
+
+Build = Callable[..., BuiltModel]
+IMAGE_TOKEN, NUM_VISUAL = 4, 6
+
+
+@pytest.fixture
+def stock(tiny_world: Path) -> Blip2ForConditionalGeneration:
+    return Blip2ForConditionalGeneration.from_pretrained(tiny_world / "blip2").eval()
+
+
+def stock_losses(stock: Blip2ForConditionalGeneration, tokenizer: object) -> Tensor:
+    """Each question's summed answer loss by stock BLIP-2, alone and unpadded, its labels made by hand."""
+    losses = []
+    for (question, answer), painting in zip(QUESTIONS, PAINTING_OF_QUESTION, strict=True):
+        prompt = tokenizer(f"Question: {question} Short answer:").input_ids
+        answer_ids = tokenizer(f" {answer}\n", add_special_tokens=False).input_ids
+        ids = torch.tensor([[IMAGE_TOKEN] * NUM_VISUAL + prompt + answer_ids])
+        labels = torch.tensor([[-100] * (NUM_VISUAL + len(prompt)) + answer_ids])
+        output = stock(pixel_values=views().vit_pixels[painting : painting + 1], input_ids=ids, labels=labels)
+        losses.append(output.loss * len(answer_ids))
+    return torch.stack(losses)
+
+
+def answer_loss(model: KVModulatedBlip2, batch: Batch) -> Tensor:
+    return model(batch).loss_sum
+
+
+def test_without_modulation_loss_and_logits_are_stock_blip2s(
+    build: Build, stock: Blip2ForConditionalGeneration
+) -> None:
+    model = build(kv_modulation={"enabled": False}).model
+    tokenizer = model.backbone.tokenizer
+    with torch.no_grad():
+        result = model(training_batch(tokenizer))
+        expected = stock_losses(stock, tokenizer)
+    # fp32; padding and batching change the order of sums. The worst seen is 2e-7 relative.
+    torch.testing.assert_close(result.loss_sum, expected.sum(), rtol=2e-6, atol=0)
+    newline_and_answer = sum(len(tokenizer(f" {a}\n", add_special_tokens=False).input_ids) for _, a in QUESTIONS)
+    assert result.answer_tokens == newline_and_answer
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_zero_gate_starts_as_stock_blip2_and_an_open_one_does_not(
+    build: Build, stock: Blip2ForConditionalGeneration, shared: bool
+) -> None:
+    built = build(kv_modulation={"gate": "zero", "shared_across_layers": shared})
+    batch = training_batch(built.model.backbone.tokenizer)
+    with torch.no_grad():
+        expected = stock_losses(stock, built.model.backbone.tokenizer).sum()
+        torch.testing.assert_close(answer_loss(built.model, batch), expected, rtol=2e-6, atol=0)
+        built.model.named_trainables()["kv_prefix_gate"].fill_(1.0)
+        assert abs(answer_loss(built.model, batch) - expected) > 1e-3
+
+
+def test_the_prefix_can_be_switched_off_and_depends_on_the_art_features(build: Build) -> None:
+    model = build().model
+    control = build(kv_modulation={"enabled": False}).model
+    features = model.encode(views())
+    with torch.no_grad():
+        off = model.visual_tokens(features, use_prefix=False)
+        on = model.visual_tokens(features)
+        assert torch.equal(off, control.visual_tokens(control.encode(views())))
+        assert features.art_features is not None
+        swapped = PaintingFeatures(features.image_features, features.art_features.flip(0))
+        assert not torch.allclose(on, off)
+        assert not torch.allclose(model.visual_tokens(swapped), on)
+
+
+def test_gradients_reach_exactly_what_trains(build: Build) -> None:
+    model = build().model
+    answer_loss(model, training_batch(model.backbone.tokenizer)).backward()
+    trainables = model.named_trainables()
+    # The key bias shifts all scores of a query alike, so softmax takes its gradient away, but for rounding.
+    for name, parameter in trainables.items():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 0 or name.endswith("key.bias"), name
+    blocks = [f"qformer.encoder.layer.{index}.crossattention" for index in (0, 2)]
+    expected = {
+        f"{block}.{part}.{kind}"
+        for block in blocks
+        for part in ("attention.query", "attention.key", "attention.value", "output.dense", "output.LayerNorm")
+        for kind in ("weight", "bias")
+    }
+    expected |= {f"kv_prefix_generator.{name}" for name, _ in model._frozen.generator.named_parameters()}
+    assert trainables.keys() == expected
+    for name, parameter in model.backbone.named_parameters().items():
+        assert parameter.requires_grad == (name in expected), name
+        assert (parameter.grad is not None) == (name in expected), name
+    assert all(not p.requires_grad for p in model._frozen.efficientnet.parameters())
+
+
+def test_deepspeed_would_see_the_trainables_alone(build: Build) -> None:
+    model = build().model
+    assert {id(p) for p in model.parameters()} == {id(p) for p in model.named_trainables().values()}
+    assert list(model.buffers()) == []
+    frozen_before = next(iter(model._frozen.efficientnet.parameters())).dtype
+    model.to(torch.float64)
+    assert next(iter(model._frozen.efficientnet.parameters())).dtype == frozen_before
+    model.train()
+    modules = [model.backbone.qformer, model.backbone.language_model, model._frozen.efficientnet]
+    assert not any(module.training for part in modules for module in part.modules())
+
+
+def test_rows_of_weight_zero_carry_neither_loss_nor_tokens_nor_gradient(build: Build) -> None:
+    model = build().model
+    result = model(training_batch(model.backbone.tokenizer, weight=0.0))
+    result.loss_sum.backward()
+    assert result.loss_sum == 0
+    assert result.answer_tokens == 0
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
+def test_recomputation_changes_no_gradient(build: Build) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        model = build(checkpointing=checkpointing).model
+        answer_loss(model, training_batch(model.backbone.tokenizer)).backward()
+        gradients.append([p.grad for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def prompts(tokenizer: object, rows: list[int]) -> object:
+    encoded = [encode_prompt(tokenizer, PROMPT, QUESTIONS[row][0]) for row in rows]
+    return collate_questions(
+        [(ids, [IGNORED_LABEL] * len(ids)) for ids in encoded],
+        [PAINTING_OF_QUESTION[row] for row in rows],
+        1.0,
+        tokenizer.pad_token_id,
+    )
+
+
+def test_answers_are_the_same_alone_and_in_a_padded_batch_and_as_stock_blip2s(
+    build: Build, stock: Blip2ForConditionalGeneration
+) -> None:
+    model = build(kv_modulation={"enabled": False}).model
+    tokenizer = model.backbone.tokenizer
+    visual = model.visual_tokens(model.encode(views())).detach()
+    together = model.generate_answers(visual, prompts(tokenizer, [0, 1, 2]), max_new_tokens=6)
+    alone = [model.generate_answers(visual, prompts(tokenizer, [row]), max_new_tokens=6)[0] for row in range(3)]
+    assert together == alone
+    assert len(set(together)) > 1  # random weights, but not the same answer to everything
+    newline = tokenizer("\n", add_special_tokens=False).input_ids[0]
+    for row, answer in enumerate(alone):
+        prompt = tokenizer(PROMPT.replace("{question}", QUESTIONS[row][0])).input_ids
+        generated = stock.generate(
+            pixel_values=views().vit_pixels[PAINTING_OF_QUESTION[row]][None],
+            input_ids=torch.tensor([[IMAGE_TOKEN] * NUM_VISUAL + prompt]),
+            attention_mask=torch.ones(1, NUM_VISUAL + len(prompt), dtype=torch.long),
+            max_new_tokens=6,
+            eos_token_id=[newline, 2],
+            do_sample=False,
+        )
+        new_tokens = generated[0, NUM_VISUAL + len(prompt) :] if generated.shape[1] > 6 else generated[0]
+        text = tokenizer.decode(new_tokens, skip_special_tokens=True)
+        assert answer == text.split("\n")[0].strip()
+
+
+def test_trainables_load_by_name_or_not_at_all(build: Build) -> None:
+    built = build()
+    values = {name: torch.full_like(value, 0.5) for name, value in built.initial_values.items()}
+    built.model.load_trainables(values)
+    assert all((p == 0.5).all() for p in built.model.parameters())
+    some_name = next(iter(values))
+    with pytest.raises(ValueError, match="trainables differ"):
+        built.model.load_trainables({k: v for k, v in values.items() if k != some_name})
