@@ -93,6 +93,4 @@ def _find(path_or_name: str) -> Path:
         if candidate.is_file():
             return candidate
     names = sorted({path.name for folder in folders if folder.is_dir() for path in folder.glob("*.json")})
-    raise UserError(
-        f"training.deepspeed = {path_or_name!r}: no such file; give a path or one of {', '.join(names)}"
-    )
+    raise UserError(f"training.deepspeed = {path_or_name!r}: no such file; give a path or one of {', '.join(names)}")

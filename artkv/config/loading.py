@@ -103,9 +103,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise UserError(
-            f"config {path}: cannot be read ({error.strerror}); give --config an existing file"
-        ) from None
+        raise UserError(f"config {path}: cannot be read ({error.strerror}); give --config an existing file") from None
     except UnicodeDecodeError as error:
         raise UserError(f"config {path}: not UTF-8 text ({error.reason}); save it as UTF-8") from None
     try:

@@ -190,9 +190,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _something_trains(self) -> "Config":
         trains = (
-            self.kv_modulation.enabled
-            or self.trainable.qformer_cross_attention
-            or bool(self.trainable.lora.targets)
+            self.kv_modulation.enabled or self.trainable.qformer_cross_attention or bool(self.trainable.lora.targets)
         )
         if not trains:
             raise ValueError(

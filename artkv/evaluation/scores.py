@@ -1,0 +1,257 @@
+"""Scores of predicted answers, with intervals that respect that questions share paintings.
+
+All scores are fractions from 0 to 1. Letters in array names: N questions, C clusters (paintings),
+M metrics, B bootstrap samples.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sacrebleu.metrics import BLEU
+
+from artkv.errors import UserError
+
+METRICS = ("exact_match", "bleu", "bleu_artquest", "token_f1")
+UNTYPED = "untyped"
+
+# Bootstrap samples drawn at once: 64 x 10 000 paintings of int64 take 5 MB.
+_SAMPLES_AT_ONCE = 64
+# effective_order: answers are mostly shorter than four words, and have no 4-grams to match.
+_BLEU = BLEU(effective_order=True)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean score with its bootstrap 95% percentile interval `low` to `high`."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class GroupScores:
+    """The scores of a group of questions.
+
+    count: questions. clusters: paintings among them (questions, where no clusters were given).
+    bleu: the prediction as hypothesis, the answer as reference. bleu_artquest: the other way round,
+    as ArtQuest's evaluator computes it; compare this one with published ArtQuest numbers.
+    """
+
+    count: int
+    clusters: int
+    exact_match: Estimate
+    bleu: Estimate
+    bleu_artquest: Estimate
+    token_f1: Estimate
+
+    def to_json(self) -> dict[str, Any]:
+        """`{"count", "clusters", and for each metric {"value", "low", "high"}}` in plain numbers."""
+        result: dict[str, Any] = {"count": self.count, "clusters": self.clusters}
+        for metric in METRICS:
+            estimate: Estimate = getattr(self, metric)
+            result[metric] = {"value": estimate.value, "low": estimate.low, "high": estimate.high}
+        return result
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores of a split: overall, and of each question type, alphabetically, `untyped` last.
+
+    by_type is empty when no question has a type.
+    """
+
+    overall: GroupScores
+    by_type: dict[str, GroupScores]
+
+    def to_json(self) -> dict[str, Any]:
+        """`{"overall": {...}, "by_type": {type: {...}}}`, see `GroupScores.to_json`."""
+        return {
+            "overall": self.overall.to_json(),
+            "by_type": {name: group.to_json() for name, group in self.by_type.items()},
+        }
+
+
+def exact_match(prediction: str, answer: str) -> float:
+    """1 where both sides are the same text once lower-cased, else 0.
+
+    As ArtQuest's evaluator has it, nothing else is normalised: neither punctuation, articles nor
+    white space at the ends.
+    """
+    return float(prediction.lower() == answer.lower())
+
+
+def token_f1(prediction: str, answer: str) -> float:
+    """The harmonic mean of token precision and recall, SQuAD's formula with a milder normalisation.
+
+    Both sides are lower-cased and split at white space (which strips the ends); punctuation and
+    articles stay, as they do in `exact_match`. Repeated tokens count as often as both sides have
+    them. Two empty sides score 1, one empty side 0.
+    """
+    predicted, expected = prediction.lower().split(), answer.lower().split()
+    if not predicted or not expected:
+        return float(predicted == expected)
+    common = (Counter(predicted) & Counter(expected)).total()
+    return 2 * common / (len(predicted) + len(expected))
+
+
+def sentence_bleu(hypothesis: str, reference: str) -> float:
+    """sacrebleu's sentence BLEU with effective order, of the lower-cased texts, from 0 to 1.
+
+    Tokenisation is sacrebleu's 13a, smoothing exponential (its defaults). An empty side scores 0.
+    """
+    score = _BLEU.sentence_score(hypothesis.lower(), [reference.lower()]).score / 100
+    return min(score, 1.0)  # sacrebleu gives 100.00000000000004 for equal texts
+
+
+def score_predictions(
+    predictions: Sequence[str],
+    answers: Sequence[str],
+    question_types: Sequence[str],
+    bootstrap_samples: int,
+    seed: int,
+    cluster: Sequence[int] | None = None,
+) -> Scores:
+    """Scores `predictions` against `answers`, overall and per question type.
+
+    All sequences are N long. `cluster` names each question's painting: the bootstrap then draws whole
+    paintings with replacement, because the questions of one painting are not independent. Without
+    it, questions are drawn. A type's interval draws only from the paintings that have the type. A
+    group of a single cluster has the interval 0 to 1, since one draw cannot show any spread.
+    Questions with the type '' are reported as `untyped` where others have a type.
+
+    The same seed and the same clusters draw the same samples, whatever the predictions. Raises
+    ValueError for no questions or lengths that differ.
+    """
+    count = len(predictions)
+    if count == 0:
+        raise ValueError("predictions is empty: there is nothing to score")
+    lengths = {"answers": len(answers), "question_types": len(question_types)}
+    if cluster is not None:
+        lengths["cluster"] = len(cluster)
+    for name, length in lengths.items():
+        if length != count:
+            raise ValueError(f"{name} has {length} entries but predictions has {count}")
+    if bootstrap_samples < 1:
+        raise ValueError(f"bootstrap_samples = {bootstrap_samples}: must be at least 1")
+
+    values_NM = _score_pairs(predictions, answers)
+    cluster_N = np.arange(count) if cluster is None else np.asarray(cluster)
+    types_N = np.array([name or UNTYPED for name in question_types], dtype=object)
+    overall = _score_group(values_NM, cluster_N, bootstrap_samples, seed)
+    by_type = {}
+    if any(question_types):
+        for name in sorted(set(types_N), key=lambda name: (name == UNTYPED, name)):
+            chosen_N = types_N == name
+            by_type[name] = _score_group(values_NM[chosen_N], cluster_N[chosen_N], bootstrap_samples, seed)
+    return Scores(overall, by_type)
+
+
+def format_table(columns: Mapping[str, Scores], metric: str = "exact_match") -> str:
+    """A text table: a row for each question type and `all`, a column for each entry of `columns`.
+
+    Cells read `value [low, high]`, `-` where that column has no such type. Returns lines without a
+    newline at the end; the columns keep their order.
+    """
+    if metric not in METRICS:
+        raise ValueError(f"metric = {metric!r}: must be one of {', '.join(METRICS)}")
+    names = {name for scores in columns.values() for name in scores.by_type}
+    groups: list[tuple[str, list[GroupScores | None]]] = [
+        (name, [scores.by_type.get(name) for scores in columns.values()])
+        for name in sorted(names, key=lambda name: (name == UNTYPED, name))
+    ]
+    groups.append(("all", [scores.overall for scores in columns.values()]))
+    rows = [[metric, "questions", *columns]]
+    for name, cells in groups:
+        counts = dict.fromkeys(str(cell.count) for cell in cells if cell is not None)
+        rows.append([name, "/".join(counts), *(_format_cell(cell, metric) for cell in cells)])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(_format_row(row, widths) for row in rows)
+
+
+def shuffled_painting_index(num_paintings: int, seed: int) -> NDArray[np.int64]:
+    """For each painting the one whose prefix it gets instead of its own, shape (num_paintings,).
+
+    A permutation that leaves no painting in its place: one random cycle through all of them. Raises
+    `UserError` for fewer than two paintings, which cannot be exchanged.
+    """
+    if num_paintings < 2:
+        raise UserError(
+            f"prefix = shuffled: the split has {num_paintings} painting(s), and exchanging prefixes takes "
+            "two; use a split with more paintings, or the prefix on or off"
+        )
+    order = np.random.default_rng(seed).permutation(num_paintings)
+    index = np.empty(num_paintings, dtype=np.int64)
+    index[order] = np.roll(order, 1)
+    return index
+
+
+def _score_pairs(predictions: Iterable[str], answers: Iterable[str]) -> NDArray[np.float64]:
+    """(N, M) scores in the order of METRICS; equal pairs, of which there are many, are scored once."""
+    known: dict[tuple[str, str], tuple[float, ...]] = {}
+    rows = []
+    for pair in zip(predictions, answers, strict=True):
+        if pair not in known:
+            prediction, answer = pair
+            known[pair] = (
+                exact_match(prediction, answer),
+                sentence_bleu(hypothesis=prediction, reference=answer),
+                sentence_bleu(hypothesis=answer, reference=prediction),
+                token_f1(prediction, answer),
+            )
+        rows.append(known[pair])
+    return np.array(rows, dtype=np.float64)
+
+
+def _score_group(
+    values_NM: NDArray[np.float64], cluster_N: NDArray[Any], bootstrap_samples: int, seed: int
+) -> GroupScores:
+    names_C, position_N = np.unique(cluster_N, return_inverse=True)
+    clusters = len(names_C)
+    size_C = np.bincount(position_N, minlength=clusters)
+    sums_CM = np.zeros((clusters, len(METRICS)))
+    np.add.at(sums_CM, position_N, values_NM)
+    mean_M = values_NM.mean(axis=0)
+    if clusters == 1:
+        low_M, high_M = np.zeros_like(mean_M), np.ones_like(mean_M)
+    else:
+        means_BM = _bootstrap_means(sums_CM, size_C, bootstrap_samples, seed)
+        low_M, high_M = np.percentile(means_BM, [2.5, 97.5], axis=0)
+    estimates = {
+        metric: Estimate(float(mean_M[i]), float(low_M[i]), float(high_M[i])) for i, metric in enumerate(METRICS)
+    }
+    return GroupScores(count=len(values_NM), clusters=clusters, **estimates)
+
+
+def _bootstrap_means(
+    sums_CM: NDArray[np.float64], size_C: NDArray[np.int64], bootstrap_samples: int, seed: int
+) -> NDArray[np.float64]:
+    """(B, M) means over questions, each of C clusters drawn with replacement."""
+    generator = np.random.default_rng(seed)
+    clusters = len(size_C)
+    sums_and_size = np.column_stack([sums_CM, size_C])
+    means = []
+    for start in range(0, bootstrap_samples, _SAMPLES_AT_ONCE):
+        samples = min(_SAMPLES_AT_ONCE, bootstrap_samples - start)
+        drawn_BC = generator.integers(clusters, size=(samples, clusters))
+        offset_BC = drawn_BC + clusters * np.arange(samples)[:, None]
+        times_BC = np.bincount(offset_BC.ravel(), minlength=samples * clusters).reshape(samples, clusters)
+        totals = times_BC @ sums_and_size
+        means.append(totals[:, :-1] / totals[:, -1:])
+    return np.concatenate(means)
+
+
+def _format_cell(group: GroupScores | None, metric: str) -> str:
+    if group is None:
+        return "-"
+    estimate: Estimate = getattr(group, metric)
+    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+
+
+def _format_row(row: Sequence[str], widths: Sequence[int]) -> str:
+    first = row[0].ljust(widths[0])
+    return "  ".join([first, *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))])

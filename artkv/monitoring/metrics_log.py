@@ -1,0 +1,85 @@
+"""metrics.jsonl: one JSON object a line, for programs to read while the run goes on."""
+
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+Kind = Literal["train", "validation"]
+
+_log = logging.getLogger(__name__)
+
+
+class MetricsLog:
+    """Appends records to a JSON-lines file and cuts it back on resume.
+
+    Each record has `step` (optimizer steps done), `time` (unix seconds), `kind` and the metrics. A
+    metric that is not finite is written as null, since JSON has no NaN. One process writes.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = Path(path)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._cut_torn_line()
+        self._file = self._path.open("a", encoding="utf-8")
+
+    def append(self, step: int, kind: Kind, metrics: Mapping[str, float]) -> None:
+        """Writes one record and hands it to the operating system, so that readers see whole lines."""
+        reserved = {"step", "time", "kind"} & metrics.keys()
+        if reserved:
+            raise ValueError(f"metrics must not be named {', '.join(sorted(reserved))}: each record has them")
+        record: dict[str, Any] = {"step": step, "time": time.time(), "kind": kind}
+        record |= {name: _finite(value) for name, value in metrics.items()}
+        self._file.write(json.dumps(record, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def truncate_after(self, step: int) -> int:
+        """Drops the records of steps after `step`, and lines that are no records; returns how many.
+
+        For a resume at `step`, which will write them again. The file is replaced in one rename: after
+        a crash it is either the old one or the new one.
+        """
+        lines = self._path.read_bytes().splitlines(keepends=True)
+        kept = [line for line in lines if self._belongs(line, step)]
+        dropped = len(lines) - len(kept)
+        if dropped:
+            temporary = self._path.with_name(f"{self._path.name}.tmp")
+            with temporary.open("wb") as file:
+                file.writelines(kept)
+                file.flush()
+                os.fsync(file.fileno())
+            self._file.close()
+            temporary.replace(self._path)
+            self._file = self._path.open("a", encoding="utf-8")
+        return dropped
+
+    def close(self) -> None:
+        """Closes the file; a second call does nothing."""
+        self._file.close()
+
+    def _belongs(self, line: bytes, step: int) -> bool:
+        try:
+            return bool(json.loads(line)["step"] <= step)
+        except (ValueError, KeyError, TypeError):  # what a power failure leaves: half lines, zero bytes
+            _log.warning("%s: dropped a damaged line: %.80r", self._path, line)
+            return False
+
+    def _cut_torn_line(self) -> None:
+        """Removes a last line without its newline, so that the next record does not continue it."""
+        if not self._path.exists():
+            return
+        content = self._path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            _log.warning("%s: dropped a torn last line: %.80r", self._path, content[whole:])
+            os.truncate(self._path, whole)
+
+
+def _finite(value: float) -> float | None:
+    """`value` as a plain number (numpy's scalars too), None if it is not finite."""
+    number = value if isinstance(value, int) else float(value)
+    return number if math.isfinite(number) else None

@@ -1,0 +1,98 @@
+"""One place to log to: metrics.jsonl, TensorBoard and the progress line of a run."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from artkv.monitoring.metrics_log import Kind, MetricsLog
+from artkv.monitoring.progress import Progress
+from artkv.monitoring.tensorboard_log import AnsweredQuestion, TensorBoardLog
+
+
+class RunLog:
+    """Logs a run's steps into `run_dir`; on other ranks than 0 every call does nothing.
+
+    rank: this process's rank; callers reduce over ranks before they log.
+    total_steps: optimizer steps of the whole run.
+    resume_step: steps done by the checkpoint that the run goes on from; what was logged for later
+    steps is dropped. None for a fresh start, which drops all metrics of an earlier run in the folder.
+    """
+
+    def __init__(self, run_dir: str | Path, rank: int, total_steps: int, resume_step: int | None = None) -> None:
+        self._progress = Progress(total_steps, steps_done=resume_step or 0, rank=rank)
+        self._metrics: MetricsLog | None = None
+        self._tensorboard: TensorBoardLog | None = None
+        if rank == 0:
+            run_dir = Path(run_dir)
+            self._metrics = MetricsLog(run_dir / "metrics.jsonl")
+            last_kept = -1 if resume_step is None else resume_step
+            self._metrics.truncate_after(last_kept)
+            # Steps start at 0 (a validation before training), and TensorBoard purges from a step on.
+            self._tensorboard = TensorBoardLog(run_dir, purge_step=last_kept + 1)
+
+    def advance(self) -> None:
+        """Counts one optimizer step in the progress line; call it after each step."""
+        self._progress.advance()
+
+    def train(self, step: int, metrics: Mapping[str, float | Tensor]) -> dict[str, float]:
+        """Logs training metrics of `step`; returns them as plain numbers, empty on other ranks.
+
+        0-d tensors may be on a device: all of them are fetched in one transfer, the only time that
+        logging waits for the device. Names carry units: loss, learning_rate, grad_norm,
+        questions_per_second, step_seconds, peak_device_bytes, peak_host_bytes, skipped_steps.
+        """
+        return self._write(step, "train", metrics)
+
+    def validation(
+        self, step: int, metrics: Mapping[str, float | Tensor], samples: Sequence[AnsweredQuestion] = ()
+    ) -> dict[str, float]:
+        """Logs scores of `step`, and draws `samples` into TensorBoard; returns them as `train` does."""
+        if self._tensorboard is not None:
+            self._tensorboard.samples(step, samples)
+        return self._write(step, "validation", metrics)
+
+    def config(self, text: str, step: int = 0) -> None:
+        """Shows the resolved config in TensorBoard."""
+        if self._tensorboard is not None:
+            self._tensorboard.text("config", text, step)
+
+    def note(self, message: str) -> None:
+        """Prints a line on the console, above the progress bar."""
+        self._progress.note(message)
+
+    def close(self) -> None:
+        """Flushes and closes everything."""
+        self._progress.close()
+        if self._metrics is not None:
+            self._metrics.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+    def _write(self, step: int, kind: Kind, metrics: Mapping[str, float | Tensor]) -> dict[str, float]:
+        if self._metrics is None or self._tensorboard is None:
+            return {}
+        numbers = to_numbers(metrics)
+        self._metrics.append(step, kind, numbers)
+        self._tensorboard.scalars(step, kind, numbers)
+        if kind == "train":
+            self._progress.show(numbers.get("loss"), numbers.get("questions_per_second"))
+        else:
+            self._tensorboard.flush()  # validations are rare and waited for
+        return numbers
+
+
+def to_numbers(metrics: Mapping[str, float | Tensor]) -> dict[str, float]:
+    """The metrics as Python numbers in their order, tensors in one transfer a device.
+
+    Tensors must have one element. They travel as float64, which holds any float32 and any count up
+    to 2**53.
+    """
+    tensors = {name: value.detach() for name, value in metrics.items() if isinstance(value, Tensor)}
+    fetched: dict[str, float] = {}
+    for device in {tensor.device for tensor in tensors.values()}:
+        here = {name: tensor for name, tensor in tensors.items() if tensor.device == device}
+        stacked = torch.stack([tensor.reshape(()).to(torch.float64) for tensor in here.values()])
+        fetched |= zip(here, stacked.tolist(), strict=True)
+    return {name: fetched[name] if isinstance(value, Tensor) else value for name, value in metrics.items()}

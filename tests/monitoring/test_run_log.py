@@ -1,0 +1,102 @@
+"""RunLog: the fan-out, one transfer, resume, and silence on other ranks."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from artkv.monitoring.run_log import RunLog, to_numbers
+from artkv.monitoring.tensorboard_log import AnsweredQuestion
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_metrics_reach_file_tensorboard_and_console(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = RunLog(tmp_path, rank=0, total_steps=2)
+    log.config("run:\n  output_dir: x\n")
+    logged = log.train(1, {"loss": torch.tensor(0.5), "learning_rate": 1e-4, "skipped_steps": torch.tensor(3)})
+    log.advance()
+    sample = AnsweredQuestion(Image.new("RGB", (8, 8)), "q", "a", "p")
+    log.validation(1, {"exact_match": 0.75}, [sample])
+    log.note("saved")
+    log.close()
+    assert logged == {"loss": 0.5, "learning_rate": 1e-4, "skipped_steps": 3.0}
+    train, validation = read(tmp_path)
+    assert (train["kind"], train["step"], train["loss"], train["learning_rate"]) == ("train", 1, 0.5, 1e-4)
+    assert (validation["kind"], validation["exact_match"]) == ("validation", 0.75)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert {"train/loss", "train/learning_rate", "validation/exact_match"} <= set(events.Tags()["scalars"])
+    assert events.Tags()["images"] == ["samples/0"]
+    error = capsys.readouterr().err
+    assert "step 1/2  loss 0.5" in error
+    assert "saved" in error
+
+
+def test_resume_drops_what_will_be_logged_again(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, rank=0, total_steps=40)
+    for step in (0, 10, 20, 30):
+        log.train(step, {"loss": float(step)})
+    log.close()
+    # TensorBoard reads event files in the order of names, which begin with the second of writing.
+    next(tmp_path.glob("events*")).rename(tmp_path / "events.out.tfevents.1000000000.host.1.0")
+    log = RunLog(tmp_path, rank=0, total_steps=40, resume_step=20)
+    log.train(30, {"loss": -1.0})
+    log.close()
+    expected = [(0, 0.0), (10, 10.0), (20, 20.0), (30, -1.0)]
+    assert [(record["step"], record["loss"]) for record in read(tmp_path)] == expected
+    scalars = EventAccumulator(str(tmp_path)).Reload().Scalars("train/loss")
+    assert [(event.step, event.value) for event in scalars] == expected
+
+
+def test_fresh_start_in_a_used_folder_begins_anew(tmp_path: Path) -> None:
+    for loss in (1.0, 2.0):
+        log = RunLog(tmp_path, rank=0, total_steps=1)
+        log.train(0, {"loss": loss})
+        log.close()
+    assert [record["loss"] for record in read(tmp_path)] == [2.0]
+
+
+def test_other_ranks_write_nothing_and_fetch_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = RunLog(tmp_path / "run", rank=1, total_steps=1)
+    monkeypatch.setattr(torch, "stack", lambda *_: pytest.fail("rank 1 waited for its device"))
+    assert log.train(1, {"loss": torch.tensor(1.0)}) == {}
+    assert log.validation(1, {"exact_match": torch.tensor(1.0)}) == {}
+    log.config("x")
+    log.advance()
+    log.note("x")
+    log.close()
+    assert not (tmp_path / "run").exists()
+    assert capsys.readouterr().err == ""
+
+
+def test_tensors_are_fetched_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    stack = torch.stack
+    monkeypatch.setattr(torch, "stack", lambda tensors: calls.append(len(tensors)) or stack(tensors))
+    for name in ("item", "__float__"):
+        monkeypatch.setattr(torch.Tensor, name, lambda _: pytest.fail("fetched one by one"))
+    metrics = {
+        "loss": torch.tensor([0.1], dtype=torch.bfloat16, requires_grad=True),
+        "step_seconds": 0.25,
+        "tokens": torch.tensor(2**24 + 1),  # float32 would lose the last 1
+        "count": 7,
+    }
+    numbers = to_numbers(metrics)
+    assert calls == [2]
+    assert list(numbers) == list(metrics)
+    assert numbers == {"loss": 0.10009765625, "step_seconds": 0.25, "tokens": 2**24 + 1, "count": 7}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_device_tensors_and_host_tensors_mix() -> None:
+    numbers = to_numbers({"loss": torch.tensor(0.5, device="cuda"), "skipped_steps": torch.tensor(2)})
+    assert numbers == {"loss": 0.5, "skipped_steps": 2.0}

@@ -1,0 +1,152 @@
+"""Which part of artkv may import which, and where third-party libraries are allowed."""
+
+import ast
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1] / "artkv"
+
+# A part imports itself and lower numbers. errors is below all; the top may import one another.
+LAYERS = {
+    "errors": -1,
+    "config": 0, "distributed": 0, "batch": 0,
+    "datasets": 1, "kv_modulation": 1, "frozen": 1, "monitoring": 1,
+    "models": 2,
+    "evaluation": 3, "planning": 3, "feature_cache": 3,
+    "training": 4,
+    "api": 5, "quickstart": 5, "cli": 5, "__main__": 5, "__init__": 5,
+}  # fmt: skip
+TOP = 5
+
+# Library (a dotted prefix of what is imported) and the only files that may import it.
+ONLY_IN = {
+    "deepspeed": ["training/engine.py", "training/checkpoint.py"],
+    "lavis": ["models/lavis*.py"],
+    "timm": ["models/efficientnet*.py", "quickstart/*.py"],
+    "tensorboard": ["monitoring/*.py"],
+    "torch.utils.tensorboard": ["monitoring/*.py"],
+}
+
+_DYNAMIC = ("importlib.import_module", "import_module", "__import__")
+
+
+def imported_names(source: str, package: str) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of every import in `source`, wherever it stands, relative ones made absolute.
+
+    `from a import b` gives `a.b`, since b may be a module. `package` is the package that holds the file.
+    """
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")
+            above = parents[: len(parents) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            for alias in node.names:
+                yield node.lineno, f"{base}.{alias.name}"
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in _DYNAMIC:
+            names = [argument.value for argument in node.args[:1] if isinstance(argument, ast.Constant)]
+            yield from ((node.lineno, str(name)) for name in names)
+
+
+def part_of(relative: str) -> str:
+    """The part of artkv that a file such as `models/opt.py` or `batch.py` belongs to."""
+    return relative.split("/")[0].removesuffix(".py")
+
+
+def violations(relative: str, source: str) -> list[str]:
+    """What `source`, at `artkv/{relative}`, imports against the rules; a line of text each."""
+    part = part_of(relative)
+    if part not in LAYERS:
+        return [f"{relative}: {part} is in no layer; give it one here and in the design"]
+    package = ".".join(["artkv", *relative.split("/")[:-1]])
+    found = []
+    for line, name in imported_names(source, package):
+        pieces = name.split(".")
+        if pieces[0] == "artkv":
+            target = pieces[1] if len(pieces) > 1 and pieces[1] in LAYERS else "__init__"
+            lower = LAYERS[target] < LAYERS[part]
+            if not (target == part or lower or LAYERS[part] == LAYERS[target] == TOP):
+                found.append(f"{relative}:{line}: {part} must not import {name}")
+        for library, allowed in ONLY_IN.items():
+            if f"{name}.".startswith(f"{library}.") and not any(fnmatch(relative, where) for where in allowed):
+                found.append(f"{relative}:{line}: {library} belongs in {', '.join(allowed)} only")
+    return list(dict.fromkeys(found))
+
+
+def test_artkv_keeps_to_its_layers() -> None:
+    files = sorted(ROOT.rglob("*.py"))
+    assert len(files) > 10
+    found = []
+    for file in files:
+        found += violations(file.relative_to(ROOT).as_posix(), file.read_text(encoding="utf-8"))
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("relative", "source"),
+    [
+        ("datasets/order.py", "from artkv.models.opt import Opt"),  # upwards
+        ("datasets/order.py", "from artkv import models"),
+        ("datasets/order.py", "import artkv.training"),
+        ("datasets/order.py", "def later():\n    from artkv.evaluation.scores import Scores"),
+        ("datasets/order.py", "if TYPE_CHECKING:\n    import artkv.models.opt"),
+        ("datasets/order.py", "from ..models import opt"),
+        ("datasets/__init__.py", "from ..models import opt"),
+        ("datasets/deep/er.py", "from ...models import opt"),
+        ("datasets/order.py", 'importlib.import_module("artkv.models")'),
+        ("datasets/order.py", "from artkv.monitoring import RunLog"),  # a sibling of the same layer
+        ("evaluation/report.py", "import artkv.planning.memory"),
+        ("batch.py", "from artkv.config import Config"),  # the lowest import only errors
+        ("errors.py", "import artkv.batch"),
+        ("training/loop.py", "from artkv import load_model"),  # the package's root is the top
+        ("training/loop.py", "import artkv"),
+        ("training/loop.py", "from artkv.cli import main"),
+        ("training/loop.py", "import artkv.quickstart.world"),
+        ("utils/things.py", "import os"),  # in no layer
+        ("training/loop.py", "import deepspeed"),
+        ("quickstart/world.py", "from deepspeed.utils import safe_get_full_fp32_param"),
+        ("cli.py", "import tensorboard"),
+        ("training/loop.py", "from torch.utils.tensorboard import SummaryWriter"),
+        ("training/loop.py", "from torch.utils import tensorboard"),
+        ("quickstart/world.py", "import lavis.models"),
+        ("models/opt.py", "from timm import create_model"),
+        ("training/art_encoder.py", "import timm.data"),
+        ("models/opt.py", "import lavis"),
+    ],
+)
+def test_checker_finds(relative: str, source: str) -> None:
+    assert len(violations(relative, source)) == 1
+
+
+@pytest.mark.parametrize(
+    ("relative", "source"),
+    [
+        ("datasets/order.py", "from artkv.batch import Batch\nfrom artkv.errors import UserError"),
+        (
+            "datasets/order.py",
+            "from artkv.datasets import images\nfrom . import images\nfrom .images import decode",
+        ),
+        ("datasets/order.py", "from ..batch import Batch"),
+        ("config/loading.py", "from artkv.errors import UserError\nfrom artkv.config.schema import Config"),
+        ("distributed.py", "from artkv.errors import UserError"),
+        ("training/loop.py", "from artkv.evaluation import scores\nfrom artkv.models import opt"),
+        ("__init__.py", "from artkv.config import load_config\nfrom artkv.training.engine import Engine"),
+        ("__main__.py", "from artkv.cli import main"),
+        ("cli.py", "import artkv.quickstart.world"),
+        ("quickstart/world.py", "import timm\nimport transformers\nfrom artkv.training import loop"),
+        ("training/engine.py", "import deepspeed"),
+        ("training/checkpoint.py", "from deepspeed.utils import safe_set_full_fp32_param"),
+        ("models/lavis_backend.py", "from lavis.models.eva_vit import VisionTransformer"),
+        ("models/efficientnet_transforms.py", "from timm.data import Mixup"),
+        ("monitoring/tensorboard_log.py", "from torch.utils.tensorboard import SummaryWriter"),
+        ("models/opt.py", "import timmy\nimport lavish\nimport torch.utils.checkpoint"),
+        ("models/opt.py", 'text = "import deepspeed"'),
+    ],
+)
+def test_checker_allows(relative: str, source: str) -> None:
+    assert violations(relative, source) == []

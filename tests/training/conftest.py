@@ -1,0 +1,61 @@
+"""Runs of `train` inside the test's process, and stops in the middle of them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from torch import Tensor
+
+import artkv.training.loop as loop
+from artkv.config import Config, override_config
+from artkv.distributed import World, process_group
+from artkv.training.checkpoint import Progress
+from artkv.training.run import train
+
+Train = Callable[..., Progress]
+
+
+class Stopped(Exception):
+    """Stands for a kill: nothing of the run is tidied up or saved after it."""
+
+
+@pytest.fixture(scope="session")
+def one_process() -> Iterator[World]:
+    """DeepSpeed keeps process groups in globals, so all runs of this process share one."""
+    with process_group(timeout_minutes=1) as world:
+        yield world
+
+
+@pytest.fixture
+def run_training(tiny_config: Config, one_process: World, monkeypatch: pytest.MonkeyPatch) -> Train:
+    """`run_training(overrides, resume=None, stop_before_step=None)`: one process, the tiny world."""
+
+    def run(overrides: Sequence[str] = (), resume: str | None = None, stop_before_step: int | None = None) -> Progress:
+        steps_done = 0
+
+        def train_step(*arguments: object) -> object:
+            nonlocal steps_done
+            if steps_done == stop_before_step:
+                raise Stopped
+            steps_done += 1
+            return true_train_step(*arguments)
+
+        true_train_step = loop.train_step
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "train_step", train_step)
+            return train(override_config(tiny_config, overrides), resume, one_process)
+
+    return run
+
+
+def final_adapter(run_dir: Path) -> dict[str, Tensor]:
+    """The trainables of a run's newest checkpoint."""
+    name = (run_dir / "checkpoints" / "latest").read_text().strip()
+    return load_file(run_dir / "checkpoints" / name / "adapter.safetensors")
+
+
+def final_bytes(run_dir: Path) -> bytes:
+    """Adapter and Adam moments of a run's newest checkpoint, byte for byte."""
+    folder = run_dir / "checkpoints" / (run_dir / "checkpoints" / "latest").read_text().strip()
+    return (folder / "adapter.safetensors").read_bytes() + (folder / "optimizer.safetensors").read_bytes()

@@ -1,0 +1,259 @@
+"""Whole runs in one process: exact resume, what moved and what did not, and refusals."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor, nn
+
+import artkv.training.engine as engine_module
+import artkv.training.run as run_module
+from artkv.config import Config, override_config
+from artkv.errors import RunFailed, UserError
+from artkv.models.kv_modulated_blip2 import AnswerLoss, KVModulatedBlip2
+from artkv.training.checkpoint import load_checkpoint
+from tests.training.conftest import Stopped, Train, final_adapter, final_bytes
+
+# The tiny world's run: 30 questions, micro-batches of 4, two epochs of 9 steps, a checkpoint each 4 steps.
+STEPS = 18
+
+
+def adapter_change(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    assert one.keys() == other.keys()
+    return max((one[name] - other[name]).abs().max().item() for name in one)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_stopped_anywhere_and_resumed_gives_the_same_bytes(
+    run_training: Train, tiny_config: Config, tmp_path: Path, dtype: str
+) -> None:
+    setting = f"model.dtype={dtype}"
+    assert run_training([setting]).step == STEPS
+    expected = final_bytes(tiny_config.run.output_dir)
+    # Mid-epoch between checkpoints, right after one, and in the second epoch.
+    for stop in (6, 8, 13):
+        output = tmp_path / f"stopped{stop}"
+        overrides = [setting, f"run.output_dir={output}"]
+        with pytest.raises(Stopped):
+            run_training(overrides, stop_before_step=stop)
+        progress = run_training(overrides, resume="latest")
+        assert progress.step == STEPS
+        assert progress.questions_seen == 60
+        assert final_bytes(output) == expected, f"stopped before step {stop}"
+
+
+def test_stopped_before_the_first_checkpoint_auto_starts_again_and_latest_refuses(
+    run_training: Train, tiny_config: Config
+) -> None:
+    with pytest.raises(Stopped):
+        run_training(stop_before_step=2)
+    with pytest.raises(UserError, match=r"--resume latest: .* has no checkpoint; leave --resume out"):
+        run_training(resume="latest")
+    assert run_training(resume="auto").step == STEPS
+    with pytest.raises(UserError, match="holds a run already; add --resume latest"):
+        run_training()
+
+
+def test_only_the_trainables_move_and_masters_are_fp32(
+    run_training: Train, tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, object] = {}
+
+    class Watching(engine_module.TrainingEngine):
+        def __init__(self, model: KVModulatedBlip2, *arguments: object) -> None:
+            seen["model"], seen["before"] = model, frozen_tensors(model)
+            super().__init__(model, *arguments)
+
+        def close(self) -> None:
+            optimizer = self._engine.optimizer
+            seen["state_elements"] = {
+                key: sum(state[key].numel() for state in optimizer.state.values()) for key in ("exp_avg", "exp_avg_sq")
+            }
+            seen["master_dtypes"] = {masters.dtype for masters in optimizer.single_partition_of_fp32_groups}
+            super().close()
+
+    def frozen_tensors(model: KVModulatedBlip2) -> dict[str, Tensor]:
+        trained = {id(p) for p in model.parameters()}
+        parts: dict[str, nn.Module] = {
+            "backbone": model.backbone._model,
+            "efficientnet": model._frozen.efficientnet,
+        }
+        return {
+            f"{part}.{name}": tensor.clone()
+            for part, module in parts.items()
+            for name, tensor in [*module.named_parameters(), *module.named_buffers()]
+            if id(tensor) not in trained
+        }
+
+    monkeypatch.setattr(run_module, "TrainingEngine", Watching)
+    run_training(["model.dtype=bfloat16"])
+    model, before = seen["model"], seen["before"]
+    after = frozen_tensors(model)
+    assert before.keys() == after.keys()
+    assert any("running_mean" in name for name in before)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    elements = sum(p.numel() for p in model.parameters())
+    padding = 64  # DeepSpeed pads each flat group to a few elements
+    for count in seen["state_elements"].values():
+        assert elements <= count <= elements + padding
+    assert seen["master_dtypes"] == {torch.float32}
+
+    # The run trained every one of them, and what forward used is the masters in bf16.
+    adapter = final_adapter(tiny_config.run.output_dir)
+    for name, parameter in model.named_trainables().items():
+        assert parameter.dtype == torch.bfloat16
+        assert torch.equal(parameter, adapter[name].bfloat16()), name
+    first = load_checkpoint(tiny_config.run.output_dir / "best").state.masters
+    moved = {name for name in adapter if not torch.equal(adapter[name], first[name])}
+    assert moved == adapter.keys()
+    assert any(not torch.equal(m, m.bfloat16().float()) for m in adapter.values())
+
+
+def test_logs_go_on_after_a_resume_and_tensorboard_reads_them(run_training: Train, tiny_config: Config) -> None:
+    with pytest.raises(Stopped):
+        run_training(stop_before_step=6)
+    run_training(resume="latest")
+    run_dir = tiny_config.run.output_dir
+    records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    steps = [record["step"] for record in records if record["kind"] == "train"]
+    assert steps == [2, 4, 6, 8, 9, 10, 12, 14, 16, 18]
+    assert all(record["loss"] > 0 and record["grad_norm"] > 0 for record in records if record["kind"] == "train")
+    assert [record["step"] for record in records if record["kind"] == "validation"] == [9, 18]
+    events = EventAccumulator(str(run_dir)).Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == steps
+    assert [event.step for event in events.Scalars("validation/exact_match")] == [9, 18]
+    assert events.Tags()["images"]
+    assert json.loads((run_dir / "environment.json").read_text())
+    assert (run_dir / "best").resolve().name.startswith("step_")
+
+
+def poison(model_step: Callable[[int], bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the loss infinite in the forward passes that `model_step` picks, counted from 0."""
+    forward, calls = KVModulatedBlip2.forward, iter(range(10_000))
+
+    def poisoned(self: KVModulatedBlip2, batch: object) -> AnswerLoss:
+        loss = forward(self, batch)
+        return loss._replace(loss_sum=loss.loss_sum * torch.inf) if model_step(next(calls)) else loss
+
+    monkeypatch.setattr(KVModulatedBlip2, "forward", poisoned)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_step_that_is_not_finite_is_skipped_and_counted(
+    run_training: Train, tiny_config: Config, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    poison(lambda call: call in (3, 7), monkeypatch)
+    progress = run_training([f"model.dtype={dtype}"])
+    assert progress.step == STEPS
+    assert progress.skipped_steps == 2
+    assert progress.nonfinite_steps_in_a_row == 0
+    assert all(torch.isfinite(tensor).all() for tensor in final_adapter(tiny_config.run.output_dir).values())
+
+
+def test_too_many_in_a_row_fail_the_run(run_training: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    poison(lambda call: call >= 5, monkeypatch)
+    with pytest.raises(RunFailed, match="step 8: loss or gradient was not finite in 3 steps in a row"):
+        run_training(["training.max_nonfinite_steps=3"])
+
+
+def test_training_stops_early_when_validation_does_not_improve(run_training: Train) -> None:
+    # Random weights never answer right: the first epoch's EM of 0 is the best, the second's no better.
+    progress = run_training(["training.num_epochs=9", "training.early_stopping_patience=1"])
+    assert (progress.step, progress.epoch, progress.best_step) == (18, 2, 9)
+
+
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_taken(
+    run_training: Train, tiny_config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_training()
+    run_dir = tiny_config.run.output_dir
+    expected = final_bytes(run_dir)
+    adapter = run_dir / "checkpoints" / "step_00000018" / "adapter.safetensors"
+    damaged = bytearray(adapter.read_bytes())
+    damaged[-5] ^= 1
+    adapter.write_bytes(damaged)
+    assert run_training(resume="latest").step == STEPS
+    assert "adapter.safetensors does not match its checksum" in capsys.readouterr().err
+    assert final_bytes(run_dir) == expected
+
+
+def test_another_order_or_other_weights_are_refused(
+    run_training: Train, tiny_config: Config, tiny_world: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(Stopped):
+        run_training(stop_before_step=6)
+    for override, message in {
+        "training.seed=7": "was trained with training.seed=1337, now 7",
+        "training.batch_size=8": "was trained with training.batch_size=4, now 8",
+        "kv_modulation.num_prefix_tokens=3": r"generator.mlp.2.bias \(checkpoint: \(96,\), config: \(144,\)\)",
+        "trainable.qformer_cross_attention=false": "its trainables differ from this config's in 20 tensors",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            run_training([override], resume="latest")
+
+    fewer = tmp_path / "fewer.csv"
+    fewer.write_text("\n".join((tiny_world / "train.csv").read_text().splitlines()[:-1]))
+    with pytest.raises(UserError, match="has other rows than the run was trained on"):
+        run_training([f"dataset.train={fewer}"], resume="latest")
+
+    other = tmp_path / "other_blip2"
+    shutil.copytree(tiny_world / "blip2", other)
+    weights = bytearray((other / "model.safetensors").read_bytes())
+    weights[-1] ^= 0x40  # the last byte is the exponent of some frozen fp32 value
+    (other / "model.safetensors").write_bytes(weights)
+    with pytest.raises(UserError, match="was trained on other frozen weights"):
+        run_training([f"model.blip2={other}"], resume="latest")
+
+
+def test_wrong_data_stops_the_run_before_its_folder_is_made(
+    run_training: Train, tiny_config: Config, tiny_world: Path, tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.csv"
+    bad.write_text("image,question,answer\ntrain0.png,What?,\nnowhere.png,What?,oil\n")
+    with pytest.raises(UserError) as error:
+        run_training([f"dataset.train={bad}"])
+    assert "bad.csv:2: empty answer" in str(error.value)
+    assert "bad.csv:3: " in str(error.value)
+    assert not tiny_config.run.output_dir.exists()
+
+
+def test_lora_trains_and_resumes_like_the_rest(run_training: Train, tiny_config: Config, tmp_path: Path) -> None:
+    lora = ["trainable.lora.targets=[qformer, opt]", "trainable.lora.rank=2"]
+    run_training(lora)
+    expected = final_bytes(tiny_config.run.output_dir)
+    output = [*lora, f"run.output_dir={tmp_path / 'stopped'}"]
+    with pytest.raises(Stopped):
+        run_training(output, stop_before_step=7)
+    run_training(output, resume="latest")
+    assert final_bytes(tmp_path / "stopped") == expected
+    assert any("lora_B" in name and tensor.any() for name, tensor in final_adapter(tmp_path / "stopped").items())
+
+
+def test_accumulation_gives_the_weights_of_larger_batches(
+    run_training: Train, tiny_config: Config, tmp_path: Path
+) -> None:
+    """A step of 3 micro-batches is one step whatever the batches' sizes; only rounding differs."""
+    settings = ["training.gradient_accumulation_steps=3", "training.num_epochs=1"]
+    progress = run_training(settings)
+    assert progress.step == 3
+    checkpointed = run_training(
+        [*settings, "training.activation_checkpointing=true", f"run.output_dir={tmp_path / 'other'}"]
+    )
+    assert checkpointed.step == 3
+    assert final_bytes(tmp_path / "other") == final_bytes(tiny_config.run.output_dir)
+
+
+def test_the_offload_file_trains_to_the_same_weights(run_training: Train, tiny_config: Config, tmp_path: Path) -> None:
+    run_training(["training.num_epochs=1"])
+    offloaded = tmp_path / "offloaded"
+    run_training(
+        ["training.num_epochs=1", "training.deepspeed=zero2_bf16_offload_optimizer.json", f"run.output_dir={offloaded}"]
+    )
+    # The same arithmetic in another order of clipping; the worst seen is 1e-7.
+    assert (
+        adapter_change(final_adapter(offloaded), final_adapter(override_config(tiny_config, []).run.output_dir)) < 1e-5
+    )
