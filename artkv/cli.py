@@ -1,6 +1,7 @@
 """The command line: one function a verb, wiring only."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,7 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return command(options)
     except UserError as error:
-        print(f"artkv: {error}", file=sys.stderr)
+        if error.on_one_rank or os.environ.get("RANK", "0") == "0":
+            print(f"artkv: {error}", file=sys.stderr)
         return WRONG_INPUT
     except RunFailed as error:
         print(f"artkv: run failed: {error}", file=sys.stderr)
@@ -42,9 +44,7 @@ def train(options: argparse.Namespace) -> int:
         progress = run_training(config, options.resume, world)
         if world.is_main:
             best = progress.best_exact_match
-            score = (
-                "" if best is None else f"; best validation exact match {best:.3f} at step {progress.best_step}"
-            )
+            score = "" if best is None else f"; best validation exact match {best:.3f} at step {progress.best_step}"
             print(f"done after {progress.step} steps in {config.run.output_dir}{score}")
     return DONE
 
@@ -83,7 +83,7 @@ def ask(options: argparse.Namespace) -> int:
 def check(options: argparse.Namespace) -> int:
     """Lists everything that would stop a run."""
     from artkv.config import load_config
-    from artkv.preflight import find_obstacles
+    from artkv.planning.preflight import find_obstacles
 
     config = load_config(options.config, options.set)
     obstacles = find_obstacles(config)
@@ -134,9 +134,7 @@ def _parser() -> argparse.ArgumentParser:
 
     verb = _add_verb(verbs, "evaluate", evaluate, "score a checkpoint, with the prefix on, off or shuffled")
     _add_checkpoint(verb)
-    verb.add_argument(
-        "--split", choices=("train", "val", "test"), default="val", help="which CSV file (default val)"
-    )
+    verb.add_argument("--split", choices=("train", "val", "test"), default="val", help="which CSV file (default val)")
     verb.add_argument(
         "--prefix",
         choices=("on", "off", "shuffled"),
@@ -157,9 +155,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_checkpoint(verb)
     verb.add_argument("picture", metavar="IMAGE", help="path of a picture")
     verb.add_argument("question", metavar="QUESTION", help='such as "Which style is this?"')
-    verb.add_argument(
-        "--prefix", choices=("on", "off"), default="on", help="off: without the art encoder's prefix"
-    )
+    verb.add_argument("--prefix", choices=("on", "off"), default="on", help="off: without the art encoder's prefix")
 
     verb = _add_verb(verbs, "check", check, "list everything in config, data and models that would stop a run")
     _add_config(verb)
@@ -170,9 +166,7 @@ def _parser() -> argparse.ArgumentParser:
 
         add_arguments(verb)
 
-    verb = _add_verb(
-        verbs, "quickstart", quickstart, "make a small world of paintings and run the whole job on it"
-    )
+    verb = _add_verb(verbs, "quickstart", quickstart, "make a small world of paintings and run the whole job on it")
     verb.add_argument(
         "--output-dir",
         default="outputs/quickstart",

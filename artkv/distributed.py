@@ -78,17 +78,18 @@ def launched_place(environment: Mapping[str, str]) -> tuple[int, int, int] | Non
     if missing:
         raise UserError(
             f"environment: RANK or WORLD_SIZE is set but {', '.join(missing)} is not; start through "
-            "`deepspeed` or `torchrun`, or unset RANK and WORLD_SIZE to run one process"
+            "`deepspeed` or `torchrun`, or unset RANK and WORLD_SIZE to run one process",
+            on_one_rank=True,
         )
     try:
         rank, local_rank, size = (int(environment[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
     except ValueError:
         values = {name: environment[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
-        raise UserError(f"environment: {values} must be whole numbers; start through a launcher") from None
+        raise UserError(f"environment: {values} must be whole numbers; start through a launcher", True) from None
     if not 0 <= rank < size or local_rank < 0:
         raise UserError(
-            f"environment: RANK={rank}, LOCAL_RANK={local_rank} do not fit WORLD_SIZE={size}; "
-            "start through a launcher"
+            f"environment: RANK={rank}, LOCAL_RANK={local_rank} do not fit WORLD_SIZE={size}; start through a launcher",
+            on_one_rank=True,
         )
     return rank, local_rank, size
 
@@ -130,7 +131,8 @@ def _device(local_rank: int) -> torch.device:
     if local_rank >= torch.cuda.device_count():
         raise UserError(
             f"environment: LOCAL_RANK={local_rank} but this host shows {torch.cuda.device_count()} CUDA "
-            "device(s); start at most one process a GPU"
+            "device(s); start at most one process a GPU",
+            on_one_rank=True,
         )
     device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)

@@ -1,6 +1,8 @@
 """Tiny models and data in the true formats, made once a session."""
 
 import csv
+import os
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,8 @@ from transformers import (
 from artkv.config import Config, load_config
 from artkv.quickstart.tokenizer import train_tokenizer
 
+# Tiny shapes gain nothing from more, and processes that tests start inherit it.
+os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
 TINY_TEXTS = [
@@ -122,3 +126,11 @@ def tiny_world(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: PreTrai
 def tiny_config(tiny_world: Path, tmp_path: Path) -> Config:
     """Settings of a run on `tiny_world` that writes into the test's own folder."""
     return load_config(tiny_world / "config.yaml", [f"run.output_dir={tmp_path / 'run'}"])
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A TCP port of the loopback address that nothing listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]

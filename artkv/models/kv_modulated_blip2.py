@@ -57,9 +57,7 @@ class KVModulatedBlip2(nn.Module):
         super().__init__()
         self._frozen = frozen
         # "." is not allowed in the name of a registered parameter.
-        self.trainables = nn.ParameterDict(
-            {name.replace(".", "/"): trainables[name] for name in sorted(trainables)}
-        )
+        self.trainables = nn.ParameterDict({name.replace(".", "/"): trainables[name] for name in sorted(trainables)})
 
     @property
     def backbone(self) -> Blip2Backbone:
@@ -136,9 +134,7 @@ class KVModulatedBlip2(nn.Module):
         """Greedy answers, without the question and cut at the newline; the same alone and in a batch."""
         embeds_QSD, mask_QS = self._prompt_embeddings(visual_IKD, questions)
         tokenizer = self.backbone.tokenizer
-        token_ids = generate_token_ids(
-            self.backbone.language_model, tokenizer, embeds_QSD, mask_QS, max_new_tokens
-        )
+        token_ids = generate_token_ids(self.backbone.language_model, tokenizer, embeds_QSD, mask_QS, max_new_tokens)
         answers: Sequence[str] = tokenizer.batch_decode(token_ids, skip_special_tokens=True)
         return [answer.split("\n", 1)[0].strip() for answer in answers]
 

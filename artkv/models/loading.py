@@ -89,6 +89,4 @@ def build_model(
 def painting_transform(model: KVModulatedBlip2, efficientnet: EfficientNetConfig) -> PaintingTransform:
     """The views that this model's encoders want of a picture."""
     vit = model.backbone.image_settings
-    return PaintingTransform(
-        vit.size, vit.mean, vit.std, efficientnet.image_size, efficientnet.mean, efficientnet.std
-    )
+    return PaintingTransform(vit.size, vit.mean, vit.std, efficientnet.image_size, efficientnet.mean, efficientnet.std)

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, Blip2Config, Blip2ForConditionalGeneration, BlipImageProcessor
 
+from artkv.datasets.tokenization import newline_token_id
 from artkv.errors import UserError
 from artkv.kv_modulation import KVPrefix, install_prefixed_cross_attention
 from artkv.models.backbone import ImageSettings
-from artkv.models.weight_files import TensorSource, digests, open_weights
+from artkv.models.weight_files import PickledSource, SafetensorsSource, TensorSource, digests, open_weights
 
 # Tied to the token embedding: a file may hold it or leave it out, and it is never read.
 _TIED = "language_model.lm_head.weight"
@@ -93,15 +94,29 @@ def load_transformers_backbone(blip2: str, dtype: torch.dtype, device: torch.dev
     Raises:
         UserError: if there is no such folder, a key is missing or unexpected, or a shape does not fit.
     """
+    model, tokenizer, image_settings, source = open_transformers_folder(blip2)
+    _assign(model, source, dtype, device)
+    model.eval().requires_grad_(False)
+    return TransformersBackbone(model, tokenizer, image_settings, source)
+
+
+def open_transformers_folder(
+    blip2: str,
+) -> tuple[Blip2ForConditionalGeneration, Any, ImageSettings, SafetensorsSource | PickledSource]:
+    """Everything but the weights' values: the model on the meta device, tokenizer, image settings, weights.
+
+    All that can be wrong with the folder is found here, in a second or two; see
+    `load_transformers_backbone` for what it raises.
+    """
     folder = _local_folder(blip2)
     config = _read_config(folder, blip2)
     source = open_weights(folder)
     with torch.device("meta"):  # shapes only: no time and no memory for random weights
         model = Blip2ForConditionalGeneration(config)
     _check_keys(model, source, folder)
-    _assign(model, source, dtype, device)
-    model.eval().requires_grad_(False)
-    return TransformersBackbone(model, _load_tokenizer(folder, config), _image_settings(folder), source)
+    tokenizer = _load_tokenizer(folder, config)
+    newline_token_id(tokenizer)
+    return model, tokenizer, _image_settings(folder), source
 
 
 def _local_folder(blip2: str) -> Path:
@@ -154,9 +169,7 @@ def _check_keys(model: nn.Module, source: TensorSource, folder: Path) -> None:
             "give the folder of one BLIP-2 OPT model as save_pretrained wrote it"
         )
     if _TIED in source.names() and not torch.equal(source.tensor(_TIED), source.tensor(_EMBEDDING)):
-        raise UserError(
-            f"{folder}: {_TIED} differs from {_EMBEDDING}; artkv reads models with tied embeddings only"
-        )
+        raise UserError(f"{folder}: {_TIED} differs from {_EMBEDDING}; artkv reads models with tied embeddings only")
 
 
 def _assign(

@@ -219,9 +219,7 @@ def check_fits(checkpoint: Checkpoint, trainables: Mapping[str, Tensor], frozen_
     expected = {name: tuple(tensor.shape) for name, tensor in trainables.items()}
     found = {name: tuple(tensor.shape) for name, tensor in checkpoint.state.masters.items()}
     if expected != found:
-        differing = sorted(
-            name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
-        )
+        differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
         first = differing[0]
         raise UserError(
             f"{checkpoint.path}: its trainables differ from this config's in {len(differing)} tensors, first "
@@ -257,9 +255,7 @@ def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _file_sha256(path: Path) -> str:
     with path.open("rb") as file:
-        return (
-            hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _chunked(file)
-        )
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _chunked(file)
 
 
 def _chunked(file: Any) -> str:

@@ -121,9 +121,7 @@ class TrainingEngine:
         # DeepSpeed 0.19 links parameters to Adam's state once, after the first group's update, when the
         # second group has no state yet; without this its moments could not be read.
         optimizer = self._engine.optimizer
-        for bit16_group, masters in zip(
-            optimizer.bit16_groups, optimizer.single_partition_of_fp32_groups, strict=True
-        ):
+        for bit16_group, masters in zip(optimizer.bit16_groups, optimizer.single_partition_of_fp32_groups, strict=True):
             lazy_init_hp_params_optimizer_state(bit16_group, masters, optimizer.state)
 
     def _set_state(self, state: TrainableState) -> None:

@@ -60,9 +60,7 @@ def train(config: Config, resume: str | Literal["latest", "auto"] | None, world:
         config.model, config.efficientnet, config.kv_modulation, config.trainable, training.seed,
         world.device, training.activation_checkpointing,
     )  # fmt: skip
-    identity = Identity(
-        built.frozen_hash, data_hash, training.seed, training.batch_size, accumulation * world.size
-    )
+    identity = Identity(built.frozen_hash, data_hash, training.seed, training.batch_size, accumulation * world.size)
     state, progress = _starting_point(built, checkpoint)
     model = built.model
     engine = TrainingEngine(
@@ -193,10 +191,10 @@ def _write_run_files(run_dir: Path, config: Config, checkpoint: Checkpoint | Non
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "config.yaml").write_text(dump_config(config), encoding="utf-8")
     (run_dir / "environment.json").write_text(json.dumps(environment_report(), indent=2), encoding="utf-8")
-    if checkpoint is not None and checkpoint.progress.best_step == checkpoint.progress.step:
-        # A kill between the checkpoint and its mark would have lost the mark.
-        if checkpoint.path.parent.parent.resolve() == run_dir.resolve():
-            mark_best(run_dir, checkpoint.progress.step)
+    if checkpoint is None or checkpoint.progress.best_step != checkpoint.progress.step:
+        return
+    if checkpoint.path.resolve().parent == (run_dir / "checkpoints").resolve():
+        mark_best(run_dir, checkpoint.progress.step)  # a kill between the checkpoint and its mark loses the mark
 
 
 def _summary(built: BuiltModel, table: QuestionTable, steps: int, world: World) -> str:
@@ -224,8 +222,7 @@ def _validation(
         answers = answer_questions(model, table, transform, settings, world)
         scores = score_answers(answers, table, config.evaluation.bootstrap_samples, config.training.seed)
         metrics = {
-            name: getattr(scores.overall, name).value
-            for name in ("exact_match", "bleu", "bleu_artquest", "token_f1")
+            name: getattr(scores.overall, name).value for name in ("exact_match", "bleu", "bleu_artquest", "token_f1")
         }
         metrics |= {f"exact_match/{kind}": group.exact_match.value for kind, group in scores.by_type.items()}
         log.validation(step, metrics, _samples(table, answers) if world.is_main else ())

@@ -1,0 +1,179 @@
+"""The settings of `artkv art-encoder`, and the command-line arguments that give them."""
+
+import argparse
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from typing_extensions import Self
+
+from artkv.errors import UserError
+
+
+class ArtEncoderSettings(BaseModel):
+    """How to train the art encoder; the defaults are meant for WikiArt's 80,000 paintings on one GPU."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    data: Path = Field(
+        description="WikiArt: a folder that holds one folder of pictures for each style (root/Baroque/*.jpg), "
+        "or a CSV file with columns image, style"
+    )
+    image_root: Path | None = Field(
+        default=None,
+        description="folder to which a CSV's image column is relative; by default the CSV's own folder",
+    )
+    validation: Path | None = Field(
+        default=None,
+        description="pictures to validate on, as a folder or CSV like the data; by default a part of the data "
+        "is split off, the same one for the same seed",
+    )
+    validation_fraction: float = Field(
+        default=0.1,
+        gt=0,
+        lt=1,
+        description="part of each style that is split off where no validation set is given",
+    )
+    output_dir: Path = Field(
+        default=Path("outputs/art_encoder"),
+        description="where to write ARCHITECTURE.safetensors (what efficientnet.checkpoint names in `artkv "
+        "train`'s config), metrics.jsonl, per_style.csv and the state for --resume",
+    )
+    resume: bool = Field(
+        default=False,
+        description="go on from the last whole epoch in the output folder (or start, if there is none); the "
+        "result is the one that an uninterrupted run would have given",
+    )
+    architecture: str = Field(default="efficientnet_b3", description="a timm EfficientNet")
+    image_size: int = Field(
+        default=300,
+        ge=32,
+        description="side of the square picture in pixels; give efficientnet.image_size the same in `artkv train`",
+    )
+    initial_checkpoint: Path | None = Field(
+        default=None,
+        description="weights to start from, in timm's or torchvision's layout (.pth, .safetensors), ImageNet's "
+        "say; the classifier is replaced. Strongly advised on real paintings; by default random weights",
+    )
+    epochs: int = Field(
+        default=30, gt=0, description="passes over as many pictures as the training set has; sets the schedule"
+    )
+    batch_size: int = Field(default=64, ge=2, description="pictures a step; halve it if the GPU's memory overflows")
+    learning_rate: float = Field(
+        default=3e-4,
+        gt=0,
+        description="AdamW's highest rate, reached after the warm-up; scale it with the batch size",
+    )
+    minimum_learning_rate: float = Field(
+        default=1e-6, ge=0, description="rate at which the cosine schedule ends after the last step"
+    )
+    warmup_fraction: float = Field(
+        default=0.05, ge=0, lt=1, description="part of all steps in which the rate rises from 0"
+    )
+    weight_decay: float = Field(default=0.05, ge=0, description="AdamW's, not applied to biases and BatchNorm")
+    max_grad_norm: float = Field(default=1.0, gt=0, description="longer gradients are clipped to this norm")
+    label_smoothing: float = Field(
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="part of the target spread over all styles: style labels are often debatable",
+    )
+    mixup: float = Field(
+        default=0.2, ge=0, description="alpha of mixup, which blends two pictures and their labels; 0: never"
+    )
+    cutmix: float = Field(
+        default=0.2, ge=0, description="alpha of cutmix, which pastes a part of one picture into another; 0: never"
+    )
+    mix_probability: float = Field(
+        default=0.5, ge=0, le=1, description="part of the batches that mixup or cutmix is applied to"
+    )
+    drop_rate: float = Field(default=0.3, ge=0, lt=1, description="dropout before the classifier")
+    drop_path_rate: float = Field(
+        default=0.2, ge=0, lt=1, description="stochastic depth: the rate at which the deepest block is skipped"
+    )
+    smallest_crop: float = Field(
+        default=0.35, gt=0, le=1, description="least part of a picture's area that a random training crop shows"
+    )
+    horizontal_flip: float = Field(default=0.5, ge=0, le=1, description="probability of mirroring a picture")
+    color_jitter: float = Field(
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="random change of brightness, contrast and saturation; small, for the palette is part of a style",
+    )
+    class_balance: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="1: every style is drawn equally often; 0: as often as it has pictures; 0.5: in between, "
+        "gentler on styles of few pictures, which 1 repeats many times an epoch",
+    )
+    ema_decay: float = Field(
+        default=0.9998,
+        ge=0,
+        lt=1,
+        description="decay of the moving average of the weights, which is what is evaluated and saved; it warms "
+        "up, so short trainings need no smaller value",
+    )
+    workers: int = Field(
+        default=4, ge=0, description="processes that decode pictures; the result does not depend on it"
+    )
+    seed: int = Field(default=1337, ge=0, description="settles split, order, augmentation and first weights")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="auto: the GPU if there is one. bfloat16 autocast on a GPU, float32 on a CPU"
+    )
+
+    @model_validator(mode="after")
+    def _mixing_needs_pairs(self) -> Self:
+        if (self.mixup or self.cutmix) and self.batch_size % 2:
+            raise ValueError(
+                f"batch_size is {self.batch_size}: it must be even with mixup or cutmix, which pair the pictures "
+                "of a batch; add one, or set both to 0"
+            )
+        return self
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds an argument for each setting; the field's description is its help."""
+    for name, field in ArtEncoderSettings.model_fields.items():
+        arguments: dict[str, Any] = {"dest": name, "help": (field.description or "").replace("%", "%%")}
+        if field.is_required():
+            parser.add_argument(f"--{name.replace('_', '-')}", required=True, metavar="PATH", **arguments)
+        elif field.annotation is bool:
+            parser.add_argument(f"--{name.replace('_', '-')}", action="store_true", **arguments)
+        else:
+            if field.default is not None:
+                arguments["help"] += f" (default: {field.default})"
+            if get_origin(field.annotation) is Literal:
+                arguments["choices"] = get_args(field.annotation)
+            else:
+                arguments["metavar"] = _metavar(field.annotation)
+            # no default here: what was not given is left to the settings
+            parser.add_argument(f"--{name.replace('_', '-')}", default=argparse.SUPPRESS, **arguments)
+
+
+def settings_from_arguments(arguments: argparse.Namespace) -> ArtEncoderSettings:
+    """The settings that parsed arguments give; other attributes of the namespace are ignored.
+
+    Raises UserError that names each argument that is wrong, its value and what is accepted.
+    """
+    given = {name: value for name, value in vars(arguments).items() if name in ArtEncoderSettings.model_fields}
+    try:
+        return ArtEncoderSettings(**given)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            name = str(problem["loc"][0]) if problem["loc"] else ""
+            if name:
+                accepted = ArtEncoderSettings.model_fields[name].description
+                flag = f"--{name.replace('_', '-')}"
+                lines.append(f"{flag} {problem['input']}: {problem['msg']}; it is: {accepted}")
+            else:
+                lines.append(problem["msg"].removeprefix("Value error, "))
+        raise UserError("art-encoder: " + "\n".join(lines)) from None
+
+
+def _metavar(annotation: Any) -> str:
+    kinds = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
+    return {Path: "PATH", int: "N", float: "X"}.get(kinds[0], "NAME")
