@@ -1,8 +1,8 @@
 """artkv trains BLIP-2 to answer questions about paintings, with key/value prefixes from an art encoder.
 
-    from artkv import load_config, load_model
-    model = load_model(load_config("my.yaml"), checkpoint="outputs/demo/checkpoints/latest")
-    print(model.ask("painting.jpg", "Which style is this?"))
+from artkv import load_config, load_model
+model = load_model(load_config("my.yaml"), checkpoint="outputs/demo/checkpoints/latest")
+print(model.ask("painting.jpg", "Which style is this?"))
 """
 
 from typing import TYPE_CHECKING, Any

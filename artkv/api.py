@@ -120,9 +120,7 @@ def evaluate(
         results[ablation.name] = scores
         if world.is_main:
             conditions = {"checkpoint": str(folder), "split": split} | vars(ablation)
-            write_results(
-                run_dir_of(folder) / "eval" / f"{split}-{ablation.name}", table, answers, scores, conditions
-            )
+            write_results(run_dir_of(folder) / "eval" / f"{split}-{ablation.name}", table, answers, scores, conditions)
     world.barrier()
     return results
 

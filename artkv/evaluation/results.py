@@ -1,10 +1,11 @@
 """Writes an evaluation's predictions and scores."""
 
-import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from artkv.datasets.table import QuestionTable
 from artkv.evaluation.scores import Scores, exact_match, token_f1
@@ -19,34 +20,18 @@ def write_results(
     """
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / ".predictions.csv.tmp"
-    with temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(
-            [
-                "question_id",
-                "image",
-                "question",
-                "answer",
-                "prediction",
-                "question_type",
-                "exact_match",
-                "token_f1",
-            ]
-        )
-        for row, prediction in enumerate(answers):
-            answer = table.answers[row]
-            writer.writerow(
-                [
-                    table.question_ids[row],
-                    table.painting_paths[int(table.painting_of_row[row])],
-                    table.questions[row],
-                    answer,
-                    prediction,
-                    table.question_types[row],
-                    int(exact_match(prediction, answer)),
-                    f"{token_f1(prediction, answer):.4f}",
-                ]
-            )
+    pd.DataFrame(
+        {
+            "question_id": list(table.question_ids),
+            "image": [str(table.painting_paths[int(painting)]) for painting in table.painting_of_row],
+            "question": list(table.questions),
+            "answer": list(table.answers),
+            "prediction": list(answers),
+            "question_type": list(table.question_types),
+            "exact_match": [int(exact_match(p, a)) for p, a in zip(answers, table.answers, strict=True)],
+            "token_f1": [round(token_f1(p, a), 4) for p, a in zip(answers, table.answers, strict=True)],
+        }
+    ).to_csv(temporary, index=False)
     temporary.replace(folder / "predictions.csv")
     temporary = folder / ".metrics.json.tmp"
     temporary.write_text(json.dumps({**conditions, **scores.to_json()}, indent=2), encoding="utf-8")

@@ -44,9 +44,7 @@ class PrefixedCrossAttention(nn.Module):
     layer's at g = 0. (Keys and values of zero would not be: they take attention mass.)
     """
 
-    def __init__(
-        self, query: nn.Module, key: nn.Module, value: nn.Module, num_heads: int, layer_index: int
-    ) -> None:
+    def __init__(self, query: nn.Module, key: nn.Module, value: nn.Module, num_heads: int, layer_index: int) -> None:
         super().__init__()
         self.query = query
         self.key = key

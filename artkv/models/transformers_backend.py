@@ -185,6 +185,9 @@ def _assign(
 
 
 def _load_tokenizer(folder: Path, config: Any) -> Any:
+    # Without these transformers makes an empty tokenizer, and says nothing.
+    if not (folder / "tokenizer.json").is_file() and not (folder / "vocab.json").is_file():
+        raise UserError(f"{folder}: no tokenizer there (neither tokenizer.json nor vocab.json); put OPT's files there")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except Exception as error:

@@ -1,0 +1,147 @@
+"""The command line on a run of the tiny world: exit codes, messages, results, and the use from Python."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import artkv.cli as cli
+from artkv import KVPrefixGenerator, load_config, load_model
+from artkv.config import override_config
+from artkv.distributed import World
+from artkv.training.run import train
+from tests.training.conftest import one_process as one_process  # a fixture
+
+
+@pytest.fixture(scope="module")
+def trained_run(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory, one_process: World) -> Path:
+    output = tmp_path_factory.mktemp("cli") / "run"
+    config = load_config(tiny_world / "config.yaml", [f"run.output_dir={output}", "training.num_epochs=1"])
+    train(config, None, one_process)
+    return output
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch, one_process: World) -> None:
+    """Lets the verbs use the session's process group, as DeepSpeed allows only one."""
+    from contextlib import nullcontext
+
+    monkeypatch.setattr("artkv.distributed.process_group", lambda minutes: nullcontext(one_process))
+
+
+def test_evaluate_writes_and_prints_every_ablation(
+    trained_run: Path, tiny_world: Path, capsys: pytest.CaptureFixture[str], in_process: None
+) -> None:
+    assert cli.main(["evaluate", "--checkpoint", str(trained_run), "--all-ablations"]) == 0
+    header = capsys.readouterr().out.splitlines()[0].split()
+    assert header[2:] == ["on", "off", "shuffled", "on-blank"]
+    answers = {}
+    for name in ("on", "off", "shuffled", "on-blank"):
+        folder = trained_run / "eval" / f"val-{name}"
+        with (folder / "predictions.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        with (tiny_world / "val.csv").open() as file:
+            expected = list(csv.DictReader(file))
+        assert [row["question_id"] for row in rows] == [row["question_id"] for row in expected]
+        assert [row["answer"] for row in rows] == [row["answer"] for row in expected]
+        answers[name] = [row["prediction"] for row in rows]
+        metrics = json.loads((folder / "metrics.json").read_text())
+        right = [row["prediction"].lower() == row["answer"].lower() for row in rows]
+        assert metrics["overall"]["exact_match"]["value"] == pytest.approx(sum(right) / len(right))
+        assert metrics["prefix"] == name.split("-")[0]
+    # One question about a blank picture has one answer, whatever the painting.
+    by_question: dict[str, set[str]] = {}
+    for row, answer in zip(expected, answers["on-blank"], strict=True):
+        by_question.setdefault(row["question"], set()).add(answer)
+    assert all(len(given) == 1 for given in by_question.values())
+
+
+def test_ask_gives_the_evaluations_answer(
+    trained_run: Path, capsys: pytest.CaptureFixture[str], in_process: None
+) -> None:
+    assert cli.main(["evaluate", "--checkpoint", str(trained_run)]) == 0
+    with (trained_run / "eval" / "val-on" / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    capsys.readouterr()
+    for row in rows[:3]:
+        assert cli.main(["ask", "--checkpoint", str(trained_run / "best"), row["image"], row["question"]]) == 0
+        assert capsys.readouterr().out.strip() == row["prediction"]
+
+
+def test_use_from_python(trained_run: Path, tiny_world: Path) -> None:
+    config = override_config(load_config(tiny_world / "config.yaml"), ["training.num_epochs=1"])
+    model = load_model(config, checkpoint=trained_run / "checkpoints" / "latest")
+    picture = tiny_world / "images" / "val0.png"
+    questions = ["What is thing 0?", "What is thing 1?"]
+    assert model.ask(picture, questions) == [model.ask(Image.open(picture), question) for question in questions]
+    assert all(parameter.requires_grad for parameter in model.model.parameters())
+    untrained = load_model(config)
+    before, after = untrained.model.named_trainables(), model.model.named_trainables()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert KVPrefixGenerator.__module__.startswith("artkv.")
+
+
+def test_wrong_input_is_one_message_and_exit_code_1(
+    tiny_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = str(tiny_world / "config.yaml")
+    for arguments, message in [
+        (["train", "--config", "nowhere.yaml"], "config nowhere.yaml: cannot be read"),
+        (["train", "--config", config, "--set", "training.batch_sise=3"], "did you mean 'batch_size'?"),
+        (["evaluate", "--checkpoint", str(tmp_path)], "no checkpoint there"),
+        (["ask", "--checkpoint", str(tmp_path), "x.png", "What?"], "no checkpoint there"),
+    ]:
+        assert cli.main(arguments) == 1
+        error = capsys.readouterr().err
+        assert message in error
+        assert "Traceback" not in error
+
+
+def test_check_lists_everything_and_train_starts_with_nothing_of_it(
+    tiny_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], in_process: None
+) -> None:
+    config = str(tiny_world / "config.yaml")
+    assert cli.main(["check", "--config", config]) == 0
+    assert "no problems found" in capsys.readouterr().out
+    bad = tmp_path / "bad.csv"
+    bad.write_text("image,question,answer\ntrain0.png,What?,\nnowhere.png,What?,oil\n")
+    wrong = ["--config", config, "--set", f"dataset.val={bad}", "--set", f"run.output_dir={tmp_path / 'run'}"]
+    extra = [
+        "--set",
+        "model.blip2=./nowhere",
+        "--set",
+        f"efficientnet.checkpoint={bad}",
+        "--set",
+        "training.deepspeed=x",
+    ]
+    assert cli.main(["check", *wrong, *extra]) == 1
+    message = capsys.readouterr().err
+    for part in (
+        "bad.csv:2: empty answer",
+        "bad.csv:3: ",
+        "model.blip2",
+        "training.deepspeed = 'x'",
+        "5 problems found",
+    ):
+        assert part in message, part
+    assert cli.main(["train", *wrong]) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_usage_help_and_the_launchers_argument() -> None:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "artkv", *arguments], capture_output=True, text=True, timeout=60, check=False
+        )
+
+    assert run("trian").returncode == 2
+    assert run().returncode == 2
+    assert "SECTION.KEY=VALUE" in run("--local_rank=1", "train", "--help").stdout
+    quick = "import sys, artkv.cli; artkv.cli._parser().format_help(); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", quick], check=True, timeout=60)
+    assert "--image-size" in run("art-encoder", "--help").stdout
