@@ -32,7 +32,8 @@ setup(
         "sacrebleu>=2.4,<3",
         "tensorboard>=2.18,<3",
         "tqdm>=4.66",
+        "typing_extensions>=4.10",
     ],
-    extras_require={"dev": ["pytest>=8.3", "ruff>=0.9", "mypy>=1.14", "types-PyYAML", "pandas-stubs", "pre-commit"]},
+    extras_require={"dev": ["pytest>=8.3", "ruff>=0.9", "mypy>=1.14", "types-PyYAML", "psutil", "pre-commit"]},
     entry_points={"console_scripts": ["artkv = artkv.cli:main"]},
 )

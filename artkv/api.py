@@ -83,7 +83,7 @@ def load_model(
     )
     if checkpoint is not None:
         loaded = load_checkpoint(resolve_checkpoint(Path(checkpoint)))
-        check_fits(loaded, built.initial_values, built.frozen_hash)
+        check_fits(loaded, config, built.initial_values, built.frozen_hash)
         built.model.load_trainables(loaded.state.masters)
     transform = painting_transform(built.model, config.efficientnet)
     return LoadedModel(built.model, transform, config, device)
@@ -103,8 +103,11 @@ def evaluate(
     table = read_table(csv_path, ImageIndex(config.dataset.image_root))
     folder = resolve_checkpoint(Path(checkpoint))
     loaded = load_model(config, folder, world.device)
-    if any(ablation.prefix == "shuffled" for ablation in ablations) and not loaded.model.has_prefix:
-        ablations = [ablation for ablation in ablations if ablation.prefix != "shuffled"]
+    if not loaded.model.has_prefix and any(ablation.prefix == "shuffled" for ablation in ablations):
+        raise UserError(
+            f"{folder}: was trained with kv_modulation.enabled: false and has no prefix to shuffle; "
+            "leave --prefix and --all-ablations out"
+        )
     results: dict[str, Scores] = {}
     for ablation in ablations:
         bar = tqdm(

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     # The DeepSpeed launcher puts --local_rank=N before the verb; LOCAL_RANK says the same.
     given = [argument for argument in given if not argument.startswith("--local_rank=")]
-    options = _parser().parse_args(given)
+    options = _parser(with_art_encoder="art-encoder" in given).parse_args(given)
     command: Callable[[argparse.Namespace], int] = options.command
     try:
         return command(options)
@@ -30,6 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return WRONG_INPUT
     except RunFailed as error:
         print(f"artkv: run failed: {error}", file=sys.stderr)
+        return RUN_FAILED
+    except Exception:
+        traceback.print_exc()
         return RUN_FAILED
 
 
@@ -114,7 +118,7 @@ def quickstart(options: argparse.Namespace) -> int:
     return DONE
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(with_art_encoder: bool = False) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="artkv",
         description="Trains BLIP-2 to answer questions about paintings, with key/value prefixes from an art encoder.",
@@ -161,7 +165,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_config(verb)
 
     verb = _add_verb(verbs, "art-encoder", art_encoder, "train an EfficientNet on WikiArt's styles")
-    if "art-encoder" in sys.argv:  # its settings take pydantic and seconds of imports
+    if with_art_encoder:  # its settings take pydantic, which other verbs' help need not wait for
         from artkv.training.art_encoder_arguments import add_arguments
 
         add_arguments(verb)
@@ -201,7 +205,7 @@ def _add_checkpoint(verb: argparse.ArgumentParser) -> None:
         "--checkpoint",
         required=True,
         metavar="PATH",
-        help="a checkpoint's folder, a run's folder, or a run's best",
+        help="a checkpoint's folder, a run's folder (its newest), or its best or checkpoints/latest",
     )
     _add_overrides(verb)
 

@@ -3,6 +3,7 @@
 import csv
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from transformers import (
 )
 
 from artkv.config import Config, load_config
+from artkv.distributed import World, process_group
 from artkv.quickstart.tokenizer import train_tokenizer
 
 # Tiny shapes gain nothing from more, and processes that tests start inherit it.
@@ -134,3 +136,10 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def one_process() -> Iterator[World]:
+    """DeepSpeed keeps process groups in globals, so all runs of this process share one."""
+    with process_group(timeout_minutes=1) as world:
+        yield world

@@ -15,7 +15,6 @@ from artkv import KVPrefixGenerator, load_config, load_model
 from artkv.config import override_config
 from artkv.distributed import World
 from artkv.training.run import train
-from tests.training.conftest import one_process as one_process  # a fixture
 
 
 @pytest.fixture(scope="module")

@@ -188,6 +188,16 @@ class Config(Section):
     distributed: DistributedConfig = DistributedConfig()
 
     @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> "Config":
+        for key in ("opt", "vit"):
+            if getattr(self.model, key) is not None:
+                raise ValueError(f"model.{key} is for a LAVIS .pth in model.blip2, which this version does not read")
+        for key in ("slots", "resident_blocks", "memory_budget"):
+            if getattr(self.frozen, key) != FrozenConfig.model_fields[key].default:
+                raise ValueError(f"frozen.{key} is for streamed blocks and does nothing with frozen.opt: resident")
+        return self
+
+    @model_validator(mode="after")
     def _something_trains(self) -> "Config":
         trains = (
             self.kv_modulation.enabled or self.trainable.qformer_cross_attention or bool(self.trainable.lora.targets)

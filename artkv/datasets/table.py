@@ -54,14 +54,13 @@ class QuestionTable:
         return f"{self.path}:{self.line_numbers[row]}"
 
 
-def read_table(csv_path: Path, images: ImageIndex, decode: bool = False) -> QuestionTable:
+def read_table(csv_path: Path, images: ImageIndex) -> QuestionTable:
     """Reads a CSV file; raises one `UserError` that lists everything that is wrong with it.
 
-    With `decode` each picture is decoded as well, as `find_problems` does; one rank of a run does that,
-    the others need not.
+    Pictures are found but not decoded: `find_problems` does that.
     """
     csv_path = Path(csv_path)
-    content, paths, problems = _read_and_check(csv_path, images, decode)
+    content, paths, problems = _read_and_check(csv_path, images)
     if problems:
         raise UserError(format_problems(problems))
     records = content.records
@@ -79,24 +78,25 @@ def read_table(csv_path: Path, images: ImageIndex, decode: bool = False) -> Ques
     )
 
 
-def find_problems(csv_path: Path, images: ImageIndex, decode: bool = True) -> list[Problem]:
+def find_problems(csv_path: Path, images: ImageIndex, share: tuple[int, int] = (0, 1)) -> list[Problem]:
     """Everything that is wrong with a CSV file and its pictures, in the order of its lines.
 
-    A picture's problem is told once, at the first row that names it. With `decode` each distinct picture
-    is decoded once, in threads, behind a progress bar if stderr is a terminal; without it damaged
-    pictures go unseen. Raises `UserError` if the CSV file itself cannot be opened.
+    A picture's problem is told once, at the first row that names it. Each distinct picture is decoded
+    once, in threads, behind a progress bar if stderr is a terminal. With a share of (rank, world size)
+    only every world size'th picture is: all ranks' answers together are the whole.
+    Raises `UserError` if the CSV file itself cannot be opened.
     """
-    return _read_and_check(Path(csv_path), images, decode)[2]
+    content, paths, problems = _read_and_check(Path(csv_path), images)
+    problems += _damaged_pictures(Path(csv_path), content.records, paths, share)
+    return sorted(problems, key=lambda problem: problem.line)
 
 
-def _read_and_check(csv_path: Path, images: ImageIndex, decode: bool) -> tuple[Records, dict[str, Path], list[Problem]]:
+def _read_and_check(csv_path: Path, images: ImageIndex) -> tuple[Records, dict[str, Path], list[Problem]]:
     content = read_records(csv_path)
     problems = [*content.problems]
     problems += _text_problems(csv_path, content)
     paths, picture_problems = _find_pictures(csv_path, content.records, images)
     problems += picture_problems
-    if decode:
-        problems += _damaged_pictures(csv_path, content.records, paths)
     return content, paths, sorted(problems, key=lambda problem: problem.line)
 
 
@@ -142,15 +142,24 @@ def _find_pictures(csv_path: Path, records: list[Record], images: ImageIndex) ->
     return paths, problems
 
 
-def _damaged_pictures(csv_path: Path, records: list[Record], paths: dict[str, Path]) -> list[Problem]:
-    rows_of_path = _lines_by(paths.get(record.cells.get("image", "")) for record in records)
-    rows_of_path.pop(None, None)
+def _damaged_pictures(
+    csv_path: Path, records: list[Record], paths: dict[str, Path], share: tuple[int, int]
+) -> list[Problem]:
+    rank, world_size = share
+    all_rows = _lines_by(paths.get(record.cells.get("image", "")) for record in records)
+    all_rows.pop(None, None)
+    rows_of_path = dict(list(all_rows.items())[rank::world_size])
     threads = min(_MOST_DECODING_THREADS, os.cpu_count() or 1)
     problems = []
     with ThreadPoolExecutor(threads) as pool:
         damages = pool.map(picture_damage, rows_of_path)
-        # disable=None: a bar only if stderr is a terminal.
-        progress = tqdm(damages, total=len(rows_of_path), desc="checking pictures", unit="picture", disable=None)
+        progress = tqdm(
+            damages,
+            total=len(rows_of_path),
+            desc="checking pictures",
+            unit="picture",
+            disable=True if rank else None,  # None: a bar only if stderr is a terminal
+        )
         for damage, rows in zip(progress, rows_of_path.values(), strict=True):
             if damage:
                 at = [records[row].line for row in rows]

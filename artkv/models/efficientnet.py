@@ -135,6 +135,12 @@ def load_efficientnet(config: EfficientNetConfig) -> EfficientNetEncoder:
         )
     backbone = create_efficientnet(config.architecture)
     layout = load_backbone(backbone, config.checkpoint, config.architecture)
+    recorded_size = _recorded(config.checkpoint).get("image_size")
+    if recorded_size is not None and int(recorded_size) != config.image_size:
+        raise UserError(
+            f"{config.checkpoint} was trained at {recorded_size} pixels, but efficientnet.image_size is "
+            f"{config.image_size}; set efficientnet.image_size: {recorded_size}"
+        )
     if layout == "torchvision":
         eps = _TORCHVISION_EPS[_without_tag(config.architecture)]
         for part in backbone.modules():
@@ -179,7 +185,8 @@ def load_backbone(model: EfficientNet, path: Path, architecture: str) -> str:
     Returns the checkpoint's layout, "timm" or "torchvision". A classifier of `model` stays as it is. Raises
     UserError where the file cannot be read or any key is missing, unexpected or of another shape.
     """
-    found, recorded_architecture = _read_checkpoint(path)
+    found = _read_checkpoint(path)
+    recorded_architecture = _recorded(path).get("architecture")
     if recorded_architecture is not None and _without_tag(recorded_architecture) != _without_tag(architecture):
         raise UserError(
             f"{path} was trained as {recorded_architecture}, but efficientnet.architecture is {architecture}; "
@@ -237,17 +244,23 @@ def timm_name(torchvision_name: str) -> str | None:
     return f"blocks.{int(stage) - 1}.{index}.{part_names[part]}.{leaf}"
 
 
-def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], str | None]:
-    """The state dict inside a file, and the architecture that `artkv art-encoder` recorded there, if it did."""
+def _recorded(path: Path) -> dict[str, str]:
+    """What `artkv art-encoder` recorded in its file beside the weights: architecture, image_size and more."""
+    if path.suffix != ".safetensors":
+        return {}
+    with safe_open(path, framework="pt", device="cpu") as file:
+        return file.metadata() or {}
+
+
+def _read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """The state dict inside a file."""
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise UserError(f"{path} {what}; efficientnet.checkpoint must name a .pth or .safetensors file")
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, framework="pt", device="cpu") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
-                return tensors, metadata.get("architecture")
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path} is not a readable safetensors file ({error}); fetch or write it again") from error
     try:
@@ -263,7 +276,7 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], str | None]:
             ) from error
         summary = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} is not a readable PyTorch checkpoint ({summary}); fetch or write it again") from error
-    return _unwrap(loaded, path), None
+    return _unwrap(loaded, path)
 
 
 def _plain_values() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:

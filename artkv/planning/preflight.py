@@ -4,13 +4,16 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from artkv.config import Config, DatasetConfig, ModelConfig, TrainingConfig
+import torch
+
+from artkv.config import Config, DatasetConfig, ModelConfig
 from artkv.config.deepspeed import fill_deepspeed_config, load_deepspeed_config
 from artkv.datasets.image_index import ImageIndex
 from artkv.datasets.table import find_problems
-from artkv.distributed import launched_place
+from artkv.distributed import launched_place, single_process
 from artkv.errors import UserError
 from artkv.models.efficientnet import load_efficientnet
+from artkv.models.precision import resolve_dtype
 from artkv.models.transformers_backend import open_transformers_folder
 
 _SPLITS = ("train", "val", "test")
@@ -19,12 +22,12 @@ _SPLITS = ("train", "val", "test")
 def find_obstacles(config: Config) -> list[str]:
     """Every problem, one a line, each with its place and remedy; empty if a run can start.
 
-    Every picture is decoded once and every tensor's name and shape compared; weights are not read.
+    Every picture is decoded once, every tensor's name and shape compared; BLIP-2's weights are not read.
     """
     checks: list[Callable[[], Iterator[str]]] = [
         _check_environment,
         lambda: _check_output(config.run.output_dir),
-        lambda: _check_deepspeed(config.training),
+        lambda: _check_deepspeed(config),
         lambda: _check_data(config.dataset, needs_val=config.evaluation.each_epoch),
         lambda: _check_blip2(config.model),
         lambda: _check_art_encoder(config),
@@ -49,9 +52,11 @@ def _check_output(output_dir: Path) -> Iterator[str]:
         yield f"run.output_dir = {output_dir}: {existing} is not a folder that can be written; give another"
 
 
-def _check_deepspeed(training: TrainingConfig) -> Iterator[str]:
+def _check_deepspeed(config: Config) -> Iterator[str]:
+    training = config.training
+    is_bf16 = resolve_dtype(config.model.dtype, single_process().device) == torch.bfloat16
     tree = load_deepspeed_config(training.deepspeed)
-    fill_deepspeed_config(tree, training, training.gradient_accumulation_steps, 1, True, 1)
+    fill_deepspeed_config(tree, training, training.gradient_accumulation_steps, 1, is_bf16, 1)
     yield from ()
 
 

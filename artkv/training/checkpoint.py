@@ -30,6 +30,15 @@ OPTIMIZER = "optimizer.safetensors"
 DESCRIPTION = "checkpoint.json"
 LATEST = "latest"
 
+# Settings that change what the trained weights do and leave no trace in their names or shapes.
+_MODEL_SETTINGS = (
+    ("kv_modulation", "gate"),
+    ("trainable", "lora"),
+    ("efficientnet", "image_size"),
+    ("efficientnet", "mean"),
+    ("efficientnet", "std"),
+)
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -214,8 +223,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
     )
 
 
-def check_fits(checkpoint: Checkpoint, trainables: Mapping[str, Tensor], frozen_hash: str) -> None:
-    """Raises `UserError` unless the checkpoint holds exactly `trainables` and saw the same frozen weights."""
+def check_fits(checkpoint: Checkpoint, config: Config, trainables: Mapping[str, Tensor], frozen_hash: str) -> None:
+    """Raises `UserError` unless the checkpoint belongs to the model of `config`.
+
+    It must hold exactly `trainables`, have seen the same frozen weights, and the settings that shape
+    what a weight does must be the same.
+    """
     expected = {name: tuple(tensor.shape) for name, tensor in trainables.items()}
     found = {name: tuple(tensor.shape) for name, tensor in checkpoint.state.masters.items()}
     if expected != found:
@@ -226,6 +239,12 @@ def check_fits(checkpoint: Checkpoint, trainables: Mapping[str, Tensor], frozen_
             f"{first} (checkpoint: {found.get(first, 'absent')}, config: {expected.get(first, 'absent')}); "
             "give kv_modulation and trainable the values in the checkpoint's config"
         )
+    for section, key in _MODEL_SETTINGS:
+        before, now = (getattr(getattr(settings, section), key) for settings in (checkpoint.config, config))
+        if before != now:
+            raise UserError(
+                f"{checkpoint.path}: was trained with {section}.{key}={before}, now {now}; set {section}.{key}={before}"
+            )
     if checkpoint.identity.frozen_hash != frozen_hash:
         raise UserError(
             f"{checkpoint.path}: was trained on other frozen weights (hash {checkpoint.identity.frozen_hash[:12]}, "

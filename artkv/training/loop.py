@@ -59,7 +59,7 @@ def fit(
     """
     training = config.training
     per_step = identity.micro_batches_per_step
-    warmup_questions = training.warmup_steps * per_step * training.batch_size
+    warmup_questions = training.warmup_steps * _questions_per_step(data.table, config, per_step)
     total_questions = training.num_epochs * len(data.table)
     skipped_before_start = progress.skipped_steps
     clock = StepClock()
@@ -135,6 +135,12 @@ def fit(
                 if is_epoch_end or progress.step % config.run.checkpoint_every == 0:
                     _save(engine, progress, identity, config, run_dir, world)
     return progress
+
+
+def _questions_per_step(table: QuestionTable, config: Config, per_step: int) -> int:
+    """What an average step sees: paintings stay together, so most micro-batches are not quite full."""
+    plan = plan_epoch(table.painting_of_row, config.training.batch_size, config.training.seed, epoch=0)
+    return round(len(table) / plan.num_steps(per_step))
 
 
 def _with_score(progress: Progress, score: float) -> Progress:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Literal
@@ -13,7 +14,7 @@ from artkv.config import Config, dump_config
 from artkv.config.deepspeed import fill_deepspeed_config, load_deepspeed_config
 from artkv.datasets.image_index import ImageIndex
 from artkv.datasets.pictures import PaintingTransform, open_picture
-from artkv.datasets.table import QuestionTable, read_table
+from artkv.datasets.table import QuestionTable, find_problems, format_problems, read_table
 from artkv.distributed import World
 from artkv.errors import UserError
 from artkv.evaluation.answering import AnsweringSettings, answer_questions, score_answers
@@ -48,6 +49,7 @@ def train(config: Config, resume: str | Literal["latest", "auto"] | None, world:
     deepspeed_tree = load_deepspeed_config(training.deepspeed)
     run_dir = config.run.output_dir
     if training.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses to be deterministic
         torch.use_deterministic_algorithms(True)
     train_table, val_table = _read_tables(config, world)
     checkpoint = _checkpoint_to_resume(run_dir, resume, world)
@@ -61,7 +63,7 @@ def train(config: Config, resume: str | Literal["latest", "auto"] | None, world:
         world.device, training.activation_checkpointing,
     )  # fmt: skip
     identity = Identity(built.frozen_hash, data_hash, training.seed, training.batch_size, accumulation * world.size)
-    state, progress = _starting_point(built, checkpoint)
+    state, progress = _starting_point(built, checkpoint, config)
     model = built.model
     engine = TrainingEngine(
         model,
@@ -93,7 +95,7 @@ def train(config: Config, resume: str | Literal["latest", "auto"] | None, world:
 
 
 def _read_tables(config: Config, world: World) -> tuple[QuestionTable, QuestionTable | None]:
-    """Both tables, checked; rank 0 decodes every picture, and all ranks learn what it found."""
+    """Both tables, checked; the ranks share the decoding of the pictures, and all learn what any found."""
     dataset = config.dataset
     for key in ("train", "image_root"):
         if getattr(dataset, key) is None:
@@ -106,15 +108,13 @@ def _read_tables(config: Config, world: World) -> tuple[QuestionTable, QuestionT
             raise UserError("dataset.val is not set; give a CSV file, or set evaluation.each_epoch=false")
         paths.append(dataset.val)
     images = ImageIndex(dataset.image_root)
-    tables, problems = [], []
-    for path in paths:
-        try:
-            tables.append(read_table(path, images, decode=world.is_main))
-        except UserError as error:
-            problems.append(str(error))
-    problems = world.broadcast(problems)
-    if problems:
-        raise UserError("\n".join(problems))
+    share = (world.rank, world.size)
+    problems = [problem for path in paths for problem in find_problems(path, images, share=share)]
+    found_by_any = {problem for part in world.gather(problems) for problem in part}
+    if found_by_any:
+        order = {path: place for place, path in enumerate(paths)}
+        raise UserError(format_problems(sorted(found_by_any, key=lambda p: (order[p.path], p.line, p.message))))
+    tables = [read_table(path, images) for path in paths]
     return tables[0], tables[1] if len(tables) > 1 else None
 
 
@@ -152,12 +152,12 @@ def _choose_checkpoint(run_dir: Path, resume: str | None) -> str | None:
 def _accumulation_on_resume(checkpoint: Checkpoint, config: Config, data_hash: str, world: World) -> int:
     """The accumulation that keeps the saved run's global batch on the ranks there are now."""
     saved = checkpoint.identity
-    now = {"seed": config.training.seed, "batch_size": config.training.batch_size}
-    for key, value in now.items():
-        if getattr(saved, key) != value:
+    for section, key in (("training", "seed"), ("training", "batch_size"), ("dataset", "prompt")):
+        before, now = (getattr(getattr(settings, section), key) for settings in (checkpoint.config, config))
+        if before != now:
             raise UserError(
-                f"{checkpoint.path}: was trained with training.{key}={getattr(saved, key)}, now {value}; the order "
-                f"of questions would not go on; set training.{key}={getattr(saved, key)}"
+                f"{checkpoint.path}: was trained with {section}.{key}={before}, now {now}; the run would not go on "
+                f"as it began; set {section}.{key}={before}"
             )
     if saved.data_hash != data_hash:
         raise UserError(
@@ -180,10 +180,12 @@ def _accumulation_on_resume(checkpoint: Checkpoint, config: Config, data_hash: s
     return accumulation
 
 
-def _starting_point(built: BuiltModel, checkpoint: Checkpoint | None) -> tuple[TrainableState, Progress]:
+def _starting_point(
+    built: BuiltModel, checkpoint: Checkpoint | None, config: Config
+) -> tuple[TrainableState, Progress]:
     if checkpoint is None:
         return TrainableState(built.initial_values, {}, {}, 0), Progress()
-    check_fits(checkpoint, built.initial_values, built.frozen_hash)
+    check_fits(checkpoint, config, built.initial_values, built.frozen_hash)
     return checkpoint.state, checkpoint.progress
 
 

@@ -53,7 +53,6 @@ def test_overrides_take_yaml_values(folder: Path) -> None:
             "training.early_stopping_patience=null",
             "efficientnet.mean=[0.5, 0.5, 0]",
             "run={log_every: 3}",
-            "frozen.resident_blocks=auto",
             "training.seed = 8",  # the later one wins, and blanks do not matter
         ],
     )
@@ -66,7 +65,6 @@ def test_overrides_take_yaml_values(folder: Path) -> None:
     assert config.training.early_stopping_patience is None
     assert config.efficientnet.mean == (0.5, 0.5, 0.0)
     assert config.run.log_every == 3
-    assert config.frozen.resident_blocks == "auto"
 
 
 @pytest.mark.parametrize("text", ["1e-4", "1E-4", "1.0e-4", "+1e-4", "0.0001", "1_0e-5"])
@@ -218,15 +216,13 @@ def test_no_python_objects_from_yaml(folder: Path) -> None:
 def test_inputs_are_relative_to_the_file_and_overrides_to_the_working_directory(folder: Path) -> None:
     path = write(
         folder,
-        "model: {opt: opt, vit: ../vit.pth}\nefficientnet: {checkpoint: b3.pth}\n"
+        "efficientnet: {checkpoint: ../b3.pth}\n"
         "dataset: {train: data/train.csv, val: /abs/val.csv, image_root: ~/pictures}\n"
         "run: {output_dir: outputs/x}\n",
     )
     config = load_config(Path("../settings/my.yaml"), ["dataset.test=data/test.csv"])
     assert config == load_config(path, ["dataset.test=data/test.csv"])
-    assert config.model.opt == folder / "opt"
-    assert config.model.vit == folder.parent / "vit.pth"
-    assert config.efficientnet.checkpoint == folder / "b3.pth"
+    assert config.efficientnet.checkpoint == folder.parent / "b3.pth"
     assert config.dataset.train == folder / "data/train.csv"
     assert config.dataset.val == Path("/abs/val.csv")
     assert config.dataset.image_root == Path.home() / "pictures"
@@ -272,8 +268,6 @@ def test_dump_reads_back_equal(folder: Path, tmp_path: Path) -> None:
             "training.learning_rate=3e-7",
             "dataset.prompt=\"日本: {question}\\n- # 'x' \"",
             "trainable.lora.targets=[opt]",
-            "frozen.resident_blocks=auto",
-            "frozen.memory_budget=8GiB",
             'run.output_dir="1e4"',
             'efficientnet.architecture="null"',
         ],
@@ -334,3 +328,16 @@ def test_every_field_tells_what_it_accepts() -> None:
         return missing
 
     assert fields_without(Config) == []
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.opt=opt", "model.opt is for a LAVIS .pth in model.blip2"),
+        ("frozen.slots=3", "frozen.slots is for streamed blocks and does nothing"),
+        ("frozen.memory_budget=8GiB", "frozen.memory_budget is for streamed blocks"),
+    ],
+)
+def test_a_setting_that_would_do_nothing_is_an_error(folder: Path, override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_config(write(folder, "training: {seed: 1}\n"), [override])

@@ -1,17 +1,21 @@
 """Runs of `train` inside the test's process, and stops in the middle of them."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
 import artkv.training.loop as loop
+from artkv.batch import Batch
 from artkv.config import Config, override_config
-from artkv.distributed import World, process_group
+from artkv.distributed import World
 from artkv.training.checkpoint import Progress
+from artkv.training.engine import TrainingEngine
 from artkv.training.run import train
+from artkv.training.step import StepReport
 
 Train = Callable[..., Progress]
 
@@ -20,26 +24,32 @@ class Stopped(Exception):
     """Stands for a kill: nothing of the run is tidied up or saved after it."""
 
 
-@pytest.fixture(scope="session")
-def one_process() -> Iterator[World]:
-    """DeepSpeed keeps process groups in globals, so all runs of this process share one."""
-    with process_group(timeout_minutes=1) as world:
-        yield world
-
-
 @pytest.fixture
 def run_training(tiny_config: Config, one_process: World, monkeypatch: pytest.MonkeyPatch) -> Train:
-    """`run_training(overrides, resume=None, stop_before_step=None)`: one process, the tiny world."""
+    """`run_training(overrides, resume=None, stop_before_step=None)`: one process, the tiny world.
 
-    def run(overrides: Sequence[str] = (), resume: str | None = None, stop_before_step: int | None = None) -> Progress:
+    seen_rows, if given, collects the rows that each step trains on with weight 1.
+    """
+
+    def run(
+        overrides: Sequence[str] = (),
+        resume: str | None = None,
+        stop_before_step: int | None = None,
+        seen_rows: list[list[int]] | None = None,
+    ) -> Progress:
         steps_done = 0
 
-        def train_step(*arguments: object) -> object:
+        def train_step(engine: TrainingEngine, batches: list[Batch], *others: Any) -> StepReport:
             nonlocal steps_done
             if steps_done == stop_before_step:
                 raise Stopped
             steps_done += 1
-            return true_train_step(*arguments)
+            if seen_rows is not None:
+                seen_rows.append([])
+                for batch in batches:
+                    weights = batch.questions.weight.tolist()
+                    seen_rows[-1] += [row for row, weight in zip(batch.rows, weights, strict=True) if weight]
+            return true_train_step(engine, batches, *others)
 
         true_train_step = loop.train_step
         with monkeypatch.context() as patch:

@@ -93,7 +93,10 @@ def test_it_learns_and_its_checkpoint_loads(tmp_path: Path) -> None:
     assert result.scores.top1 >= 0.9
     assert result.classes == ("columns", "rows")
 
-    encoder = load_efficientnet(EfficientNetConfig(architecture="efficientnet_lite0", checkpoint=result.checkpoint))
+    trained = EfficientNetConfig(architecture="efficientnet_lite0", checkpoint=result.checkpoint, image_size=64)
+    encoder = load_efficientnet(trained)
+    with pytest.raises(UserError, match="was trained at 64 pixels, but efficientnet.image_size is 300"):
+        load_efficientnet(trained.model_copy(update={"image_size": 300}))
     assert encoder(torch.zeros(1, 3, 64, 64)).shape == (1, 1280)
     with safe_open(result.checkpoint, framework="pt") as file:
         metadata = file.metadata()

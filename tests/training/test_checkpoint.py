@@ -112,11 +112,11 @@ def test_no_checkpoint_is_none_and_only_damaged_ones_are_an_error(tmp_path: Path
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     checkpoint = load_checkpoint(save(tmp_path, 5))
-    check_fits(checkpoint, state().masters, "frozen")
+    check_fits(checkpoint, Config(), state().masters, "frozen")
     with pytest.raises(UserError, match=r"first b.weight \(checkpoint: \(2, 3\), config: absent\)"):
-        check_fits(checkpoint, {"a": torch.zeros(1)}, "frozen")
+        check_fits(checkpoint, Config(), {"a": torch.zeros(1)}, "frozen")
     with pytest.raises(UserError, match="was trained on other frozen weights"):
-        check_fits(checkpoint, state().masters, "thawed")
+        check_fits(checkpoint, Config(), state().masters, "thawed")
 
 
 def test_a_kill_at_any_moment_leaves_whole_checkpoints_or_none(tmp_path: Path) -> None:

@@ -46,6 +46,24 @@ def test_stopped_anywhere_and_resumed_gives_the_same_bytes(
         assert final_bytes(output) == expected, f"stopped before step {stop}"
 
 
+def test_each_epoch_sees_each_question_once_in_an_order_of_its_own(run_training: Train, tmp_path: Path) -> None:
+    settings = ["training.gradient_accumulation_steps=4"]
+    whole: list[list[int]] = []
+    run_training(settings, seen_rows=whole)
+    # About 9 micro-batches an epoch, 4 a step: the third step is filled up with rows that do not count.
+    assert len(whole) == 6
+    epochs = [[row for step in whole[start : start + 3] for row in step] for start in (0, 3)]
+    assert [sorted(rows) for rows in epochs] == [list(range(30))] * 2
+    assert epochs[0] != epochs[1]
+
+    settings += [f"run.output_dir={tmp_path / 'stopped'}", "run.checkpoint_every=1"]
+    parts: list[list[int]] = []
+    with pytest.raises(Stopped):
+        run_training(settings, stop_before_step=4, seen_rows=parts)
+    run_training(settings, resume="latest", seen_rows=parts)
+    assert parts == whole
+
+
 def test_stopped_before_the_first_checkpoint_auto_starts_again_and_latest_refuses(
     run_training: Train, tiny_config: Config
 ) -> None:
@@ -189,6 +207,8 @@ def test_another_order_or_other_weights_are_refused(
     for override, message in {
         "training.seed=7": "was trained with training.seed=1337, now 7",
         "training.batch_size=8": "was trained with training.batch_size=4, now 8",
+        "efficientnet.mean=[0, 0, 0]": r"was trained with efficientnet.mean=\(0.485, 0.456, 0.406\), now",
+        "kv_modulation.gate=zero": r"first kv_prefix_gate \(checkpoint: absent, config: \(1,\)\)",
         "kv_modulation.num_prefix_tokens=3": r"generator.mlp.2.bias \(checkpoint: \(96,\), config: \(144,\)\)",
         "trainable.qformer_cross_attention=false": "its trainables differ from this config's in 20 tensors",
     }.items():
