@@ -19,6 +19,7 @@ SETTINGS = [
     "model.dtype=bfloat16", "training.num_epochs=6", "evaluation.each_epoch=false", "run.log_every=1",
     "run.checkpoint_every=4", "distributed.timeout_minutes=1", "training.warmup_steps=3",
 ]  # fmt: skip
+FP32 = ["--set", "model.dtype=float32"]
 SECONDS = 120
 
 
@@ -89,7 +90,9 @@ def in_two_parts(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """Two ranks throughout, but in two starts, for three epochs and six: the schedule knows the number."""
     output = tmp_path_factory.mktemp("in_two_parts") / "run"
     for epochs, resume in ((3, []), (6, ["--resume", "latest"])):
-        part = run(command("torchrun", tiny_world, output, 29617, [*resume, "--set", f"training.num_epochs={epochs}"]))
+        part = run(
+            command("torchrun", tiny_world, output, 29617, [*resume, *FP32, "--set", f"training.num_epochs={epochs}"])
+        )
         assert part.returncode == 0, part.stderr
     return output
 
@@ -121,7 +124,7 @@ def test_the_number_of_ranks_may_change(
 ) -> None:
     """Two ranks' run goes on with one and twice the accumulation, and the other way round."""
     output = tmp_path / "run"
-    accumulation = ["--set", f"training.gradient_accumulation_steps={2 if first == 'alone' else 1}"]
+    accumulation = [*FP32, "--set", f"training.gradient_accumulation_steps={2 if first == 'alone' else 1}"]
     half = run(command(first, tiny_world, output, 29615, [*accumulation, "--set", "training.num_epochs=3"]))
     assert half.returncode == 0, half.stderr
     again = run(command(second, tiny_world, output, 29616, ["--resume", "latest", *accumulation]))
@@ -131,9 +134,10 @@ def test_the_number_of_ranks_may_change(
         load_file(final(output) / "adapter.safetensors"),
         load_file(final(in_two_parts) / "adapter.safetensors"),
     )
-    # Gradients are summed in bf16 on another number of ranks: Adam's first steps turn rounding into up to a
-    # learning rate (1e-3) a step where a gradient is about 0; the worst seen is 2e-3 after 30 steps.
-    assert max((one[name] - other[name]).abs().max().item() for name in one) < 6e-3
+    difference = max((one[name] - other[name]).abs().max().item() for name in one)
+    # fp32. A step's two gradients add up alike either way; only the norm for clipping is summed in another
+    # order. The worst seen is 0.
+    assert difference < 1e-6
     progress = json.loads((final(output) / "checkpoint.json").read_text())["progress"]
     assert progress["questions_seen"] == 6 * 30
 
