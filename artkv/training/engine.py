@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,9 @@ from artkv.batch import Batch
 from artkv.models.kv_modulated_blip2 import AnswerLoss, KVModulatedBlip2
 
 _ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+# DeepSpeed calls collectives by names that torch 2.14 has renamed; nothing that a user could change.
+warnings.filterwarnings("ignore", r"`torch\.distributed\.", FutureWarning)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,206 @@
+"""The embedded world on disk: pictures, questions, styles for the art encoder, and a small BLIP-2.
+
+Each composition is painted once in each style, and all its paintings are in one split. So the styles are
+exactly balanced, whatever else is known about a picture says nothing about its style, and who cannot see
+the brushwork answers all six paintings of a composition alike and is right about one of them.
+"""
+
+import itertools
+import json
+import shutil
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+from transformers import OPTForCausalLM, PreTrainedTokenizerFast
+
+from artkv.errors import UserError
+from artkv.quickstart.alignment import align_blip2
+from artkv.quickstart.language import train_language_model, train_world_tokenizer
+from artkv.quickstart.paintings import COLOURS, STYLES, SUBJECTS, TIMES, Composition, paint
+from artkv.quickstart.questions import ANSWERS, QuestionRow, ask_about, write_questions
+from artkv.quickstart.vision import image_processor
+
+# A folder made by another version of this code is not taken for a finished one. Raise it with each change
+# of what is made.
+_FORMAT_VERSION = 1
+
+# How often each pair of colour and subject is composed; each composition is painted in six styles.
+_COMPOSITIONS_PER_PAIR = {"train": 3, "val": 1, "test": 1}
+# Of the 36 pairs validation takes every second one: it runs each epoch and has to be quick.
+_PAIR_STEP = {"train": 1, "val": 2, "test": 1}
+# Every third picture lies directly in the picture folder, the others in its sub-folders, as in ArtQuest.
+_ROOMS = ("", "room_1", "room_2")
+
+
+@dataclass(frozen=True)
+class World:
+    """Where the parts of the embedded world are."""
+
+    folder: Path
+
+    @property
+    def train_csv(self) -> Path:
+        """Questions to train on, in ArtQuest's format; `val_csv` and `test_csv` are about other pictures."""
+        return self.folder / "data" / "train.csv"
+
+    @property
+    def val_csv(self) -> Path:
+        return self.folder / "data" / "val.csv"
+
+    @property
+    def test_csv(self) -> Path:
+        return self.folder / "data" / "test.csv"
+
+    @property
+    def image_root(self) -> Path:
+        return self.folder / "data" / "images"
+
+    @property
+    def wikiart(self) -> Path:
+        """The training pictures again, in a folder for each style."""
+        return self.folder / "wikiart"
+
+    @property
+    def wikiart_val(self) -> Path:
+        """The validation pictures in a folder for each style."""
+        return self.folder / "wikiart_val"
+
+    @property
+    def language_model(self) -> Path:
+        """The OPT alone, and its tokenizer."""
+        return self.folder / "language"
+
+    @property
+    def blip2(self) -> Path:
+        """The small BLIP-2 in the stock transformers format, with tokenizer and image processor."""
+        return self.folder / "blip2"
+
+
+def make_world(folder: Path, seed: int) -> World:
+    """Makes what is missing of the world of `seed` in `folder`.
+
+    A stage's folder appears when the stage is complete, so an interrupted call can be repeated. With one
+    torch version and one number of threads the world is a function of `seed`. Raises `UserError` for a
+    folder that holds the world of another seed.
+    """
+    world = World(folder)
+    _claim(folder, seed)
+    _stage(folder / "data", lambda partial: _make_data(partial, seed))
+    _stage(world.wikiart, lambda partial: _sort_by_style(world, "train", partial))
+    _stage(world.wikiart_val, lambda partial: _sort_by_style(world, "val", partial))
+    _stage(world.language_model, lambda partial: _make_language_model(partial, seed))
+    _stage(world.blip2, lambda partial: _make_blip2(world, partial, seed))
+    return world
+
+
+def _claim(folder: Path, seed: int) -> None:
+    """Writes down whose world this folder is, or checks it."""
+    wanted = {"seed": seed, "format_version": _FORMAT_VERSION}
+    label = folder / "world.json"
+    if label.exists():
+        found = json.loads(label.read_text(encoding="utf-8"))
+        if found != wanted:
+            raise UserError(
+                f"{folder}: holds the embedded world of {found}, wanted is that of {wanted}; "
+                "delete the folder or name another one"
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / "world.json.partial"
+    partial.write_text(json.dumps(wanted) + "\n", encoding="utf-8")
+    partial.replace(label)
+
+
+def _stage(output: Path, make: Callable[[Path], None]) -> None:
+    """Lets `make` fill a temporary folder and renames it to `output`; does nothing if `output` is there."""
+    if output.exists():
+        return
+    partial = output.with_name(output.name + ".partial")
+    if partial.exists():
+        shutil.rmtree(partial)  # of a call that was interrupted
+    partial.mkdir(parents=True)
+    make(partial)
+    partial.rename(output)
+
+
+def _seed_for(seed: int, purpose: str) -> int:
+    """A seed of its own for each purpose, so that a change to one stage leaves the others as they are."""
+    return int(np.random.SeedSequence([seed, zlib.crc32(purpose.encode())]).generate_state(1)[0])
+
+
+def compose(split: str, seed: int) -> list[Composition]:
+    """The compositions of a split, balanced in colour and subject, with each time of day in turn."""
+    rng = np.random.default_rng(_seed_for(seed, split))
+    pairs = list(itertools.product(range(len(COLOURS)), range(len(SUBJECTS))))
+    chosen = [(colour, subject) for colour, subject in pairs if (colour + subject) % _PAIR_STEP[split] == 0]
+    return [
+        Composition(
+            colour=COLOURS[colour],
+            subject=SUBJECTS[subject],
+            time=TIMES[(colour + subject // 2 + turn) % len(TIMES)],
+            seed=int(rng.integers(2**62)),
+        )
+        for turn in range(_COMPOSITIONS_PER_PAIR[split])
+        for colour, subject in chosen
+    ]
+
+
+def _make_data(folder: Path, seed: int) -> None:
+    for room in _ROOMS:
+        (folder / "images" / room).mkdir(parents=True, exist_ok=True)
+    splits = {split: compose(split, seed) for split in _COMPOSITIONS_PER_PAIR}
+    number_of_paintings = sum(len(compositions) for compositions in splits.values()) * len(STYLES)
+    progress = tqdm(total=number_of_paintings, desc="paintings", unit="picture")
+    number = 0
+    styles: dict[str, dict[str, str]] = {}
+    for split, compositions in splits.items():
+        rng = np.random.default_rng(_seed_for(seed, f"{split} questions"))
+        works = [(composition, style) for composition in compositions for style in STYLES]
+        rows: list[QuestionRow] = []
+        styles[split] = {}
+        for position in rng.permutation(len(works)):  # so that a picture's name does not tell its style
+            composition, style = works[position]
+            name = f"painting_{number:05d}.jpg"
+            room = _ROOMS[number % len(_ROOMS)]
+            paint(composition, style).save(folder / "images" / room / name, quality=92, subsampling=0)
+            attributes = {
+                "style": style,
+                "colour": composition.colour,
+                "subject": composition.subject,
+                "time": composition.time,
+            }
+            rows.extend(ask_about(name, attributes, first_id=number * len(ANSWERS), rng=rng))
+            styles[split][f"{room}/{name}" if room else name] = style
+            number += 1
+            progress.update()
+        write_questions(folder / f"{split}.csv", rows)
+    progress.close()
+    (folder / "styles.json").write_text(json.dumps(styles, indent=1) + "\n", encoding="utf-8")
+
+
+def _sort_by_style(world: World, split: str, folder: Path) -> None:
+    """Copies a split's pictures into WikiArt's layout: a folder for each style, named like `Stained_Glass`."""
+    styles = json.loads((world.folder / "data" / "styles.json").read_text(encoding="utf-8"))
+    for image, style in styles[split].items():
+        source = world.image_root / image
+        target = folder / style.title().replace(" ", "_")
+        target.mkdir(exist_ok=True)
+        shutil.copyfile(source, target / source.name)
+
+
+def _make_language_model(folder: Path, seed: int) -> None:
+    tokenizer = train_world_tokenizer()
+    train_language_model(tokenizer, _seed_for(seed, "language model")).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _make_blip2(world: World, folder: Path, seed: int) -> None:
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(world.language_model)
+    language_model = OPTForCausalLM.from_pretrained(world.language_model)
+    align_blip2(language_model, tokenizer, _seed_for(seed, "alignment")).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    image_processor().save_pretrained(folder)
