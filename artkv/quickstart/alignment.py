@@ -55,7 +55,7 @@ def align_blip2(
         trainables = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trainables, lr=_LEARNING_RATE, weight_decay=0.01)
         schedule = warmup_then_cosine(optimizer, _WARMUP_STEPS, _STEPS)
-        progress = tqdm(range(_STEPS), desc="alignment", unit="step")
+        progress = tqdm(range(_STEPS), desc="alignment", unit="step", disable=None)
         for step in progress:
             chosen = rng.integers(_NUM_SIGHTS, size=_PICTURES_PER_BATCH)
             visual, conversation = _ask_visible(model, sights, chosen, phrasebook, rng)

@@ -146,7 +146,7 @@ def train_language_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> OPTFo
         model = OPTForCausalLM(_opt_config(len(tokenizer))).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=_LEARNING_RATE, weight_decay=0.01)
         schedule = warmup_then_cosine(optimizer, _WARMUP_STEPS, _STEPS)
-        progress = tqdm(range(_STEPS), desc="language model", unit="step")
+        progress = tqdm(range(_STEPS), desc="language model", unit="step", disable=None)
         for step in progress:
             loss = answer_loss(model, *_captioned_batch(model, phrasebook, _BATCH, _EMBEDDING_NOISE, rng))
             optimizer.zero_grad()

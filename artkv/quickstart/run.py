@@ -33,7 +33,9 @@ def run_quickstart(output_dir: Path, seed: int, ranks: int, overrides: Sequence[
     be repeated. Raises `RunFailed` if the scores are not those that the world was made to show.
     """
     began = time.monotonic()
+    _say("making the world: paintings, questions, a small BLIP-2", began)
     world = make_world(output_dir / "world", seed)
+    _say("training the art encoder", began)
     encoder = _train_art_encoder(world, output_dir / "art_encoder", seed)
     scores: dict[str, Scores] = {}
     for name, run_dir, is_modulated in (("", output_dir, True), ("control", output_dir / "control", False)):

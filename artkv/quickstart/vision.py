@@ -89,7 +89,7 @@ def train_vision_model(sights: Sights, rng: np.random.Generator) -> Blip2VisionM
     truth_NK = torch.from_numpy(_truth(sights.compositions))
     optimizer = torch.optim.AdamW([*model.parameters(), *heads.parameters()], lr=_LEARNING_RATE, weight_decay=0.05)
     schedule = warmup_then_cosine(optimizer, _WARMUP_STEPS, _STEPS)
-    for _ in tqdm(range(_STEPS), desc="vision encoder", unit="step"):
+    for _ in tqdm(range(_STEPS), desc="vision encoder", unit="step", disable=None):
         chosen = torch.from_numpy(rng.integers(len(sights.compositions), size=_BATCH))
         hidden_BTD = model(sights.pixels_NCHW[chosen]).last_hidden_state
         scores = heads(hidden_BTD.mean(dim=1)).split(sizes, dim=1)

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 from transformers import OPTForCausalLM, PreTrainedTokenizerFast
+from transformers.utils.logging import disable_progress_bar
 
 from artkv.errors import UserError
 from artkv.quickstart.alignment import align_blip2
@@ -88,6 +89,7 @@ def make_world(folder: Path, seed: int) -> World:
     folder that holds the world of another seed.
     """
     world = World(folder)
+    disable_progress_bar()  # transformers' own, for the writing of a file of a few MB
     _claim(folder, seed)
     _stage(folder / "data", lambda partial: _make_data(partial, seed))
     _stage(world.wikiart, lambda partial: _sort_by_style(world, "train", partial))
@@ -154,7 +156,7 @@ def _make_data(folder: Path, seed: int) -> None:
         (folder / "images" / room).mkdir(parents=True, exist_ok=True)
     splits = {split: compose(split, seed) for split in _COMPOSITIONS_PER_PAIR}
     number_of_paintings = sum(len(compositions) for compositions in splits.values()) * len(STYLES)
-    progress = tqdm(total=number_of_paintings, desc="paintings", unit="picture")
+    progress = tqdm(total=number_of_paintings, desc="paintings", unit="picture", disable=None)
     number = 0
     styles: dict[str, dict[str, str]] = {}
     for split, compositions in splits.items():
