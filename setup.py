@@ -34,6 +34,9 @@ setup(
         "tqdm>=4.66",
         "typing_extensions>=4.10",
     ],
-    extras_require={"dev": ["pytest>=8.3", "ruff>=0.9", "mypy>=1.14", "types-PyYAML", "psutil", "pre-commit"]},
+    extras_require={
+        "quantised": ["bitsandbytes>=0.46"],
+        "dev": ["pytest>=8.3", "ruff>=0.9", "mypy>=1.14", "types-PyYAML", "psutil", "pre-commit"],
+    },
     entry_points={"console_scripts": ["artkv = artkv.cli:main"]},
 )

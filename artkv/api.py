@@ -11,19 +11,25 @@ from tqdm import tqdm
 
 from artkv.batch import PaintingViews
 from artkv.config import Config
-from artkv.datasets.image_index import ImageIndex
-from artkv.datasets.pictures import PaintingTransform, open_picture
-from artkv.datasets.table import read_table
+from artkv.datasets.checked_tables import read_checked_tables
+from artkv.datasets.pictures import PaintingTransform, open_picture, upright_rgb
 from artkv.datasets.tokenization import IGNORED_LABEL, collate_questions, encode_prompt
 from artkv.distributed import World, single_process
 from artkv.errors import UserError
-from artkv.evaluation.answering import Ablation, answer_questions, score_answers
+from artkv.evaluation.answering import Ablation, answer_questions, answering_settings, check_texts, score_answers
 from artkv.evaluation.results import write_results
 from artkv.evaluation.scores import Scores
 from artkv.models.kv_modulated_blip2 import KVModulatedBlip2
 from artkv.models.loading import build_model, painting_transform
-from artkv.training.checkpoint import check_fits, load_checkpoint, resolve_checkpoint, run_dir_of
-from artkv.training.run import answering_settings
+from artkv.training.checkpoint import (
+    check_fits,
+    check_same_frozen_weights,
+    read_adapter,
+    read_config,
+    read_identity,
+    resolve_checkpoint,
+    run_dir_of,
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ class LoadedModel:
     ) -> str | list[str]:
         """The answer to a question about a picture, or a list of answers to a list of questions."""
         questions = [question] if isinstance(question, str) else list(question)
-        opened = picture.convert("RGB") if isinstance(picture, Image.Image) else open_picture(Path(picture))
+        opened = upright_rgb(picture) if isinstance(picture, Image.Image) else open_picture(Path(picture))
         vit_view, art_view = self.transform(opened)
         features = self.model.encode(PaintingViews(vit_view[None], art_view[None]).to(self.device))
         tokenizer = self.model.backbone.tokenizer
@@ -82,9 +88,11 @@ def load_model(
         config.training.activation_checkpointing,
     )
     if checkpoint is not None:
-        loaded = load_checkpoint(resolve_checkpoint(Path(checkpoint)))
-        check_fits(loaded, config, built.initial_values, built.frozen_hash)
-        built.model.load_trainables(loaded.state.masters)
+        folder = resolve_checkpoint(Path(checkpoint))
+        adapter = read_adapter(folder)
+        check_fits(folder, read_config(folder), config, adapter, built.initial_values)
+        check_same_frozen_weights(folder, read_identity(folder), built.frozen_hash)
+        built.model.load_trainables(adapter)
     transform = painting_transform(built.model, config.efficientnet)
     return LoadedModel(built.model, transform, config, device)
 
@@ -100,13 +108,17 @@ def evaluate(
     if csv_path is None or config.dataset.image_root is None:
         missing = f"dataset.{split}" if csv_path is None else "dataset.image_root"
         raise UserError(f"{missing} is not set; add --set {missing}=PATH")
-    table = read_table(csv_path, ImageIndex(config.dataset.image_root))
-    folder = resolve_checkpoint(Path(checkpoint))
-    loaded = load_model(config, folder, world.device)
+    image_root = config.dataset.image_root
+    table = read_checked_tables([csv_path], image_root, world)[0]
+    folder = world.together(lambda: resolve_checkpoint(Path(checkpoint)))
+    loaded = world.together(lambda: load_model(config, folder, world.device))
+    settings = answering_settings(config.dataset, config.evaluation, config.training.seed)
+    world.together(lambda: check_texts(loaded.model, [table], settings))
     if not loaded.model.has_prefix and any(ablation.prefix == "shuffled" for ablation in ablations):
         raise UserError(
             f"{folder}: was trained with kv_modulation.enabled: false and has no prefix to shuffle; "
-            "leave --prefix and --all-ablations out"
+            "leave --prefix shuffled out",
+            on_all_ranks=True,
         )
     results: dict[str, Scores] = {}
     for ablation in ablations:
@@ -116,7 +128,7 @@ def evaluate(
         )  # fmt: skip
         with bar:
             answers = answer_questions(
-                loaded.model, table, loaded.transform, answering_settings(config), world, ablation,
+                loaded.model, table, loaded.transform, settings, world, ablation,
                 advance=partial(_advance, bar, world.size),
             )  # fmt: skip
         scores = score_answers(answers, table, config.evaluation.bootstrap_samples, config.training.seed)

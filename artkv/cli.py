@@ -26,8 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return command(options)
     except UserError as error:
-        if error.on_one_rank or os.environ.get("RANK", "0") == "0":
-            print(f"artkv: {error}", file=sys.stderr)
+        rank = os.environ.get("RANK", "0")
+        if rank == "0" or not error.on_all_ranks:
+            print(f"artkv: {'' if rank == '0' else f'[rank {rank}] '}{error}", file=sys.stderr)
         return WRONG_INPUT
     except RunFailed as error:
         print(f"artkv: run failed: {error}", file=sys.stderr)
@@ -60,11 +61,13 @@ def evaluate(options: argparse.Namespace) -> int:
     from artkv.distributed import process_group
     from artkv.evaluation.answering import ALL_ABLATIONS, Ablation
     from artkv.evaluation.scores import format_table
-    from artkv.training.checkpoint import load_checkpoint, resolve_checkpoint
+    from artkv.training.checkpoint import read_config, resolve_checkpoint
 
     folder = resolve_checkpoint(Path(options.checkpoint))
-    config = override_config(load_checkpoint(folder).config, options.set)
-    ablations = ALL_ABLATIONS if options.all_ablations else (Ablation(options.prefix, options.image),)
+    config = override_config(read_config(folder), options.set)
+    ablations = [Ablation(options.prefix, options.image)]
+    if options.all_ablations:  # a control has no prefix that could be shuffled
+        ablations = [a for a in ALL_ABLATIONS if config.kv_modulation.enabled or a.prefix != "shuffled"]
     with process_group(config.distributed.timeout_minutes) as world:
         results = run_evaluation(config, folder, options.split, ablations, world)
         if world.is_main:
@@ -76,10 +79,10 @@ def ask(options: argparse.Namespace) -> int:
     """Answers one question about one picture."""
     from artkv.api import load_model
     from artkv.config import override_config
-    from artkv.training.checkpoint import load_checkpoint, resolve_checkpoint
+    from artkv.training.checkpoint import read_config, resolve_checkpoint
 
     folder = resolve_checkpoint(Path(options.checkpoint))
-    config = override_config(load_checkpoint(folder).config, options.set)
+    config = override_config(read_config(folder), options.set)
     print(load_model(config, folder).ask(options.picture, options.question, options.prefix == "on"))
     return DONE
 
@@ -176,10 +179,19 @@ def _parser(with_art_encoder: bool = False) -> argparse.ArgumentParser:
         default="outputs/quickstart",
         help="folder of the world and its runs (default outputs/quickstart)",
     )
-    verb.add_argument("--seed", type=int, default=1337, help="everything follows from it (default 1337)")
-    verb.add_argument("--ranks", type=int, default=2, help="processes that train (default 2)")
+    verb.add_argument("--seed", type=_whole_number(0), default=1337, help="everything follows from it (default 1337)")
+    verb.add_argument("--ranks", type=_whole_number(1), default=2, help="processes that train (default 2)")
     _add_overrides(verb)
     return parser
+
+
+def _whole_number(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {least} or more")
+        return int(text)
+
+    return parse
 
 
 def _add_verb(

@@ -5,7 +5,7 @@ MASTER_ADDR and MASTER_PORT. With none of them set, the world is this one proces
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -58,6 +58,25 @@ class World:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def together(self, action: Callable[[], T]) -> T:
+        """Does `action` on every rank; if it raises `UserError` on any, all ranks raise one that tells it.
+
+        Without this the ranks that had no error would wait for the one that had, and nobody might say why.
+        """
+        result: list[T] = []
+        message: str | None = None
+        try:
+            result.append(action())
+        except UserError as error:
+            message = str(error)
+        messages = self.gather(message)
+        told = {text: rank for rank, text in reversed(list(enumerate(messages))) if text is not None}
+        if told:
+            everywhere = len(told) == 1 and None not in messages
+            lines = [text if everywhere else f"[rank {rank}] {text}" for text, rank in reversed(told.items())]
+            raise UserError("\n".join(lines), on_all_ranks=True)
+        return result[0]
+
     def gather(self, value: T) -> list[T]:
         """Every rank's `value` (a small picklable object) in the order of ranks, on every rank."""
         if self.size == 1:
@@ -78,18 +97,16 @@ def launched_place(environment: Mapping[str, str]) -> tuple[int, int, int] | Non
     if missing:
         raise UserError(
             f"environment: RANK or WORLD_SIZE is set but {', '.join(missing)} is not; start through "
-            "`deepspeed` or `torchrun`, or unset RANK and WORLD_SIZE to run one process",
-            on_one_rank=True,
+            "`deepspeed` or `torchrun`, or unset RANK and WORLD_SIZE to run one process"
         )
     try:
         rank, local_rank, size = (int(environment[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
     except ValueError:
         values = {name: environment[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
-        raise UserError(f"environment: {values} must be whole numbers; start through a launcher", True) from None
+        raise UserError(f"environment: {values} must be whole numbers; start through a launcher") from None
     if not 0 <= rank < size or local_rank < 0:
         raise UserError(
             f"environment: RANK={rank}, LOCAL_RANK={local_rank} do not fit WORLD_SIZE={size}; start through a launcher",
-            on_one_rank=True,
         )
     return rank, local_rank, size
 
@@ -114,10 +131,15 @@ def process_group(timeout_minutes: float) -> Iterator[World]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", **options)
     try:
         yield World(rank, local_rank, size, device)
-        # All leave together: without this barrier, one process in six died at exit (gloo on CPU).
-        dist.barrier()
-    finally:
-        dist.destroy_process_group()
+    except BaseException:
+        # NCCL's shutdown may wait for peers that are still in a collective, and this rank has to end for the
+        # launcher to end them.
+        if device.type == "cpu":
+            dist.destroy_process_group()
+        raise
+    # All leave together: without this barrier, one process in six died at exit (gloo on CPU).
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 def single_process() -> World:
@@ -131,8 +153,7 @@ def _device(local_rank: int) -> torch.device:
     if local_rank >= torch.cuda.device_count():
         raise UserError(
             f"environment: LOCAL_RANK={local_rank} but this host shows {torch.cuda.device_count()} CUDA "
-            "device(s); start at most one process a GPU",
-            on_one_rank=True,
+            "device(s); start at most one process a GPU"
         )
     device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)

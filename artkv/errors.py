@@ -7,13 +7,12 @@ class UserError(Exception):
     The message names the place, the value and the remedy. The command line prints it without a
     traceback and exits with 1.
 
-    on_one_rank: True where other ranks may not meet the error. All others are met by every rank alike,
-    and rank 0 alone prints them.
+    on_all_ranks: True where every rank raises the same error, so that rank 0 alone prints it.
     """
 
-    def __init__(self, message: str, on_one_rank: bool = False) -> None:
+    def __init__(self, message: str, on_all_ranks: bool = False) -> None:
         super().__init__(message)
-        self.on_one_rank = on_one_rank
+        self.on_all_ranks = on_all_ranks
 
 
 class RunFailed(Exception):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -129,6 +130,66 @@ def test_check_lists_everything_and_train_starts_with_nothing_of_it(
     ):
         assert part in message, part
     assert cli.main(["train", *wrong]) == 1
+    assert not (tmp_path / "run").exists()
+
+
+# (what the message holds, a row); the first row is right. Line numbers follow from the order.
+DAMAGED_ROWS = [
+    (None, "good.png,What?,oil,1"),
+    ("picture 'nowhere.png' is missing", "nowhere.png,What?,oil,2"),
+    ("picture 'twice.png' is ambiguous", "twice.png,What?,oil,3"),
+    ("cut.png: damaged", "cut.png,What?,oil,4"),
+    ("page.png: not a picture", "page.png,What?,oil,5"),
+    ("empty.png: an empty file", "empty.png,What?,oil,6"),
+    ("empty question", "good.png,,oil,7"),
+    ("empty answer", "good.png,What?,,8"),
+    ("empty image", ",What?,oil,9"),
+    ("question_id '1' was used in line 2", "good.png,What?,oil,1"),
+    ("5 fields, the header 4", "good.png,Who, and when?,oil,10"),
+    ("follows a closing double quote", 'good.png,"What"?,oil,11'),
+    ("byte 0xE9", "good.png,Which caf\udce9?,oil,12"),
+]
+
+
+def test_check_names_twelve_kinds_of_damage_by_their_lines_and_train_stops_before_any_step(
+    tiny_world: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    in_process: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    images = tmp_path / "images"
+    for name in ("good.png", "one/twice.png", "other/twice.png"):
+        (images / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(tiny_world / "images" / "train0.png", images / name)
+    (images / "cut.png").write_bytes((images / "good.png").read_bytes()[:1500])
+    (images / "page.png").write_text("<html></html>")
+    (images / "empty.png").touch()
+    damaged = tmp_path / "damaged.csv"
+    lines = ["image,question,answer,question_id", *(row for _, row in DAMAGED_ROWS)]
+    damaged.write_bytes("\n".join(lines).encode("utf-8", "surrogateescape"))
+    expected = {line: part for line, (part, _) in enumerate(DAMAGED_ROWS, start=2) if part is not None}
+    assert len(expected) == 12
+    settings = {
+        "dataset.train": damaged,
+        "dataset.image_root": images,
+        "evaluation.each_epoch": "false",
+        "dataset.val": "null",
+        "run.output_dir": tmp_path / "run",
+    }
+    arguments = ["--config", str(tiny_world / "config.yaml")]
+    arguments += [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    monkeypatch.setattr("artkv.training.loop.train_step", lambda *_: pytest.fail("a step was made"))
+    for verb in ("check", "train"):
+        assert cli.main([verb, *arguments]) == 1
+        error = capsys.readouterr().err
+        for line, part in expected.items():
+            (message,) = [text for text in error.splitlines() if f"{damaged}:{line}: " in text]
+            assert part in message
+            assert "; " in message.split(part)[1], "no remedy"
+        assert error.count(f"{damaged}:") == len(expected)
+        assert ("artkv: 12 problems found" in error) == (verb == "check")
+        assert "Traceback" not in error
     assert not (tmp_path / "run").exists()
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.multiprocessing as multiprocessing
 
-from artkv.distributed import launched_place, process_group, single_process
+from artkv.distributed import World, launched_place, process_group, single_process
 from artkv.errors import UserError
 
 COMPLETE = {
@@ -30,9 +30,8 @@ def test_a_launchers_place_is_read_and_none_is_one_process() -> None:
 )
 def test_a_partial_or_contradictory_environment_names_its_variables(change: dict, message: str) -> None:
     environment = {name: value for name, value in (COMPLETE | change).items() if value is not None}
-    with pytest.raises(UserError, match=message) as error:
+    with pytest.raises(UserError, match=message):
         launched_place(environment)
-    assert error.value.on_one_rank
 
 
 def test_one_process_needs_no_launcher_and_its_collectives_are_trivial() -> None:
@@ -42,6 +41,18 @@ def test_one_process_needs_no_launcher_and_its_collectives_are_trivial() -> None
     assert world.broadcast({"a": 1}) == {"a": 1}
     assert torch.equal(world.all_reduce_sum(torch.ones(2)), torch.ones(2))
     world.barrier()
+
+
+def _error_of(world: World, failing_ranks: tuple[int, ...]) -> tuple[str, bool]:
+    def action() -> str:
+        if world.rank in failing_ranks:
+            raise UserError("no such file")
+        return "done"
+
+    try:
+        return world.together(action), False
+    except UserError as error:
+        return str(error), error.on_all_ranks
 
 
 def _collect(rank: int, port: int, folder: str) -> None:
@@ -57,6 +68,7 @@ def _collect(rank: int, port: int, folder: str) -> None:
             "broadcast": world.broadcast(f"by {world.rank}"),
             "sum": world.all_reduce_sum(torch.tensor(float(world.rank + 1))).item(),
             "main": world.is_main,
+            "together": [_error_of(world, failing) for failing in ((), (1,), (0, 1))],
         }
     torch.save(results, Path(folder) / f"{rank}.pt")
 
@@ -69,4 +81,5 @@ def test_two_ranks_gather_broadcast_and_sum(tmp_path: Path, free_port: int) -> N
             "broadcast": "by 0",
             "sum": 3.0,
             "main": rank == 0,
+            "together": [("done", False), ("[rank 1] no such file", True), ("no such file", True)],
         }

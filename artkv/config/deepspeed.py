@@ -19,12 +19,16 @@ def load_deepspeed_config(path_or_name: str) -> dict[str, Any]:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"training.deepspeed = {path}: not readable JSON ({error}); correct the file") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"training.deepspeed = {path}: holds no JSON object; see ds_configs/zero2_bf16.json")
-    stage = tree.get("zero_optimization", {}).get("stage")
-    if stage not in (1, 2):
+    sections = {"zero_optimization", "optimizer", "bf16", "fp16", "data_types"}
+    if not isinstance(tree, dict) or any(not isinstance(tree.get(name, {}), dict) for name in sections):
         raise UserError(
-            f"training.deepspeed = {path}: zero_optimization.stage is {stage!r}; artkv trains with stage 1 or 2 "
+            f"training.deepspeed = {path}: it and its {', '.join(sorted(sections))} must be JSON objects; "
+            "see ds_configs/zero2_bf16.json"
+        )
+    stage = tree.get("zero_optimization", {}).get("stage")
+    if stage != 2:
+        raise UserError(
+            f"training.deepspeed = {path}: zero_optimization.stage is {stage!r}; artkv trains with stage 2 "
             "(stage 3 would shard frozen weights that artkv keeps out of DeepSpeed's sight)"
         )
     return tree
@@ -71,26 +75,32 @@ def fill_deepspeed_config(
                 'it; write "auto" in the JSON'
             )
         section[key] = value
-    if not filled["optimizer"].get("type", "").startswith("Adam"):
-        raise UserError(
-            f"training.deepspeed: optimizer.type is {filled['optimizer'].get('type')!r}; artkv trains with AdamW"
-        )
+    optimizer = filled["optimizer"]
+    if optimizer.get("type") != "AdamW":
+        raise UserError(f"training.deepspeed: optimizer.type is {optimizer.get('type')!r}; artkv trains with AdamW")
+    # torch's own AdamW: DeepSpeed's are compiled at the first start, and keep their step count elsewhere.
+    if optimizer["params"].setdefault("torch_adam", True) is not True:
+        raise UserError("training.deepspeed: optimizer.params.torch_adam must be true, or left out")
     zero = filled["zero_optimization"]
     for bucket in ("reduce_bucket_size", "allgather_bucket_size"):
         if zero.get(bucket, "auto") == "auto":
             zero[bucket] = num_trainable_elements
-    if "data_types" not in filled:
-        filled["data_types"] = {"grad_accum_dtype": "fp32"}  # DeepSpeed's default is bf16
+    # DeepSpeed's defaults are bf16, in which a sum over many micro-steps or ranks loses what it adds last.
+    filled.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
+    filled.setdefault("communication_data_type", "fp32")
     return filled
 
 
 def _find(path_or_name: str) -> Path:
+    path = Path(path_or_name)
+    if path.is_file():
+        return path
     package = Path(__file__).parents[1]
     # In a checkout ds_configs/ lies beside the package, in an installation inside it.
     folders = [package.parent / "ds_configs", package / "ds_configs"]
-    candidates = [Path(path_or_name), *(folder / Path(path_or_name).name for folder in folders)]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
+    if path.parent in (Path("."), Path("ds_configs")) and not path_or_name.startswith("."):
+        for folder in folders:
+            if (folder / path.name).is_file():
+                return folder / path.name
     names = sorted({path.name for folder in folders if folder.is_dir() for path in folder.glob("*.json")})
     raise UserError(f"training.deepspeed = {path_or_name!r}: no such file; give a path or one of {', '.join(names)}")

@@ -91,7 +91,7 @@ def _with_overrides(tree: dict[str, Any], overrides: Sequence[str], source: Path
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise UserError(_explain(error, source)) from None
+        raise UserError(_explain(error, source), on_all_ranks=True) from None
 
 
 def dump_config(config: Config) -> str:

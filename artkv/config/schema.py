@@ -195,6 +195,8 @@ class Config(Section):
         for key in ("slots", "resident_blocks", "memory_budget"):
             if getattr(self.frozen, key) != FrozenConfig.model_fields[key].default:
                 raise ValueError(f"frozen.{key} is for streamed blocks and does nothing with frozen.opt: resident")
+        if self.training.early_stopping_patience is not None and not self.evaluation.each_epoch:
+            raise ValueError("training.early_stopping_patience needs the validation of evaluation.each_epoch: true")
         return self
 
     @model_validator(mode="after")

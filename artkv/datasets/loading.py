@@ -199,7 +199,7 @@ def _load(dataset: QuestionDataset, workers: int, pin_memory: bool, start_method
     )
     for item in loader:
         if isinstance(item, _Failure):
-            raise UserError(item.message, on_one_rank=True)
+            raise UserError(item.message)
         yield item
 
 

@@ -40,6 +40,13 @@ def open_picture(path: Path | str) -> Image.Image:
     return _decode(Path(path), small=False)
 
 
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """A loaded picture as 8-bit RGB, turned as its EXIF says, transparency on white; see `open_picture`."""
+    turn = _TURN_OF_ORIENTATION.get(image.getexif().get(_EXIF_ORIENTATION, 1))
+    rgb = _as_rgb(image)
+    return rgb if turn is None else rgb.transpose(turn)
+
+
 def picture_damage(path: Path | str) -> str | None:
     """What keeps `open_picture` from decoding a file, or None if nothing does.
 
@@ -104,9 +111,7 @@ def _decode(path: Path, small: bool) -> Image.Image:
                 image.draft(None, (1, 1))
             # The orientation is read after loading: TIFFs are turned while they load, PNGs may tell it last.
             image.load()
-            turn = _TURN_OF_ORIENTATION.get(image.getexif().get(_EXIF_ORIENTATION, 1))
-            rgb = _as_rgb(image)
-        return rgb if turn is None else rgb.transpose(turn)
+            return upright_rgb(image)
     except UserError as error:
         raise UserError(f"picture {path}: {error}") from None
     except FileNotFoundError:

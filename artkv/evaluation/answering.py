@@ -1,17 +1,21 @@
 """Answers every question of a table, each exactly once, with the prefix on, off or shuffled."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
 from artkv.batch import PaintingViews
+from artkv.config import DatasetConfig, EvaluationConfig
 from artkv.datasets.loading import evaluation_loader
 from artkv.datasets.order import plan_evaluation
 from artkv.datasets.pictures import PaintingTransform
+from artkv.datasets.records import format_problems
 from artkv.datasets.table import QuestionTable
+from artkv.datasets.text_length import too_long_questions
 from artkv.distributed import World
+from artkv.errors import UserError
 from artkv.evaluation.scores import Scores, score_predictions, shuffled_painting_index
 from artkv.models.kv_modulated_blip2 import KVModulatedBlip2
 
@@ -54,6 +58,30 @@ class AnsweringSettings:
     seed: int
 
 
+def answering_settings(dataset: DatasetConfig, evaluation: EvaluationConfig, seed: int) -> AnsweringSettings:
+    """How a config has questions answered."""
+    return AnsweringSettings(dataset.prompt, evaluation.batch_size, evaluation.max_new_tokens, dataset.workers, seed)
+
+
+def check_texts(model: KVModulatedBlip2, tables: Sequence[QuestionTable], settings: AnsweringSettings) -> None:
+    """Raises `UserError` that names every row too long for the language model."""
+    backbone = model.backbone
+    problems = [
+        problem
+        for table in tables
+        for problem in too_long_questions(
+            table,
+            backbone.tokenizer,
+            settings.prompt,
+            backbone.num_query_tokens,
+            settings.max_new_tokens,
+            backbone.most_positions,
+        )
+    ]
+    if problems:
+        raise UserError(format_problems(problems))
+
+
 def answer_questions(
     model: KVModulatedBlip2,
     table: QuestionTable,
@@ -68,8 +96,10 @@ def answer_questions(
     Called on all ranks; they split the questions and meet once, at the end. `advance` is told how many
     questions this rank has answered since the last call.
     """
+    if ablation.prefix == "shuffled" and ablation.image == "blank":
+        raise UserError("prefix shuffled with image blank: all blank pictures have one prefix; choose one of the two")
     art_source = None
-    if ablation.prefix == "shuffled" and ablation.image == "on":
+    if ablation.prefix == "shuffled":
         art_source = shuffled_painting_index(table.num_paintings, settings.seed)
     batches = evaluation_loader(
         table,

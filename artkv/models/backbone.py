@@ -38,6 +38,7 @@ class Blip2Backbone(Protocol):
     num_qformer_heads: int
     num_cross_attention_layers: int
     num_query_tokens: int
+    most_positions: int  # visual and text tokens together
     language_model: Any  # transformers' OPTForCausalLM
     qformer: nn.Module
 
@@ -61,4 +62,7 @@ class Blip2Backbone(Protocol):
         """Every parameter by its backend-neutral name; tied ones once."""
 
     def weight_digests(self) -> dict[str, str]:
-        """Digest of each tensor as it was loaded, by backend-neutral name (`weight_files.digests`)."""
+        """Digest of each tensor as it was loaded, by backend-neutral name, and of the settings that give them meaning.
+
+        Settings are tokenizer, image normalisation, heads and activations, under names with `settings.` in front.
+        """

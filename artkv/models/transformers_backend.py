@@ -1,5 +1,7 @@
 """BLIP-2 from a transformers folder or hub id."""
 
+import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ class TransformersBackbone:
         self.qformer_width = config.qformer_config.hidden_size
         self.num_qformer_heads = config.qformer_config.num_attention_heads
         self.num_query_tokens = config.num_query_tokens
+        self.most_positions = config.text_config.max_position_embeddings
         self.language_model: Any = model.language_model
         self.qformer: nn.Module = model.qformer
         self._model = model
@@ -82,7 +85,24 @@ class TransformersBackbone:
                 if name != _TIED:
                     yield name, self._source.tensor(name)
 
-        return digests(read(), self._source.files)
+        # What gives the weights their meaning and leaves no trace in their shapes belongs to them.
+        config: Any = self._model.config
+        meaning = {
+            "tokenizer": sorted(self.tokenizer.get_vocab().items()),
+            "images": [self.image_settings.size, *self.image_settings.mean, *self.image_settings.std],
+            "heads": [
+                part.num_attention_heads for part in (config.vision_config, config.qformer_config, config.text_config)
+            ],
+            "activations": [
+                config.vision_config.hidden_act,
+                config.qformer_config.hidden_act,
+                config.text_config.activation_function,
+            ],
+        }
+        return digests(read(), self._source.files) | {
+            f"settings.{name}": hashlib.sha256(json.dumps(value).encode()).hexdigest()
+            for name, value in meaning.items()
+        }
 
 
 def load_transformers_backbone(blip2: str, dtype: torch.dtype, device: torch.device) -> TransformersBackbone:
@@ -116,7 +136,7 @@ def open_transformers_folder(
     _check_keys(model, source, folder)
     tokenizer = _load_tokenizer(folder, config)
     newline_token_id(tokenizer)
-    return model, tokenizer, _image_settings(folder), source
+    return model, tokenizer, _image_settings(folder, config.vision_config.image_size), source
 
 
 def _local_folder(blip2: str) -> Path:
@@ -204,7 +224,7 @@ def _load_tokenizer(folder: Path, config: Any) -> Any:
     return tokenizer
 
 
-def _image_settings(folder: Path) -> ImageSettings:
+def _image_settings(folder: Path, vit_size: int) -> ImageSettings:
     try:
         processor = BlipImageProcessor.from_pretrained(folder)
     except Exception as error:
@@ -212,8 +232,11 @@ def _image_settings(folder: Path) -> ImageSettings:
             f"{folder}: no preprocessor_config.json of a BlipImageProcessor ({error}); put the model's there"
         ) from None
     height, width = processor.size["height"], processor.size["width"]
-    if height != width:
-        raise UserError(f"{folder}: preprocessor_config.json has size {height}x{width}, expected a square")
+    if (height, width) != (vit_size, vit_size):
+        raise UserError(
+            f"{folder}: preprocessor_config.json has size {height}x{width}, config.json a ViT of "
+            f"{vit_size}x{vit_size}; put the model's own preprocessor_config.json there"
+        )
     mean: Any = tuple(processor.image_mean)
     std: Any = tuple(processor.image_std)
     return ImageSettings(height, mean, std)

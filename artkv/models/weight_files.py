@@ -7,6 +7,7 @@ asked for stays memory-mapped, another is cast alone.
 import hashlib
 import json
 import os
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
@@ -59,7 +60,9 @@ class PickledSource:
         self._tensors: dict[str, Tensor] = {}
         for path in self.files:
             try:
-                state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+                # Files of torch before 1.6 are no zip archives and cannot be mapped.
+                is_mappable = zipfile.is_zipfile(path)
+                state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_mappable)
             except Exception as error:
                 raise UserError(
                     f"{path}: cannot be read without running code from it ({error}); "

@@ -1,15 +1,18 @@
 """Finds everything in config, environment, data and models that would stop a run."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from artkv.config import Config, DatasetConfig, ModelConfig
+from artkv.config import Config, DatasetConfig
 from artkv.config.deepspeed import fill_deepspeed_config, load_deepspeed_config
 from artkv.datasets.image_index import ImageIndex
-from artkv.datasets.table import find_problems
+from artkv.datasets.table import find_problems, read_table
+from artkv.datasets.text_length import too_long_questions
 from artkv.distributed import launched_place, single_process
 from artkv.errors import UserError
 from artkv.models.efficientnet import load_efficientnet
@@ -24,66 +27,82 @@ def find_obstacles(config: Config) -> list[str]:
 
     Every picture is decoded once, every tensor's name and shape compared; BLIP-2's weights are not read.
     """
-    checks: list[Callable[[], Iterator[str]]] = [
+    checks: list[Callable[[], Sequence[str] | None]] = [
         _check_environment,
-        lambda: _check_output(config.run.output_dir),
+        lambda: check_output_folder(config.run.output_dir),
         lambda: _check_deepspeed(config),
         lambda: _check_data(config.dataset, needs_val=config.evaluation.each_epoch),
-        lambda: _check_blip2(config.model),
+        lambda: _check_blip2_and_texts(config),
         lambda: _check_art_encoder(config),
     ]
     obstacles: list[str] = []
     for check in checks:
         try:
-            obstacles.extend(check())
+            obstacles.extend(check() or ())
         except UserError as error:
             obstacles.append(str(error))
     return obstacles
 
 
-def _check_environment() -> Iterator[str]:
-    launched_place(os.environ)
-    yield from ()
-
-
-def _check_output(output_dir: Path) -> Iterator[str]:
+def check_output_folder(output_dir: Path) -> None:
+    """Raises `UserError` unless `output_dir` is, or can become, a folder that can be written."""
     existing = next(path for path in [output_dir.resolve(), *output_dir.resolve().parents] if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        yield f"run.output_dir = {output_dir}: {existing} is not a folder that can be written; give another"
+        raise UserError(f"run.output_dir = {output_dir}: {existing} is not a folder that can be written; give another")
 
 
-def _check_deepspeed(config: Config) -> Iterator[str]:
+def _check_environment() -> None:
+    launched_place(os.environ)
+
+
+def _check_deepspeed(config: Config) -> None:
     training = config.training
     is_bf16 = resolve_dtype(config.model.dtype, single_process().device) == torch.bfloat16
     tree = load_deepspeed_config(training.deepspeed)
     fill_deepspeed_config(tree, training, training.gradient_accumulation_steps, 1, is_bf16, 1)
-    yield from ()
 
 
-def _check_data(dataset: DatasetConfig, needs_val: bool) -> Iterator[str]:
+def _check_data(dataset: DatasetConfig, needs_val: bool) -> list[str]:
     if dataset.image_root is None:
-        yield "dataset.image_root is not set; give the folder that holds the pictures"
-        return
+        return ["dataset.image_root is not set; give the folder that holds the pictures"]
     images = ImageIndex(dataset.image_root)
+    obstacles = []
     for split in _SPLITS:
         path = getattr(dataset, split)
         if path is not None:
             try:
-                yield from map(str, find_problems(path, images))
+                obstacles += [str(problem) for problem in find_problems(path, images)]
             except UserError as error:
-                yield f"dataset.{split}: {error}"
+                obstacles.append(f"dataset.{split}: {error}")
         elif split == "train":
-            yield "dataset.train is not set; give the CSV file to train on"
+            obstacles.append("dataset.train is not set; give the CSV file to train on")
         elif split == "val" and needs_val:
-            yield "dataset.val is not set; give a CSV file, or set evaluation.each_epoch=false"
+            obstacles.append("dataset.val is not set; give a CSV file, or set evaluation.each_epoch=false")
+    return obstacles
 
 
-def _check_blip2(model: ModelConfig) -> Iterator[str]:
-    open_transformers_folder(model.blip2)
-    yield from ()
+def _check_blip2_and_texts(config: Config) -> list[str]:
+    model, tokenizer, _, _ = open_transformers_folder(config.model.blip2)
+    dataset = config.dataset
+    if dataset.image_root is None:
+        return []
+    images = ImageIndex(dataset.image_root)
+    blip2_config: Any = model.config
+    obstacles = []
+    for path in filter(None, (dataset.train, dataset.val, dataset.test)):
+        with suppress(UserError):  # what is wrong with the table was told already
+            problems = too_long_questions(
+                read_table(path, images),
+                tokenizer,
+                dataset.prompt,
+                blip2_config.num_query_tokens,
+                config.evaluation.max_new_tokens,
+                blip2_config.text_config.max_position_embeddings,
+            )
+            obstacles += [str(problem) for problem in problems]
+    return obstacles
 
 
-def _check_art_encoder(config: Config) -> Iterator[str]:
+def _check_art_encoder(config: Config) -> None:
     if config.kv_modulation.enabled:
         load_efficientnet(config.efficientnet)
-    yield from ()

@@ -12,7 +12,7 @@ import torch
 from artkv.api import evaluate
 from artkv.config import Config, dump_config, load_config, recipe_path
 from artkv.distributed import single_process
-from artkv.errors import RunFailed
+from artkv.errors import RunFailed, UserError
 from artkv.evaluation.answering import ALL_ABLATIONS, AS_TRAINED
 from artkv.evaluation.scores import Estimate, Scores, format_table
 from artkv.quickstart.paintings import STYLES
@@ -24,6 +24,8 @@ from artkv.training.art_encoder_arguments import ArtEncoderSettings
 _LEAST_EXACT_MATCH = 0.9
 _CHANCE = 1 / len(STYLES)
 
+_QUESTIONS_A_STEP = 32
+
 
 def run_quickstart(output_dir: Path, seed: int, ranks: int, overrides: Sequence[str] = ()) -> dict[str, Scores]:
     """Makes the world of `seed` in `output_dir/world` and does the whole job on it; returns the scores.
@@ -33,6 +35,10 @@ def run_quickstart(output_dir: Path, seed: int, ranks: int, overrides: Sequence[
     be repeated. Raises `RunFailed` if the scores are not those that the world was made to show.
     """
     began = time.monotonic()
+    if torch.cuda.is_available():
+        ranks = min(ranks, torch.cuda.device_count())
+    if _QUESTIONS_A_STEP % ranks:
+        raise UserError(f"--ranks {ranks}: a step's {_QUESTIONS_A_STEP} questions cannot be shared; give 1, 2 or 4")
     _say("making the world: paintings, questions, a small BLIP-2", began)
     world = make_world(output_dir / "world", seed)
     _say("training the art encoder", began)
@@ -40,7 +46,7 @@ def run_quickstart(output_dir: Path, seed: int, ranks: int, overrides: Sequence[
     scores: dict[str, Scores] = {}
     for name, run_dir, is_modulated in (("", output_dir, True), ("control", output_dir / "control", False)):
         _say(f"training {'with the prefix' if is_modulated else 'the control, without a prefix'}", began)
-        config_path = _write_config(world, encoder, run_dir, seed, is_modulated, overrides)
+        config_path = _write_config(world, encoder, run_dir, seed, ranks, is_modulated, overrides)
         _launch_training(config_path, ranks)
         _say("answering the test questions", began)
         ablations = ALL_ABLATIONS if is_modulated else (AS_TRAINED,)
@@ -112,7 +118,7 @@ def _train_art_encoder(world: World, output_dir: Path, seed: int) -> Path:
 
 
 def _write_config(
-    world: World, encoder: Path, run_dir: Path, seed: int, is_modulated: bool, overrides: Sequence[str]
+    world: World, encoder: Path, run_dir: Path, seed: int, ranks: int, is_modulated: bool, overrides: Sequence[str]
 ) -> Path:
     """The recipe with this world's paths, in a file of its own, so that any command can be tried on it."""
     settings = {
@@ -125,9 +131,12 @@ def _write_config(
         "training.seed": seed,
         "kv_modulation.enabled": str(is_modulated).lower(),
         "run.output_dir": run_dir,
+        # The same 32 questions a step, however many share them.
+        "training.batch_size": _QUESTIONS_A_STEP // max(ranks, 2),
+        "training.gradient_accumulation_steps": 2 if ranks == 1 else 1,
     }
     pairs = [f"{key}={json.dumps(str(value)) if isinstance(value, Path) else value}" for key, value in settings.items()]
-    config: Config = load_config(recipe_path("quickstart.yaml"), [*pairs, *overrides])
+    config: Config = load_config(recipe_path("quickstart.yaml"), [*overrides, *pairs])
     run_dir.mkdir(parents=True, exist_ok=True)
     path = run_dir / "quickstart.yaml"
     path.write_text(dump_config(config), encoding="utf-8")
@@ -136,8 +145,6 @@ def _write_config(
 
 def _launch_training(config_path: Path, ranks: int) -> None:
     """`deepspeed --num_accelerators RANKS --module artkv train`, as on any machine."""
-    if torch.cuda.is_available():
-        ranks = min(ranks, torch.cuda.device_count())
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", str(ranks)]
     verb = ["--module", "artkv", "train", "--config", str(config_path), "--resume", "auto"]
     # The launcher reports several lines a rank, and warns that there is no hostfile: not here.

@@ -10,12 +10,14 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -29,15 +31,6 @@ ADAPTER = "adapter.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 DESCRIPTION = "checkpoint.json"
 LATEST = "latest"
-
-# Settings that change what the trained weights do and leave no trace in their names or shapes.
-_MODEL_SETTINGS = (
-    ("kv_modulation", "gate"),
-    ("trainable", "lora"),
-    ("efficientnet", "image_size"),
-    ("efficientnet", "mean"),
-    ("efficientnet", "std"),
-)
 
 
 @dataclass(frozen=True)
@@ -65,13 +58,13 @@ class Identity:
     """What a resumed run must share with the saved one, for the order of questions to go on.
 
     data_hash: of the training table's paintings and questions, in order.
+    dtype: what the model computes in, bfloat16 or float32.
     micro_batches_per_step: ranks times accumulation; the split between the two may change.
     """
 
     frozen_hash: str
     data_hash: str
-    seed: int
-    batch_size: int
+    dtype: str
     micro_batches_per_step: int
 
 
@@ -108,7 +101,7 @@ def save_checkpoint(
     moments = {f"{name}.exp_avg": tensor for name, tensor in state.exp_avg.items()}
     moments |= {f"{name}.exp_avg_sq": tensor for name, tensor in state.exp_avg_sq.items()}
     save_file(_contiguous(moments), temporary / OPTIMIZER, metadata={"format": "pt"})
-    description = {
+    description: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "progress": asdict(progress),
         "adam_step": state.adam_step,
@@ -116,16 +109,34 @@ def save_checkpoint(
         "config": yaml.safe_load(dump_config(config)),
         "sha256": {name: _file_sha256(temporary / name) for name in (ADAPTER, OPTIMIZER)},
     }
+    description["sha256"][DESCRIPTION] = _description_sha256(description)
     (temporary / DESCRIPTION).write_text(json.dumps(description, indent=2), encoding="utf-8")
     for name in (ADAPTER, OPTIMIZER, DESCRIPTION):
         _sync(temporary / name)
     _sync(temporary)
-    if final.exists():  # the same step saved again by a run that fell back behind it
-        shutil.rmtree(final)
     temporary.rename(final)
     _sync(folder)
     _write_latest(folder, final.name)
     return final
+
+
+def set_aside_newer(run_dir: Path, step: int) -> list[str]:
+    """Renames the checkpoints after `step` to `stale_step_N`, and returns their names; called on rank 0 alone.
+
+    A run that goes on from an earlier checkpoint writes a new history. What it leaves behind must neither
+    be resumed nor count among the newest that are kept.
+    """
+    folder = run_dir / "checkpoints"
+    newer = [name for name in checkpoints_newest_first(run_dir) if name > checkpoint_name(step)]
+    for name in newer:
+        shutil.rmtree(folder / f"stale_{name}", ignore_errors=True)
+        (folder / name).rename(folder / f"stale_{name}")
+    best = run_dir / "best"
+    if best.is_symlink() and best.readlink().name in newer:
+        best.unlink()
+    if newer:
+        _write_latest(folder, checkpoint_name(step))
+    return newer
 
 
 def mark_best(run_dir: Path, step: int) -> None:
@@ -141,9 +152,12 @@ def prune_checkpoints(run_dir: Path, keep: int) -> None:
     names = sorted(path.name for path in (run_dir / "checkpoints").glob("step_*"))
     best = run_dir / "best"
     kept = {*names[-keep:], *([best.readlink().name] if best.is_symlink() else [])}
+    doomed = run_dir / "checkpoints" / ".pruned.tmp"
     for name in names:
         if name not in kept:
-            shutil.rmtree(run_dir / "checkpoints" / name)
+            shutil.rmtree(doomed, ignore_errors=True)  # left by a killed run
+            (run_dir / "checkpoints" / name).rename(doomed)  # a kill while removing leaves no half of a checkpoint
+            shutil.rmtree(doomed)
 
 
 def resolve_checkpoint(path: Path) -> Path:
@@ -170,9 +184,10 @@ def run_dir_of(checkpoint: Path) -> Path:
 
 
 def checkpoints_newest_first(run_dir: Path) -> list[str]:
-    """Names of a run's checkpoints: the one that `latest` names, then older ones.
+    """Names of a run's checkpoints, by step.
 
-    One newer than `latest` was whole when its run died before saying so, and counts too.
+    `latest` is for people and other programs: a checkpoint is whole as soon as it has its name, and one that
+    its run did not live to write into `latest` counts too.
     """
     return sorted((path.name for path in (run_dir / "checkpoints").glob("step_*")), reverse=True)
 
@@ -199,7 +214,8 @@ def load_latest(run_dir: Path) -> Checkpoint | None:
 def load_checkpoint(path: Path) -> Checkpoint:
     """Reads a checkpoint folder and verifies it; a damaged one is a `UserError` that says how."""
     description = _read_description(path)
-    for name, expected in description["sha256"].items():
+    for name in (ADAPTER, OPTIMIZER):
+        expected = description["sha256"][name]
         if not (path / name).is_file():
             raise UserError(f"{path}: {name} is missing; the checkpoint is damaged")
         if _file_sha256(path / name) != expected:
@@ -219,36 +235,75 @@ def load_checkpoint(path: Path) -> Checkpoint:
         state,
         Progress(**description["progress"]),
         Identity(**description["identity"]),
-        Config.model_validate(description["config"]),
+        read_config(path),
     )
 
 
-def check_fits(checkpoint: Checkpoint, config: Config, trainables: Mapping[str, Tensor], frozen_hash: str) -> None:
-    """Raises `UserError` unless the checkpoint belongs to the model of `config`.
+def read_config(path: Path) -> Config:
+    """The settings that a checkpoint was trained with, without reading its tensors."""
+    try:
+        return Config.model_validate(_read_description(path)["config"])
+    except ValidationError as error:
+        raise UserError(f"{path}: its settings are not this version's ({error}); use the artkv that wrote it") from None
 
-    It must hold exactly `trainables`, have seen the same frozen weights, and the settings that shape
-    what a weight does must be the same.
+
+def read_adapter(path: Path) -> dict[str, Tensor]:
+    """The trained weights alone, verified, for inference."""
+    expected = _read_description(path)["sha256"][ADAPTER]
+    if not (path / ADAPTER).is_file() or _file_sha256(path / ADAPTER) != expected:
+        raise UserError(f"{path}: {ADAPTER} is missing or does not match its checksum; the checkpoint is damaged")
+    return load_file(path / ADAPTER)
+
+
+def read_identity(path: Path) -> Identity:
+    """What the run of a checkpoint was, without reading its tensors."""
+    return Identity(**_read_description(path)["identity"])
+
+
+def check_fits(
+    path: Path, saved_config: Config, config: Config, saved: Mapping[str, Tensor], built: Mapping[str, Tensor]
+) -> None:
+    """Raises `UserError` unless the weights `saved` at `path` belong to the model that was `built` of `config`.
+
+    Names and shapes must be the same, and the settings that change what a weight does.
     """
-    expected = {name: tuple(tensor.shape) for name, tensor in trainables.items()}
-    found = {name: tuple(tensor.shape) for name, tensor in checkpoint.state.masters.items()}
+    expected = {name: tuple(tensor.shape) for name, tensor in built.items()}
+    found = {name: tuple(tensor.shape) for name, tensor in saved.items()}
     if expected != found:
         differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
         first = differing[0]
         raise UserError(
-            f"{checkpoint.path}: its trainables differ from this config's in {len(differing)} tensors, first "
+            f"{path}: its trainables differ from this config's in {len(differing)} tensors, first "
             f"{first} (checkpoint: {found.get(first, 'absent')}, config: {expected.get(first, 'absent')}); "
             "give kv_modulation and trainable the values in the checkpoint's config"
         )
-    for section, key in _MODEL_SETTINGS:
-        before, now = (getattr(getattr(settings, section), key) for settings in (checkpoint.config, config))
+    settings: list[tuple[str, ...]] = []
+    if config.kv_modulation.enabled:
+        settings += [("efficientnet", "image_size"), ("efficientnet", "mean"), ("efficientnet", "std")]
+    if config.trainable.lora.targets:
+        settings += [("trainable", "lora", "alpha")]
+    check_same_settings(path, saved_config, config, settings)
+
+
+def check_same_settings(path: Path, saved_config: Config, config: Config, settings: Iterable[tuple[str, ...]]) -> None:
+    """Raises `UserError` if one of `settings`, each a path of keys, is not what the checkpoint was trained with."""
+    for keys in settings:
+        before, now = (reduce(getattr, keys, tree) for tree in (saved_config, config))
         if before != now:
+            dotted = ".".join(keys)
+            written = json.dumps(before)
             raise UserError(
-                f"{checkpoint.path}: was trained with {section}.{key}={before}, now {now}; set {section}.{key}={before}"
+                f"{path}: was trained with {dotted}={written}, now {json.dumps(now)}; the weights would not mean the "
+                f"same; set {dotted}={written}"
             )
-    if checkpoint.identity.frozen_hash != frozen_hash:
+
+
+def check_same_frozen_weights(path: Path, identity: Identity, frozen_hash: str) -> None:
+    """Raises `UserError` if the checkpoint was trained beside other frozen weights."""
+    if identity.frozen_hash != frozen_hash:
         raise UserError(
-            f"{checkpoint.path}: was trained on other frozen weights (hash {checkpoint.identity.frozen_hash[:12]}, "
-            f"now {frozen_hash[:12]}); give model.blip2 and efficientnet.checkpoint the files it was trained with"
+            f"{path}: was trained on other frozen weights (hash {identity.frozen_hash[:12]}, now {frozen_hash[:12]}); "
+            "give model.blip2 and efficientnet.checkpoint the files it was trained with"
         )
 
 
@@ -265,7 +320,18 @@ def _read_description(path: Path) -> dict[str, Any]:
             f"{path}: has checkpoint format {version}, this artkv reads {FORMAT_VERSION}; "
             "use the version of artkv that wrote it"
         )
+    try:
+        is_whole = description["sha256"].pop(DESCRIPTION) == _description_sha256(description)
+    except (KeyError, AttributeError):
+        is_whole = False
+    if not is_whole:
+        raise UserError(f"{path}: {DESCRIPTION} does not match its checksum; the checkpoint is damaged")
     return description
+
+
+def _description_sha256(description: Mapping[str, Any]) -> str:
+    """Of everything in checkpoint.json but this checksum itself."""
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
 
 def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

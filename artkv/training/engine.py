@@ -98,14 +98,19 @@ class TrainingEngine:
             group["lr"] = learning_rate
         self._engine.step()
 
-    def state(self) -> TrainableState:
-        """Gathers masters and moments from all ranks; the result is whole on each of them."""
-        parameters = self.model.named_trainables()
-        moments: dict[str, dict[str, Tensor]] = {
-            key: {name: _to_cpu(safe_get_full_optimizer_state(p, key)) for name, p in parameters.items()}
-            for key in _ADAM_MOMENTS
-        }
-        masters = {name: _to_cpu(safe_get_full_fp32_param(p)) for name, p in parameters.items()}
+    def state(self, keep: bool = True) -> TrainableState | None:
+        """Gathers masters and moments, one tensor at a time; None where `keep` is false."""
+        masters: dict[str, Tensor] = {}
+        moments: dict[str, dict[str, Tensor]] = {key: {} for key in _ADAM_MOMENTS}
+        for name, parameter in self.model.named_trainables().items():
+            whole = safe_get_full_fp32_param(parameter)
+            whole_moments = {key: safe_get_full_optimizer_state(parameter, key) for key in _ADAM_MOMENTS}
+            if keep:
+                masters[name] = _to_cpu(whole)
+                for key, moment in whole_moments.items():
+                    moments[key][name] = _to_cpu(moment)
+        if not keep:
+            return None
         return TrainableState(masters, moments["exp_avg"], moments["exp_avg_sq"], self._adam_step())
 
     def close(self) -> None:

@@ -157,8 +157,8 @@ def _stops_early(progress: Progress, config: Config) -> bool:
 def _save(
     engine: TrainingEngine, progress: Progress, identity: Identity, config: Config, run_dir: Path, world: World
 ) -> None:
-    state = engine.state()  # gathers: all ranks
-    if world.is_main:
+    state = engine.state(keep=world.is_main)  # gathers: all ranks
+    if state is not None:
         save_checkpoint(run_dir, state, progress, identity, config)
         if progress.best_step == progress.step:
             mark_best(run_dir, progress.step)

@@ -12,26 +12,37 @@ from PIL import Image
 
 from artkv.config import Config, dump_config
 from artkv.config.deepspeed import fill_deepspeed_config, load_deepspeed_config
-from artkv.datasets.image_index import ImageIndex
+from artkv.datasets.checked_tables import read_checked_tables
 from artkv.datasets.pictures import PaintingTransform, open_picture
-from artkv.datasets.table import QuestionTable, find_problems, format_problems, read_table
+from artkv.datasets.table import QuestionTable
 from artkv.distributed import World
 from artkv.errors import UserError
-from artkv.evaluation.answering import AnsweringSettings, answer_questions, score_answers
+from artkv.evaluation.answering import (
+    AnsweringSettings,
+    answer_questions,
+    answering_settings,
+    check_texts,
+    score_answers,
+)
 from artkv.models.kv_modulated_blip2 import KVModulatedBlip2
 from artkv.models.loading import BuiltModel, build_model, painting_transform
 from artkv.monitoring.environment import environment_report
 from artkv.monitoring.run_log import RunLog
 from artkv.monitoring.tensorboard_log import AnsweredQuestion
+from artkv.planning.preflight import check_output_folder
 from artkv.training.checkpoint import (
     Checkpoint,
     Identity,
     Progress,
     check_fits,
+    check_same_frozen_weights,
+    check_same_settings,
+    checkpoint_name,
     load_checkpoint,
     load_latest,
     mark_best,
     resolve_checkpoint,
+    set_aside_newer,
 )
 from artkv.training.engine import TrainableState, TrainingEngine
 from artkv.training.loop import TrainingData, Validate, fit, total_steps
@@ -46,25 +57,36 @@ def train(config: Config, resume: str | Literal["latest", "auto"] | None, world:
     there is one, else a fresh run; or a path that `resolve_checkpoint` takes.
     """
     training = config.training
-    deepspeed_tree = load_deepspeed_config(training.deepspeed)
     run_dir = config.run.output_dir
     if training.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses to be deterministic
         torch.use_deterministic_algorithms(True)
-    train_table, val_table = _read_tables(config, world)
+    deepspeed_tree = world.together(lambda: load_deepspeed_config(training.deepspeed))
+    world.together(lambda: check_output_folder(run_dir))
+    csv_paths, image_root = world.together(lambda: _data_paths(config))
+    train_table, *val_tables = read_checked_tables(csv_paths, image_root, world)
     checkpoint = _checkpoint_to_resume(run_dir, resume, world)
-    data_hash = _data_hash(train_table)
+    data_hash = _data_hash(train_table, image_root)
     accumulation = training.gradient_accumulation_steps
     if checkpoint is not None:
         accumulation = _accumulation_on_resume(checkpoint, config, data_hash, world)
 
-    built = build_model(
-        config.model, config.efficientnet, config.kv_modulation, config.trainable, training.seed,
-        world.device, training.activation_checkpointing,
+    built = world.together(
+        lambda: build_model(
+            config.model, config.efficientnet, config.kv_modulation, config.trainable, training.seed,
+            world.device, training.activation_checkpointing,
+        )
     )  # fmt: skip
-    identity = Identity(built.frozen_hash, data_hash, training.seed, training.batch_size, accumulation * world.size)
-    state, progress = _starting_point(built, checkpoint, config)
     model = built.model
+    settings = answering_settings(config.dataset, config.evaluation, training.seed)
+    world.together(lambda: check_texts(model, [train_table, *val_tables], settings))
+    dtype = str(model.backbone.dtype).removeprefix("torch.")
+    identity = Identity(built.frozen_hash, data_hash, dtype, accumulation * world.size)
+    _check_ranks_agree(identity, world)
+    state, progress = TrainableState(built.initial_values, {}, {}, 0), Progress()
+    if checkpoint is not None:
+        _check_belongs(checkpoint, built, identity, config)
+        state, progress = checkpoint.state, checkpoint.progress
     engine = TrainingEngine(
         model,
         fill_deepspeed_config(
@@ -79,14 +101,12 @@ def train(config: Config, resume: str | Literal["latest", "auto"] | None, world:
     steps = total_steps(
         train_table, training.batch_size, training.seed, training.num_epochs, identity.micro_batches_per_step
     )
-    if world.is_main:
-        _write_run_files(run_dir, config, checkpoint)
-    world.barrier()
+    world.together(lambda: _prepare_run_folder(run_dir, config, checkpoint) if world.is_main else None)
     log = RunLog(run_dir, world.rank, steps, resume_step=progress.step if checkpoint else None)
     try:
         log.config(dump_config(config), step=progress.step)
         log.note(_summary(built, train_table, steps, world))
-        validate = _validation(model, val_table, transform, config, log, world) if val_table is not None else None
+        validate = _validation(model, val_tables[0], transform, settings, log, world) if val_tables else None
         progress = fit(engine, data, config, identity, progress, run_dir, log, world, validate)
     finally:
         log.close()
@@ -94,43 +114,24 @@ def train(config: Config, resume: str | Literal["latest", "auto"] | None, world:
     return progress
 
 
-def _read_tables(config: Config, world: World) -> tuple[QuestionTable, QuestionTable | None]:
-    """Both tables, checked; the ranks share the decoding of the pictures, and all learn what any found."""
+def _data_paths(config: Config) -> tuple[list[Path], Path]:
+    """The CSV files to train and validate on, and the folder of the pictures."""
     dataset = config.dataset
-    for key in ("train", "image_root"):
-        if getattr(dataset, key) is None:
-            raise UserError(f"dataset.{key} is not set; give the path of your data")
-    assert dataset.train is not None
-    assert dataset.image_root is not None
-    paths = [dataset.train]
-    if config.evaluation.each_epoch:
-        if dataset.val is None:
-            raise UserError("dataset.val is not set; give a CSV file, or set evaluation.each_epoch=false")
-        paths.append(dataset.val)
-    images = ImageIndex(dataset.image_root)
-    share = (world.rank, world.size)
-    problems = [problem for path in paths for problem in find_problems(path, images, share=share)]
-    found_by_any = {problem for part in world.gather(problems) for problem in part}
-    if found_by_any:
-        order = {path: place for place, path in enumerate(paths)}
-        raise UserError(format_problems(sorted(found_by_any, key=lambda p: (order[p.path], p.line, p.message))))
-    tables = [read_table(path, images) for path in paths]
-    return tables[0], tables[1] if len(tables) > 1 else None
+    if dataset.train is None:
+        raise UserError("dataset.train is not set; give the CSV file to train on")
+    if dataset.image_root is None:
+        raise UserError("dataset.image_root is not set; give the folder that holds the pictures")
+    if not config.evaluation.each_epoch:
+        return [dataset.train], dataset.image_root
+    if dataset.val is None:
+        raise UserError("dataset.val is not set; give a CSV file, or set evaluation.each_epoch=false")
+    return [dataset.train, dataset.val], dataset.image_root
 
 
 def _checkpoint_to_resume(run_dir: Path, resume: str | None, world: World) -> Checkpoint | None:
-    """Rank 0 chooses and verifies; the others read what it chose."""
-    chosen: str | None = None
-    problem: str | None = None
-    if world.is_main:
-        try:
-            chosen = _choose_checkpoint(run_dir, resume)
-        except UserError as error:
-            problem = str(error)
-    chosen, problem = world.broadcast((chosen, problem))
-    if problem is not None:
-        raise UserError(problem)
-    return None if chosen is None else load_checkpoint(Path(chosen))
+    """Rank 0 chooses; all ranks read and verify what it chose."""
+    chosen = world.broadcast(world.together(lambda: _choose_checkpoint(run_dir, resume) if world.is_main else None))
+    return None if chosen is None else world.together(lambda: load_checkpoint(Path(chosen)))
 
 
 def _choose_checkpoint(run_dir: Path, resume: str | None) -> str | None:
@@ -142,7 +143,13 @@ def _choose_checkpoint(run_dir: Path, resume: str | None) -> str | None:
             )
         return None
     if resume not in ("latest", "auto"):
-        return str(resolve_checkpoint(Path(resume)))
+        chosen = resolve_checkpoint(Path(resume))
+        if chosen.parent != (run_dir / "checkpoints").resolve() and any((run_dir / "checkpoints").glob("step_*")):
+            raise UserError(
+                f"run.output_dir = {run_dir}: holds a run already, and --resume {resume} is of another; "
+                "give another folder"
+            )
+        return str(chosen)
     checkpoint = load_latest(run_dir)
     if checkpoint is None and resume == "latest":
         raise UserError(f"--resume latest: {run_dir} has no checkpoint; leave --resume out to start")
@@ -152,13 +159,8 @@ def _choose_checkpoint(run_dir: Path, resume: str | None) -> str | None:
 def _accumulation_on_resume(checkpoint: Checkpoint, config: Config, data_hash: str, world: World) -> int:
     """The accumulation that keeps the saved run's global batch on the ranks there are now."""
     saved = checkpoint.identity
-    for section, key in (("training", "seed"), ("training", "batch_size"), ("dataset", "prompt")):
-        before, now = (getattr(getattr(settings, section), key) for settings in (checkpoint.config, config))
-        if before != now:
-            raise UserError(
-                f"{checkpoint.path}: was trained with {section}.{key}={before}, now {now}; the run would not go on "
-                f"as it began; set {section}.{key}={before}"
-            )
+    kept = [("training", "seed"), ("training", "batch_size"), ("dataset", "prompt")]
+    check_same_settings(checkpoint.path, checkpoint.config, config, kept)
     if saved.data_hash != data_hash:
         raise UserError(
             f"{checkpoint.path}: dataset.train = {config.dataset.train} has other rows than the run was trained "
@@ -180,23 +182,41 @@ def _accumulation_on_resume(checkpoint: Checkpoint, config: Config, data_hash: s
     return accumulation
 
 
-def _starting_point(
-    built: BuiltModel, checkpoint: Checkpoint | None, config: Config
-) -> tuple[TrainableState, Progress]:
-    if checkpoint is None:
-        return TrainableState(built.initial_values, {}, {}, 0), Progress()
-    check_fits(checkpoint, config, built.initial_values, built.frozen_hash)
-    return checkpoint.state, checkpoint.progress
+def _check_ranks_agree(identity: Identity, world: World) -> None:
+    """Raises `UserError` if another host has other files, or another idea of `model.dtype: auto`."""
+    identities = world.gather(identity)
+    for rank, other in enumerate(identities):
+        if other != identities[0]:
+            raise UserError(
+                f"rank {rank} has {other}, rank 0 {identities[0]}; give all hosts the same files and, where their "
+                "devices differ, set model.dtype",
+                on_all_ranks=True,
+            )
 
 
-def _write_run_files(run_dir: Path, config: Config, checkpoint: Checkpoint | None) -> None:
+def _check_belongs(checkpoint: Checkpoint, built: BuiltModel, identity: Identity, config: Config) -> None:
+    check_fits(checkpoint.path, checkpoint.config, config, checkpoint.state.masters, built.initial_values)
+    check_same_frozen_weights(checkpoint.path, checkpoint.identity, identity.frozen_hash)
+    if checkpoint.identity.dtype != identity.dtype:
+        raise UserError(
+            f"{checkpoint.path}: was trained in {checkpoint.identity.dtype}, now {identity.dtype}; "
+            f"set model.dtype={checkpoint.identity.dtype}",
+            on_all_ranks=True,
+        )
+
+
+def _prepare_run_folder(run_dir: Path, config: Config, checkpoint: Checkpoint | None) -> None:
+    """Writes the run's files, and puts its checkpoints into the state of the one that it goes on from."""
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "config.yaml").write_text(dump_config(config), encoding="utf-8")
     (run_dir / "environment.json").write_text(json.dumps(environment_report(), indent=2), encoding="utf-8")
-    if checkpoint is None or checkpoint.progress.best_step != checkpoint.progress.step:
+    if checkpoint is None or checkpoint.path.resolve().parent != (run_dir / "checkpoints").resolve():
         return
-    if checkpoint.path.resolve().parent == (run_dir / "checkpoints").resolve():
-        mark_best(run_dir, checkpoint.progress.step)  # a kill between the checkpoint and its mark loses the mark
+    for name in set_aside_newer(run_dir, checkpoint.progress.step):
+        print(f"artkv: {name} is newer than the checkpoint to go on from; renamed to stale_{name}", file=sys.stderr)
+    best_step = checkpoint.progress.best_step
+    if best_step is not None and (run_dir / "checkpoints" / checkpoint_name(best_step)).is_dir():
+        mark_best(run_dir, best_step)  # a kill between the checkpoint and its mark loses the mark
 
 
 def _summary(built: BuiltModel, table: QuestionTable, steps: int, world: World) -> str:
@@ -214,35 +234,24 @@ def _validation(
     model: KVModulatedBlip2,
     table: QuestionTable,
     transform: PaintingTransform,
-    config: Config,
+    settings: AnsweringSettings,
     log: RunLog,
     world: World,
 ) -> Validate:
-    settings = answering_settings(config)
-
     def validate(step: int) -> float:
         answers = answer_questions(model, table, transform, settings, world)
-        scores = score_answers(answers, table, config.evaluation.bootstrap_samples, config.training.seed)
-        metrics = {
-            name: getattr(scores.overall, name).value for name in ("exact_match", "bleu", "bleu_artquest", "token_f1")
-        }
-        metrics |= {f"exact_match/{kind}": group.exact_match.value for kind, group in scores.by_type.items()}
-        log.validation(step, metrics, _samples(table, answers) if world.is_main else ())
-        log.note(f"step {step}: validation exact match {metrics['exact_match']:.3f}")
-        return metrics["exact_match"]
+        exact_match = 0.0
+        if world.is_main:
+            scores = score_answers(answers, table, bootstrap_samples=1, seed=settings.seed)  # means alone
+            names = ("exact_match", "bleu", "bleu_artquest", "token_f1")
+            metrics = {name: getattr(scores.overall, name).value for name in names}
+            metrics |= {f"exact_match/{kind}": group.exact_match.value for kind, group in scores.by_type.items()}
+            log.validation(step, metrics, _samples(table, answers))
+            log.note(f"step {step}: validation exact match {metrics['exact_match']:.3f}")
+            exact_match = metrics["exact_match"]
+        return world.broadcast(exact_match)
 
     return validate
-
-
-def answering_settings(config: Config) -> AnsweringSettings:
-    """How a config has questions answered."""
-    return AnsweringSettings(
-        prompt=config.dataset.prompt,
-        batch_size=config.evaluation.batch_size,
-        max_new_tokens=config.evaluation.max_new_tokens,
-        workers=config.dataset.workers,
-        seed=config.training.seed,
-    )
 
 
 def _samples(table: QuestionTable, answers: list[str]) -> list[AnsweredQuestion]:
@@ -256,10 +265,10 @@ def _samples(table: QuestionTable, answers: list[str]) -> list[AnsweredQuestion]
     return [AnsweredQuestion(picture(r), table.questions[r], table.answers[r], answers[r]) for r in rows]
 
 
-def _data_hash(table: QuestionTable) -> str:
-    """SHA-256 of the rows, in order: the paintings they belong to, their questions and answers."""
+def _data_hash(table: QuestionTable, image_root: Path) -> str:
+    """SHA-256 of the rows, in order: their pictures below `image_root`, questions and answers."""
     sha = hashlib.sha256()
     for row in range(len(table)):
-        painting = int(table.painting_of_row[row])
-        sha.update(json.dumps([painting, table.questions[row], table.answers[row]]).encode())
+        painting = table.painting_paths[int(table.painting_of_row[row])].relative_to(image_root)
+        sha.update(json.dumps([str(painting), table.questions[row], table.answers[row]]).encode())
     return sha.hexdigest()

@@ -42,15 +42,26 @@ def test_a_value_that_the_yaml_owns_is_a_conflict_unless_it_is_the_same() -> Non
         fill(tree | {"scheduler": {"type": "WarmupLR"}})
     with pytest.raises(UserError, match=r"optimizer.type is 'SGD'"):
         fill(tree | {"optimizer": {"type": "SGD", "params": {}}})
+    with pytest.raises(UserError, match=r"torch_adam must be true"):
+        fill(tree | {"optimizer": {"type": "AdamW", "params": {"torch_adam": False}}})
 
 
 def test_a_file_of_the_users_own_is_read_and_a_wrong_one_explained(tmp_path: Path) -> None:
     own = tmp_path / "own.json"
-    own.write_text('{"zero_optimization": {"stage": 1, "reduce_bucket_size": 77}, "optimizer": {"type": "AdamW"}}')
-    assert fill(load_deepspeed_config(str(own)))["zero_optimization"]["reduce_bucket_size"] == 77
+    own.write_text('{"zero_optimization": {"stage": 2, "reduce_bucket_size": 77}, "optimizer": {"type": "AdamW"}}')
+    filled = fill(load_deepspeed_config(str(own)))
+    assert filled["zero_optimization"]["reduce_bucket_size"] == 77
+    assert filled["optimizer"]["params"]["torch_adam"] is True
+    assert filled["communication_data_type"] == filled["data_types"]["grad_accum_dtype"] == "fp32"
+    with pytest.raises(UserError, match="no such file"):  # and not the shipped file of that name
+        load_deepspeed_config(str(tmp_path / "zero2_bf16.json"))
     own.write_text('{"zero_optimization": {"stage": 3}}')
-    with pytest.raises(UserError, match="stage is 3; artkv trains with stage 1 or 2"):
+    with pytest.raises(UserError, match="stage is 3; artkv trains with stage 2"):
         load_deepspeed_config(str(own))
+    for shape in ("[]", '{"zero_optimization": true}', '{"optimizer": "AdamW"}'):
+        own.write_text(shape)
+        with pytest.raises(UserError, match="must be JSON objects"):
+            load_deepspeed_config(str(own))
     own.write_text("{")
     with pytest.raises(UserError, match="not readable JSON"):
         load_deepspeed_config(str(own))

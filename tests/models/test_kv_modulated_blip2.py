@@ -23,9 +23,13 @@ def stock(tiny_world: Path) -> Blip2ForConditionalGeneration:
     return Blip2ForConditionalGeneration.from_pretrained(tiny_world / "blip2").eval()
 
 
-def stock_losses(stock: Blip2ForConditionalGeneration, tokenizer: object) -> Tensor:
-    """Each question's summed answer loss by stock BLIP-2, alone and unpadded, its labels made by hand."""
-    losses = []
+def stock_losses_and_logits(stock: Blip2ForConditionalGeneration, tokenizer: object) -> tuple[Tensor, list[Tensor]]:
+    """Each question's summed answer loss, and its logits for each text token, by stock BLIP-2.
+
+    Each question is alone and unpadded, its labels made by hand. Logits: (text tokens, vocabulary), the
+    first those of the last visual token, which predict BOS.
+    """
+    losses, logits = [], []
     for (question, answer), painting in zip(QUESTIONS, PAINTING_OF_QUESTION, strict=True):
         prompt = tokenizer(f"Question: {question} Short answer:").input_ids
         answer_ids = tokenizer(f" {answer}\n", add_special_tokens=False).input_ids
@@ -33,7 +37,12 @@ def stock_losses(stock: Blip2ForConditionalGeneration, tokenizer: object) -> Ten
         labels = torch.tensor([[-100] * (NUM_VISUAL + len(prompt)) + answer_ids])
         output = stock(pixel_values=views().vit_pixels[painting : painting + 1], input_ids=ids, labels=labels)
         losses.append(output.loss * len(answer_ids))
-    return torch.stack(losses)
+        logits.append(output.logits[0, NUM_VISUAL - 1 : -1])
+    return torch.stack(losses), logits
+
+
+def stock_losses(stock: Blip2ForConditionalGeneration, tokenizer: object) -> Tensor:
+    return stock_losses_and_logits(stock, tokenizer)[0]
 
 
 def answer_loss(model: KVModulatedBlip2, batch: Batch) -> Tensor:
@@ -45,13 +54,25 @@ def test_without_modulation_loss_and_logits_are_stock_blip2s(
 ) -> None:
     model = build(kv_modulation={"enabled": False}).model
     tokenizer = model.backbone.tokenizer
+    batch = training_batch(tokenizer)
+    heads: list[Tensor] = []
     with torch.no_grad():
-        result = model(training_batch(tokenizer))
-        expected = stock_losses(stock, tokenizer)
+        hook = model.backbone.language_model.lm_head.register_forward_hook(lambda *call: heads.append(call[-1]))
+        result = model(batch)
+        hook.remove()
+        expected, expected_logits = stock_losses_and_logits(stock, tokenizer)
     # fp32; padding and batching change the order of sums. The worst seen is 2e-7 relative.
     torch.testing.assert_close(result.loss_sum, expected.sum(), rtol=2e-6, atol=0)
     newline_and_answer = sum(len(tokenizer(f" {a}\n", add_special_tokens=False).input_ids) for _, a in QUESTIONS)
     assert result.answer_tokens == newline_and_answer
+
+    (logits_QTV,) = heads
+    lengths = batch.questions.attention_mask.sum(dim=1).tolist()
+    assert len(set(lengths)) > 1  # some rows are padded
+    assert lengths == [len(logits) for logits in expected_logits]
+    for logits_TV, length, stock_logits_TV in zip(logits_QTV, lengths, expected_logits, strict=True):
+        # fp32, logits of up to 1.7; the worst seen is 4e-7.
+        assert (logits_TV[:length] - stock_logits_TV).abs().max() < 4e-6
 
 
 @pytest.mark.parametrize("shared", [True, False])

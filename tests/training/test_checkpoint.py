@@ -1,11 +1,9 @@
 """Checkpoints: whole or absent, verified, found by any of their names, pruned."""
 
-import json
-import os
-import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,8 @@ from artkv.training.checkpoint import (
     Identity,
     Progress,
     check_fits,
+    check_same_frozen_weights,
+    checkpoints_newest_first,
     load_checkpoint,
     load_latest,
     mark_best,
@@ -24,10 +24,11 @@ from artkv.training.checkpoint import (
     resolve_checkpoint,
     run_dir_of,
     save_checkpoint,
+    set_aside_newer,
 )
 from artkv.training.engine import TrainableState
 
-IDENTITY = Identity("frozen", "data", seed=1, batch_size=2, micro_batches_per_step=4)
+IDENTITY = Identity("frozen", "data", "float32", micro_batches_per_step=4)
 
 
 def state(value: float = 1.0) -> TrainableState:
@@ -83,6 +84,7 @@ def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
         ("adapter.safetensors", lambda data: data[:-1], "does not match its checksum"),
         ("optimizer.safetensors", None, "optimizer.safetensors is missing"),
         ("checkpoint.json", lambda data: data[:20], "checkpoint.json is not valid"),
+        ("checkpoint.json", lambda data: data.replace(b"seen\": 8", b"seen\": 9"), "checkpoint.json does not match"),
         ("checkpoint.json", lambda data: data.replace(b"_version\": 1", b"_version\": 9"), "has checkpoint format 9"),
     ],
 )  # fmt: skip
@@ -111,43 +113,66 @@ def test_no_checkpoint_is_none_and_only_damaged_ones_are_an_error(tmp_path: Path
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
-    checkpoint = load_checkpoint(save(tmp_path, 5))
-    check_fits(checkpoint, Config(), state().masters, "frozen")
+    path = save(tmp_path, 5)
+    masters = state().masters
+    check_fits(path, Config(), Config(), masters, masters)
     with pytest.raises(UserError, match=r"first b.weight \(checkpoint: \(2, 3\), config: absent\)"):
-        check_fits(checkpoint, Config(), {"a": torch.zeros(1)}, "frozen")
+        check_fits(path, Config(), Config(), masters, {"a": torch.zeros(1)})
+    changed = Config.model_validate({"efficientnet": {"image_size": 80}})
+    with pytest.raises(UserError, match="was trained with efficientnet.image_size=300, now 80; .* set"):
+        check_fits(path, Config(), changed, masters, masters)
+    check_same_frozen_weights(path, IDENTITY, "frozen")
     with pytest.raises(UserError, match="was trained on other frozen weights"):
-        check_fits(checkpoint, Config(), state().masters, "thawed")
+        check_same_frozen_weights(path, IDENTITY, "thawed")
+
+
+def test_going_back_sets_the_newer_history_aside(tmp_path: Path) -> None:
+    for step in (5, 10, 15):
+        save(tmp_path, step)
+    (tmp_path / "checkpoints" / "step_00000015" / "adapter.safetensors").unlink()  # damaged
+    mark_best(tmp_path, 15)
+    assert set_aside_newer(tmp_path, 5) == ["step_00000015", "step_00000010"]
+    assert checkpoints_newest_first(tmp_path) == ["step_00000005"]
+    assert (tmp_path / "checkpoints" / "latest").read_text() == "step_00000005\n"
+    assert not (tmp_path / "best").exists()
+    assert (tmp_path / "checkpoints" / "stale_step_00000010").is_dir()
+    save(tmp_path, 8)
+    prune_checkpoints(tmp_path, keep=1)
+    latest = load_latest(tmp_path)
+    assert latest is not None
+    assert latest.progress.step == 8
 
 
 def test_a_kill_at_any_moment_leaves_whole_checkpoints_or_none(tmp_path: Path) -> None:
     """Saves over and over in a process that is killed without warning; all that is there must verify."""
-    writer = textwrap.dedent(
-        f"""
-        from pathlib import Path
-        from tests.training.test_checkpoint import save
-        from artkv.training.checkpoint import prune_checkpoints
-        print("ready", flush=True)
-        for step in range(1, 100_000):
-            save(Path({str(tmp_path)!r}), step, value=float(step))
-            prune_checkpoints(Path({str(tmp_path)!r}), keep=2)
-        """
-    )
     root = Path(__file__).parents[2]
-    seen = []
-    for delay in (0.05, 0.11, 0.17, 0.23):
+    last_steps = []
+    for number, delay in enumerate((0.05, 0.11, 0.17, 0.23)):
+        run_dir = tmp_path / str(number)
+        writer = textwrap.dedent(
+            f"""
+            from pathlib import Path
+            from tests.training.test_checkpoint import save
+            from artkv.training.checkpoint import prune_checkpoints
+            run_dir = Path({str(run_dir)!r})
+            for step in range(1, 100_000):
+                save(run_dir, step, value=float(step))
+                prune_checkpoints(run_dir, keep=2)
+                if step == 1:
+                    print("ready", flush=True)
+            """
+        )
         with subprocess.Popen([sys.executable, "-c", writer], cwd=root, stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
-            process.stdout.readline()
-            try:
-                process.wait(timeout=delay)
-            except subprocess.TimeoutExpired:
-                os.kill(process.pid, signal.SIGKILL)
-        for path in (tmp_path / "checkpoints").glob("step_*"):
+            assert process.stdout.readline() == b"ready\n"
+            time.sleep(delay)
+            process.kill()
+        for path in (run_dir / "checkpoints").glob("step_*"):
             checkpoint = load_checkpoint(path)
             assert (checkpoint.state.masters["b.weight"] == checkpoint.progress.step).all()
-        latest = load_latest(tmp_path)
+        latest = load_latest(run_dir)
         assert latest is not None
-        seen.append(latest.progress.step)
-        named = (tmp_path / "checkpoints" / "latest").read_text().strip()
-        assert json.loads((tmp_path / "checkpoints" / named / "checkpoint.json").read_text())
-    assert max(seen) > 2
+        last_steps.append(latest.progress.step)
+        named = (run_dir / "checkpoints" / "latest").read_text().strip()
+        assert load_checkpoint(run_dir / "checkpoints" / named)
+    assert max(last_steps) > 2
