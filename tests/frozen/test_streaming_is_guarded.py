@@ -1,0 +1,121 @@
+"""Negative controls: what would make gradients wrong in silence is broken on purpose, and must be noticed."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from artkv.frozen.block_layout import block_layout
+from artkv.frozen.ring import BlockRing, Direction
+from artkv.frozen.streaming import StreamedBlocks
+from artkv.frozen.transport import CpuTransport, Slot
+from tests.frozen.streamed_opt import layers_of, loss_of, random_inputs, small_opt, step, streamed_twin
+
+
+class Poisoning(CpuTransport):
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments, poison=True)
+
+
+class Eager(CpuTransport):
+    """Fills a slot as soon as it is submitted, as a copy on CUDA may."""
+
+    def submit(self, slot: Slot, block: int) -> None:
+        super().submit(slot, block)
+        self.wait(slot)
+        slot.in_use = False
+
+
+class NeverWaits(Poisoning):
+    def wait(self, slot: Slot) -> None:
+        pass
+
+
+def test_a_skipped_wait_shows_in_the_loss() -> None:
+    model, _ = streamed_twin(small_opt(), transport=NeverWaits)
+    assert loss_of(model, random_inputs(0, 6, model)).isnan()
+
+
+def evict_while_recomputing(model: Any, streamed: StreamedBlocks) -> None:
+    """Each block, when it is recomputed, gives its only slot to the block before it while gradients still need it."""
+
+    def hook_for(position: int) -> Any:
+        def evict(*_: Any) -> None:
+            is_recomputation = torch._C._current_graph_task_id() != -1
+            if is_recomputation and position > 0:
+                streamed._ring._fetch([position - 1])
+
+        return evict
+
+    for position, layer in enumerate(layers_of(model)):
+        layer.fc2.register_forward_pre_hook(hook_for(position))
+
+
+@pytest.mark.parametrize("transport", [Poisoning, Eager])
+def test_an_early_eviction_is_an_error(transport: type[CpuTransport]) -> None:
+    model, streamed = streamed_twin(small_opt(), transport=transport, slots=1)
+    evict_while_recomputing(model, streamed)
+    with pytest.raises(RuntimeError, match="block 4: its slot was overwritten while backward computed with it"):
+        step(model, seed=0)
+
+
+def test_without_versions_the_early_eviction_would_be_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    resident = small_opt()
+    model, streamed = streamed_twin(resident, transport=Eager, slots=1)
+    evict_while_recomputing(model, streamed)
+    monkeypatch.setattr(Slot, "version", 0)
+    loss, gradient = step(model, seed=0)
+    expected_loss, expected_gradient = step(resident, seed=0)
+    assert torch.equal(loss, expected_loss)
+    assert not torch.allclose(gradient, expected_gradient, rtol=0.1)
+
+
+class EvictsOnAcquire(BlockRing):
+    def acquire(self, position: int, direction: Direction) -> Slot:
+        slot = super().acquire(position, direction)
+        self._fetch([(position + 1) % len(self.blocks)])
+        return slot
+
+
+def test_a_slot_with_another_block_is_not_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("artkv.frozen.streaming.BlockRing", EvictsOnAcquire)
+    model, _ = streamed_twin(small_opt(), slots=1)
+    with pytest.raises(RuntimeError, match="block 0: its slot was given to block 1 before it was used"):
+        loss_of(model, random_inputs(0, 6, model))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_autograd_itself_refuses_a_refilled_slot(mode: Any) -> None:
+    """Even a block that is not checkpointed cannot get another block's weights in backward."""
+    flat = torch.ones(block_layout({"weight": (4, 4)}, "fp32").slot_elements)
+    linear = nn.Linear(4, 4, bias=False)
+    linear.weight = block_layout({"weight": (4, 4)}, "fp32").slot_parameters(flat)[0]
+    output = linear(torch.ones(1, 4, requires_grad=True))
+    before = flat._version
+    with mode():
+        flat.copy_(torch.zeros_like(flat))
+    assert flat._version > before
+    assert linear.weight._version == flat._version
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
+
+
+def test_training_goes_on_after_a_backward_that_was_abandoned() -> None:
+    resident = small_opt()
+    model, streamed = streamed_twin(resident, slots=2)
+
+    def fail(_: torch.Tensor) -> None:
+        raise ValueError("out of memory, say")
+
+    inputs = random_inputs(0, 6, model)
+    hidden = inputs[0]
+    for number, layer in enumerate(layers_of(model)):
+        hidden = layer(hidden)
+        if number == 2:
+            hidden.register_hook(fail)
+    with pytest.raises(ValueError, match="out of memory"):
+        hidden.sum().backward()
+    for seed in range(2):
+        assert all(map(torch.equal, step(model, seed), step(resident, seed)))
+    assert streamed.live_slots == 2
