@@ -83,6 +83,7 @@ def load_model(
         config.efficientnet,
         config.kv_modulation,
         config.trainable,
+        config.frozen,
         config.training.seed,
         device,
         config.training.activation_checkpointing,

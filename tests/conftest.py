@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,6 +88,7 @@ TINY_SETTINGS = """
 model: {blip2: blip2, dtype: float32}
 efficientnet: {architecture: test_efficientnet, checkpoint: efficientnet.safetensors, image_size: 32}
 kv_modulation: {num_prefix_tokens: 2}
+frozen: {opt: resident}
 dataset: {train: train.csv, val: val.csv, image_root: images, workers: 0}
 training: {batch_size: 4, num_epochs: 2, warmup_steps: 2, learning_rate: 1.0e-3}
 evaluation: {max_new_tokens: 5, bootstrap_samples: 50, batch_size: 4}
@@ -143,3 +145,14 @@ def one_process() -> Iterator[World]:
     """DeepSpeed keeps process groups in globals, so all runs of this process share one."""
     with process_group(timeout_minutes=1) as world:
         yield world
+
+
+@pytest.fixture(scope="session")
+def bf16_folder(tiny_blip2_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny BLIP-2 saved in bfloat16: what streamed masters hold is then what the file holds."""
+    folder = tmp_path_factory.mktemp("bf16") / "blip2"
+    Blip2ForConditionalGeneration.from_pretrained(tiny_blip2_folder).to(torch.bfloat16).save_pretrained(folder)
+    for path in tiny_blip2_folder.glob("*.json"):
+        if not (folder / path.name).exists():
+            shutil.copy(path, folder)
+    return folder

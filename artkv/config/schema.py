@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from artkv.config.sizes import parse_size
+
 # Strict: `true`, "3" and 2.0 are no whole numbers, and `true` is no number; YAML has said what it means.
 PositiveInt = Annotated[int, Field(gt=0, strict=True)]
 NonNegativeInt = Annotated[int, Field(ge=0, strict=True)]
@@ -147,13 +149,41 @@ class EvaluationConfig(Section):
 class FrozenConfig(Section):
     """Where the frozen weights live while training."""
 
-    opt: Literal["resident"] = Field(default="resident", description="resident, the one mode of this version")
-    vit: Literal["resident"] = Field(default="resident", description="resident, the one mode of this version")
-    storage: Literal["bf16"] = Field(default="bf16", description="bf16, the one storage of this version")
-    slots: PositiveInt = Field(default=2, description="device slots of the streamed blocks")
-    resident_blocks: NonNegativeInt | Literal["auto"] = Field(default=0, description="a whole number, or auto")
-    memory_budget: str | None = Field(default=None, description="device memory such as 8GiB; null: all")
+    opt: Literal["resident", "stream", "int8", "nf4"] = Field(
+        default="stream",
+        description="stream (OPT's blocks in host memory, fetched through a few device slots), resident (on the "
+        "device), or int8 or nf4 (on the device, quantised by bitsandbytes)",
+    )
+    vit: Literal["resident", "stream"] = Field(default="resident", description="resident or stream, as for opt")
+    storage: Literal["bf16", "int8"] = Field(
+        default="bf16", description="bf16, or int8: streamed blocks in half the bytes, at some cost in accuracy"
+    )
+    slots: PositiveInt = Field(
+        default=2,
+        description="a whole number above 0: blocks on the device at a time; 2 let copies run beside computing",
+    )
+    resident_blocks: NonNegativeInt | Literal["auto"] = Field(
+        default=0,
+        description="how many of OPT's blocks stay on the device though the others stream, or auto: as many as "
+        "memory_budget holds",
+    )
+    memory_budget: str | None = Field(
+        default=None,
+        description="a size such as 8GiB: device memory for OPT's streamed and resident blocks; null: no limit",
+    )
     feature_cache: None = Field(default=None, description="null; the feature cache is not in this version")
+
+    @field_validator("memory_budget")
+    @classmethod
+    def _is_a_size(cls, text: str | None) -> str | None:
+        if text is not None:
+            parse_size(text)
+        return text
+
+    @property
+    def memory_budget_bytes(self) -> int | None:
+        """`memory_budget` as a number of bytes."""
+        return None if self.memory_budget is None else parse_size(self.memory_budget)
 
 
 class RunConfig(Section):
@@ -192,9 +222,13 @@ class Config(Section):
         for key in ("opt", "vit"):
             if getattr(self.model, key) is not None:
                 raise ValueError(f"model.{key} is for a LAVIS .pth in model.blip2, which this version does not read")
-        for key in ("slots", "resident_blocks", "memory_budget"):
-            if getattr(self.frozen, key) != FrozenConfig.model_fields[key].default:
-                raise ValueError(f"frozen.{key} is for streamed blocks and does nothing with frozen.opt: resident")
+        for key in ("storage", "slots", "resident_blocks", "memory_budget"):
+            needs_opt = key in ("resident_blocks", "memory_budget")
+            streams = self.frozen.opt == "stream" or (self.frozen.vit == "stream" and not needs_opt)
+            if not streams and getattr(self.frozen, key) != FrozenConfig.model_fields[key].default:
+                raise ValueError(f"frozen.{key} is for streamed blocks; set frozen.opt: stream, or leave it out")
+        if self.frozen.resident_blocks == "auto" and self.frozen.memory_budget is None:
+            raise ValueError("frozen.resident_blocks: auto needs frozen.memory_budget, such as 8GiB")
         if self.training.early_stopping_patience is not None and not self.evaluation.each_epoch:
             raise ValueError("training.early_stopping_patience needs the validation of evaluation.each_epoch: true")
         return self

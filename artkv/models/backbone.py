@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from artkv.frozen.streaming import StreamedBlocks
 from artkv.kv_modulation import KVPrefix
 
 
@@ -39,6 +40,8 @@ class Blip2Backbone(Protocol):
     num_cross_attention_layers: int
     num_query_tokens: int
     most_positions: int  # visual and text tokens together
+    num_parameters: int
+    streamed: Mapping[str, StreamedBlocks]  # `opt` and `vit`, where their blocks stream
     language_model: Any  # transformers' OPTForCausalLM
     qformer: nn.Module
 

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from artkv.config import EfficientNetConfig, KVModulationConfig, ModelConfig, TrainableConfig
+from artkv.config import EfficientNetConfig, FrozenConfig, KVModulationConfig, ModelConfig, TrainableConfig
 from artkv.datasets.pictures import PaintingTransform
+from artkv.frozen.host_blocks import Gather
 from artkv.frozen.recompute import recompute_blocks
 from artkv.kv_modulation import KVPrefixGenerator
 from artkv.models.efficientnet import efficientnet_state_tensors, load_efficientnet
@@ -37,16 +38,19 @@ def build_model(
     efficientnet: EfficientNetConfig,
     kv_modulation: KVModulationConfig,
     trainable: TrainableConfig,
+    frozen: FrozenConfig,
     seed: int,
     device: torch.device,
     activation_checkpointing: bool = False,
+    gather: Gather = lambda value: [value],
 ) -> BuiltModel:
     """Loads the frozen parts, adds what trains, and assembles them on `device`.
 
     What is new (generator, gate, LoRA) is drawn from `seed` alone, so all ranks and all starts agree.
+    `gather` is `World.gather`, with which the ranks of a host share one copy of what streams.
     """
     dtype = resolve_dtype(model.dtype, device)
-    backbone = load_transformers_backbone(model.blip2, dtype, device)
+    backbone = load_transformers_backbone(model.blip2, dtype, device, frozen, gather)
     digests = backbone.weight_digests()
 
     trainables: dict[str, nn.Parameter] = {}
@@ -76,7 +80,7 @@ def build_model(
                 gate = nn.Parameter(torch.zeros(1, device=device))
                 trainables["kv_prefix_gate"] = gate
 
-    if activation_checkpointing:
+    if activation_checkpointing and "opt" not in backbone.streamed:  # streamed blocks are recomputed anyway
         recompute_blocks(backbone.language_model.model.decoder.layers)
     initial_values = {name: parameter.detach().cpu().clone() for name, parameter in sorted(trainables.items())}
     for parameter in trainables.values():

@@ -5,7 +5,7 @@ import math
 import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import inject_adapter_in_model
-from torch import nn
+from torch import Tensor, nn
 
 from artkv.config import LoraConfig
 from artkv.models.backbone import Blip2Backbone
@@ -39,17 +39,21 @@ def add_lora(backbone: Blip2Backbone, config: LoraConfig, cross_attention_trains
         )
         inject_adapter_in_model(peft_config, module)
         module.eval()  # injected layers come in training mode
-        for name, parameter in module.named_parameters():
-            if ".lora_" in name:
-                neutral_name = f"{prefixes[target]}.{name.replace('.default.', '.')}"
-                adapters[neutral_name] = _reinitialised(parameter, is_a=".lora_A." in name)
+        for name, layer in module.named_modules():
+            if isinstance(layer, nn.Linear) and ".lora_" in name:
+                layer.weight = _drawn(layer.weight, backbone.device, is_a=".lora_A." in name)
+                neutral_name = f"{prefixes[target]}.{name.removesuffix('.default')}.weight"
+                adapters[neutral_name] = layer.weight
     return adapters
 
 
-def _reinitialised(parameter: nn.Parameter, is_a: bool) -> nn.Parameter:
-    """fp32 values drawn as peft draws them; peft's own are rounded to the wrapped layer's dtype."""
-    parameter.data = torch.zeros(parameter.shape, dtype=torch.float32, device=parameter.device)
+def _drawn(placeholder: Tensor, device: torch.device, is_a: bool) -> nn.Parameter:
+    """fp32 values on the device, drawn as peft draws them.
+
+    peft's own have the dtype and the device of the layer they wrap, and a streamed one is on meta.
+    """
+    parameter = nn.Parameter(torch.zeros(placeholder.shape, dtype=torch.float32))
     if is_a:
         nn.init.kaiming_uniform_(parameter, a=math.sqrt(5))
-    parameter.requires_grad_(True)
+    parameter.data = parameter.data.to(device)
     return parameter

@@ -2,19 +2,27 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, Blip2Config, Blip2ForConditionalGeneration, BlipImageProcessor
 
+from artkv.config import FrozenConfig
 from artkv.datasets.tokenization import newline_token_id
 from artkv.errors import UserError
+from artkv.frozen.host_blocks import Gather, HostBlocks
+from artkv.frozen.quantised import quantise_linears
+from artkv.frozen.streaming import StreamedBlocks, stream_blocks
 from artkv.kv_modulation import KVPrefix, install_prefixed_cross_attention
 from artkv.models.backbone import ImageSettings
 from artkv.models.weight_files import PickledSource, SafetensorsSource, TensorSource, digests, open_weights
+
+# Everything on the device, for evaluation and wherever memory is no concern.
+RESIDENT = FrozenConfig(opt="resident")
 
 # Tied to the token embedding: a file may hold it or leave it out, and it is never read.
 _TIED = "language_model.lm_head.weight"
@@ -38,6 +46,8 @@ class TransformersBackbone:
         self.most_positions = config.text_config.max_position_embeddings
         self.language_model: Any = model.language_model
         self.qformer: nn.Module = model.qformer
+        self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
+        self.streamed: Mapping[str, StreamedBlocks] = {}
         self._model = model
         self._source = source
         self._blocks = {
@@ -52,6 +62,43 @@ class TransformersBackbone:
         install_prefixed_cross_attention(
             list(self._blocks.values()), "attention", self.num_qformer_heads, self.num_cross_attention_layers
         )
+
+    def place_frozen_blocks(self, frozen: FrozenConfig, gather: Gather) -> None:
+        """Gives OPT's and the ViT's blocks their weights, in the way that `frozen` says; called once, by the loader.
+
+        Before it the blocks' parameters are on the meta device. All ranks call it alike: those of a host share
+        one copy of what streams.
+        """
+        streamed: dict[str, StreamedBlocks] = {}
+        for stack in _stacks(self._model, frozen):
+            if stack.mode == "stream":
+                host = HostBlocks.build(
+                    [
+                        {name: partial(self._source.tensor, f"{prefix}{name}") for name, _ in block.named_parameters()}
+                        for prefix, block in stack.blocks()
+                    ],
+                    frozen.storage,
+                    gather,
+                )
+                is_opt = stack.name == "opt"
+                streamed[stack.name] = stream_blocks(
+                    stack.layers,
+                    host,
+                    self.device,
+                    self.dtype,
+                    frozen.slots,
+                    frozen.resident_blocks if is_opt else 0,
+                    frozen.memory_budget_bytes if is_opt else None,
+                )
+            elif stack.mode in ("int8", "nf4"):
+                for prefix, block in stack.blocks():
+                    quantise_linears(
+                        block, partial(_tensor_below, self._source, prefix), stack.mode, self.dtype, self.device
+                    )
+                    _fill_meta_parameters(block, prefix, self._source, self.dtype, self.device)
+                # What peft looks for to wrap a quantised layer.
+                setattr(self.language_model, "is_loaded_in_8bit" if stack.mode == "int8" else "is_loaded_in_4bit", True)
+        self.streamed = streamed
 
     def encode_images(self, pixels_I3SS: Tensor) -> Tensor:
         return self._model.vision_model(pixels_I3SS.to(self.dtype)).last_hidden_state
@@ -105,19 +152,29 @@ class TransformersBackbone:
         }
 
 
-def load_transformers_backbone(blip2: str, dtype: torch.dtype, device: torch.device) -> TransformersBackbone:
+def load_transformers_backbone(
+    blip2: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    frozen: FrozenConfig = RESIDENT,
+    gather: Gather = lambda value: [value],
+) -> TransformersBackbone:
     """Loads BLIP-2 from a folder of `save_pretrained`, or from the hub, with a whole check of its keys.
 
-    Each tensor goes straight to `dtype` and `device`; on a CPU one that has the dtype already stays
-    memory-mapped. Every module comes back in eval mode with gradients off.
+    Each tensor goes straight to `dtype` and `device`, or to where `frozen` wants it; on a CPU one that has
+    the dtype already stays memory-mapped. Every module comes back in eval mode with gradients off.
+    `gather` is `World.gather`.
 
     Raises:
         UserError: if there is no such folder, a key is missing or unexpected, or a shape does not fit.
     """
     model, tokenizer, image_settings, source = open_transformers_folder(blip2)
-    _assign(model, source, dtype, device)
+    left_out = tuple(stack.prefix for stack in _stacks(model, frozen) if stack.mode != "resident")
+    _assign(model, source, dtype, device, left_out)
     model.eval().requires_grad_(False)
-    return TransformersBackbone(model, tokenizer, image_settings, source)
+    backbone = TransformersBackbone(model, tokenizer, image_settings, source)
+    backbone.place_frozen_blocks(frozen, gather)
+    return backbone
 
 
 def open_transformers_folder(
@@ -193,15 +250,59 @@ def _check_keys(model: nn.Module, source: TensorSource, folder: Path) -> None:
 
 
 def _assign(
-    model: Blip2ForConditionalGeneration, source: TensorSource, dtype: torch.dtype, device: torch.device
+    model: Blip2ForConditionalGeneration,
+    source: TensorSource,
+    dtype: torch.dtype,
+    device: torch.device,
+    left_out: tuple[str, ...],
 ) -> None:
-    state = {name: source.tensor(name).to(device, dtype) for name in source.names() if name != _TIED}
+    """Gives every parameter its value but those whose names begin with one of `left_out`."""
+    names = [name for name in source.names() if name != _TIED and not name.startswith(left_out)]
+    state = {name: source.tensor(name).to(device, dtype) for name in names}
     model.load_state_dict(state, strict=False, assign=True)  # the keys were compared above
     model.tie_weights()
-    on_meta = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
+    state_after = model.state_dict().items()
+    on_meta = [name for name, tensor in state_after if tensor.is_meta and not name.startswith(left_out)]
     on_meta += [name for name, buffer in model.named_buffers() if buffer.is_meta]
     if on_meta:
         raise RuntimeError(f"tensors without a value after loading: {on_meta}")
+
+
+class _Stack(NamedTuple):
+    """A stack of frozen blocks and the mode that `frozen` gives it.
+
+    prefix: of the stack's parameter names, up to the block's number.
+    """
+
+    name: str
+    mode: Literal["resident", "stream", "int8", "nf4"]
+    prefix: str
+    layers: Sequence[nn.Module]
+
+    def blocks(self) -> Iterator[tuple[str, nn.Module]]:
+        """Each block with the prefix of its parameters' names."""
+        return ((f"{self.prefix}{index}.", block) for index, block in enumerate(self.layers))
+
+
+def _stacks(model: Blip2ForConditionalGeneration, frozen: FrozenConfig) -> list[_Stack]:
+    opt_layers: Any = model.language_model.model.decoder.layers
+    return [
+        _Stack("opt", frozen.opt, "language_model.model.decoder.layers.", opt_layers),
+        _Stack("vit", frozen.vit, "vision_model.encoder.layers.", list(model.vision_model.encoder.layers)),
+    ]
+
+
+def _tensor_below(source: TensorSource, prefix: str, name: str) -> Tensor:
+    return source.tensor(f"{prefix}{name}")
+
+
+def _fill_meta_parameters(
+    block: nn.Module, prefix: str, source: TensorSource, dtype: torch.dtype, device: torch.device
+) -> None:
+    names = [name for name, parameter in block.named_parameters() if parameter.is_meta]
+    values = {name: source.tensor(f"{prefix}{name}").to(device, dtype) for name in names}
+    block.load_state_dict(values, strict=False, assign=True)  # all that were on the meta device
+    block.requires_grad_(False)
 
 
 def _load_tokenizer(folder: Path, config: Any) -> Any:

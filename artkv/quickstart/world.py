@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm import tqdm
 from transformers import OPTForCausalLM, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
@@ -27,7 +28,7 @@ from artkv.quickstart.vision import image_processor
 
 # A folder made by another version of this code is not taken for a finished one. Raise it with each change
 # of what is made.
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 
 # How often each pair of colour and subject is composed; each composition is painted in six styles.
 _COMPOSITIONS_PER_PAIR = {"train": 3, "val": 1, "test": 1}
@@ -203,6 +204,8 @@ def _make_language_model(folder: Path, seed: int) -> None:
 def _make_blip2(world: World, folder: Path, seed: int) -> None:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(world.language_model)
     language_model = OPTForCausalLM.from_pretrained(world.language_model)
-    align_blip2(language_model, tokenizer, _seed_for(seed, "alignment")).save_pretrained(folder)
+    model = align_blip2(language_model, tokenizer, _seed_for(seed, "alignment"))
+    # As large models are kept: then streamed weights, which are bfloat16 in host memory, are the file's.
+    model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     image_processor().save_pretrained(folder)

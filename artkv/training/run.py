@@ -73,8 +73,8 @@ def train(config: Config, resume: str | Literal["latest", "auto"] | None, world:
 
     built = world.together(
         lambda: build_model(
-            config.model, config.efficientnet, config.kv_modulation, config.trainable, training.seed,
-            world.device, training.activation_checkpointing,
+            config.model, config.efficientnet, config.kv_modulation, config.trainable, config.frozen,
+            training.seed, world.device, training.activation_checkpointing, world.gather,
         )
     )  # fmt: skip
     model = built.model
@@ -221,10 +221,10 @@ def _prepare_run_folder(run_dir: Path, config: Config, checkpoint: Checkpoint | 
 
 def _summary(built: BuiltModel, table: QuestionTable, steps: int, world: World) -> str:
     trainable = sum(p.numel() for p in built.model.parameters())
-    frozen = sum(p.numel() for p in built.model.backbone.named_parameters().values() if not p.requires_grad)
+    frozen = built.model.backbone.num_parameters
     dtype = str(built.model.backbone.dtype).removeprefix("torch.")
     return (
-        f"training {trainable / 1e6:.2f}M parameters beside {frozen / 1e6:.1f}M frozen ones in {dtype} on "
+        f"training {trainable / 1e6:.2f}M parameters of and beside BLIP-2's {frozen / 1e6:.1f}M in {dtype} on "
         f"{world.size} x {world.device.type}: {len(table)} questions about {table.num_paintings} paintings, "
         f"{steps} steps"
     )

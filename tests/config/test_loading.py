@@ -144,7 +144,8 @@ def test_all_problems_are_told_at_once(folder: Path) -> None:
         ("model.backend", "lavis"),
         ("frozen.resident_blocks", "most"),
         ("frozen.resident_blocks", "-1"),
-        ("frozen.opt", "stream"),
+        ("frozen.opt", "disk"),
+        ("frozen.memory_budget", "8 apples"),
         ("run.output_dir", "7"),
     ],
 )
@@ -334,8 +335,10 @@ def test_every_field_tells_what_it_accepts() -> None:
     ("override", "message"),
     [
         ("model.opt=opt", "model.opt is for a LAVIS .pth in model.blip2"),
-        ("frozen.slots=3", "frozen.slots is for streamed blocks and does nothing"),
-        ("frozen.memory_budget=8GiB", "frozen.memory_budget is for streamed blocks"),
+        ("frozen={opt: resident, slots: 3}", "frozen.slots is for streamed blocks"),
+        ("frozen={opt: nf4, storage: int8}", "frozen.storage is for streamed blocks"),
+        ("frozen={opt: resident, vit: stream, memory_budget: 8GiB}", "frozen.memory_budget is for streamed blocks"),
+        ("frozen.resident_blocks=auto", "auto needs frozen.memory_budget"),
     ],
 )
 def test_a_setting_that_would_do_nothing_is_an_error(folder: Path, override: str, message: str) -> None:

@@ -25,8 +25,8 @@ def build(tiny_config: Config) -> Callable[..., BuiltModel]:
             tree[section] |= values
         config = Config.model_validate(tree)
         return build_model(
-            config.model, config.efficientnet, config.kv_modulation, config.trainable, config.training.seed,
-            torch.device("cpu"), checkpointing,
+            config.model, config.efficientnet, config.kv_modulation, config.trainable, config.frozen,
+            config.training.seed, torch.device("cpu"), checkpointing,
         )  # fmt: skip
 
     return build_with

@@ -296,6 +296,19 @@ def test_a_step_of_small_micro_batches_has_the_gradient_of_one_large_batch(
     assert (many - one).norm() < 3e-6 * one.norm()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_streamed_training_gives_the_resident_bytes(
+    run_training: Train, tiny_config: Config, bf16_folder: Path, tmp_path: Path, dtype: str
+) -> None:
+    settings = [f"model.blip2={bf16_folder}", f"model.dtype={dtype}", "training.num_epochs=1"]
+    run_training(settings)
+    for slots, vit in ((1, "resident"), (2, "stream")):
+        output = tmp_path / f"streamed{slots}"
+        frozen = f"frozen={{opt: stream, slots: {slots}, vit: {vit}}}"
+        run_training([*settings, frozen, f"run.output_dir={output}"])
+        assert final_bytes(output) == final_bytes(tiny_config.run.output_dir)
+
+
 def test_the_offload_file_trains_to_the_same_weights(run_training: Train, tiny_config: Config, tmp_path: Path) -> None:
     run_training(["training.num_epochs=1"])
     offloaded = tmp_path / "offloaded"
