@@ -1,0 +1,47 @@
+import pytest
+
+from artkv.errors import UserError
+from artkv.planning.gpus import GIB, GPUS, find_gpu, gpu_of_memory
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("RTX 4060 8GB", "RTX 4060 8GB"),
+        ("NVIDIA GeForce RTX 4060", "RTX 4060 8GB"),
+        ("rtx3090", "RTX 3090"),
+        ("Tesla T4", "T4"),
+        ("h100", "H100 SXM"),
+        ("A10", "A10"),  # and not the A100s, whose names begin with it
+    ],
+)
+def test_names_are_found_as_people_write_them(written: str, name: str) -> None:
+    assert find_gpu(written).name == name
+
+
+@pytest.mark.parametrize(("written", "problem"), [("RTX 9999", "is not in the table"), ("A100", "fits A100 40GB, A1")])
+def test_other_names_are_the_users_error(written: str, problem: str) -> None:
+    with pytest.raises(UserError, match=f"--gpu '{written}': {problem}.*give one of: RTX 3060"):
+        find_gpu(written)
+
+
+@pytest.mark.parametrize(
+    ("gib", "name"),
+    [(6, "RTX 4060 8GB"), (8, "RTX 4060 8GB"), (12, "RTX 3060 12GB"), (24, "RTX 3090"), (200, "A100 80GB")],
+)
+def test_the_nearest_gpu_by_memory_is_the_slowest_of_its_size(gib: int, name: str) -> None:
+    assert gpu_of_memory(gib * GIB).name == name
+
+
+def test_links_have_their_known_rates() -> None:
+    # PCIe 3.0, 4.0 and 5.0 x16: 15.75, 31.5 and 63 GB/s, of which 80% are assumed.
+    rates = {gpu.name: gpu.copy_bytes_per_second / 1e9 for gpu in GPUS}
+    assert rates["T4"] == pytest.approx(12.6, abs=0.02)
+    assert rates["RTX 4060 8GB"] == pytest.approx(12.6, abs=0.02)
+    assert rates["A100 80GB"] == pytest.approx(25.2, abs=0.02)
+    assert rates["H100 SXM"] == pytest.approx(50.4, abs=0.02)
+
+
+def test_every_figure_has_a_source() -> None:
+    assert all("NVIDIA" in gpu.source for gpu in GPUS)
+    assert {gpu.name for gpu in GPUS if not gpu.has_bf16} == {"T4", "V100 16GB"}

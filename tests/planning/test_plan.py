@@ -1,0 +1,175 @@
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+import yaml
+
+import artkv.planning.plan as planning
+from artkv.config import Config
+from artkv.errors import UserError
+from artkv.planning.plan import CUDA_OVERHEAD_BYTES, FEATURES, MARGIN_FRACTION, Mode, Plan, plan
+
+MIB = 2**20
+
+
+def _usable(total_bytes: int) -> int:
+    """The GPU memory of which `total_bytes` may be used."""
+    return int(total_bytes / (1 - MARGIN_FRACTION)) + 1
+
+
+@pytest.fixture
+def tiny_plan(settings: Callable[..., Config]) -> Plan:
+    return plan(settings(model={"dtype": "bfloat16"}))
+
+
+def test_every_mode_is_there_with_each_source_of_features(tiny_plan: Plan) -> None:
+    names = list(dict.fromkeys(prediction.mode.name for prediction in tiny_plan.predictions))
+    assert names == [  # the tiny OPT has two blocks
+        "resident", "resident, recomputed", "stream bf16, 1 slot", "stream bf16, 2 slots", "stream int8, 1 slot",
+        "stream int8, 2 slots", "int8", "int8, recomputed", "nf4", "nf4, recomputed",
+    ]  # fmt: skip
+    assert len(tiny_plan.predictions) == len(names) * len(FEATURES) * 2
+    assert tiny_plan.recommendation is None
+
+
+def test_totals_are_the_sums_of_their_parts(tiny_plan: Plan) -> None:
+    found = tiny_plan.prediction(Mode("resident", recompute=False), "computed", lora_on_opt=False)
+    frozen = tiny_plan.frozen
+    parts = [
+        frozen.vit, frozen.qformer, frozen.opt_outside_blocks, frozen.opt_blocks, frozen.efficientnet,
+        tiny_plan.trainables.device_bytes, found.device.activations_bytes, CUDA_OVERHEAD_BYTES,
+    ]  # fmt: skip
+    assert found.device.total_bytes == sum(parts)
+    cached = tiny_plan.prediction(Mode("resident", recompute=False), "cached", lora_on_opt=False)
+    assert (cached.device.vit_bytes, cached.device.efficientnet_bytes) == (0, 0)
+
+
+def test_streaming_needs_slots_and_host_memory(tiny_plan: Plan) -> None:
+    one = tiny_plan.prediction(Mode("stream", True, "bf16", 1), "computed", False)
+    two = tiny_plan.prediction(Mode("stream", True, "bf16", 2), "computed", False)
+    block_bytes = tiny_plan.opt_stack.block_bytes
+    assert two.device.opt_blocks_bytes - one.device.opt_blocks_bytes == block_bytes
+    assert one.device.opt_blocks_bytes == block_bytes  # bf16 masters, bf16 slots: nothing is staged
+    assert one.pcie_bytes_per_step == 2 * (2 - 1) * block_bytes
+    assert two.pcie_bytes_per_step == 0  # as many slots as blocks
+    assert one.shared_host_bytes >= 2 * block_bytes
+    assert one.shared_host_bytes % 4096 == 0
+    staged = tiny_plan.prediction(Mode("stream", True, "int8", 1), "computed", False)
+    assert staged.device.opt_blocks_bytes == block_bytes + tiny_plan.int8_stack.block_bytes
+    resident = tiny_plan.prediction(Mode("resident", True), "computed", False)
+    assert (resident.shared_host_bytes, resident.pcie_bytes_per_step, resident.hidden_from_tokens) == (0, 0, None)
+
+
+def test_lora_and_accumulation_count(settings: Callable[..., Config]) -> None:
+    config = settings(
+        trainable={"lora": {"targets": ("opt",), "rank": 4}},
+        training={"gradient_accumulation_steps": 3},
+        evaluation={"each_epoch": False},
+        model={"dtype": "bfloat16"},
+    )
+    found = plan(config)
+    assert found.lora_on_opt
+    mode = Mode("stream", True, "bf16", 1)
+    without, with_lora = (found.prediction(mode, "computed", lora).device for lora in (False, True))
+    adapters = 2 * 2 * (4 * 40 + 40 * 4)  # q and v of two blocks, A and B
+    per_element = 2 + 4 + 8 + 4 + 2 + 6  # weight, master, moments, gradient, bucket, its copies
+    assert with_lora.trainables_bytes - without.trainables_bytes == adapters * per_element
+    assert found.trainables.device_bytes == with_lora.trainables_bytes
+    assert found.prediction(mode, "computed", True).pcie_bytes_per_step == 3 * 2 * found.opt_stack.block_bytes
+    # All micro-batches' pictures are on the device from the step's start.
+    one_micro_step = settings(evaluation={"each_epoch": False}, model={"dtype": "bfloat16"})
+    single = plan(one_micro_step).prediction(mode, "computed", False).device
+    assert without.activations_bytes - single.activations_bytes == 2 * found.activations.inputs_bytes
+
+
+def test_dtype_is_trainings(settings: Callable[..., Config]) -> None:
+    automatic = settings(model={"dtype": "auto"})
+    assert plan(automatic, gpu="A10").dtype == torch.bfloat16
+    assert plan(automatic, gpu="T4").dtype == torch.float32  # as `auto` resolves without bf16 units
+    full = plan(settings(model={"dtype": "float32"}), gpu="A10")
+    assert full.frozen.opt_blocks == 2 * plan(automatic, gpu="A10").frozen.opt_blocks
+    # bf16 masters, fp32 slots: a packed block is staged.
+    streamed = full.prediction(Mode("stream", True, "bf16", 1), "computed", False)
+    assert streamed.device.opt_blocks_bytes == 3 * full.opt_stack.block_bytes
+
+
+@pytest.fixture
+def only_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "AVAILABLE_MODES", ("resident", "stream"))
+    monkeypatch.setattr(planning, "AVAILABLE_STORAGES", ("bf16",))
+    monkeypatch.setattr(planning, "AVAILABLE_FEATURES", ("computed",))
+
+
+@pytest.fixture
+def long_config(settings: Callable[..., Config]) -> Config:
+    """Batches whose activations are worth recomputing, no validation in the way."""
+    return settings(training={"batch_size": 64}, evaluation={"each_epoch": False}, model={"dtype": "bfloat16"})
+
+
+@pytest.mark.usefixtures("only_exact")
+def test_recommendation_goes_from_fast_to_small(long_config: Config) -> None:
+    everything = plan(long_config, gpu="RTX 3060", text_tokens=80)
+    totals = {
+        mode: everything.prediction(mode, "computed", False).device.total_bytes
+        for mode in (Mode("resident", False), Mode("resident", True), Mode("stream", True, "bf16", 1))
+    }
+    assert list(totals.values()) == sorted(totals.values(), reverse=True)
+    for mode, total in totals.items():
+        fitting = plan(long_config, _usable(total), "RTX 3060", text_tokens=80).recommendation
+        assert fitting is not None
+        assert (fitting.prediction.mode, fitting.shortfall_bytes) == (mode, 0)
+    short = plan(long_config, _usable(total) - 1000, "RTX 3060", text_tokens=80)
+    assert short.recommendation is not None
+    assert short.recommendation.prediction.mode == mode  # the smallest there is
+    assert short.usable_bytes is not None
+    assert short.recommendation.shortfall_bytes == total - short.usable_bytes > 0
+
+
+def test_recommendation_is_of_available_modes_only(tiny_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    def best(**constants: tuple[str, ...]) -> planning.Prediction:
+        with monkeypatch.context() as patch:
+            for name, value in constants.items():
+                patch.setattr(planning, name, value)
+            found = plan(tiny_config, 2 * CUDA_OVERHEAD_BYTES).recommendation
+        assert found is not None
+        return found.prediction
+
+    assert best().mode.is_exact  # all fit, so nothing is quantised
+    assert best(AVAILABLE_MODES=("nf4",)).mode.opt == "nf4"
+    assert best(AVAILABLE_MODES=("stream",), AVAILABLE_STORAGES=("int8",)).mode.storage == "int8"
+    cached = best(AVAILABLE_MODES=("resident",), AVAILABLE_FEATURES=("computed", "cached"))
+    assert cached.features == "cached"  # no ViT to run: faster
+    assert "  feature_cache: FOLDER   # written by artkv cache" in cached.settings
+
+
+def test_settings_are_the_recommended_ones(tiny_plan: Plan) -> None:
+    prediction = tiny_plan.prediction(Mode("stream", True, "bf16", 1), "computed", False)
+    streamed = replace(prediction, mode=replace(prediction.mode, resident_blocks=1))
+    expected = ("frozen:", "  opt: stream", "  storage: bf16", "  slots: 1", "  resident_blocks: 1")
+    assert streamed.settings == expected
+    resident = tiny_plan.prediction(Mode("resident", True), "computed", False)
+    expected = ("frozen:", "  opt: resident", "training:", "  activation_checkpointing: true")
+    assert resident.settings == expected
+
+
+def test_recommendable_settings_are_accepted(tiny_plan: Plan, settings: Callable[..., Config]) -> None:
+    available = [p for p in tiny_plan.predictions if p.features in planning.AVAILABLE_FEATURES]
+    assert available
+    for prediction in available:
+        sections = yaml.safe_load("\n".join(prediction.settings))
+        assert settings(**sections).frozen.opt == prediction.mode.opt
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"world_size": 0}, "--world-size 0"),
+        ({"text_tokens": 0}, "--text-tokens 0"),
+        ({"paintings": 5}, "--paintings 5: is more than training.batch_size = 4"),
+        ({"gpu": "abacus"}, "--gpu 'abacus'"),
+    ],
+)
+def test_wrong_numbers_are_the_users_error(tiny_config: Config, options: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        plan(tiny_config, **options)
