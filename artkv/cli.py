@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     # The DeepSpeed launcher puts --local_rank=N before the verb; LOCAL_RANK says the same.
     given = [argument for argument in given if not argument.startswith("--local_rank=")]
-    options = _parser(with_art_encoder="art-encoder" in given).parse_args(given)
+    options = _parser(chosen=next((word for word in given if not word.startswith("-")), None)).parse_args(given)
     command: Callable[[argparse.Namespace], int] = options.command
     try:
         return command(options)
@@ -103,6 +103,14 @@ def check(options: argparse.Namespace) -> int:
     return DONE
 
 
+def plan(options: argparse.Namespace) -> int:
+    """Predicts memory and transfer."""
+    from artkv.planning.table import run
+
+    run(options)
+    return DONE
+
+
 def art_encoder(options: argparse.Namespace) -> int:
     """Trains the art encoder."""
     from artkv.training.art_encoder import train_art_encoder
@@ -121,7 +129,7 @@ def quickstart(options: argparse.Namespace) -> int:
     return DONE
 
 
-def _parser(with_art_encoder: bool = False) -> argparse.ArgumentParser:
+def _parser(chosen: str | None = None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="artkv",
         description="Trains BLIP-2 to answer questions about paintings, with key/value prefixes from an art encoder.",
@@ -167,11 +175,18 @@ def _parser(with_art_encoder: bool = False) -> argparse.ArgumentParser:
     verb = _add_verb(verbs, "check", check, "list everything in config, data and models that would stop a run")
     _add_config(verb)
 
-    verb = _add_verb(verbs, "art-encoder", art_encoder, "train an EfficientNet on WikiArt's styles")
-    if with_art_encoder:  # its settings take pydantic, which other verbs' help need not wait for
-        from artkv.training.art_encoder_arguments import add_arguments
+    verb = _add_verb(verbs, "plan", plan, "predict memory and transfer of each mode for a GPU, without one")
+    if chosen == "plan":  # its arguments take seconds of imports that other verbs' help need not wait for
+        from artkv.planning.table import add_arguments
 
+        _add_config(verb)
         add_arguments(verb)
+
+    verb = _add_verb(verbs, "art-encoder", art_encoder, "train an EfficientNet on WikiArt's styles")
+    if chosen == "art-encoder":
+        from artkv.training.art_encoder_arguments import add_arguments as add_art_encoder_arguments
+
+        add_art_encoder_arguments(verb)
 
     verb = _add_verb(verbs, "quickstart", quickstart, "make a small world of paintings and run the whole job on it")
     verb.add_argument(

@@ -4,6 +4,7 @@ Launchers (`deepspeed`, `torchrun`) tell each process its place through RANK, LO
 MASTER_ADDR and MASTER_PORT. With none of them set, the world is this one process.
 """
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ T = TypeVar("T")
 if not torch.cuda.is_available():
     # Before DeepSpeed is imported, by whatever library: it warns on each rank when it finds no GPU unasked.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
+# peft imports bitsandbytes where it is installed, which then warns of kernels that it does not need.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 _LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 from transformers import OPTForCausalLM, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
@@ -206,6 +205,6 @@ def _make_blip2(world: World, folder: Path, seed: int) -> None:
     language_model = OPTForCausalLM.from_pretrained(world.language_model)
     model = align_blip2(language_model, tokenizer, _seed_for(seed, "alignment"))
     # As large models are kept: then streamed weights, which are bfloat16 in host memory, are the file's.
-    model.to(torch.bfloat16).save_pretrained(folder)
+    model.bfloat16().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     image_processor().save_pretrained(folder)

@@ -1,0 +1,93 @@
+"""Common GPUs: memory, matmul rate and PCIe link, each from the vendor's papers."""
+
+import re
+from dataclasses import dataclass
+
+from artkv.errors import UserError
+
+# Assumptions, not measurements.
+# Matrix products of a training step reach about half of the peak that the data sheet gives for dense operands.
+MATMUL_EFFICIENCY = 0.5
+# Page-locked copies reach about 25 GB/s of the 31.5 GB/s of PCIe 4.0 x16; in the same ratio on other links.
+PCIE_EFFICIENCY = 0.8
+# Encoded bytes/s of one lane in one direction (PCI-SIG: 8, 16 and 32 GT/s, 128 bits in 130).
+_LANE_BYTES_PER_SECOND = {3: 8e9 / 8 * 128 / 130, 4: 16e9 / 8 * 128 / 130, 5: 32e9 / 8 * 128 / 130}
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU as its vendor describes it.
+
+    memory_bytes: nominal; what CUDA reports is up to a few percent less, most where ECC takes a part.
+    peak_flops: dense 16-bit matrix products with fp32 accumulation, per second.
+    pcie_generation, pcie_lanes: of the card; a slot with fewer makes it slower.
+    has_bf16: where False the rate is fp16's, and artkv, which trains in bfloat16 or float32, is far slower there.
+    source: where the figures are from.
+    """
+
+    name: str
+    memory_bytes: int
+    peak_flops: float
+    pcie_generation: int
+    pcie_lanes: int
+    has_bf16: bool
+    source: str
+
+    @property
+    def effective_flops(self) -> float:
+        """Assumed rate of matrix products, FLOP/s."""
+        return self.peak_flops * MATMUL_EFFICIENCY
+
+    @property
+    def copy_bytes_per_second(self) -> float:
+        """Assumed rate of page-locked copies from host to device."""
+        return _LANE_BYTES_PER_SECOND[self.pcie_generation] * self.pcie_lanes * PCIE_EFFICIENCY
+
+
+_AMPERE = "NVIDIA Ampere GA102 GPU Architecture whitepaper, v2"
+_ADA = "NVIDIA Ada GPU Architecture whitepaper, v2"
+# Cards that a whitepaper's table leaves out: tensor cores x boost clock x 128 FLOP, the rate per core and clock
+# of the cards in it (RTX 3090: 328 x 1.695 GHz x 128 = 71 T; RTX 4090: 512 x 2.52 GHz x 128 = 165 T).
+_COMPUTED = "NVIDIA's product page, 128 FLOP a clock and tensor core as in"
+
+GPUS = (
+    Gpu("RTX 3060 12GB", 12 * GIB, 25.5e12, 4, 16, True, f"{_COMPUTED} {_AMPERE}: 112 cores, 1.78 GHz"),
+    Gpu("RTX 3090", 24 * GIB, 71e12, 4, 16, True, _AMPERE),
+    Gpu("RTX 4060 8GB", 8 * GIB, 30.2e12, 4, 8, True, f"{_COMPUTED} {_ADA}: 96 cores, 2.46 GHz"),
+    Gpu("RTX 4070", 12 * GIB, 58.3e12, 4, 16, True, f"{_COMPUTED} {_ADA}: 184 cores, 2.475 GHz"),
+    Gpu("RTX 4090", 24 * GIB, 165.2e12, 4, 16, True, _ADA),
+    Gpu("RTX 5090", 32 * GIB, 209.5e12, 5, 16, True, "NVIDIA RTX Blackwell GPU Architecture whitepaper"),
+    Gpu("T4", 16 * GIB, 65e12, 3, 16, False, "NVIDIA T4 data sheet (fp16)"),
+    Gpu("V100 16GB", 16 * GIB, 112e12, 3, 16, False, "NVIDIA V100 data sheet, PCIe card (fp16)"),
+    Gpu("A10", 24 * GIB, 125e12, 4, 16, True, "NVIDIA A10 data sheet"),
+    Gpu("L4", 24 * GIB, 121e12, 4, 16, True, "NVIDIA L4 data sheet (242 with sparsity)"),
+    Gpu("A100 40GB", 40 * GIB, 312e12, 4, 16, True, "NVIDIA A100 data sheet"),
+    Gpu("A100 80GB", 80 * GIB, 312e12, 4, 16, True, "NVIDIA A100 data sheet"),
+    Gpu("H100 SXM", 80 * GIB, 989e12, 5, 16, True, "NVIDIA H100 data sheet (1,979 with sparsity)"),
+)
+
+
+def find_gpu(name: str) -> Gpu:
+    """The GPU of that name, written with or without spaces, capitals and 'GeForce' or 'NVIDIA'.
+
+    Raises:
+        UserError: if it is in no table, or the name fits more than one.
+    """
+    wanted = _key(name)
+    exact = [gpu for gpu in GPUS if _key(gpu.name) == wanted]
+    found = exact or [gpu for gpu in GPUS if wanted and wanted in _key(gpu.name)]
+    if len(found) != 1:
+        problem = "is not in the table" if not found else f"fits {', '.join(gpu.name for gpu in found)}"
+        raise UserError(f"--gpu {name!r}: {problem}; give one of: {', '.join(gpu.name for gpu in GPUS)}")
+    return found[0]
+
+
+def gpu_of_memory(memory_bytes: int) -> Gpu:
+    """The listed GPU whose memory is nearest to that, the slowest one if several are; for rates where none is named."""
+    return min(GPUS, key=lambda gpu: (abs(gpu.memory_bytes - memory_bytes), gpu.peak_flops))
+
+
+def _key(name: str) -> str:
+    return re.sub(r"nvidia|geforce|tesla|[^a-z0-9]", "", name.lower())

@@ -1,0 +1,405 @@
+"""Device memory that training takes beside the frozen weights: activations, and what DeepSpeed keeps.
+
+Activations are not estimated by formulas: the model's own code runs on fake tensors and every storage it makes
+is counted from its birth to its death. Letters in tensor names are those of `artkv.models.kv_modulated_blip2`.
+"""
+
+import weakref
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from artkv.batch import PaintingFeatures, PaintingViews
+from artkv.config.sizes import parse_size
+from artkv.errors import UserError
+from artkv.planning.shapes import ModelShapes
+
+_FP32_BYTES = 4
+# Of each 4-bit layer: 16 values of the code, 256 of the scales' code, their offset; fp32.
+_NF4_TABLES_BYTES = (16 + 256 + 1) * 4
+
+
+def parse_bytes(text: str, name: str) -> int:
+    """`parse_size` of an option; raises UserError that names it where the text is no size."""
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise UserError(f"{name} = {error}") from None
+
+
+class AllocationCounter(TorchDispatchMode):
+    """Counts the bytes of tensor storages made inside the `with`; works on real and on fake tensors.
+
+    A storage counts once, however many views it has, and until the last of them is gone. What was there before
+    does not count. Workspaces inside a kernel are not seen.
+
+    live_bytes: what is alive now. peak_bytes: the most there has been at once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live_bytes = 0
+        self.peak_bytes = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        for tensor in _tensors_in((args, kwargs)):
+            self._know(tensor, counts=False)
+        result = func(*args, **(kwargs or {}))
+        for tensor in _tensors_in(result):
+            self._know(tensor, counts=True)
+        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+        return result
+
+    def _know(self, tensor: Tensor, counts: bool) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._known:
+            return
+        self._known.add(key)
+        num_bytes = storage.nbytes() if counts else 0
+        self.live_bytes += num_bytes
+        weakref.finalize(storage, self._forget, key, num_bytes).atexit = False
+
+    def _forget(self, key: int, num_bytes: int) -> None:
+        self._known.discard(key)
+        self.live_bytes -= num_bytes
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """A micro-batch of one rank.
+
+    paintings: at most as many as questions. text_tokens: T, of the longest question with its answer.
+    """
+
+    paintings: int
+    questions: int
+    text_tokens: int
+
+
+@dataclass(frozen=True)
+class BlockActivations:
+    """Device memory of one OPT block's activations.
+
+    stored_bytes: what forward leaves for backward and the next block, all of it kept.
+    recomputed_bytes: the same where only the block's input is kept: its output.
+    stored_backward_bytes, recomputed_backward_bytes: the most that backward takes beyond that at a time.
+    """
+
+    stored_bytes: int
+    recomputed_bytes: int
+    stored_backward_bytes: int
+    recomputed_backward_bytes: int
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Device memory of activations by part, for one micro-batch.
+
+    inputs_bytes: the pictures' pixels, fp32; features_bytes: what the frozen encoders make of them.
+    encoding_bytes: the most that ViT and EfficientNet take at a time, without gradients, their output included.
+    qformer_bytes: what prefix generator, Q-Former and projection leave for backward, visual tokens included.
+    qformer_backward_bytes: the most that their backward takes beyond that, gradients of weights included.
+    embeddings_bytes: input of OPT's first block, with the attention mask.
+    block: one OPT block.
+    logits_bytes: the most that final LayerNorm, head, fp32 logits and loss take, forward and backward.
+    evaluation: validation between epochs; None where there is none.
+    """
+
+    inputs_bytes: int
+    features_bytes: int
+    encoding_bytes: int
+    qformer_bytes: int
+    qformer_backward_bytes: int
+    embeddings_bytes: int
+    block: BlockActivations
+    logits_bytes: int
+    evaluation: "EvaluationActivations | None"
+
+
+@dataclass(frozen=True)
+class EvaluationActivations:
+    """Device memory while answers are generated, for one batch of questions.
+
+    answering_bytes: keys and values of all blocks, the input, and the most that one block takes at a time.
+    """
+
+    inputs_bytes: int
+    features_bytes: int
+    encoding_bytes: int
+    answering_bytes: int
+
+
+def activations(
+    shapes: ModelShapes,
+    batch: BatchShape,
+    efficientnet_image_size: int,
+    evaluation: tuple[BatchShape, int] | None = None,
+) -> Activations:
+    """Runs the parts of the model on fake tensors, one OPT block for all, and counts.
+
+    evaluation: batch of validation, with the most new tokens of an answer; None for no validation.
+    """
+    with shapes.fake:
+        views = _views(shapes, batch, efficientnet_image_size)
+        with AllocationCounter() as encoding:
+            features = shapes.model.encode(views)
+        with AllocationCounter() as qformer:
+            visual_IKD = shapes.model.visual_tokens(features)
+            qformer_bytes = qformer.live_bytes
+            if visual_IKD.requires_grad:
+                gradient_IKD = torch.empty_like(visual_IKD)
+                torch.autograd.grad(visual_IKD, _qformer_trainables(shapes), gradient_IKD, allow_unused=True)
+        num_positions = shapes.model.backbone.num_query_tokens + batch.text_tokens
+        trained = (batch, _bytes(features), encoding.peak_bytes)
+        return Activations(
+            inputs_bytes=_bytes(views),
+            features_bytes=_bytes(features),
+            encoding_bytes=encoding.peak_bytes,
+            qformer_bytes=qformer_bytes,
+            qformer_backward_bytes=max(0, qformer.peak_bytes - qformer_bytes),
+            embeddings_bytes=_embeddings_bytes(shapes, batch.questions, num_positions),
+            block=block_activations(shapes, batch),
+            logits_bytes=_logits_bytes(shapes, batch),
+            evaluation=evaluation and _evaluation(shapes, *trained, *evaluation, efficientnet_image_size),
+        )
+
+
+def block_activations(shapes: ModelShapes, batch: BatchShape) -> BlockActivations:
+    """Those of one OPT block alone; what LoRA on OPT changes."""
+    block = shapes.opt_blocks[-1]
+    num_positions = shapes.model.backbone.num_query_tokens + batch.text_tokens
+    with shapes.fake:
+        shape_QSD = (batch.questions, num_positions, shapes.blip2.text_config.hidden_size)
+        hidden_QSD = torch.empty(shape_QSD, dtype=shapes.dtype, requires_grad=True)
+        mask_Q1SS = torch.empty(batch.questions, 1, num_positions, num_positions, dtype=torch.bool)
+        adapters = [parameter for parameter in block.parameters() if parameter.requires_grad]
+        gradient_QSD = torch.empty(shape_QSD, dtype=shapes.dtype)
+        with AllocationCounter() as counter:
+            output_QSD = block(hidden_QSD, attention_mask=mask_Q1SS)
+            stored_bytes = counter.live_bytes
+            forward_peak_bytes = counter.peak_bytes
+            counter.peak_bytes = stored_bytes
+            torch.autograd.grad(output_QSD, [hidden_QSD, *adapters], gradient_QSD)
+            backward_peak_bytes = counter.peak_bytes
+    gradient_bytes = _bytes(gradient_QSD)  # it comes from the block after this one
+    return BlockActivations(
+        stored_bytes=stored_bytes,
+        recomputed_bytes=_bytes(output_QSD),
+        stored_backward_bytes=gradient_bytes + backward_peak_bytes - stored_bytes,
+        # Recomputation stops once it has all that backward needs, and so never makes the output.
+        recomputed_backward_bytes=gradient_bytes + max(forward_peak_bytes, backward_peak_bytes - _bytes(output_QSD)),
+    )
+
+
+def peak_activation_bytes(
+    acts: Activations,
+    num_blocks: int,
+    recompute: bool,
+    encodes: bool = True,
+    accumulation: int = 1,
+    extra_outputs: int = 0,
+    workspace_bytes: int = 0,
+) -> int:
+    """The largest moment: a micro-step's encoding, loss, backward of a block or of the Q-Former, or validation.
+
+    encodes: False where features come from a cache. accumulation: micro-batches of a step; all of them are put on
+    the device at its start. extra_outputs: tensors of a block's output size that a block keeps beyond those of
+    plain weights. workspace_bytes: more that a block's backward takes.
+    """
+    block = acts.block
+    extra_bytes = extra_outputs * block.recomputed_bytes
+    if recompute:
+        per_block_bytes = block.recomputed_bytes
+        backward_bytes = block.recomputed_backward_bytes + extra_bytes
+    else:
+        per_block_bytes = block.stored_bytes + extra_bytes
+        backward_bytes = block.stored_backward_bytes
+    inputs_bytes = (acts.inputs_bytes if encodes else acts.features_bytes) * accumulation
+    through_qformer = (acts.features_bytes if encodes else 0) + acts.qformer_bytes
+    through_opt = through_qformer + acts.embeddings_bytes + num_blocks * per_block_bytes
+    training_bytes = inputs_bytes + max(
+        acts.encoding_bytes if encodes else 0,
+        through_opt + acts.logits_bytes,
+        through_opt + backward_bytes + workspace_bytes,
+        through_qformer + acts.qformer_backward_bytes,
+    )
+    if acts.evaluation is None:
+        return training_bytes
+    answering = acts.evaluation
+    if not encodes:
+        return max(training_bytes, answering.features_bytes + answering.answering_bytes)
+    return max(
+        training_bytes,
+        answering.inputs_bytes + max(answering.encoding_bytes, answering.features_bytes + answering.answering_bytes),
+    )
+
+
+@dataclass(frozen=True)
+class TrainableMemory:
+    """What DeepSpeed keeps of the trainables, bytes per rank; see `trainable_memory`.
+
+    weights_bytes: in the compute dtype. masters_bytes, moments_bytes, gradients_bytes: fp32.
+    buckets_bytes: gradients on their way between ranks.
+    host_bytes: what lies in host memory where the optimizer is offloaded.
+    """
+
+    num_elements: int
+    weights_bytes: int
+    masters_bytes: int
+    moments_bytes: int
+    gradients_bytes: int
+    buckets_bytes: int
+    host_bytes: int
+
+    @property
+    def device_bytes(self) -> int:
+        """All but what lies on the host."""
+        return self.weights_bytes + self.masters_bytes + self.moments_bytes + self.gradients_bytes + self.buckets_bytes
+
+
+def trainable_memory(
+    trainable_shapes: Mapping[str, tuple[int, ...]],
+    dtype: torch.dtype,
+    world_size: int,
+    deepspeed: Mapping[str, Any],
+) -> TrainableMemory:
+    """Memory of DeepSpeed 0.19's ZeRO stage 2 with fp32 gradient accumulation.
+
+    Flat weights are whole on each rank; masters, both Adam moments and the accumulated fp32 gradients are divided
+    among ranks. Buckets: one of `reduce_bucket_size` elements, two with `overlap_comm`, in the compute dtype; where
+    `communication_data_type` is fp32 and that is not, a copy of one in fp32 and another in the compute dtype while
+    it is reduced. Weights are gathered in place. Padding to the
+    alignment, some bytes a group, is left out.
+
+    deepspeed: the filled config.
+    """
+    zero = deepspeed["zero_optimization"]
+    num_elements = sum(prod(shape) for shape in trainable_shapes.values())
+    partition = -(-num_elements // world_size)
+    on_host = zero.get("offload_optimizer", {}).get("device", "none") == "cpu"
+    bucket_elements = int(zero["reduce_bucket_size"])
+    buckets = bucket_elements * dtype.itemsize * (2 if zero.get("overlap_comm", False) else 1)
+    if deepspeed.get("communication_data_type") == "fp32" and dtype != torch.float32:
+        buckets += bucket_elements * (_FP32_BYTES + dtype.itemsize)
+    gradients = partition * _FP32_BYTES
+    optimizer = 3 * partition * _FP32_BYTES  # masters and two moments
+    largest = max((prod(shape) for shape in trainable_shapes.values()), default=0)
+    return TrainableMemory(
+        num_elements=num_elements,
+        weights_bytes=num_elements * dtype.itemsize,
+        masters_bytes=0 if on_host else partition * _FP32_BYTES,
+        moments_bytes=0 if on_host else 2 * partition * _FP32_BYTES,
+        # Offloaded: one parameter's gradient at a time on the device, all of the rank's fp32 ones on the host.
+        gradients_bytes=largest * dtype.itemsize if on_host else gradients,
+        buckets_bytes=buckets,
+        host_bytes=optimizer + gradients + partition * dtype.itemsize if on_host else 0,
+    )
+
+
+def quantised_block_bytes(
+    block_shapes: Mapping[str, tuple[int, ...]], quantisation: Literal["int8", "nf4"], dtype: torch.dtype
+) -> int:
+    """Device memory of a block whose matrices bitsandbytes holds; biases and LayerNorms are of `dtype`.
+
+    int8: a byte an element and an fp32 scale a row. nf4 with double quantisation: half a byte an element, a byte
+    for the scale of each 64, an fp32 scale for each 256 of those, and a layer's code tables.
+    """
+    total = 0
+    for shape in block_shapes.values():
+        numel = prod(shape)
+        if len(shape) < 2:
+            total += numel * dtype.itemsize
+        elif quantisation == "int8":
+            total += numel + shape[0] * _FP32_BYTES
+        else:
+            scales = -(-numel // 64)
+            total += -(-numel // 2) + scales + -(-scales // 256) * _FP32_BYTES + _NF4_TABLES_BYTES
+    return total
+
+
+def _views(shapes: ModelShapes, batch: BatchShape, efficientnet_image_size: int) -> PaintingViews:
+    side = shapes.blip2.vision_config.image_size
+    num_views = batch.paintings if shapes.efficientnet is not None else 0
+    return PaintingViews(
+        torch.empty(batch.paintings, 3, side, side),
+        torch.empty(num_views, 3, efficientnet_image_size, efficientnet_image_size),
+    )
+
+
+def _qformer_trainables(shapes: ModelShapes) -> list[Tensor]:
+    trainables = shapes.model.named_trainables()
+    return [p for name, p in trainables.items() if not name.startswith("language_model.")]
+
+
+def _embeddings_bytes(shapes: ModelShapes, questions: int, num_positions: int) -> int:
+    """Embeddings of a batch, and its boolean mask."""
+    width = shapes.blip2.text_config.hidden_size
+    return questions * num_positions * (width * shapes.dtype.itemsize + num_positions)
+
+
+def _evaluation(
+    shapes: ModelShapes,
+    trained: BatchShape,
+    trained_features_bytes: int,
+    trained_encoding_bytes: int,
+    batch: BatchShape,
+    max_new_tokens: int,
+    side: int,
+) -> EvaluationActivations:
+    """What the encoders take is in proportion to the paintings of `trained`."""
+    width = shapes.blip2.text_config.hidden_size
+    num_positions = shapes.model.backbone.num_query_tokens + batch.text_tokens
+    hidden_QSD = torch.empty(batch.questions, num_positions, width, dtype=shapes.dtype)
+    mask_Q1SS = torch.empty(batch.questions, 1, num_positions, num_positions, dtype=torch.bool)
+    with torch.no_grad(), AllocationCounter() as block:
+        shapes.opt_blocks[-1](hidden_QSD, attention_mask=mask_Q1SS)
+    cached_positions = batch.questions * (num_positions + max_new_tokens)
+    kv_cache_bytes = 2 * len(shapes.opt_blocks) * cached_positions * width * shapes.dtype.itemsize
+    return EvaluationActivations(
+        inputs_bytes=_bytes(_views(shapes, batch, side)),
+        features_bytes=trained_features_bytes // trained.paintings * batch.paintings,
+        encoding_bytes=trained_encoding_bytes // trained.paintings * batch.paintings,
+        answering_bytes=kv_cache_bytes + _embeddings_bytes(shapes, batch.questions, num_positions) + block.peak_bytes,
+    )
+
+
+def _logits_bytes(shapes: ModelShapes, batch: BatchShape) -> int:
+    num_visual = shapes.model.backbone.num_query_tokens
+    shape_QSD = (batch.questions, num_visual + batch.text_tokens, shapes.blip2.text_config.hidden_size)
+    hidden_QSD = torch.empty(shape_QSD, dtype=shapes.dtype, requires_grad=True)
+    labels = torch.empty(batch.questions * batch.text_tokens, dtype=torch.int64)
+    with AllocationCounter() as counter:
+        torch.autograd.grad(_loss(shapes, hidden_QSD, num_visual, labels), hidden_QSD)
+    return counter.peak_bytes
+
+
+def _loss(shapes: ModelShapes, hidden_QSD: Tensor, num_visual: int, labels: Tensor) -> Tensor:
+    """As in `KVModulatedBlip2.answer_loss`; a function of its own, since a name kept for a tensor keeps its memory."""
+    language_model: Any = shapes.model.backbone.language_model
+    decoder = language_model.model.decoder
+    if decoder.final_layer_norm is not None:
+        hidden_QSD = decoder.final_layer_norm(hidden_QSD)
+    if decoder.project_out is not None:
+        hidden_QSD = decoder.project_out(hidden_QSD)
+    logits_QTV = language_model.lm_head(hidden_QSD[:, num_visual - 1 : -1])
+    return cross_entropy(logits_QTV.flatten(0, 1).float(), labels, ignore_index=-100, reduction="none").sum()
+
+
+def _tensors_in(tree: Any) -> Iterable[Tensor]:
+    return (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
+
+
+def _bytes(values: Tensor | PaintingViews | PaintingFeatures) -> int:
+    tensors = [values] if isinstance(values, Tensor) else [v for v in vars(values).values() if v is not None]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

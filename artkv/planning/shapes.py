@@ -1,0 +1,261 @@
+"""The assembled model as shapes alone: built by the code that training runs, without a weight in memory.
+
+Letters in tensor names are those of `artkv.models.kv_modulated_blip2`.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import (
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    Blip2QFormerConfig,
+    Blip2VisionConfig,
+    OPTConfig,
+)
+
+from artkv.config import Config
+from artkv.errors import UserError
+from artkv.kv_modulation import KVPrefixGenerator
+from artkv.models.backbone import ImageSettings
+from artkv.models.efficientnet import EfficientNetEncoder, create_efficientnet
+from artkv.models.kv_modulated_blip2 import FrozenParts, KVModulatedBlip2
+from artkv.models.lora import add_lora
+from artkv.models.transformers_backend import TransformersBackbone
+
+BLIP2_OPT_2_7B = "Salesforce/blip2-opt-2.7b"
+
+
+@dataclass(frozen=True)
+class ModelShapes:
+    """The assembled model in fake tensors: shapes and dtypes that compute like the CPU's, without memory.
+
+    model: as training builds it. stock: transformers' modules that it computes with.
+    efficientnet: None where no prefix is made.
+    blip2: the transformers config.
+    dtype: compute dtype of all parts but the EfficientNet, which is fp32.
+    fake: the mode to compute in.
+    """
+
+    model: KVModulatedBlip2
+    stock: Any
+    efficientnet: EfficientNetEncoder | None
+    blip2: Any
+    dtype: torch.dtype
+    fake: FakeTensorMode
+
+    @property
+    def opt_blocks(self) -> nn.ModuleList:
+        """OPT's decoder blocks."""
+        return self.model.backbone.language_model.model.decoder.layers
+
+    @property
+    def opt_block_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of an OPT block's frozen tensors by name inside the block, without LoRA's `.base_layer`."""
+        return _frozen_shapes(self.opt_blocks[0])
+
+    @property
+    def num_vit_blocks(self) -> int:
+        """Blocks of the ViT."""
+        return len(self.vit_blocks)
+
+    @property
+    def vit_blocks(self) -> nn.ModuleList:
+        """The ViT's encoder blocks."""
+        return self.stock.vision_model.encoder.layers
+
+    @property
+    def vit_block_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of a ViT block's tensors by name inside the block."""
+        return _frozen_shapes(self.vit_blocks[0])
+
+    def trainable_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of what trains, by name."""
+        return {name: tuple(p.shape) for name, p in self.model.named_trainables().items()}
+
+
+@dataclass(frozen=True)
+class FrozenBytes:
+    """Device memory of frozen weights and buffers by part; tied tensors count once, trainables not at all."""
+
+    vit: int
+    qformer: int
+    opt_outside_blocks: int
+    opt_blocks: int
+    efficientnet: int
+
+
+def frozen_bytes(shapes: ModelShapes) -> FrozenBytes:
+    """Sums bytes of the frozen tensors of each part as it lies on the device when everything is resident.
+
+    The Q-Former's part holds the query tokens and the projection into OPT. OPT outside its blocks is token and
+    position embeddings and the final LayerNorm; the head is tied to the token embedding.
+    """
+    stock = shapes.stock
+    language_model = stock.language_model
+    block_ids = {id(tensor) for tensor in _tensors(language_model.model.decoder.layers)}
+    outside = [tensor for tensor in _tensors(language_model) if id(tensor) not in block_ids]
+    qformer = [*_tensors(stock.qformer), *_tensors(stock.language_projection), stock.query_tokens]
+    return FrozenBytes(
+        vit=_frozen_total(_tensors(stock.vision_model)),
+        qformer=_frozen_total(qformer),
+        opt_outside_blocks=_frozen_total(outside),
+        opt_blocks=_frozen_total(_tensors(language_model.model.decoder.layers)),
+        efficientnet=0 if shapes.efficientnet is None else _frozen_total(_tensors(shapes.efficientnet)),
+    )
+
+
+def model_shapes(config: Config, dtype: torch.dtype, lora_targets: Iterable[str]) -> ModelShapes:
+    """Assembles the model of `config` in shapes; no file but BLIP-2's config.json is read.
+
+    lora_targets: in place of `trainable.lora.targets`.
+
+    Raises:
+        UserError: if BLIP-2's shapes cannot be had, or there is no such EfficientNet.
+    """
+    blip2 = read_blip2_config(config.model.blip2)
+    kv_modulation = config.kv_modulation
+    lora = config.trainable.lora.model_copy(update={"targets": tuple(lora_targets)})
+    trainables: dict[str, nn.Parameter] = {}
+    encoder = generator = gate = None
+    with torch.device("meta"):
+        stock: Any = Blip2ForConditionalGeneration(blip2)
+        stock.to(dtype).eval().requires_grad_(False)
+        stock.tie_weights()
+        settings = ImageSettings(blip2.vision_config.image_size, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+        backbone = TransformersBackbone(stock, None, settings, _OwnShapes(stock))
+        trainables |= add_lora(backbone, lora, config.trainable.qformer_cross_attention)
+        if config.trainable.qformer_cross_attention:
+            trainables |= backbone.train_cross_attention()
+        if kv_modulation.enabled:
+            encoder = EfficientNetEncoder(create_efficientnet(config.efficientnet.architecture))
+            generator = KVPrefixGenerator(
+                encoder.feature_dim,
+                backbone.qformer_width,
+                kv_modulation.num_prefix_tokens,
+                backbone.num_qformer_heads,
+                None if kv_modulation.shared_across_layers else backbone.num_cross_attention_layers,
+            )
+            trainables |= dict(generator.named_parameters(prefix="kv_prefix_generator"))
+            if kv_modulation.gate == "zero":
+                gate = nn.Parameter(torch.zeros(1))
+                trainables["kv_prefix_gate"] = gate
+    fake = FakeTensorMode()
+    replaced = _make_fake([stock, encoder, generator], trainables.values(), dtype, fake)
+    trainables = {name: replaced[id(parameter)] for name, parameter in trainables.items()}
+    gate = None if gate is None else replaced[id(gate)]
+    backbone.device = torch.device("cpu")
+    model = KVModulatedBlip2(FrozenParts(backbone, encoder, generator, gate), trainables)
+    return ModelShapes(model, stock, encoder, blip2, dtype, fake)
+
+
+def read_blip2_config(blip2: str) -> Any:
+    """BLIP-2's config: of a folder, or the known one of `Salesforce/blip2-opt-2.7b`, so that nothing is fetched.
+
+    Raises:
+        UserError: if it is neither, or no BLIP-2 with OPT.
+    """
+    folder = Path(blip2).expanduser()
+    if (folder / "config.json").is_file():
+        try:
+            config: Any = Blip2Config.from_pretrained(folder)
+        except Exception as error:
+            raise UserError(
+                f"model.blip2 = {blip2!r}: {folder}/config.json cannot be read ({error}); put BLIP-2's there"
+            ) from None
+    elif blip2 == BLIP2_OPT_2_7B:
+        config = _blip2_opt_2_7b()
+    else:
+        raise UserError(
+            f"model.blip2 = {blip2!r}: its shapes are not known; give a folder that holds its config.json, "
+            f"or {BLIP2_OPT_2_7B}"
+        )
+    if config.model_type != "blip-2" or config.text_config.model_type != "opt":
+        raise UserError(
+            f"model.blip2 = {blip2!r}: is {config.model_type} with {config.text_config.model_type}, expected blip-2 "
+            f"with opt, such as {BLIP2_OPT_2_7B}"
+        )
+    config._attn_implementation = "sdpa"
+    return config
+
+
+def _blip2_opt_2_7b() -> Any:
+    """The published config.json's shapes; ViT and Q-Former are transformers' defaults, written out all the same."""
+    return Blip2Config(
+        vision_config=Blip2VisionConfig(
+            hidden_size=1408, intermediate_size=6144, num_hidden_layers=39, num_attention_heads=16, image_size=224,
+            patch_size=14,
+        ).to_dict(),
+        qformer_config=Blip2QFormerConfig(
+            hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
+            encoder_hidden_size=1408, cross_attention_frequency=2,
+        ).to_dict(),
+        text_config=OPTConfig(
+            vocab_size=50304, hidden_size=2560, ffn_dim=10240, num_hidden_layers=32, num_attention_heads=32,
+            max_position_embeddings=2048, word_embed_proj_dim=2560,
+        ).to_dict(),
+        num_query_tokens=32,
+    )  # fmt: skip
+
+
+class _OwnShapes:
+    """Stands for the weight file: each tensor as the model has it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._tensors = dict(model.named_parameters())
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor of that name, on the meta device."""
+        return self._tensors[name].detach()
+
+
+def _make_fake(
+    modules: Iterable[nn.Module | None], trainables: Iterable[nn.Parameter], dtype: torch.dtype, fake: FakeTensorMode
+) -> dict[int, nn.Parameter]:
+    """Puts a fake CPU tensor in the place of each meta one; returns the new parameters by the old one's id.
+
+    Fake, because on the meta device itself attention would run in its unfused form, with other memory.
+    """
+    trained = {id(parameter): parameter for parameter in trainables}
+    replaced: dict[int, nn.Parameter] = {}
+
+    def replacement(parameter: nn.Parameter) -> nn.Parameter:
+        if id(parameter) not in replaced:
+            is_trained = id(parameter) in trained
+            new = torch.empty(parameter.shape, dtype=dtype if is_trained else parameter.dtype)
+            replaced[id(parameter)] = nn.Parameter(new, requires_grad=is_trained)
+        return replaced[id(parameter)]
+
+    with fake:
+        for parameter in trained.values():
+            replacement(parameter)
+        for part in (part for module in modules if module is not None for part in module.modules()):
+            for name, old in part._parameters.items():
+                if old is not None:
+                    part._parameters[name] = replacement(old)
+            for name, buffer in part._buffers.items():
+                if buffer is not None:
+                    part._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+    return replaced
+
+
+def _frozen_shapes(block: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {
+        name.replace(".base_layer.", "."): tuple(parameter.shape)
+        for name, parameter in block.named_parameters()
+        if not parameter.requires_grad
+    }
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
+def _frozen_total(tensors: Iterable[Tensor]) -> int:
+    distinct = {id(tensor): tensor for tensor in tensors if not tensor.requires_grad}
+    return sum(tensor.numel() * tensor.element_size() for tensor in distinct.values())

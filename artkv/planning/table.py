@@ -1,0 +1,223 @@
+"""`artkv plan` as text, and its command line."""
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import fields
+
+from artkv.config import load_config
+from artkv.planning.gpus import GPUS, MATMUL_EFFICIENCY, PCIE_EFFICIENCY
+from artkv.planning.memory import parse_bytes
+from artkv.planning.plan import (
+    AVAILABLE_FEATURES,
+    AVAILABLE_MODES,
+    AVAILABLE_STORAGES,
+    CUDA_OVERHEAD_BYTES,
+    FEATURES,
+    MARGIN_FRACTION,
+    QUANTISED_SLOWDOWN,
+    Mode,
+    Plan,
+    Prediction,
+    plan,
+)
+from artkv.planning.transfer import hidden_from_tokens
+
+_GIB = 2**30
+_PART_NAMES = {
+    "vit_bytes": "ViT",
+    "efficientnet_bytes": "EfficientNet (fp32)",
+    "qformer_bytes": "Q-Former, frozen part",
+    "opt_outside_blocks_bytes": "OPT embeddings, norm",
+    "opt_blocks_bytes": "OPT blocks or slots",
+    "trainables_bytes": "trainables, optimizer",
+    "activations_bytes": "activations, logits",
+    "overhead_bytes": "CUDA (assumed)",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the verb beside --config and --set."""
+    parser.add_argument("--gpu-memory", metavar="SIZE", help="memory to fit into, such as 8GiB (default: --gpu's)")
+    parser.add_argument("--gpu", metavar="NAME", help="a listed GPU, such as 'RTX 4060 8GB' (default: by memory)")
+    parser.add_argument("--world-size", type=int, default=1, help="ranks that share the optimizer's state (default 1)")
+    parser.add_argument(
+        "--text-tokens", type=int, default=32, help="tokens of the longest question with its answer (default 32)"
+    )
+    parser.add_argument(
+        "--paintings", type=int, help="paintings in a micro-batch (default: one for each question, the worst case)"
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    """Prints the plan of `options.config` with the overrides `options.set`."""
+    memory_bytes = None if options.gpu_memory is None else parse_bytes(options.gpu_memory, "--gpu-memory")
+    config = load_config(options.config, options.set)
+    print(
+        format_plan(plan(config, memory_bytes, options.gpu, options.world_size, options.text_tokens, options.paintings))
+    )
+
+
+def format_plan(plan: Plan) -> str:
+    """The whole plan as text of at most 120 columns."""
+    sections = [_heading(plan), _parts(plan), _modes(plan), _gpus(plan), _assumptions(), _recommendation(plan)]
+    return "\n\n".join("\n".join(section) for section in sections if section)
+
+
+def _heading(plan: Plan) -> list[str]:
+    batch = plan.batch
+    ranks = "1 rank" if plan.world_size == 1 else f"{plan.world_size} ranks"
+    rates = plan.gpu.name if plan.gpu_is_named else f"{plan.gpu.name} (none named; --gpu)"
+    lines = [
+        f"Micro-batch: {batch.questions} questions on {batch.paintings} paintings, {plan.num_visual_tokens} visual + "
+        f"{batch.text_tokens} text tokens each = {plan.micro_batch_tokens} tokens.",
+        f"{plan.accumulation} micro-batches a step, {ranks}, {str(plan.dtype).removeprefix('torch.')}. Rates: {rates}.",
+    ]
+    if not plan.gpu.has_bf16:
+        lines.append(f"{plan.gpu.name} has no bfloat16: expect float32's rate, far below the fp16 rate used here.")
+    return lines
+
+
+def _parts(plan: Plan) -> list[str]:
+    acts, trainables, frozen = plan.activations, plan.trainables, plan.frozen
+    block = acts.block
+    num_blocks = plan.opt_stack.num_blocks
+    rows = [
+        ("frozen weights", "ViT", frozen.vit),
+        ("", "EfficientNet, fp32", frozen.efficientnet),
+        ("", "Q-Former, queries, projection", frozen.qformer),
+        ("", "OPT embeddings, final LayerNorm", frozen.opt_outside_blocks),
+        ("", f"OPT blocks, {num_blocks} of {plan.opt_stack.block_bytes / 1e6:.2f} MB", frozen.opt_blocks),
+        ("trainables", f"weights, {trainables.num_elements / 1e6:.2f}M elements", trainables.weights_bytes),
+        ("", "masters, fp32", trainables.masters_bytes),
+        ("", "Adam moments, fp32", trainables.moments_bytes),
+        ("", "gradients, fp32", trainables.gradients_bytes),
+        ("", "reduction buckets", trainables.buckets_bytes),
+        ("activations", "pictures, a micro-batch", acts.inputs_bytes),
+        ("", "encoders, no gradients, at most", acts.encoding_bytes),
+        ("", "their features", acts.features_bytes),
+        ("", "generator and Q-Former", acts.qformer_bytes),
+        ("", f"OPT blocks stored, {num_blocks} of {block.stored_bytes / 1e6:.2f} MB", num_blocks * block.stored_bytes),
+        ("", f"OPT blocks' inputs, {num_blocks} of {block.recomputed_bytes / 1e6:.2f} MB",
+         num_blocks * block.recomputed_bytes),
+        ("", "a block recomputed, with its backward", block.recomputed_backward_bytes),
+        ("", "logits and loss, fp32", acts.logits_bytes),
+    ]  # fmt: skip
+    if acts.evaluation is not None:
+        rows.append(("validation", "encoders, at most", acts.evaluation.encoding_bytes))
+        rows.append(("", "keys and values, a block", acts.evaluation.answering_bytes))
+    lora = "with" if plan.lora_on_opt else "without"
+    title = f"Parts, MB (10^6 bytes) a rank, {lora} LoRA on OPT"
+    return [title, *(f"  {group:<15}{name:<42}{num_bytes / 1e6:>10,.1f}" for group, name, num_bytes in rows)]
+
+
+def _modes(plan: Plan) -> list[str]:
+    """One row a mode; totals by source of features, without and with LoRA on OPT."""
+    names = {"computed": "computed", "ViT streamed": "ViT strm", "cached": "cached"}
+    heads = [names[features] + ("" if features in AVAILABLE_FEATURES else "*") for features in FEATURES]
+    columns = "".join(f"{head:>10}" for head in heads)
+    lines = [
+        "Modes. Memory in GiB (2^30 bytes), PCIe in GB (10^9 bytes) a step, times for OPT, head and ViT",
+        f"{'':25}{'':>8}{'device, LoRA not on OPT':>30}{'device, LoRA on OPT':>30}{'':>6}{'features computed':>20}",
+        f"{'OPT':<25}{'weights':>8}{columns}{columns}{'host':>6}{'PCIe':>6}{'s/step':>7}{'hidden':>7}",
+    ]
+    modes = list(dict.fromkeys(prediction.mode for prediction in plan.predictions))
+    for mode in modes:
+        totals = [
+            plan.prediction(mode, features, lora).device.total_bytes for lora in (False, True) for features in FEATURES
+        ]
+        shown = plan.prediction(mode, "computed", plan.lora_on_opt)
+        lines.append(
+            f"{_marked(mode, plan):<25}{_gib(shown.device.opt_blocks_bytes):>8}"
+            + "".join(f"{_gib(total) + _fit_mark(total, plan):>10}" for total in totals)
+            + f"{_gib(shown.shared_host_bytes):>6}{shown.pcie_bytes_per_step / 1e9:>6.2f}{shown.step_seconds:>7.2f}"
+            + f"{_tokens(shown):>7}"
+        )
+    lines.append(
+        "* not in this version. Host: frozen masters, page-locked, once a node. Hidden: copies take no time of"
+    )
+    lines.append("their own from so many tokens in a micro-batch on; never with 1 slot.")
+    if plan.usable_bytes is not None:
+        lines.append(f"! more than the {_gib(plan.usable_bytes)} GiB that may be used.")
+    vit_gb = plan.vit_stack.num_blocks * plan.vit_stack.block_bytes
+    lines.append(
+        f"A streamed ViT adds {vit_gb / 1e9:.2f} GB of PCIe a micro-step and {_gib(vit_gb)} GiB of host memory."
+    )
+    if plan.trainables.host_bytes:
+        lines.append(f"The offloaded optimizer adds {_gib(plan.trainables.host_bytes)} GiB of host memory a rank.")
+    return lines
+
+
+def _marked(mode: Mode, plan: Plan) -> str:
+    is_available = mode.opt in AVAILABLE_MODES and mode.storage in AVAILABLE_STORAGES
+    return mode.name + ("" if is_available else " *")
+
+
+def _fit_mark(total_bytes: int, plan: Plan) -> str:
+    if plan.usable_bytes is None:
+        return ""
+    return "!" if total_bytes > plan.usable_bytes else " "
+
+
+def _tokens(prediction: Prediction) -> str:
+    if prediction.hidden_from_tokens is None:
+        return "-"
+    return "never" if prediction.mode.slots == 1 else str(prediction.hidden_from_tokens)
+
+
+def _gpus(plan: Plan) -> list[str]:
+    lines = [
+        f"Copies hidden from so many tokens in a micro-batch on (this one has {plan.micro_batch_tokens})",
+        f"  {'':<14}{'GiB':>5}{'peak TFLOP/s':>14}{'PCIe':>9}{'GB/s':>7}{'bf16':>8}{'int8':>8}",
+    ]
+    for gpu in GPUS:
+        note = "" if gpu.has_bf16 else "  fp16 rate; no bf16"
+        lines.append(
+            f"  {gpu.name:<14}{gpu.memory_bytes / _GIB:>5.0f}{gpu.peak_flops / 1e12:>14.1f}"
+            f"{f'{gpu.pcie_generation} x{gpu.pcie_lanes}':>9}{gpu.copy_bytes_per_second / 1e9:>7.1f}"
+            f"{hidden_from_tokens(plan.opt_stack, gpu):>8}{hidden_from_tokens(plan.int8_stack, gpu):>8}{note}"
+        )
+    return lines
+
+
+def _assumptions() -> list[str]:
+    return [
+        "Assumed, not measured (docs/planning.md): "
+        f"{CUDA_OVERHEAD_BYTES / 2**20:.0f} MiB for CUDA, {MARGIN_FRACTION:.0%} of the memory left free,",
+        f"{MATMUL_EFFICIENCY:.0%} of peak FLOP/s, {PCIE_EFFICIENCY:.0%} of the PCIe link, "
+        f"int8 and nf4 products {QUANTISED_SLOWDOWN} times slower.",
+    ]
+
+
+def _recommendation(plan: Plan) -> list[str]:
+    if plan.recommendation is None or plan.usable_bytes is None or plan.gpu_memory_bytes is None:
+        return ["No recommendation: give --gpu-memory or --gpu."]
+    best = plan.recommendation.prediction
+    room = f"{_gib(plan.gpu_memory_bytes)} GiB, of which {_gib(plan.usable_bytes)} may be used"
+    if plan.recommendation.shortfall_bytes:
+        lines = [
+            f"Nothing available fits {room}: the smallest, {best.mode.name}, takes "
+            f"{_gib(best.device.total_bytes)}, {_gib(plan.recommendation.shortfall_bytes)} GiB too much. "
+            "Lower training.batch_size",
+            "and raise training.gradient_accumulation_steps, or give more memory.",
+        ]
+        return [*lines, *_device_parts(best)]
+    lines = [
+        f"Recommended for {room}:",
+        f"{best.mode.name}, features {best.features}: {_gib(best.device.total_bytes)} GiB, "
+        f"about {best.step_seconds:.2f} s a step",
+    ]
+    lines += _device_parts(best)
+    lines.append(f"  {'host, page-locked':<24}{_gib(best.shared_host_bytes + best.rank_host_bytes):>7} GiB")
+    lines.append("Settings:")
+    lines += [f"  {line}" for line in best.settings]
+    return lines
+
+
+def _device_parts(prediction: Prediction) -> Iterator[str]:
+    device = prediction.device
+    for field in fields(device):
+        yield f"  {_PART_NAMES[field.name]:<24}{_gib(getattr(device, field.name)):>7} GiB"
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / _GIB:.2f}"
