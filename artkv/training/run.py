@@ -224,7 +224,7 @@ def _summary(built: BuiltModel, table: QuestionTable, steps: int, world: World) 
     frozen = built.model.backbone.num_parameters
     dtype = str(built.model.backbone.dtype).removeprefix("torch.")
     return (
-        f"training {trainable / 1e6:.2f}M parameters of and beside BLIP-2's {frozen / 1e6:.1f}M in {dtype} on "
+        f"training {trainable / 1e6:.2f}M parameters, beside BLIP-2's {frozen / 1e6:.1f}M, in {dtype} on "
         f"{world.size} x {world.device.type}: {len(table)} questions about {table.num_paintings} paintings, "
         f"{steps} steps"
     )
