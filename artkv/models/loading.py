@@ -14,7 +14,7 @@ from artkv.models.efficientnet import efficientnet_state_tensors, load_efficient
 from artkv.models.kv_modulated_blip2 import FrozenParts, KVModulatedBlip2
 from artkv.models.lora import add_lora
 from artkv.models.precision import resolve_dtype
-from artkv.models.transformers_backend import load_transformers_backbone
+from artkv.models.transformers_backend import Together, load_transformers_backbone
 from artkv.models.weight_files import combined_digest, tensor_digest
 
 
@@ -43,14 +43,15 @@ def build_model(
     device: torch.device,
     activation_checkpointing: bool = False,
     gather: Gather = lambda value: [value],
+    together: Together = lambda action: action(),
 ) -> BuiltModel:
     """Loads the frozen parts, adds what trains, and assembles them on `device`.
 
     What is new (generator, gate, LoRA) is drawn from `seed` alone, so all ranks and all starts agree.
-    `gather` is `World.gather`, with which the ranks of a host share one copy of what streams.
+    `gather` and `together` are those of `World`; the ranks of a host share one copy of what streams.
     """
     dtype = resolve_dtype(model.dtype, device)
-    backbone = load_transformers_backbone(model.blip2, dtype, device, frozen, gather)
+    backbone = load_transformers_backbone(model.blip2, dtype, device, frozen, gather, together)
     digests = backbone.weight_digests()
 
     trainables: dict[str, nn.Parameter] = {}

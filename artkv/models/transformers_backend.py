@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -20,6 +20,9 @@ from artkv.frozen.streaming import StreamedBlocks, stream_blocks
 from artkv.kv_modulation import KVPrefix, install_prefixed_cross_attention
 from artkv.models.backbone import ImageSettings
 from artkv.models.weight_files import PickledSource, SafetensorsSource, TensorSource, digests, open_weights
+
+# `World.together`.
+Together = Callable[[Callable[[], Any]], Any]
 
 # Everything on the device, for evaluation and wherever memory is no concern.
 RESIDENT = FrozenConfig(opt="resident")
@@ -158,17 +161,19 @@ def load_transformers_backbone(
     device: torch.device,
     frozen: FrozenConfig = RESIDENT,
     gather: Gather = lambda value: [value],
+    together: Together = lambda action: action(),
 ) -> TransformersBackbone:
     """Loads BLIP-2 from a folder of `save_pretrained`, or from the hub, with a whole check of its keys.
 
     Each tensor goes straight to `dtype` and `device`, or to where `frozen` wants it; on a CPU one that has
     the dtype already stays memory-mapped. Every module comes back in eval mode with gradients off.
-    `gather` is `World.gather`.
+    `gather` and `together` are those of `World`: whatever is wrong with the folder on one rank must be known to
+    all before they share host memory, where they wait for each other.
 
     Raises:
         UserError: if there is no such folder, a key is missing or unexpected, or a shape does not fit.
     """
-    model, tokenizer, image_settings, source = open_transformers_folder(blip2)
+    model, tokenizer, image_settings, source = together(lambda: open_transformers_folder(blip2))
     left_out = tuple(stack.prefix for stack in _stacks(model, frozen) if stack.mode != "resident")
     _assign(model, source, dtype, device, left_out)
     model.eval().requires_grad_(False)

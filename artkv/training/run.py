@@ -74,7 +74,8 @@ def train(config: Config, resume: str | Literal["latest", "auto"] | None, world:
     built = world.together(
         lambda: build_model(
             config.model, config.efficientnet, config.kv_modulation, config.trainable, config.frozen,
-            training.seed, world.device, training.activation_checkpointing, world.gather,
+            training.seed, world.device, training.activation_checkpointing,
+            world.gather, world.together,
         )
     )  # fmt: skip
     model = built.model
