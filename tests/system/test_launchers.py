@@ -24,6 +24,7 @@ SETTINGS = [
 ]  # fmt: skip
 FP32 = ["--set", "model.dtype=float32"]
 POISONED_RANK = Path(__file__).with_name("poisoned_rank.py")
+MISLED_RANK = Path(__file__).with_name("misled_rank.py")
 SECONDS = 120
 
 
@@ -40,6 +41,7 @@ def command(launcher: str, world: Path, output: Path, extra: Sequence[str] = ())
         "deepspeed": ["deepspeed", "--num_accelerators", "2", "--master_port", free_port(), "--module", "artkv"],
         "torchrun": [*torchrun, "-m", "artkv"],
         "poisoned": [*torchrun, str(POISONED_RANK)],
+        "misled": [*torchrun, str(MISLED_RANK)],
         "alone": ["artkv"],
     }[launcher]
     start[0] = str(Path(sys.executable).with_name(start[0]))
@@ -193,4 +195,12 @@ def test_wrong_input_is_told_once_by_two_ranks(tiny_world: Path, tmp_path: Path)
     result = run(command("torchrun", tiny_world, tmp_path / "run", ["--set", f"dataset.train={bad}"]))
     assert result.returncode == 1
     assert result.stderr.count("empty answer") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_is_missing_on_one_rank_alone_ends_both(tiny_world: Path, tmp_path: Path) -> None:
+    # Streamed: the other rank would wait for this one to share host memory with it.
+    result = run(command("misled", tiny_world, tmp_path / "run", ["--set", "frozen.opt=stream"]))
+    assert result.returncode == 1
+    assert result.stderr.count("[rank 1] model.blip2 = ") == 1
     assert not (tmp_path / "run").exists()
