@@ -112,7 +112,7 @@ def lavis_config(source: LavisSource, text_config: Any) -> Blip2Config:
     side = round((_shape(source, _POSITIONS)[1] - 1) ** 0.5)
     query_shape = _shape(source, "query_tokens")
     vision = {
-        "num_attention_heads": vit_width // _VIT_HEAD_WIDTH,
+        "num_attention_heads": vit_width / _VIT_HEAD_WIDTH,
         **vision_saved,
         "hidden_size": vit_width,
         "intermediate_size": _shape(source, "vision_model.encoder.layers.0.mlp.fc1.weight")[0],
@@ -129,7 +129,7 @@ def lavis_config(source: LavisSource, text_config: Any) -> Blip2Config:
             f"{source.files[0]}: Q-Former layers {crossing} have cross-attention, expected every second of {num_layers}"
         )
     qformer = {
-        "num_attention_heads": width // _QFORMER_HEAD_WIDTH,
+        "num_attention_heads": width / _QFORMER_HEAD_WIDTH,
         **qformer_saved,
         "hidden_size": width,
         "num_hidden_layers": num_layers,
@@ -138,12 +138,14 @@ def lavis_config(source: LavisSource, text_config: Any) -> Blip2Config:
         "cross_attention_frequency": frequency,
     }
     for part, sizes, head_width in (("ViT", vision, _VIT_HEAD_WIDTH), ("Q-Former", qformer, _QFORMER_HEAD_WIDTH)):
-        if not sizes["num_attention_heads"] or sizes["hidden_size"] % sizes["num_attention_heads"]:
+        if sizes["num_attention_heads"] % 1:
             raise UserError(
                 f"{source.files[0]}: its {part} is {sizes['hidden_size']} wide, LAVIS's has heads of {head_width}; "
                 "give a BLIP-2 of LAVIS with EVA ViT-g"
             )
+        sizes["num_attention_heads"] = int(sizes["num_attention_heads"])
     text = text_config.to_dict()
+    text.pop("_name_or_path", None)
     text["vocab_size"] = _shape(source, _EMBEDDING)[0]  # padded in some files beyond what OPT's config says
     return Blip2Config(
         vision_config=Blip2VisionConfig(**vision).to_dict(),
