@@ -28,8 +28,9 @@ class Section(BaseModel):
 class ModelConfig(Section):
     """Where BLIP-2 comes from and in which precision it computes."""
 
-    backend: Literal["transformers"] = Field(
-        default="transformers", description="transformers, the one backend of this version"
+    backend: Literal["transformers", "lavis"] = Field(
+        default="transformers",
+        description="transformers, or lavis: salesforce-lavis's own ViT and Q-Former; either reads all files",
     )
     blip2: str = Field(
         default="Salesforce/blip2-opt-2.7b", description="a hub id, a transformers folder or a .pth of LAVIS"

@@ -12,9 +12,11 @@ from artkv.datasets.pictures import PaintingTransform
 from artkv.frozen.host_blocks import Gather
 from artkv.frozen.recompute import recompute_blocks
 from artkv.kv_modulation import KVPrefixGenerator
+from artkv.models.backbone import Blip2Backbone
 from artkv.models.blip2_files import open_blip2
 from artkv.models.efficientnet import efficientnet_state_tensors, load_efficientnet
 from artkv.models.kv_modulated_blip2 import FrozenParts, KVModulatedBlip2
+from artkv.models.lavis_backend import load_lavis_backbone, open_lavis_modules
 from artkv.models.lora import add_lora
 from artkv.models.precision import resolve_dtype
 from artkv.models.transformers_backend import load_transformers_backbone
@@ -59,7 +61,12 @@ def build_model(
     dtype = resolve_dtype(model.dtype, device)
     # Whatever is wrong with the files on one rank is known to all before they share host memory, where they wait.
     files = together(lambda: open_blip2(model))
-    backbone = load_transformers_backbone(files, dtype, device, frozen, gather)
+    backbone: Blip2Backbone
+    if model.backend == "lavis":
+        modules = together(lambda: open_lavis_modules(files))
+        backbone = load_lavis_backbone(modules, files, dtype, device, frozen, gather)
+    else:
+        backbone = load_transformers_backbone(files, dtype, device, frozen, gather)
     digests = backbone.weight_digests()
 
     trainables: dict[str, nn.Parameter] = {}

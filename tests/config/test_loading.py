@@ -141,7 +141,7 @@ def test_all_problems_are_told_at_once(folder: Path) -> None:
         ("dataset.train", "[a, b]"),
         ("dataset.train", "3"),
         ("model.blip2", "null"),
-        ("model.backend", "lavis"),
+        ("model.backend", "timm"),
         ("frozen.resident_blocks", "most"),
         ("frozen.resident_blocks", "-1"),
         ("frozen.opt", "disk"),
