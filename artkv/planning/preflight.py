@@ -16,6 +16,7 @@ from artkv.distributed import launched_place, single_process
 from artkv.errors import UserError
 from artkv.models.blip2_files import open_blip2
 from artkv.models.efficientnet import load_efficientnet
+from artkv.models.lavis_backend import open_lavis_modules
 from artkv.models.precision import resolve_dtype
 
 _SPLITS = ("train", "val", "test")
@@ -82,6 +83,8 @@ def _check_data(dataset: DatasetConfig, needs_val: bool) -> list[str]:
 
 def _check_blip2_and_texts(config: Config) -> list[str]:
     files = open_blip2(config.model)
+    if config.model.backend == "lavis":
+        open_lavis_modules(files)
     dataset = config.dataset
     if dataset.image_root is None:
         return []
