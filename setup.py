@@ -34,6 +34,8 @@ setup(
         "tqdm>=4.66",
         "typing_extensions>=4.10",
     ],
+    # No extra can say it: model.backend: lavis needs `pip install --no-deps salesforce-lavis==1.0.2` and nothing more.
+    # With its dependencies it would take transformers below 4.27, which artkv does not run with.
     extras_require={
         "quantised": ["bitsandbytes>=0.46"],
         "dev": ["bitsandbytes>=0.46", "pytest>=8.3", "ruff>=0.9", "mypy>=1.14", "types-PyYAML", "psutil", "pre-commit"],

@@ -14,7 +14,6 @@ from artkv.errors import UserError
 
 # Input paths, relative to the config file. run.output_dir is relative to the working directory.
 _INPUT_PATHS = [
-    ("model", "opt"),
     ("model", "vit"),
     ("efficientnet", "checkpoint"),
     ("dataset", "train"),
@@ -24,7 +23,7 @@ _INPUT_PATHS = [
 ]
 # Settings that are either a path or the name of something: a path if it is written as one ('./x', '/x',
 # '~/x') or if a file is there.
-_PATHS_OR_NAMES = [("model", "blip2"), ("training", "deepspeed")]
+_PATHS_OR_NAMES = [("model", "blip2"), ("model", "opt"), ("training", "deepspeed")]
 
 _WRITTEN_AS_PATH = re.compile(r"(?:\.{0,2}|~[^/]*)/|\.{1,2}$")
 

@@ -28,15 +28,27 @@ class Section(BaseModel):
 class ModelConfig(Section):
     """Where BLIP-2 comes from and in which precision it computes."""
 
-    backend: Literal["transformers"] = Field(
-        default="transformers", description="transformers, the one backend of this version"
+    backend: Literal["transformers", "lavis"] = Field(
+        default="transformers",
+        description="transformers, or lavis: salesforce-lavis's own ViT and Q-Former; either reads all files",
     )
-    blip2: str = Field(default="Salesforce/blip2-opt-2.7b", description="a hub id or a transformers folder")
-    opt: Path | None = Field(default=None, description="with a LAVIS .pth only: folder of OPT and its tokenizer")
-    vit: Path | None = Field(default=None, description="with a LAVIS .pth only: path of eva_vit_g.pth")
+    blip2: str = Field(
+        default="Salesforce/blip2-opt-2.7b", description="a hub id, a transformers folder or a .pth of LAVIS"
+    )
+    opt: str | None = Field(
+        default=None, description="with a LAVIS .pth only: facebook/opt-2.7b, or a folder of OPT and its tokenizer"
+    )
+    vit: Path | None = Field(
+        default=None, description="with a LAVIS .pth only, where that holds no ViT: path of eva_vit_g.pth"
+    )
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
         default="auto", description="auto (bfloat16 where the device is fast at it), bfloat16 or float32"
     )
+
+    @property
+    def is_lavis_file(self) -> bool:
+        """Whether `blip2` is a checkpoint of LAVIS, and no folder or hub id."""
+        return self.blip2.endswith((".pth", ".pt"))
 
 
 class EfficientNetConfig(Section):
@@ -220,8 +232,10 @@ class Config(Section):
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> "Config":
         for key in ("opt", "vit"):
-            if getattr(self.model, key) is not None:
-                raise ValueError(f"model.{key} is for a LAVIS .pth in model.blip2, which this version does not read")
+            if getattr(self.model, key) is not None and not self.model.is_lavis_file:
+                raise ValueError(
+                    f"model.{key} is for a LAVIS .pth, and model.blip2 = {self.model.blip2!r} is none; leave it out"
+                )
         for key in ("storage", "slots", "resident_blocks", "memory_budget"):
             needs_opt = key in ("resident_blocks", "memory_budget")
             streams = self.frozen.opt == "stream" or (self.frozen.vit == "stream" and not needs_opt)

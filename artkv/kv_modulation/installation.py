@@ -8,15 +8,20 @@ from artkv.kv_modulation.attention import PrefixedCrossAttention
 
 
 def install_prefixed_cross_attention(
-    blocks: Sequence[nn.Module], attribute: str, num_heads: int, expected_count: int
+    blocks: Sequence[nn.Module],
+    attribute: str,
+    num_heads: int,
+    expected_count: int,
+    attention: type[PrefixedCrossAttention] = PrefixedCrossAttention,
 ) -> None:
-    """Replaces `block.<attribute>` of every cross-attention block by `PrefixedCrossAttention`.
+    """Replaces `block.<attribute>` of every cross-attention block by a prefixed one.
 
     Args:
         blocks: the Q-Former's cross-attention blocks in the order of its layers.
-        attribute: where a block keeps its stock attention: `attention` in transformers' Q-Former.
+        attribute: where a block keeps its stock attention: `attention` in transformers' Q-Former, `self` in LAVIS's.
         num_heads: attention heads.
         expected_count: how many layers have cross-attention by the model's config.
+        attention: what to put there; a subclass where the blocks call their attention in another way.
 
     Raises:
         ValueError: if the count differs, or a block's stock attention lacks query, key or value.
@@ -31,5 +36,5 @@ def install_prefixed_cross_attention(
         lacking = [name for name in ("query", "key", "value") if not hasattr(stock, name)]
         if lacking:
             raise ValueError(f"cross-attention layer {layer_index}: {type(stock).__name__} has no {lacking}")
-        prefixed = PrefixedCrossAttention(stock.query, stock.key, stock.value, num_heads, layer_index)
+        prefixed = attention(stock.query, stock.key, stock.value, num_heads, layer_index)
         setattr(block, attribute, prefixed.train(stock.training))

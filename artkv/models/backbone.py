@@ -61,8 +61,14 @@ class Blip2Backbone(Protocol):
         copy starts from what the file holds and not from its rounding to bfloat16.
         """
 
+    def qformer_parameter_name(self, name: str) -> str:
+        """The backend-neutral name of the parameter that `qformer` calls `name`."""
+
     def named_parameters(self) -> Mapping[str, nn.Parameter]:
-        """Every parameter by its backend-neutral name; tied ones once."""
+        """Every parameter by its backend-neutral name; tied ones once.
+
+        LAVIS keeps the query's and the value's part of a ViT block's `qkv.bias` apart: `q_bias` and `v_bias`.
+        """
 
     def weight_digests(self) -> dict[str, str]:
         """Digest of each tensor as it was loaded, by backend-neutral name, and of the settings that give them meaning.

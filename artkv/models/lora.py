@@ -27,7 +27,8 @@ def add_lora(backbone: Blip2Backbone, config: LoraConfig, cross_attention_trains
         "qformer": (backbone.qformer, qformer_targets),
         "opt": (backbone.language_model, _OPT_TARGETS),
     }
-    prefixes = {"qformer": "qformer", "opt": "language_model"}
+    # OPT is transformers' in every backend.
+    neutral_name = {"qformer": backbone.qformer_parameter_name, "opt": "language_model.{}".format}
     adapters: dict[str, nn.Parameter] = {}
     for target in config.targets:
         module, pattern = parts[target]
@@ -42,8 +43,9 @@ def add_lora(backbone: Blip2Backbone, config: LoraConfig, cross_attention_trains
         for name, layer in module.named_modules():
             if isinstance(layer, nn.Linear) and ".lora_" in name:
                 layer.weight = _drawn(layer.weight, backbone.device, is_a=".lora_A." in name)
-                neutral_name = f"{prefixes[target]}.{name.removesuffix('.default')}.weight"
-                adapters[neutral_name] = layer.weight
+                wrapped, side = name.removesuffix(".default").rsplit(".", 1)
+                wrapped_name = neutral_name[target](f"{wrapped}.weight")
+                adapters[f"{wrapped_name.removesuffix('weight')}{side}.weight"] = layer.weight
     return adapters
 
 

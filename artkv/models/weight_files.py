@@ -10,7 +10,7 @@ import os
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -59,16 +59,7 @@ class PickledSource:
         self.files = list(files)
         self._tensors: dict[str, Tensor] = {}
         for path in self.files:
-            try:
-                # Files of torch before 1.6 are no zip archives and cannot be mapped.
-                is_mappable = zipfile.is_zipfile(path)
-                state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_mappable)
-            except Exception as error:
-                raise UserError(
-                    f"{path}: cannot be read without running code from it ({error}); "
-                    "convert it to safetensors where it came from"
-                ) from None
-            self._tensors.update(state)
+            self._tensors.update(read_pickle(path))
 
     def names(self) -> list[str]:
         return list(self._tensors)
@@ -77,8 +68,31 @@ class PickledSource:
         return self._tensors[name]
 
 
-def open_weights(folder: Path) -> SafetensorsSource | PickledSource:
-    """The weights of a transformers folder, sharded or not, safetensors before `.bin`."""
+def read_pickle(path: Path, setting: str | None = None) -> dict[str, Any]:
+    """What a PyTorch file holds, its tensors memory-mapped; `setting` names it in errors.
+
+    Raises:
+        UserError: if there is no such file, it holds more than tensors and plain values, or is no dict.
+    """
+    place = f"{setting} = {path}" if setting else str(path)
+    if not path.is_file():
+        raise UserError(f"{place}: no such file; give an existing one")
+    try:
+        # Files of torch before 1.6 are no zip archives and cannot be mapped.
+        is_mappable = zipfile.is_zipfile(path)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_mappable)
+    except Exception as error:
+        raise UserError(
+            f"{place}: cannot be read without running code from it ({error}); "
+            "convert it to safetensors where it came from"
+        ) from None
+    if not isinstance(content, dict):
+        raise UserError(f"{place}: holds a {type(content).__name__}, expected a dict of tensors; give a checkpoint")
+    return content
+
+
+def open_weights(folder: Path, setting: str) -> SafetensorsSource | PickledSource:
+    """The weights of a transformers folder, sharded or not, safetensors before `.bin`; `setting` named it."""
     for stem, suffix, source in (
         ("model", "safetensors", SafetensorsSource),
         ("pytorch_model", "bin", PickledSource),
@@ -94,7 +108,7 @@ def open_weights(folder: Path) -> SafetensorsSource | PickledSource:
             return source([folder / f"{stem}.{suffix}"])
     raise UserError(
         f"{folder}: holds neither model.safetensors nor pytorch_model.bin (nor their index files); "
-        "model.blip2 must name a folder written by save_pretrained"
+        f"{setting} must name a folder written by save_pretrained"
     )
 
 

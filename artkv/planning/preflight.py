@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -15,9 +14,10 @@ from artkv.datasets.table import find_problems, read_table
 from artkv.datasets.text_length import too_long_questions
 from artkv.distributed import launched_place, single_process
 from artkv.errors import UserError
+from artkv.models.blip2_files import open_blip2
 from artkv.models.efficientnet import load_efficientnet
+from artkv.models.lavis_backend import open_lavis_modules
 from artkv.models.precision import resolve_dtype
-from artkv.models.transformers_backend import open_transformers_folder
 
 _SPLITS = ("train", "val", "test")
 
@@ -82,22 +82,23 @@ def _check_data(dataset: DatasetConfig, needs_val: bool) -> list[str]:
 
 
 def _check_blip2_and_texts(config: Config) -> list[str]:
-    model, tokenizer, _, _ = open_transformers_folder(config.model.blip2)
+    files = open_blip2(config.model)
+    if config.model.backend == "lavis":
+        open_lavis_modules(files)
     dataset = config.dataset
     if dataset.image_root is None:
         return []
     images = ImageIndex(dataset.image_root)
-    blip2_config: Any = model.config
     obstacles = []
     for path in filter(None, (dataset.train, dataset.val, dataset.test)):
         with suppress(UserError):  # what is wrong with the table was told already
             problems = too_long_questions(
                 read_table(path, images),
-                tokenizer,
+                files.tokenizer,
                 dataset.prompt,
-                blip2_config.num_query_tokens,
+                files.config.num_query_tokens,
                 config.evaluation.max_new_tokens,
-                blip2_config.text_config.max_position_embeddings,
+                files.config.text_config.max_position_embeddings,
             )
             obstacles += [str(problem) for problem in problems]
     return obstacles

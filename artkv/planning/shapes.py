@@ -19,10 +19,11 @@ from transformers import (
     OPTConfig,
 )
 
-from artkv.config import Config
+from artkv.config import Config, ModelConfig
 from artkv.errors import UserError
 from artkv.kv_modulation import KVPrefixGenerator
 from artkv.models.backbone import ImageSettings
+from artkv.models.blip2_files import Blip2Files, read_lavis_config
 from artkv.models.efficientnet import EfficientNetEncoder, create_efficientnet
 from artkv.models.kv_modulated_blip2 import FrozenParts, KVModulatedBlip2
 from artkv.models.lora import add_lora
@@ -111,14 +112,14 @@ def frozen_bytes(shapes: ModelShapes) -> FrozenBytes:
 
 
 def model_shapes(config: Config, dtype: torch.dtype, lora_targets: Iterable[str]) -> ModelShapes:
-    """Assembles the model of `config` in shapes; no file but BLIP-2's config.json is read.
+    """Assembles the model of `config` in shapes; no file is read but BLIP-2's config.json, or LAVIS's for theirs.
 
     lora_targets: in place of `trainable.lora.targets`.
 
     Raises:
         UserError: if BLIP-2's shapes cannot be had, or there is no such EfficientNet.
     """
-    blip2 = read_blip2_config(config.model.blip2)
+    blip2 = read_blip2_config(config.model)
     kv_modulation = config.kv_modulation
     lora = config.trainable.lora.model_copy(update={"targets": tuple(lora_targets)})
     trainables: dict[str, nn.Parameter] = {}
@@ -128,7 +129,7 @@ def model_shapes(config: Config, dtype: torch.dtype, lora_targets: Iterable[str]
         stock.to(dtype).eval().requires_grad_(False)
         stock.tie_weights()
         settings = ImageSettings(blip2.vision_config.image_size, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-        backbone = TransformersBackbone(stock, None, settings, _OwnShapes(stock))
+        backbone = TransformersBackbone(stock, Blip2Files(blip2, None, settings, _OwnShapes(stock)))
         trainables |= add_lora(backbone, lora, config.trainable.qformer_cross_attention)
         if config.trainable.qformer_cross_attention:
             trainables |= backbone.train_cross_attention()
@@ -154,12 +155,17 @@ def model_shapes(config: Config, dtype: torch.dtype, lora_targets: Iterable[str]
     return ModelShapes(model, stock, encoder, blip2, dtype, fake)
 
 
-def read_blip2_config(blip2: str) -> Any:
-    """BLIP-2's config: of a folder, or the known one of `Salesforce/blip2-opt-2.7b`, so that nothing is fetched.
+def read_blip2_config(model: ModelConfig) -> Any:
+    """BLIP-2's config: of a folder or LAVIS's files, or the known one of `Salesforce/blip2-opt-2.7b`.
+
+    Nothing is fetched for the known one.
 
     Raises:
-        UserError: if it is neither, or no BLIP-2 with OPT.
+        UserError: if it is none of these, or no BLIP-2 with OPT.
     """
+    if model.is_lavis_file:
+        return read_lavis_config(model)
+    blip2 = model.blip2
     folder = Path(blip2).expanduser()
     if (folder / "config.json").is_file():
         try:
@@ -208,6 +214,11 @@ class _OwnShapes:
 
     def __init__(self, model: nn.Module) -> None:
         self._tensors = dict(model.named_parameters())
+        self.files: list[Path] = []
+
+    def names(self) -> list[str]:
+        """All names."""
+        return list(self._tensors)
 
     def tensor(self, name: str) -> Tensor:
         """The tensor of that name, on the meta device."""

@@ -141,7 +141,7 @@ def test_all_problems_are_told_at_once(folder: Path) -> None:
         ("dataset.train", "[a, b]"),
         ("dataset.train", "3"),
         ("model.blip2", "null"),
-        ("model.backend", "lavis"),
+        ("model.backend", "timm"),
         ("frozen.resident_blocks", "most"),
         ("frozen.resident_blocks", "-1"),
         ("frozen.opt", "disk"),
@@ -334,7 +334,7 @@ def test_every_field_tells_what_it_accepts() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model.opt=opt", "model.opt is for a LAVIS .pth in model.blip2"),
+        ("model.opt=opt", "model.opt is for a LAVIS .pth, and model.blip2 = 'Salesforce/blip2-opt-2.7b' is none"),
         ("frozen={opt: resident, slots: 3}", "frozen.slots is for streamed blocks"),
         ("frozen={opt: nf4, storage: int8}", "frozen.storage is for streamed blocks"),
         ("frozen={opt: resident, vit: stream, memory_budget: 8GiB}", "frozen.memory_budget is for streamed blocks"),

@@ -9,14 +9,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Blip2ForConditionalGeneration
 
+from artkv.config import ModelConfig
 from artkv.errors import UserError
+from artkv.models.blip2_files import open_blip2
 from artkv.models.transformers_backend import load_transformers_backbone
 
 CPU = torch.device("cpu")
 
 
 def load(folder: Path, dtype: torch.dtype = torch.float32):
-    return load_transformers_backbone(str(folder), dtype, CPU)
+    return load_transformers_backbone(open_blip2(ModelConfig(blip2=str(folder))), dtype, CPU)
 
 
 def pixels() -> torch.Tensor:

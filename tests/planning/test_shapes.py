@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from artkv.config import Config, load_config, recipe_path
+from artkv.config import Config, ModelConfig, load_config, recipe_path
 from artkv.errors import UserError
 from artkv.planning.shapes import BLIP2_OPT_2_7B, frozen_bytes, model_shapes, read_blip2_config
 from tests.planning.conftest import build
@@ -79,16 +79,16 @@ def test_the_true_size_is_the_known_one() -> None:
 
 
 def test_the_folders_config_is_read(tiny_blip2_folder: Path) -> None:
-    assert read_blip2_config(str(tiny_blip2_folder)).text_config.hidden_size == 40
-    assert read_blip2_config(BLIP2_OPT_2_7B).text_config.hidden_size == 2560
+    assert read_blip2_config(ModelConfig(blip2=str(tiny_blip2_folder))).text_config.hidden_size == 40
+    assert read_blip2_config(ModelConfig(blip2=BLIP2_OPT_2_7B)).text_config.hidden_size == 2560
 
 
 def test_unknown_shapes_are_the_users_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="some/model.*its shapes are not known"):
-        read_blip2_config("some/model")
+        read_blip2_config(ModelConfig(blip2="some/model"))
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config.json cannot be read"):
-        read_blip2_config(str(tmp_path))
+        read_blip2_config(ModelConfig(blip2=str(tmp_path)))
     (tmp_path / "config.json").write_text('{"model_type": "blip-2", "text_config": {"model_type": "t5"}}')
     with pytest.raises(UserError, match="is blip-2 with t5, expected"):
-        read_blip2_config(str(tmp_path))
+        read_blip2_config(ModelConfig(blip2=str(tmp_path)))

@@ -37,6 +37,11 @@ def test_stock_transformers_loads_and_runs_it(tmp_path: Path) -> None:
     opt = language.OPTForCausalLM.from_pretrained(made.language_model)
     for name, tensor in opt.state_dict().items():
         assert torch.equal(model.language_model.state_dict()[name], tensor.bfloat16()), name
+    for layer in model.vision_model.encoder.layers:  # EVA's form, without which LAVIS could not hold it
+        query, key, value = layer.self_attn.qkv.bias.chunk(3)
+        assert query.any()
+        assert value.any()
+        assert not key.any()
     dropouts = [module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)]
     assert not any(dropouts)
     assert model.config.text_config.dropout == 0
