@@ -19,6 +19,7 @@ from artkv.frozen.quantised import quantise_linears
 from artkv.frozen.streaming import StreamedBlocks, stream_blocks
 from artkv.kv_modulation import KVPrefix, install_prefixed_cross_attention
 from artkv.models.backbone import ImageSettings
+from artkv.models.opt_answer_columns import read_answer_columns
 from artkv.models.weight_files import PickledSource, SafetensorsSource, TensorSource, digests, open_weights
 
 # `World.together`.
@@ -46,6 +47,7 @@ class TransformersBackbone:
         self.qformer_width = config.qformer_config.hidden_size
         self.num_qformer_heads = config.qformer_config.num_attention_heads
         self.num_query_tokens = config.num_query_tokens
+        self.language_model_width = config.text_config.hidden_size
         self.most_positions = config.text_config.max_position_embeddings
         self.language_model: Any = model.language_model
         self.qformer: nn.Module = model.qformer
@@ -65,6 +67,7 @@ class TransformersBackbone:
         install_prefixed_cross_attention(
             list(self._blocks.values()), "attention", self.num_qformer_heads, self.num_cross_attention_layers
         )
+        read_answer_columns(self.language_model.model.decoder.layers[-1])
 
     def place_frozen_blocks(self, frozen: FrozenConfig, gather: Gather) -> None:
         """Gives OPT's and the ViT's blocks their weights, in the way that `frozen` says; called once, by the loader.
