@@ -1,6 +1,7 @@
 """The typed records that the layers pass along.
 
-Letters in tensor names: Q questions, I paintings (images), T text tokens, N image tokens, D width.
+Letters in tensor names: Q questions, I paintings (images), T text tokens, N image tokens, D width,
+R packed rows, L columns of a row, P pieces, C columns that predict, A answer tokens.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -68,6 +69,7 @@ class QuestionBatch(_Movable):
     input_ids: (Q, T) int64. For training: BOS, prompt, answer, newline; for generation: BOS, prompt.
     attention_mask: (Q, T) int64, 1 on real tokens, 0 on padding.
     labels: (Q, T) int64, the answer's and newline's ids at their places, -100 elsewhere.
+    answer_places: (A,) int64, where `labels.flatten()` is not -100; known on the host, so that no step waits for it.
     painting_index: (Q,) int64, each question's row in the paintings of the batch.
     weight: (Q,) float32, 1 for a question that counts, 0 for a row that only fills a step up.
     """
@@ -75,6 +77,7 @@ class QuestionBatch(_Movable):
     input_ids: Tensor
     attention_mask: Tensor
     labels: Tensor
+    answer_places: Tensor
     painting_index: Tensor
     weight: Tensor
 
@@ -87,13 +90,47 @@ class QuestionBatch(_Movable):
 
 
 @dataclass(frozen=True)
+class PackedQuestions(_Movable):
+    """Training questions of which each common beginning is there once: see `artkv.datasets.packing`.
+
+    A piece is `[visual tokens][text of some questions on one painting]`, its text a tree of token prefixes in
+    depth-first order. A row holds pieces side by side and is padded on the right.
+
+    token_ids: (R, L) int64, the text; any id at visual tokens and padding.
+    position_ids: (R, L) int64, the position that the token has in its own question's unpacked sequence.
+    subtree_end: (R, L) int64; column i of a row attends to column j where `j <= i < subtree_end[j]`.
+    piece_places: (P,) int64, where each piece's visual tokens begin in the flattened (R, L).
+    piece_painting: (P,) int64, each piece's row in the paintings of the batch.
+    answer_columns: (R, C) int64, the columns of each row that predict answer tokens, filled up with 0.
+    answer_places: (A,) int64, where in the flattened (R, C) each answer token is predicted.
+    answer_ids: (A,) int64, the answers' and newlines' ids.
+    answer_weight: (A,) float32, the weight of the token's question: 1, or 0 for one that only fills a step up.
+    """
+
+    token_ids: Tensor
+    position_ids: Tensor
+    subtree_end: Tensor
+    piece_places: Tensor
+    piece_painting: Tensor
+    answer_columns: Tensor
+    answer_places: Tensor
+    answer_ids: Tensor
+    answer_weight: Tensor
+
+    def answer_token_count(self) -> Tensor:
+        """The number of answer tokens that count, shape (), float32."""
+        return self.answer_weight.sum()
+
+
+@dataclass(frozen=True)
 class Batch(_Movable):
     """One micro-step's paintings and questions.
 
-    rows: the questions' row numbers in their CSV table, in the order of `questions` (not a tensor:
+    questions: packed for training if `training.pack_questions`, else one row a question.
+    rows: the questions' row numbers in their CSV table, in the order of a `QuestionBatch` (not a tensor:
     it names predictions and never reaches the device).
     """
 
     paintings: PaintingViews | PaintingFeatures
-    questions: QuestionBatch
+    questions: QuestionBatch | PackedQuestions
     rows: tuple[int, ...]

@@ -134,7 +134,7 @@ class RandomOpt:
         return MicroBatch(embeds_QSD, mask_QS.to(self.device), labels_QT.to(self.device))
 
     def loss(self, model: Any, embeds_QSD: Tensor, mask_QS: Tensor, labels_QT: Tensor) -> Tensor:
-        """Summed cross-entropy of the text, computed as `KVModulatedBlip2.answer_loss` does."""
+        """Summed cross-entropy of the text, from logits at every text token."""
         hidden_QSD = model.model.decoder(
             inputs_embeds=embeds_QSD, attention_mask=mask_QS, use_cache=False
         ).last_hidden_state

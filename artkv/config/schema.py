@@ -133,7 +133,9 @@ class TrainingConfig(Section):
     warmup_steps: NonNegativeInt = Field(default=500, description="optimizer steps of 0 or more")
     max_grad_norm: PositiveFloat = Field(default=1.0, description="a number above 0")
     seed: NonNegativeInt = Field(default=1337, description="a whole number of 0 or more")
-    pack_questions: Literal[False] = Field(default=False, description="false; packing is not in this version")
+    pack_questions: Bool = Field(
+        default=True, description="true: a painting's questions share one sequence; false: one sequence a question"
+    )
     activation_checkpointing: Bool = Field(
         default=False, description="true: recompute OPT's blocks in backward, for less memory and more time"
     )

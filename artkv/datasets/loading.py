@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from artkv.batch import Batch, PaintingViews
+from artkv.batch import Batch, PackedQuestions, PaintingViews, QuestionBatch
 from artkv.datasets.order import EpochPlan, MicroBatch, TrainingShard, evaluation_shard
+from artkv.datasets.packing import PackingSettings, pack_questions
 from artkv.datasets.pictures import PaintingTransform, open_picture
 from artkv.datasets.table import QuestionTable
 from artkv.datasets.tokenization import (
@@ -37,7 +38,8 @@ class QuestionDataset(Dataset):
 
     with_answers: true for training (labels on the answers), false for generation (prompts alone).
     blank: true puts a plain grey picture in the place of each painting. art_source: (paintings,) int64,
-    for each painting the one that the EfficientNet looks at in its place; None: itself.
+    for each painting the one that the EfficientNet looks at in its place; None: itself. packing: how questions
+    are packed; None: one row a question.
 
     An item is a `Batch`. Each distinct painting of a micro-batch is decoded once.
     """
@@ -52,6 +54,7 @@ class QuestionDataset(Dataset):
         with_answers: bool,
         blank: bool = False,
         art_source: np.ndarray | None = None,
+        packing: PackingSettings | None = None,
     ) -> None:
         if tokenizer.pad_token_id is None:
             raise UserError("the tokenizer has no padding token; use the tokenizer that belongs to model.blip2")
@@ -64,6 +67,7 @@ class QuestionDataset(Dataset):
         self._with_answers = with_answers
         self._blank = transform.blank() if blank else None
         self._art_source = art_source
+        self._packing = packing
 
     def __len__(self) -> int:
         return len(self._micro_batches)
@@ -75,12 +79,13 @@ class QuestionDataset(Dataset):
         painting_index = [places.setdefault(int(self._table.painting_of_row[row]), len(places)) for row in rows]
         first_rows = [rows[painting_index.index(place)] for place in range(len(places))]
         views = [self._views(row) for row in first_rows]
-        questions = collate_questions(
-            [self._encode(row) for row in rows],
-            painting_index,
-            weight=0.0 if micro_batch.is_filler else 1.0,
-            pad_token_id=self._pad_token_id,
-        )
+        encoded = [self._encode(row) for row in rows]
+        weight = 0.0 if micro_batch.is_filler else 1.0
+        questions: QuestionBatch | PackedQuestions
+        if self._packing is None:
+            questions = collate_questions(encoded, painting_index, weight, self._pad_token_id)
+        else:
+            questions = pack_questions(encoded, painting_index, weight, self._pad_token_id, self._packing)
         paintings = PaintingViews(torch.stack([v for v, _ in views]), torch.stack([e for _, e in views]))
         return Batch(paintings, questions, tuple(rows))
 
@@ -124,12 +129,14 @@ def training_loader(
     world: int,
     workers: int,
     pin_memory: bool,
+    packing: PackingSettings | None = None,
     start_method: str | None = None,
 ) -> Iterator[list[Batch]]:
     """Yields, for each step of the epoch from `first_step` on, this rank's `accumulation` batches.
 
     A step comes whole because its loss is divided by the answer tokens of all its micro-steps.
     micro_batches_per_step must be accumulation * world. workers: processes that decode, 0 for none.
+    packing: how questions are packed; None: one row a question.
     start_method: fork, forkserver or spawn; None for the platform's default. Raises `UserError`, naming
     file and CSV line, for a picture that fails though it was right when it was checked.
     """
@@ -138,7 +145,7 @@ def training_loader(
             f"{micro_batches_per_step} micro-batches a step are not {world} ranks x {accumulation} micro-steps"
         )
     shard = TrainingShard(plan, first_step, accumulation, rank, world)
-    dataset = QuestionDataset(table, shard, tokenizer, transform, prompt, with_answers=True)
+    dataset = QuestionDataset(table, shard, tokenizer, transform, prompt, with_answers=True, packing=packing)
     return _by_step(_load(dataset, workers, pin_memory, start_method), accumulation)
 
 

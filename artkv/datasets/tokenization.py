@@ -78,6 +78,7 @@ def collate_questions(
         input_ids=input_ids_QT,
         attention_mask=(torch.arange(shape[1]) < lengths[:, None]).long(),
         labels=labels_QT,
+        answer_places=(labels_QT.flatten() != IGNORED_LABEL).nonzero().squeeze(1),
         painting_index=torch.tensor(painting_index, dtype=torch.int64),
         weight=torch.full((len(encoded),), weight, dtype=torch.float32),
     )

@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from artkv.batch import PaintingViews
+from artkv.batch import PaintingViews, QuestionBatch
 from artkv.config import DatasetConfig, EvaluationConfig
 from artkv.datasets.loading import evaluation_loader
 from artkv.datasets.order import plan_evaluation
@@ -118,10 +118,11 @@ def answer_questions(
     with torch.no_grad():
         for batch in batches:
             on_device = batch.to(world.device, non_blocking=True)
-            paintings = on_device.paintings
+            paintings, questions = on_device.paintings, on_device.questions
+            assert isinstance(questions, QuestionBatch)
             features = model.encode(paintings) if isinstance(paintings, PaintingViews) else paintings
             visual_tokens = model.visual_tokens(features, use_prefix=ablation.prefix != "off")
-            answers = model.generate_answers(visual_tokens, on_device.questions, settings.max_new_tokens)
+            answers = model.generate_answers(visual_tokens, questions, settings.max_new_tokens)
             answered |= zip(batch.rows, answers, strict=True)
             advance(len(answers))
     everything: dict[int, str] = {}

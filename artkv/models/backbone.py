@@ -39,10 +39,11 @@ class Blip2Backbone(Protocol):
     num_qformer_heads: int
     num_cross_attention_layers: int
     num_query_tokens: int
+    language_model_width: int
     most_positions: int  # visual and text tokens together
     num_parameters: int
     streamed: Mapping[str, StreamedBlocks]  # `opt` and `vit`, where their blocks stream
-    language_model: Any  # transformers' OPTForCausalLM
+    language_model: Any  # transformers' OPTForCausalLM under SDPA; its last block after `read_answer_columns`
     qformer: nn.Module
 
     def encode_images(self, pixels_I3SS: Tensor) -> Tensor:

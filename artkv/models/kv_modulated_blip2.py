@@ -1,7 +1,8 @@
 """The assembled model: frozen encoders, prefix, Q-Former and OPT behind one forward.
 
 Letters in tensor names: I paintings, N image tokens, V the ViT's width, F the art features' width,
-Q questions, K query tokens (visual tokens of a painting), T text tokens, S = K + T, D OPT's width.
+Q questions, K query tokens (visual tokens of a painting), T text tokens, S = K + T, D OPT's width,
+A answer tokens; R packed rows, L columns of a row, C of its columns that predict answer tokens.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,13 +11,14 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
-from artkv.batch import Batch, PaintingFeatures, PaintingViews, QuestionBatch
+from artkv.batch import Batch, PackedQuestions, PaintingFeatures, PaintingViews, QuestionBatch
 from artkv.kv_modulation import KVPrefix, KVPrefixGenerator
 from artkv.models.answer_generation import generate_token_ids
+from artkv.models.answer_loss import answer_cross_entropy
 from artkv.models.backbone import Blip2Backbone
 from artkv.models.efficientnet import EfficientNetEncoder
+from artkv.models.packed_sequences import packed_embeddings, tree_attention_mask
 
 
 class AnswerLoss(NamedTuple):
@@ -114,20 +116,47 @@ class KVModulatedBlip2(nn.Module):
         visual_IKD = self.visual_tokens(features)
         return self.answer_loss(visual_IKD, batch.questions)
 
-    def answer_loss(self, visual_IKD: Tensor, questions: QuestionBatch) -> AnswerLoss:
-        """Summed cross-entropy of the answers after `[visual tokens][BOS prompt]`, one row a question."""
+    def answer_loss(self, visual_IKD: Tensor, questions: QuestionBatch | PackedQuestions) -> AnswerLoss:
+        """Summed cross-entropy of the answers, each after its `[visual tokens][BOS prompt]`; logits at answers only.
+
+        Packed or one row a question, loss and gradients are the same to rounding.
+        """
+        if isinstance(questions, PackedQuestions):
+            hidden_AD = self._hidden_at_packed_answers(visual_IKD, questions)
+            ids_A, weight_A = questions.answer_ids, questions.answer_weight
+        else:
+            hidden_AD = self._hidden_at_answers(visual_IKD, questions)
+            ids_A = questions.labels.flatten()[questions.answer_places]
+            weight_A = questions.weight[questions.answer_places // questions.labels.shape[1]]
+        loss_sum = answer_cross_entropy(hidden_AD, self.backbone.language_model.lm_head, ids_A, weight_A)
+        return AnswerLoss(loss_sum, questions.answer_token_count())
+
+    def _hidden_at_answers(self, visual_IKD: Tensor, questions: QuestionBatch) -> Tensor:
+        """What predicts each answer token, (A, D), with one row a question."""
         embeds_QSD, mask_QS = self._prompt_embeddings(visual_IKD, questions)
         hidden_QSD = self.backbone.language_model.model.decoder(
             inputs_embeds=embeds_QSD, attention_mask=mask_QS, use_cache=False
         ).last_hidden_state
         # The last visual token predicts text token 0, text token t predicts t + 1.
-        num_visual = visual_IKD.shape[1]
-        logits_QTV = self.backbone.language_model.lm_head(hidden_QSD[:, num_visual - 1 : -1])
-        loss_QT = cross_entropy(
-            logits_QTV.flatten(0, 1).float(), questions.labels.flatten(), ignore_index=-100, reduction="none"
-        ).view_as(questions.labels)
-        loss_sum = (loss_QT.sum(dim=1) * questions.weight).sum()
-        return AnswerLoss(loss_sum, questions.answer_token_count())
+        predicting_QTD = hidden_QSD[:, visual_IKD.shape[1] - 1 : -1]
+        return predicting_QTD.flatten(0, 1).index_select(0, questions.answer_places)
+
+    def _hidden_at_packed_answers(self, visual_IKD: Tensor, questions: PackedQuestions) -> Tensor:
+        """What predicts each answer token, (A, D), with several questions a row."""
+        language_model = self.backbone.language_model
+        text_RLD = language_model.get_input_embeddings()(questions.token_ids)
+        hidden_RCD = language_model.model.decoder(
+            inputs_embeds=packed_embeddings(text_RLD, visual_IKD, questions),
+            attention_mask=tree_attention_mask(questions.subtree_end),
+            position_ids=questions.position_ids,
+            answer_columns=questions.answer_columns,
+            use_cache=False,
+        ).last_hidden_state
+        if hidden_RCD.shape[:2] != questions.answer_columns.shape:
+            raise RuntimeError(
+                "OPT's last block ignores answer_columns; the backend has not called read_answer_columns"
+            )
+        return hidden_RCD.flatten(0, 1).index_select(0, questions.answer_places)
 
     @torch.no_grad()
     def generate_answers(self, visual_IKD: Tensor, questions: QuestionBatch, max_new_tokens: int) -> list[str]:

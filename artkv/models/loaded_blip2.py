@@ -17,6 +17,7 @@ from artkv.frozen.quantised import quantise_linears
 from artkv.frozen.streaming import StreamedBlocks, stream_blocks
 from artkv.kv_modulation import PrefixedCrossAttention, install_prefixed_cross_attention
 from artkv.models.blip2_files import Blip2Files
+from artkv.models.opt_answer_columns import read_answer_columns
 
 # Everything on the device, for evaluation and wherever memory is no concern.
 RESIDENT = FrozenConfig(opt="resident")
@@ -91,6 +92,7 @@ class LoadedBlip2:
         self.qformer_width: int = config.qformer_config.hidden_size
         self.num_qformer_heads: int = config.qformer_config.num_attention_heads
         self.num_query_tokens: int = config.num_query_tokens
+        self.language_model_width: int = config.text_config.hidden_size
         self.most_positions: int = config.text_config.max_position_embeddings
         frequency = config.qformer_config.cross_attention_frequency
         self.num_cross_attention_layers = -(-config.qformer_config.num_hidden_layers // frequency)
@@ -112,6 +114,7 @@ class LoadedBlip2:
             self.num_cross_attention_layers,
             modules.prefixed_attention,
         )
+        read_answer_columns(self.language_model.model.decoder.layers[-1])
 
     def place_frozen_blocks(self, frozen: FrozenConfig, gather: Gather) -> None:
         """Gives OPT's and the ViT's blocks their weights, in the way that `frozen` says; called once, by the loader.

@@ -9,6 +9,7 @@ import torch
 from artkv.config import Config
 from artkv.datasets.loading import training_loader
 from artkv.datasets.order import plan_epoch
+from artkv.datasets.packing import PackingSettings
 from artkv.datasets.pictures import PaintingTransform
 from artkv.datasets.table import QuestionTable
 from artkv.distributed import World
@@ -27,12 +28,16 @@ Validate = Callable[[int], float]
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What the loop trains on: the table, the views of its pictures, and the prompt around a question."""
+    """What the loop trains on: the table, the views of its pictures, and the prompt around a question.
+
+    packing: how questions are packed; None: one row a question.
+    """
 
     table: QuestionTable
     transform: PaintingTransform
     prompt: str
     workers: int
+    packing: PackingSettings | None
 
 
 def total_steps(table: QuestionTable, batch_size: int, seed: int, num_epochs: int, per_step: int) -> int:
@@ -74,7 +79,7 @@ def fit(
         batches_of_steps = training_loader(
             data.table, plan, engine.model.backbone.tokenizer, data.transform, data.prompt, first_step,
             per_step, engine.accumulation, world.rank, world.size, data.workers,
-            pin_memory=world.device.type == "cuda",
+            pin_memory=world.device.type == "cuda", packing=data.packing,
         )  # fmt: skip
         for epoch_step, batches in enumerate(batches_of_steps, start=first_step):
             questions_after = seen_before_epoch + plan.questions_before_step(epoch_step + 1, per_step)

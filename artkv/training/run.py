@@ -13,6 +13,7 @@ from PIL import Image
 from artkv.config import Config, dump_config
 from artkv.config.deepspeed import fill_deepspeed_config, load_deepspeed_config
 from artkv.datasets.checked_tables import read_checked_tables
+from artkv.datasets.packing import PackingSettings
 from artkv.datasets.pictures import PaintingTransform, open_picture
 from artkv.datasets.table import QuestionTable
 from artkv.distributed import World
@@ -98,7 +99,10 @@ def train(config: Config, resume: str | Literal["latest", "auto"] | None, world:
         state,
     )  # fmt: skip
     transform = painting_transform(model, config.efficientnet)
-    data = TrainingData(train_table, transform, config.dataset.prompt, config.dataset.workers)
+    packing = None
+    if training.pack_questions:
+        packing = PackingSettings(model.backbone.num_query_tokens, model.backbone.language_model_width)
+    data = TrainingData(train_table, transform, config.dataset.prompt, config.dataset.workers, packing)
     steps = total_steps(
         train_table, training.batch_size, training.seed, training.num_epochs, identity.micro_batches_per_step
     )

@@ -130,7 +130,7 @@ def test_all_problems_are_told_at_once(folder: Path) -> None:
         ("training.learning_rate", ".nan"),
         ("training.learning_rate", "0"),
         ("training.weight_decay", "-0.1"),
-        ("training.pack_questions", "true"),
+        ("training.pack_questions", "1"),
         ("training.deterministic", "1"),
         ("kv_modulation.enabled", '"false"'),
         ("kv_modulation.num_prefix_tokens", "null"),

@@ -55,9 +55,10 @@ def test_without_modulation_loss_and_logits_are_stock_blip2s(
     model = build(kv_modulation={"enabled": False}).model
     tokenizer = model.backbone.tokenizer
     batch = training_batch(tokenizer)
-    heads: list[Tensor] = []
+    outputs: list[Tensor] = []
     with torch.no_grad():
-        hook = model.backbone.language_model.lm_head.register_forward_hook(lambda *call: heads.append(call[-1]))
+        last = model.backbone.language_model.model.decoder.final_layer_norm
+        hook = last.register_forward_hook(lambda *call: outputs.append(call[-1]))
         result = model(batch)
         hook.remove()
         expected, expected_logits = stock_losses_and_logits(stock, tokenizer)
@@ -66,7 +67,8 @@ def test_without_modulation_loss_and_logits_are_stock_blip2s(
     newline_and_answer = sum(len(tokenizer(f" {a}\n", add_special_tokens=False).input_ids) for _, a in QUESTIONS)
     assert result.answer_tokens == newline_and_answer
 
-    (logits_QTV,) = heads
+    (hidden_QSD,) = outputs
+    logits_QTV = model.backbone.language_model.lm_head(hidden_QSD[:, NUM_VISUAL - 1 : -1])
     lengths = batch.questions.attention_mask.sum(dim=1).tolist()
     assert len(set(lengths)) > 1  # some rows are padded
     assert lengths == [len(logits) for logits in expected_logits]

@@ -28,7 +28,7 @@ class Stopped(Exception):
 def run_training(tiny_config: Config, one_process: World, monkeypatch: pytest.MonkeyPatch) -> Train:
     """`run_training(overrides, resume=None, stop_before_step=None)`: one process, the tiny world.
 
-    seen_rows, if given, collects the rows that each step trains on with weight 1.
+    seen_rows, if given, collects the rows that each step trains on, fillers left out.
     """
 
     def run(
@@ -47,8 +47,8 @@ def run_training(tiny_config: Config, one_process: World, monkeypatch: pytest.Mo
             if seen_rows is not None:
                 seen_rows.append([])
                 for batch in batches:
-                    weights = batch.questions.weight.tolist()
-                    seen_rows[-1] += [row for row, weight in zip(batch.rows, weights, strict=True) if weight]
+                    if batch.questions.answer_token_count():
+                        seen_rows[-1] += batch.rows
             return true_train_step(engine, batches, *others)
 
         true_train_step = loop.train_step

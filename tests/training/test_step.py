@@ -36,10 +36,12 @@ class PlainEngine:
 def pick(batch: Batch, rows: list[int], weight: float = 1.0) -> Batch:
     questions = batch.questions
     index = torch.tensor(rows)
+    labels = questions.labels[index]
     part = type(questions)(
         questions.input_ids[index],
         questions.attention_mask[index],
-        questions.labels[index],
+        labels,
+        (labels.flatten() != -100).nonzero().squeeze(1),
         questions.painting_index[index],
         torch.full((len(rows),), weight),
     )

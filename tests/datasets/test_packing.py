@@ -1,0 +1,170 @@
+"""Prefix trees, layouts and packed batches, by brute force."""
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from artkv.batch import PackedQuestions
+from artkv.datasets.loading import training_loader
+from artkv.datasets.order import plan_epoch
+from artkv.datasets.packing import (
+    PackingSettings,
+    Piece,
+    balance,
+    choose_layout,
+    layout_cost,
+    pack_questions,
+    prefix_tree,
+)
+from artkv.datasets.table import QuestionTable
+from tests.datasets.test_batch_loading import PROMPT, TRANSFORM
+from tests.datasets.test_batch_loading import table as table  # a fixture
+
+NUM_VISUAL = 4
+SETTINGS = PackingSettings(NUM_VISUAL, hidden_size=64)
+
+
+def random_sequences(rng: random.Random, count: int) -> list[list[int]]:
+    """Of few tokens, so that many begin alike, some are equal and some are the beginning of others."""
+    return sorted([rng.randrange(3) for _ in range(rng.randrange(1, 7))] for _ in range(count))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_tree_holds_each_prefix_once_and_knows_its_ancestors(seed: int) -> None:
+    rng = random.Random(seed)
+    sequences = random_sequences(rng, rng.randrange(1, 12))
+    tree = prefix_tree(sequences)
+    prefixes = {tuple(sequence[:length]) for sequence in sequences for length in range(1, len(sequence) + 1)}
+    assert len(tree.token_ids) == len(prefixes)
+    for sequence, path in zip(sequences, tree.paths, strict=True):
+        assert tree.token_ids[path].tolist() == sequence
+        assert tree.depths[path].tolist() == list(range(len(sequence)))
+        for node in path:
+            # Ancestors by the rule of the mask are the nodes on the path, and no others.
+            ancestors = [j for j in range(node + 1) if node < tree.ends[j]]
+            assert ancestors == [n for n in path if n <= node]
+
+
+def random_batch(rng: random.Random) -> tuple[list[list[int]], list[int]]:
+    count = rng.randrange(1, 14)
+    num_paintings = rng.randrange(1, count + 1)
+    painting_index = [*range(num_paintings), *(rng.randrange(num_paintings) for _ in range(count - num_paintings))]
+    texts = [[rng.randrange(3) for _ in range(rng.randrange(1, 20))] for _ in range(count)]
+    return texts, painting_index
+
+
+def check_layout(layout: list[list[Piece]], texts: list[list[int]], painting_index: list[int]) -> None:
+    """Each question once, with its painting; columns are those of the true tree."""
+    assert all(layout)
+    questions = [question for row in layout for piece in row for question in piece.questions]
+    assert sorted(questions) == list(range(len(texts)))
+    for piece in (piece for row in layout for piece in row):
+        assert {painting_index[question] for question in piece.questions} == {piece.painting}
+        prefixes = {tuple(texts[q][:length]) for q in piece.questions for length in range(1, len(texts[q]) + 1)}
+        assert piece.num_columns == NUM_VISUAL + len(prefixes)
+
+
+def cost_of(layout: list[list[Piece]], hidden_size: int) -> float:
+    return layout_cost(len(layout), max(sum(piece.num_columns for piece in row) for row in layout), hidden_size)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_layouts_hold_each_question_once_and_cost_no_more_than_the_simple_ones(seed: int) -> None:
+    texts, painting_index = random_batch(random.Random(seed))
+    for hidden_size in (4, 64, 2560):
+        layout = choose_layout(texts, painting_index, PackingSettings(NUM_VISUAL, hidden_size))
+        check_layout(layout, texts, painting_index)
+        assert layout == choose_layout(texts, painting_index, PackingSettings(NUM_VISUAL, hidden_size))
+        lengths = []
+        for painting in set(painting_index):
+            own = [text for text, place in zip(texts, painting_index, strict=True) if place == painting]
+            lengths.append(NUM_VISUAL + len(prefix_tree(sorted(own)).token_ids))
+        best = cost_of(layout, hidden_size)
+        assert best <= layout_cost(1, sum(lengths), hidden_size)  # all in one row
+        assert best <= layout_cost(len(lengths), max(lengths), hidden_size)  # a row a painting
+
+
+def test_long_groups_are_split_where_attention_costs_more_than_repeated_visual_tokens() -> None:
+    rng = random.Random(0)
+    texts = [[rng.randrange(100) for _ in range(40)] for _ in range(8)]
+    narrow = choose_layout(texts, [0] * 8, PackingSettings(NUM_VISUAL, hidden_size=8))
+    wide = choose_layout(texts, [0] * 8, PackingSettings(NUM_VISUAL, hidden_size=2560))
+    assert [len(row) for row in wide] == [1]
+    assert len(narrow) > 1
+    check_layout(narrow, texts, [0] * 8)
+
+
+@pytest.mark.parametrize("most_columns", [1, 30, 60, 100])
+def test_rows_keep_to_the_bound(most_columns: int) -> None:
+    rng = random.Random(1)
+    texts = [[rng.randrange(100) for _ in range(rng.randrange(5, 25))] for _ in range(12)]
+    painting_index = [n // 8 for n in range(12)]
+    settings = PackingSettings(NUM_VISUAL, 2560, most_columns)
+    layout = choose_layout(texts, painting_index, settings)
+    check_layout(layout, texts, painting_index)
+    longest_alone = NUM_VISUAL + max(map(len, texts))
+    assert max(sum(piece.num_columns for piece in row) for row in layout) <= max(most_columns, longest_alone)
+
+
+def test_balance_gives_the_longest_first_to_the_shortest_row() -> None:
+    pieces = [Piece(n, (n,), length) for n, length in enumerate([3, 9, 7, 4, 2])]
+    rows = balance(pieces, 2)
+    assert [[piece.num_columns for piece in row] for row in rows] == [[9, 3], [7, 4, 2]]
+
+
+def test_packed_batch_by_hand() -> None:
+    """Two questions `2 5 | 6 1` and `2 5 | 7 1` on painting 0, `2 | 8 1` on painting 1; 1 ends each and is not read."""
+    encoded = [([2, 5, 6, 1], [-100, -100, 6, 1]), ([2, 8, 1], [-100, 8, 1]), ([2, 5, 7, 1], [-100, -100, 7, 1])]
+    packed = pack_questions(encoded, [0, 1, 0], 1.0, pad_token_id=9, settings=PackingSettings(2, 10**6))
+    assert packed.token_ids.tolist() == [[9, 9, 2, 5, 6, 7, 9, 9, 2, 8]]
+    assert packed.position_ids.tolist() == [[0, 1, 2, 3, 4, 4, 0, 1, 2, 3]]
+    assert packed.subtree_end.tolist() == [[6, 6, 6, 6, 5, 6, 10, 10, 10, 10]]
+    assert packed.piece_places.tolist() == [0, 6]
+    assert packed.piece_painting.tolist() == [0, 1]
+    assert packed.answer_columns.tolist() == [[3, 4, 5, 8, 9]]
+    # After `2 5` both 6 and 7 are answers: one column, two tokens.
+    assert packed.answer_places.tolist() == [0, 1, 0, 2, 3, 4]
+    assert packed.answer_ids.tolist() == [6, 1, 7, 1, 8, 1]
+    assert packed.answer_weight.tolist() == [1.0] * 6
+
+
+def test_padding_sees_itself_alone() -> None:
+    encoded = [([2, 5, 6, 1], [-100, -100, 6, 1]), ([2, 8, 1], [-100, 8, 1])]
+    packed = pack_questions(encoded, [0, 1], 0.0, pad_token_id=9, settings=PackingSettings(2, 1))
+    assert packed.token_ids.tolist() == [[9, 9, 2, 5, 6], [9, 9, 2, 8, 9]]
+    assert packed.subtree_end.tolist() == [[5] * 5, [4, 4, 4, 4, 5]]
+    assert packed.answer_columns.tolist() == [[3, 4], [2, 3]]
+    assert packed.answer_places.tolist() == [0, 1, 2, 3]
+    assert packed.answer_token_count() == 0
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_loader_packs_the_same_questions(table: QuestionTable, tiny_tokenizer: Any, workers: int) -> None:
+    plan = plan_epoch(table.painting_of_row, batch_size=6, seed=1, epoch=0)
+
+    def load(packing: PackingSettings | None) -> list[Any]:
+        steps = training_loader(
+            table, plan, tiny_tokenizer, TRANSFORM, PROMPT,
+            first_step=0, micro_batches_per_step=2, accumulation=2, rank=0, world=1,
+            workers=workers if packing else 0, pin_memory=False, packing=packing,
+        )  # fmt: skip
+        return [batch for step in steps for batch in step]
+
+    plain, packed = load(None), load(SETTINGS)
+    assert len(plain) == len(packed) > 2
+    for one, other in zip(plain, packed, strict=True):
+        assert one.rows == other.rows
+        assert torch.equal(one.paintings.vit_pixels, other.paintings.vit_pixels)
+        assert isinstance(other.questions, PackedQuestions)
+        assert one.questions.answer_token_count() == other.questions.answer_token_count()
+        answers = one.questions.labels[one.questions.labels != -100]
+        assert torch.equal(answers.sort().values, other.questions.answer_ids.sort().values)
+        assert set(other.questions.piece_painting.tolist()) == set(one.questions.painting_index.tolist())
+        assert np.prod(other.questions.token_ids.shape) < len(one.questions) * (
+            NUM_VISUAL + one.questions.input_ids.shape[1]
+        )
+    fillers = [batch for batch in packed if batch.questions.answer_token_count() == 0]
+    assert len(fillers) <= 1
