@@ -4,7 +4,7 @@ Letters in tensor names: I paintings, N image tokens, V the ViT's width, F the a
 Q questions, K query tokens (visual tokens of a painting), T text tokens, S = K + T, D OPT's width.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,7 +16,6 @@ from artkv.batch import Batch, PaintingFeatures, PaintingViews, QuestionBatch
 from artkv.kv_modulation import KVPrefix, KVPrefixGenerator
 from artkv.models.answer_generation import generate_token_ids
 from artkv.models.backbone import Blip2Backbone
-from artkv.models.efficientnet import EfficientNetEncoder
 
 
 class AnswerLoss(NamedTuple):
@@ -41,7 +40,7 @@ class FrozenParts:
     """
 
     backbone: Blip2Backbone
-    efficientnet: EfficientNetEncoder | None
+    efficientnet: Callable[[Tensor], Tensor] | None
     generator: KVPrefixGenerator | None
     gate: nn.Parameter | None
 

@@ -10,7 +10,8 @@ from artkv.datasets.pictures import PaintingTransform
 from artkv.frozen.host_blocks import Gather
 from artkv.frozen.recompute import recompute_blocks
 from artkv.kv_modulation import KVPrefixGenerator
-from artkv.models.efficientnet import efficientnet_state_tensors, load_efficientnet
+from artkv.models.efficientnet import EfficientNetEncoder, efficientnet_state_tensors, load_efficientnet
+from artkv.models.frozen_encoders import LoadedOnDemand, efficientnet_digests
 from artkv.models.kv_modulated_blip2 import FrozenParts, KVModulatedBlip2
 from artkv.models.lora import add_lora
 from artkv.models.precision import resolve_dtype
@@ -47,6 +48,7 @@ def build_model(
 ) -> BuiltModel:
     """Loads the frozen parts, adds what trains, and assembles them on `device`.
 
+    With `frozen.feature_cache` ViT and EfficientNet stay on disk until a picture has to be encoded.
     What is new (generator, gate, LoRA) is drawn from `seed` alone, so all ranks and all starts agree.
     `gather` and `together` are those of `World`; the ranks of a host share one copy of what streams.
     """
@@ -61,13 +63,17 @@ def build_model(
         trainables |= add_lora(backbone, trainable.lora, trainable.qformer_cross_attention)
         if trainable.qformer_cross_attention:
             trainables |= backbone.train_cross_attention()
-        encoder = generator = gate = None
+        encoder: EfficientNetEncoder | LoadedOnDemand | None = None
+        generator = gate = None
         if kv_modulation.enabled:
-            encoder = load_efficientnet(efficientnet).to(device)
-            digests |= {
-                f"efficientnet.{name}": tensor_digest(tensor)
-                for name, tensor in efficientnet_state_tensors(encoder).items()
-            }
+            if frozen.feature_cache is None:
+                encoder = load_efficientnet(efficientnet).to(device)
+                state = efficientnet_state_tensors(encoder)
+                art_digests = {name: tensor_digest(tensor) for name, tensor in state.items()}
+            else:
+                encoder = LoadedOnDemand(efficientnet, device)
+                art_digests = efficientnet_digests(efficientnet)
+            digests |= {f"efficientnet.{name}": digest for name, digest in art_digests.items()}
             generator = KVPrefixGenerator(
                 feature_dim=encoder.feature_dim,
                 hidden_size=backbone.qformer_width,

@@ -27,16 +27,27 @@ Together = Callable[[Callable[[], Any]], Any]
 # Everything on the device, for evaluation and wherever memory is no concern.
 RESIDENT = FrozenConfig(opt="resident")
 
+_VIT = "vision_model."
 # Tied to the token embedding: a file may hold it or leave it out, and it is never read.
 _TIED = "language_model.lm_head.weight"
 _EMBEDDING = "language_model.model.decoder.embed_tokens.weight"
+
+
+def _alone(value: Any) -> list[Any]:
+    """`World.gather` of one process."""
+    return [value]
 
 
 class TransformersBackbone:
     """`Blip2Backbone` over transformers' own modules. See `load_transformers_backbone`."""
 
     def __init__(
-        self, model: Blip2ForConditionalGeneration, tokenizer: Any, image_settings: ImageSettings, source: Any
+        self,
+        model: Blip2ForConditionalGeneration,
+        tokenizer: Any,
+        image_settings: ImageSettings,
+        source: Any,
+        frozen: FrozenConfig = RESIDENT,
     ) -> None:
         config: Any = model.config
         self.tokenizer = tokenizer
@@ -53,6 +64,7 @@ class TransformersBackbone:
         self.streamed: Mapping[str, StreamedBlocks] = {}
         self._model = model
         self._source = source
+        self._frozen = frozen
         self._blocks = {
             f"qformer.encoder.layer.{index}.crossattention": layer.crossattention
             for index, layer in enumerate(model.qformer.encoder.layer)
@@ -66,14 +78,17 @@ class TransformersBackbone:
             list(self._blocks.values()), "attention", self.num_qformer_heads, self.num_cross_attention_layers
         )
 
-    def place_frozen_blocks(self, frozen: FrozenConfig, gather: Gather) -> None:
-        """Gives OPT's and the ViT's blocks their weights, in the way that `frozen` says; called once, by the loader.
+    def place_frozen_blocks(self, names: Sequence[str], gather: Gather) -> None:
+        """Gives the blocks of the stacks of these names, `opt` or `vit`, their weights as the settings say.
 
-        Before it the blocks' parameters are on the meta device. All ranks call it alike: those of a host share
-        one copy of what streams.
+        Called once a stack. Before it the blocks' parameters are on the meta device. All ranks call it alike:
+        those of a host share one copy of what streams.
         """
-        streamed: dict[str, StreamedBlocks] = {}
+        frozen = self._frozen
+        streamed = dict(self.streamed)
         for stack in _stacks(self._model, frozen):
+            if stack.name not in names:
+                continue
             if stack.mode == "stream":
                 host = HostBlocks.build(
                     [
@@ -103,7 +118,29 @@ class TransformersBackbone:
                 setattr(self.language_model, "is_loaded_in_8bit" if stack.mode == "int8" else "is_loaded_in_4bit", True)
         self.streamed = streamed
 
+    def load_vit(self, gather: Gather) -> None:
+        vit: Any = self._model.vision_model
+        if not vit.post_layernorm.weight.is_meta:
+            return
+        left_out = _prefixes_placed_later(self._model, self._frozen)
+        names = [n for n in self._source.names() if n.startswith(_VIT) and not n.startswith(left_out)]
+        weights = {name.removeprefix(_VIT): self._source.tensor(name).to(self.device, self.dtype) for name in names}
+        vit.load_state_dict(weights, strict=False, assign=True)  # the keys were compared when the folder was opened
+        vit.requires_grad_(False)
+        self.place_frozen_blocks(("vit",), gather)
+        self._parameters |= vit.named_parameters(prefix=_VIT.removesuffix("."))
+
+    def vit_settings(self) -> dict[str, Any]:
+        vision: Any = self._model.config.vision_config
+        return {
+            "heads": vision.num_attention_heads,
+            "activation": vision.hidden_act,
+            "layer_norm_eps": vision.layer_norm_eps,
+        }
+
     def encode_images(self, pixels_I3SS: Tensor) -> Tensor:
+        if self._model.vision_model.post_layernorm.weight.is_meta:  # type: ignore[union-attr]
+            self.load_vit(gather=_alone)
         return self._model.vision_model(pixels_I3SS.to(self.dtype)).last_hidden_state
 
     def query_images(self, image_features_INV: Tensor, prefix: KVPrefix | None) -> Tensor:
@@ -160,8 +197,9 @@ def load_transformers_backbone(
     dtype: torch.dtype,
     device: torch.device,
     frozen: FrozenConfig = RESIDENT,
-    gather: Gather = lambda value: [value],
+    gather: Gather = _alone,
     together: Together = lambda action: action(),
+    only_vit: bool = False,
 ) -> TransformersBackbone:
     """Loads BLIP-2 from a folder of `save_pretrained`, or from the hub, with a whole check of its keys.
 
@@ -169,16 +207,23 @@ def load_transformers_backbone(
     the dtype already stays memory-mapped. Every module comes back in eval mode with gradients off.
     `gather` and `together` are those of `World`: whatever is wrong with the folder on one rank must be known to
     all before they share host memory, where they wait for each other.
+    The ViT is left out, until `load_vit` or the first picture, where `frozen.feature_cache` gives its features.
+    only_vit: leaves everything else out as well, for good.
 
     Raises:
         UserError: if there is no such folder, a key is missing or unexpected, or a shape does not fit.
     """
     model, tokenizer, image_settings, source = together(lambda: open_transformers_folder(blip2))
-    left_out = tuple(stack.prefix for stack in _stacks(model, frozen) if stack.mode != "resident")
+    left_out = _prefixes_placed_later(model, frozen)
+    if only_vit:  # the query tokens stay: the backbone's device and dtype are theirs
+        left_out += (_VIT, "qformer.", "language_projection.", "language_model.")
+    elif frozen.feature_cache is not None:
+        left_out += (_VIT,)
     _assign(model, source, dtype, device, left_out)
     model.eval().requires_grad_(False)
-    backbone = TransformersBackbone(model, tokenizer, image_settings, source)
-    backbone.place_frozen_blocks(frozen, gather)
+    backbone = TransformersBackbone(model, tokenizer, image_settings, source, frozen)
+    if not only_vit:
+        backbone.place_frozen_blocks(("opt",) if _VIT in left_out else ("opt", "vit"), gather)
     return backbone
 
 
@@ -295,6 +340,10 @@ def _stacks(model: Blip2ForConditionalGeneration, frozen: FrozenConfig) -> list[
         _Stack("opt", frozen.opt, "language_model.model.decoder.layers.", opt_layers),
         _Stack("vit", frozen.vit, "vision_model.encoder.layers.", list(model.vision_model.encoder.layers)),
     ]
+
+
+def _prefixes_placed_later(model: Blip2ForConditionalGeneration, frozen: FrozenConfig) -> tuple[str, ...]:
+    return tuple(stack.prefix for stack in _stacks(model, frozen) if stack.mode != "resident")
 
 
 def _tensor_below(source: TensorSource, prefix: str, name: str) -> Tensor:
