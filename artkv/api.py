@@ -12,13 +12,15 @@ from tqdm import tqdm
 from artkv.batch import PaintingViews
 from artkv.config import Config
 from artkv.datasets.checked_tables import read_checked_tables
+from artkv.datasets.painting_source import DecodedPictures
 from artkv.datasets.pictures import PaintingTransform, open_picture, upright_rgb
 from artkv.datasets.tokenization import IGNORED_LABEL, collate_questions, encode_prompt
 from artkv.distributed import World, single_process
 from artkv.errors import UserError
-from artkv.evaluation.answering import Ablation, answer_questions, answering_settings, check_texts, score_answers
+from artkv.evaluation.answering import Ablation, answer_questions, answering_settings, score_answers, tokenize_checked
 from artkv.evaluation.results import write_results
 from artkv.evaluation.scores import Scores
+from artkv.feature_cache import cache_settings, decoded_before, prepare_features
 from artkv.models.kv_modulated_blip2 import KVModulatedBlip2
 from artkv.models.loading import build_model, painting_transform
 from artkv.training.checkpoint import (
@@ -110,11 +112,16 @@ def evaluate(
         missing = f"dataset.{split}" if csv_path is None else "dataset.image_root"
         raise UserError(f"{missing} is not set; add --set {missing}=PATH")
     image_root = config.dataset.image_root
-    table = read_checked_tables([csv_path], image_root, world)[0]
+    is_decodable = decoded_before(config.frozen.feature_cache)
+    table = read_checked_tables([csv_path], image_root, world, is_decodable)[0]
     folder = world.together(lambda: resolve_checkpoint(Path(checkpoint)))
+    features = None
+    if config.frozen.feature_cache is not None:
+        features = prepare_features(cache_settings(config), [table], world)
     loaded = world.together(lambda: load_model(config, folder, world.device))
     settings = answering_settings(config.dataset, config.evaluation, config.training.seed)
-    world.together(lambda: check_texts(loaded.model, [table], settings))
+    tokenized = world.together(lambda: tokenize_checked(loaded.model, [table], settings))[0]
+    paintings = features.paintings(table) if features else DecodedPictures(table, loaded.transform)
     if not loaded.model.has_prefix and any(ablation.prefix == "shuffled" for ablation in ablations):
         raise UserError(
             f"{folder}: was trained with kv_modulation.enabled: false and has no prefix to shuffle; "
@@ -129,7 +136,7 @@ def evaluate(
         )  # fmt: skip
         with bar:
             answers = answer_questions(
-                loaded.model, table, loaded.transform, settings, world, ablation,
+                loaded.model, table, tokenized, paintings, settings, world, ablation,
                 advance=partial(_advance, bar, world.size),
             )  # fmt: skip
         scores = score_answers(answers, table, config.evaluation.bootstrap_samples, config.training.seed)
@@ -139,6 +146,17 @@ def evaluate(
             write_results(run_dir_of(folder) / "eval" / f"{split}-{ablation.name}", table, answers, scores, conditions)
     world.barrier()
     return results
+
+
+def cache(config: Config, splits: Sequence[str], world: World) -> str:
+    """Computes what `frozen.feature_cache` lacks of the splits' pictures; called on all ranks. Returns a summary."""
+    settings = world.together(lambda: cache_settings(config))
+    csv_paths = [path for path in (getattr(config.dataset, split) for split in splits) if path is not None]
+    if not csv_paths or config.dataset.image_root is None:
+        missing = " or ".join(f"dataset.{split}" for split in splits) if not csv_paths else "dataset.image_root"
+        raise UserError(f"{missing} is not set; add --set {missing.split()[0]}=PATH", on_all_ranks=True)
+    tables = read_checked_tables(csv_paths, config.dataset.image_root, world, decoded_before(settings.folder))
+    return prepare_features(settings, tables, world).store.summary()
 
 
 def _advance(bar: tqdm, world_size: int, questions: int) -> None:

@@ -15,6 +15,8 @@ DONE = 0
 WRONG_INPUT = 1
 RUN_FAILED = 3
 
+_SPLITS = ("train", "val", "test")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a verb and returns the exit code; a wrong input is one message and no traceback."""
@@ -87,13 +89,39 @@ def ask(options: argparse.Namespace) -> int:
     return DONE
 
 
+def cache(options: argparse.Namespace) -> int:
+    """Computes the frozen encoders' features."""
+    from artkv.api import cache as run_cache
+    from artkv.config import load_config
+    from artkv.distributed import process_group
+    from artkv.feature_cache import cache_settings, verify_store
+
+    config = load_config(options.config, options.set)
+    with process_group(config.distributed.timeout_minutes) as world:
+        if options.verify:
+            folder = cache_settings(config).folder
+            verified = verify_store(folder, world)
+            summary = f"{folder}: {verified} records are what was written"
+        else:
+            summary = run_cache(config, options.split, world)
+        if world.is_main:
+            print(summary)
+    return DONE
+
+
 def check(options: argparse.Namespace) -> int:
     """Lists everything that would stop a run."""
     from artkv.config import load_config
+    from artkv.distributed import single_process
+    from artkv.feature_cache import cache_settings, find_cache_problems
     from artkv.planning.preflight import find_obstacles
 
     config = load_config(options.config, options.set)
     obstacles = find_obstacles(config)
+    if config.frozen.feature_cache is not None:
+        obstacles += [
+            p for p in find_cache_problems(cache_settings(config), single_process().device) if p not in obstacles
+        ]
     for obstacle in obstacles:
         print(obstacle, file=sys.stderr)
     if obstacles:
@@ -149,7 +177,7 @@ def _parser(chosen: str | None = None) -> argparse.ArgumentParser:
 
     verb = _add_verb(verbs, "evaluate", evaluate, "score a checkpoint, with the prefix on, off or shuffled")
     _add_checkpoint(verb)
-    verb.add_argument("--split", choices=("train", "val", "test"), default="val", help="which CSV file (default val)")
+    verb.add_argument("--split", choices=_SPLITS, default="val", help="which CSV file (default val)")
     verb.add_argument(
         "--prefix",
         choices=("on", "off", "shuffled"),
@@ -171,6 +199,19 @@ def _parser(chosen: str | None = None) -> argparse.ArgumentParser:
     verb.add_argument("picture", metavar="IMAGE", help="path of a picture")
     verb.add_argument("question", metavar="QUESTION", help='such as "Which style is this?"')
     verb.add_argument("--prefix", choices=("on", "off"), default="on", help="off: without the art encoder's prefix")
+
+    verb = _add_verb(verbs, "cache", cache, "compute the frozen encoders' features; alone, or under a launcher")
+    _add_config(verb)
+    verb.add_argument(
+        "--split",
+        type=_splits,
+        default=_SPLITS,
+        metavar="SPLITS",
+        help="whose pictures: some of train,val,test (default: all that the config names)",
+    )
+    verb.add_argument(
+        "--verify", action="store_true", help="read every record and compare its checksum, instead of computing any"
+    )
 
     verb = _add_verb(verbs, "check", check, "list everything in config, data and models that would stop a run")
     _add_config(verb)
@@ -198,6 +239,13 @@ def _parser(chosen: str | None = None) -> argparse.ArgumentParser:
     verb.add_argument("--ranks", type=_whole_number(1), default=2, help="processes that train (default 2)")
     _add_overrides(verb)
     return parser
+
+
+def _splits(text: str) -> tuple[str, ...]:
+    chosen = tuple(text.split(","))
+    if not set(chosen) <= set(_SPLITS):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of {', '.join(_SPLITS)}, such as train,val")
+    return chosen
 
 
 def _whole_number(least: int) -> Callable[[str], int]:

@@ -20,6 +20,7 @@ _INPUT_PATHS = [
     ("dataset", "val"),
     ("dataset", "test"),
     ("dataset", "image_root"),
+    ("frozen", "feature_cache"),
 ]
 # Settings that are either a path or the name of something: a path if it is written as one ('./x', '/x',
 # '~/x') or if a file is there.

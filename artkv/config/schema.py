@@ -110,7 +110,7 @@ class DatasetConfig(Section):
     prompt: str = Field(
         default="Question: {question} Short answer:", description="a text that contains {question} once"
     )
-    workers: NonNegativeInt = Field(default=2, description="processes that decode pictures, a rank; 0: none")
+    workers: NonNegativeInt = Field(default=2, description="processes that decode pictures, a rank; 0: a thread")
 
     @field_validator("prompt")
     @classmethod
@@ -185,7 +185,10 @@ class FrozenConfig(Section):
         default=None,
         description="a size such as 8GiB: device memory for OPT's streamed and resident blocks; null: no limit",
     )
-    feature_cache: None = Field(default=None, description="null; the feature cache is not in this version")
+    feature_cache: Path | None = Field(
+        default=None,
+        description="a folder for the frozen encoders' features, filled where it lacks any; null: encode in each step",
+    )
 
     @field_validator("memory_budget")
     @classmethod

@@ -1,6 +1,6 @@
 """Reads and checks CSV files and their pictures on all ranks together."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from artkv.datasets.image_index import ImageIndex
@@ -10,15 +10,19 @@ from artkv.distributed import World
 from artkv.errors import UserError
 
 
-def read_checked_tables(paths: Sequence[Path], image_root: Path, world: World) -> list[QuestionTable]:
+def read_checked_tables(
+    paths: Sequence[Path], image_root: Path, world: World, is_decodable: Callable[[Path], bool] = lambda path: False
+) -> list[QuestionTable]:
     """The tables, once everything in them is known to be right; called on all ranks.
 
-    The ranks share the decoding of the pictures. Raises one `UserError`, the same on every rank, that
-    lists what any of them found.
+    The ranks share the decoding of the pictures, but for those that are known to be decodable. Raises one
+    `UserError`, the same on every rank, that lists what any of them found.
     """
     images = world.together(lambda: ImageIndex(image_root))
     share = (world.rank, world.size)
-    problems = world.together(lambda: [problem for path in paths for problem in find_problems(path, images, share)])
+    problems = world.together(
+        lambda: [problem for path in paths for problem in find_problems(path, images, share, is_decodable)]
+    )
     found_by_any = {problem for part in world.gather(problems) for problem in part}
     if found_by_any:
         place = {path: number for number, path in enumerate(paths)}

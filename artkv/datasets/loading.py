@@ -1,29 +1,31 @@
-"""Loads batches in worker processes: pictures decoded, questions tokenised, in the planned order."""
+"""Loads batches beside training, in the planned order: paintings decoded or read, token ids padded.
+
+Pictures are decoded in worker processes. Where there are none, and where features come from a cache, one
+thread of this process prepares the next batches: decoding and reading release the interpreter lock.
+"""
 
 import os
+import queue
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from artkv.batch import Batch, PackedQuestions, PaintingViews, QuestionBatch
+from artkv.batch import Batch, PackedQuestions, QuestionBatch
 from artkv.datasets.order import EpochPlan, MicroBatch, TrainingShard, evaluation_shard
 from artkv.datasets.packing import PackingSettings, pack_questions
-from artkv.datasets.pictures import PaintingTransform, open_picture
+from artkv.datasets.painting_source import PaintingSource
 from artkv.datasets.table import QuestionTable
-from artkv.datasets.tokenization import (
-    IGNORED_LABEL,
-    EncodedQuestion,
-    Tokenizer,
-    collate_questions,
-    encode_for_training,
-    encode_prompt,
-)
+from artkv.datasets.tokenization import collate_questions
+from artkv.datasets.tokenized_table import TokenizedTable
 from artkv.errors import UserError
+
+# Batches that the thread keeps ready, beside the one it works on.
+_BATCHES_AHEAD = 2
 
 
 @dataclass(frozen=True)
@@ -40,34 +42,33 @@ class QuestionDataset(Dataset):
     blank: true puts a plain grey picture in the place of each painting. art_source: (paintings,) int64,
     for each painting the one that the EfficientNet looks at in its place; None: itself. packing: how questions
     are packed; None: one row a question.
+    pin_memory: whether paintings should lie in page-locked memory already.
 
-    An item is a `Batch`. Each distinct painting of a micro-batch is decoded once.
+    An item is a `Batch`. Each distinct painting of a micro-batch is loaded once. Holds arrays, and no list
+    or text that would be copied into each worker.
     """
 
     def __init__(
         self,
         table: QuestionTable,
+        tokenized: TokenizedTable,
         micro_batches: Sequence[MicroBatch],
-        tokenizer: Tokenizer,
-        transform: PaintingTransform,
-        prompt: str,
+        paintings: PaintingSource,
         with_answers: bool,
         blank: bool = False,
         art_source: np.ndarray | None = None,
         packing: PackingSettings | None = None,
+        pin_memory: bool = False,
     ) -> None:
-        if tokenizer.pad_token_id is None:
-            raise UserError("the tokenizer has no padding token; use the tokenizer that belongs to model.blip2")
-        self._table = table
+        self._painting_of_row = table.painting_of_row
+        self._tokenized = tokenized
         self._micro_batches = micro_batches
-        self._tokenizer = tokenizer
-        self._pad_token_id = tokenizer.pad_token_id
-        self._transform = transform
-        self._prompt = prompt
+        self._paintings = paintings
         self._with_answers = with_answers
-        self._blank = transform.blank() if blank else None
+        self._blank = blank
         self._art_source = art_source
         self._packing = packing
+        self._pin_memory = pin_memory
 
     def __len__(self) -> int:
         return len(self._micro_batches)
@@ -76,52 +77,27 @@ class QuestionDataset(Dataset):
         micro_batch = self._micro_batches[index]
         rows = [int(row) for row in micro_batch.rows]
         places: dict[int, int] = {}
-        painting_index = [places.setdefault(int(self._table.painting_of_row[row]), len(places)) for row in rows]
-        first_rows = [rows[painting_index.index(place)] for place in range(len(places))]
-        views = [self._views(row) for row in first_rows]
-        encoded = [self._encode(row) for row in rows]
-        weight = 0.0 if micro_batch.is_filler else 1.0
+        painting_index = [places.setdefault(int(self._painting_of_row[row]), len(places)) for row in rows]
+        encode = self._tokenized.for_training if self._with_answers else self._tokenized.for_generation
+        encoded = [encode(row) for row in rows]
+        weight, pad_token_id = 0.0 if micro_batch.is_filler else 1.0, self._tokenized.pad_token_id
         questions: QuestionBatch | PackedQuestions
         if self._packing is None:
-            questions = collate_questions(encoded, painting_index, weight, self._pad_token_id)
+            questions = collate_questions(encoded, painting_index, weight, pad_token_id)
         else:
-            questions = pack_questions(encoded, painting_index, weight, self._pad_token_id, self._packing)
-        paintings = PaintingViews(torch.stack([v for v, _ in views]), torch.stack([e for _, e in views]))
-        return Batch(paintings, questions, tuple(rows))
-
-    def _encode(self, row: int) -> EncodedQuestion:
-        question = self._table.questions[row]
-        try:
-            if self._with_answers:
-                answer = self._table.answers[row]
-                return encode_for_training(self._tokenizer, self._prompt, question, answer)
-            prompt_ids = encode_prompt(self._tokenizer, self._prompt, question)
-            return prompt_ids, [IGNORED_LABEL] * len(prompt_ids)
-        except UserError as error:
-            raise UserError(f"{self._table.place(row)}: {error}") from None
-
-    def _views(self, row: int) -> tuple[Tensor, Tensor]:
-        """The two views of a row's painting; a picture that fails is named with its file and CSV line."""
-        if self._blank is not None:
-            return self._blank
-        painting = int(self._table.painting_of_row[row])
-        art_painting = painting if self._art_source is None else int(self._art_source[painting])
-        try:
-            picture = open_picture(self._table.painting_paths[painting])
-            if art_painting == painting:
-                return self._transform(picture)
-            art_picture = open_picture(self._table.painting_paths[art_painting])
-        except UserError as error:
-            raise UserError(f"{self._table.place(row)}: {error}") from None
-        return self._transform.vit_view(picture), self._transform.efficientnet_view(art_picture)
+            questions = pack_questions(encoded, painting_index, weight, pad_token_id, self._packing)
+        if self._blank:
+            return Batch(self._paintings.load_blank(len(places), self._pin_memory), questions, tuple(rows))
+        numbers = np.fromiter(places, dtype=np.int64)
+        art_numbers = numbers if self._art_source is None else self._art_source[numbers]
+        return Batch(self._paintings.load(numbers, art_numbers, self._pin_memory), questions, tuple(rows))
 
 
 def training_loader(
     table: QuestionTable,
+    tokenized: TokenizedTable,
     plan: EpochPlan,
-    tokenizer: Tokenizer,
-    transform: PaintingTransform,
-    prompt: str,
+    paintings: PaintingSource,
     first_step: int,
     micro_batches_per_step: int,
     accumulation: int,
@@ -135,7 +111,8 @@ def training_loader(
     """Yields, for each step of the epoch from `first_step` on, this rank's `accumulation` batches.
 
     A step comes whole because its loss is divided by the answer tokens of all its micro-steps.
-    micro_batches_per_step must be accumulation * world. workers: processes that decode, 0 for none.
+    micro_batches_per_step must be accumulation * world. workers: processes that decode, 0 for a thread of
+    this process; it is a thread as well where `paintings` are features, which need no processes.
     packing: how questions are packed; None: one row a question.
     start_method: fork, forkserver or spawn; None for the platform's default. Raises `UserError`, naming
     file and CSV line, for a picture that fails though it was right when it was checked.
@@ -145,16 +122,18 @@ def training_loader(
             f"{micro_batches_per_step} micro-batches a step are not {world} ranks x {accumulation} micro-steps"
         )
     shard = TrainingShard(plan, first_step, accumulation, rank, world)
-    dataset = QuestionDataset(table, shard, tokenizer, transform, prompt, with_answers=True, packing=packing)
+    workers = workers if paintings.needs_processes else 0
+    dataset = QuestionDataset(
+        table, tokenized, shard, paintings, with_answers=True, packing=packing, pin_memory=pin_memory and not workers
+    )
     return _by_step(_load(dataset, workers, pin_memory, start_method), accumulation)
 
 
 def evaluation_loader(
     table: QuestionTable,
+    tokenized: TokenizedTable,
     plan: EpochPlan,
-    tokenizer: Tokenizer,
-    transform: PaintingTransform,
-    prompt: str,
+    paintings: PaintingSource,
     rank: int,
     world: int,
     workers: int,
@@ -169,7 +148,10 @@ def evaluation_loader(
     The options are those of `QuestionDataset` and `training_loader`.
     """
     shard = evaluation_shard(plan, rank, world)
-    dataset = QuestionDataset(table, shard, tokenizer, transform, prompt, with_answers, blank, art_source)
+    workers = workers if paintings.needs_processes else 0
+    dataset = QuestionDataset(
+        table, tokenized, shard, paintings, with_answers, blank, art_source, pin_memory=pin_memory and not workers
+    )
     return _load(dataset, workers, pin_memory, start_method)
 
 
@@ -190,24 +172,73 @@ class _Catching(Dataset):
 
 
 def _load(dataset: QuestionDataset, workers: int, pin_memory: bool, start_method: str | None) -> Iterator[Batch]:
-    # The texts are short; a pool of tokenizer threads, once used, does not survive a fork.
+    items = (
+        _from_processes(_Catching(dataset), workers, pin_memory, start_method)
+        if workers
+        else _from_thread(_Catching(dataset), pin_memory)
+    )
+    for item in items:
+        if isinstance(item, _Failure):
+            raise UserError(item.message)
+        yield item
+
+
+def _from_processes(
+    dataset: "_Catching", workers: int, pin_memory: bool, start_method: str | None
+) -> Iterator[Batch | _Failure]:
+    # transformers warns of tokenizer threads at each fork, though no worker tokenises.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     loader = DataLoader(
-        _Catching(dataset),
+        dataset,
         batch_size=None,
         shuffle=False,
         num_workers=workers,
         collate_fn=_unchanged,
         pin_memory=pin_memory,
         worker_init_fn=_start_worker,
-        multiprocessing_context=start_method if workers else None,
+        multiprocessing_context=start_method,
         # DataLoader draws a seed for its workers; not from the generator that training uses.
         generator=torch.Generator().manual_seed(0),
     )
-    for item in loader:
-        if isinstance(item, _Failure):
-            raise UserError(item.message)
-        yield item
+    yield from loader
+
+
+def _from_thread(dataset: "_Catching", pin_memory: bool) -> Iterator[Batch | _Failure]:
+    """The items in order, made by one thread up to `_BATCHES_AHEAD` before they are asked for."""
+    ready: queue.Queue[Batch | _Failure | BaseException | None] = queue.Queue(_BATCHES_AHEAD)
+    is_over = threading.Event()
+    # A thread begins on device 0, where page-locking would make a context of its own for every rank.
+    device = torch.cuda.current_device() if pin_memory else None
+
+    def put(item: Batch | _Failure | BaseException | None) -> None:
+        while not is_over.is_set():
+            try:
+                return ready.put(item, timeout=0.2)
+            except queue.Full:
+                continue
+
+    def produce() -> None:
+        try:
+            if device is not None:
+                torch.cuda.set_device(device)
+            for index in range(len(dataset)):
+                if is_over.is_set():
+                    return
+                item = dataset[index]
+                put(item.pin_memory() if pin_memory and isinstance(item, Batch) else item)
+            put(None)
+        except BaseException as error:  # raised again where the items are asked for
+            put(error)
+
+    thread = threading.Thread(target=produce, name="artkv-batches", daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        is_over.set()
 
 
 def _by_step(batches: Iterator[Batch], accumulation: int) -> Iterator[list[Batch]]:

@@ -1,5 +1,6 @@
 """Decodes paintings of every usual kind and makes the two views that the frozen encoders see."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,13 +32,13 @@ _CONVERT = "convert it to an 8-bit RGB PNG or JPEG"
 _BLANK_GREY = 127
 
 
-def open_picture(path: Path | str) -> Image.Image:
-    """Decodes a picture into 8-bit RGB, the right way up.
+def open_picture(path: Path | str, content: bytes | None = None) -> Image.Image:
+    """Decodes a picture into 8-bit RGB, the right way up. content: the file's bytes, where they were read before.
 
     Transparent parts come out white; 16-bit pictures are scaled over their full range, not clipped.
     Raises `UserError` with the file's name and a remedy for anything that cannot be decoded to its end.
     """
-    return _decode(Path(path), small=False)
+    return _decode(Path(path), small=False, content=content)
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
@@ -103,10 +104,10 @@ class PaintingTransform:
         return self(Image.new("RGB", (side, side), (_BLANK_GREY,) * 3))
 
 
-def _decode(path: Path, small: bool) -> Image.Image:
+def _decode(path: Path, small: bool, content: bytes | None = None) -> Image.Image:
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # other libraries switch it on; half a painting is grey below
     try:
-        with Image.open(path) as image:
+        with Image.open(path if content is None else io.BytesIO(content)) as image:
             if small and image.format == "JPEG":
                 image.draft(None, (1, 1))
             # The orientation is read after loading: TIFFs are turned while they load, PNGs may tell it last.

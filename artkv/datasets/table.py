@@ -1,7 +1,7 @@
 """The questions of one CSV file, checked, in compact columns."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,16 +78,22 @@ def read_table(csv_path: Path, images: ImageIndex) -> QuestionTable:
     )
 
 
-def find_problems(csv_path: Path, images: ImageIndex, share: tuple[int, int] = (0, 1)) -> list[Problem]:
+def find_problems(
+    csv_path: Path,
+    images: ImageIndex,
+    share: tuple[int, int] = (0, 1),
+    is_decodable: Callable[[Path], bool] = lambda path: False,
+) -> list[Problem]:
     """Everything that is wrong with a CSV file and its pictures, in the order of its lines.
 
     A picture's problem is told once, at the first row that names it. Each distinct picture is decoded
     once, in threads, behind a progress bar if stderr is a terminal. With a share of (rank, world size)
-    only every world size'th picture is: all ranks' answers together are the whole.
+    only every world size'th picture is: all ranks' answers together are the whole. Pictures of which
+    `is_decodable` says so are passed over.
     Raises `UserError` if the CSV file itself cannot be opened.
     """
     content, paths, problems = _read_and_check(Path(csv_path), images)
-    problems += _damaged_pictures(Path(csv_path), content.records, paths, share)
+    problems += _damaged_pictures(Path(csv_path), content.records, paths, share, is_decodable)
     return sorted(problems, key=lambda problem: problem.line)
 
 
@@ -143,12 +149,17 @@ def _find_pictures(csv_path: Path, records: list[Record], images: ImageIndex) ->
 
 
 def _damaged_pictures(
-    csv_path: Path, records: list[Record], paths: dict[str, Path], share: tuple[int, int]
+    csv_path: Path,
+    records: list[Record],
+    paths: dict[str, Path],
+    share: tuple[int, int],
+    is_decodable: Callable[[Path], bool],
 ) -> list[Problem]:
     rank, world_size = share
     all_rows = _lines_by(paths.get(record.cells.get("image", "")) for record in records)
     all_rows.pop(None, None)
-    rows_of_path = dict(list(all_rows.items())[rank::world_size])
+    own = list(all_rows.items())[rank::world_size]
+    rows_of_path = {path: rows for path, rows in own if not is_decodable(path)}
     threads = min(_MOST_DECODING_THREADS, os.cpu_count() or 1)
     problems = []
     with ThreadPoolExecutor(threads) as pool:
@@ -158,7 +169,7 @@ def _damaged_pictures(
             total=len(rows_of_path),
             desc="checking pictures",
             unit="picture",
-            disable=True if rank else None,  # None: a bar only if stderr is a terminal
+            disable=True if rank or not rows_of_path else None,  # None: a bar only if stderr is a terminal
         )
         for damage, rows in zip(progress, rows_of_path.values(), strict=True):
             if damage:

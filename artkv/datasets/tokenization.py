@@ -27,7 +27,9 @@ class Tokenizer(Protocol):
     def added_tokens_decoder(self) -> dict[int, Any]: ...
 
     def __hash__(self) -> int: ...
-    def __call__(self, text: str, *, add_special_tokens: bool = ..., split_special_tokens: bool = ...) -> Any: ...
+    def __call__(
+        self, text: str | list[str], *, add_special_tokens: bool = ..., split_special_tokens: bool = ...
+    ) -> Any: ...
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt_template: str, question: str) -> list[int]:
@@ -36,8 +38,7 @@ def encode_prompt(tokenizer: Tokenizer, prompt_template: str, question: str) -> 
     BOS is `</s>`, as OPT was trained. The question's text stays text: braces mean nothing, and "</s>"
     or "<image>" in it do not become special tokens.
     """
-    prompt = prompt_template.replace("{question}", question.strip())
-    return [_begin_token_id(tokenizer), *_text_ids(tokenizer, prompt)]
+    return _raise_or_return(encode_prompts(tokenizer, prompt_template, [question])[0])
 
 
 def encode_for_training(tokenizer: Tokenizer, prompt_template: str, question: str, answer: str) -> EncodedQuestion:
@@ -47,8 +48,22 @@ def encode_for_training(tokenizer: Tokenizer, prompt_template: str, question: st
     by itself, so that the prompt's ids are those that generation starts from.
     """
     prompt_ids = encode_prompt(tokenizer, prompt_template, question)
-    answer_ids = [*_text_ids(tokenizer, " " + answer.strip()), newline_token_id(tokenizer)]
+    answer_ids = _raise_or_return(encode_answers(tokenizer, [answer])[0])
     return prompt_ids + answer_ids, [IGNORED_LABEL] * len(prompt_ids) + answer_ids
+
+
+def encode_prompts(tokenizer: Tokenizer, prompt_template: str, questions: Sequence[str]) -> list[list[int] | UserError]:
+    """`encode_prompt` of many questions at once; in the place of one that fails, its error."""
+    begin = _begin_token_id(tokenizer)
+    prompts = [prompt_template.replace("{question}", question.strip()) for question in questions]
+    return [ids if isinstance(ids, UserError) else [begin, *ids] for ids in _text_ids(tokenizer, prompts)]
+
+
+def encode_answers(tokenizer: Tokenizer, answers: Sequence[str]) -> list[list[int] | UserError]:
+    """The ids of " " + answer and the newline, for each answer; in the place of one that fails, its error."""
+    newline = newline_token_id(tokenizer)
+    texts = [" " + answer.strip() for answer in answers]
+    return [ids if isinstance(ids, UserError) else [*ids, newline] for ids in _text_ids(tokenizer, texts)]
 
 
 @lru_cache(maxsize=8)
@@ -84,15 +99,25 @@ def collate_questions(
     )
 
 
-def _text_ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+def _text_ids(tokenizer: Tokenizer, texts: list[str]) -> list[list[int] | UserError]:
+    all_ids = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return [_checked(tokenizer, text, ids) for text, ids in zip(texts, all_ids, strict=True)]
+
+
+def _checked(tokenizer: Tokenizer, text: str, ids: Sequence[int]) -> list[int] | UserError:
     special = _special_ids(tokenizer).intersection(ids)
     if special:
-        raise UserError(
+        return UserError(
             f"the tokenizer makes special tokens {sorted(special)} of the text {text!r}; "
             "remove what looks like a special token from it"
         )
     return list(ids)
+
+
+def _raise_or_return(ids: list[int] | UserError) -> list[int]:
+    if isinstance(ids, UserError):
+        raise ids
+    return ids
 
 
 @lru_cache(maxsize=8)

@@ -10,10 +10,10 @@ from artkv.batch import PaintingViews, QuestionBatch
 from artkv.config import DatasetConfig, EvaluationConfig
 from artkv.datasets.loading import evaluation_loader
 from artkv.datasets.order import plan_evaluation
-from artkv.datasets.pictures import PaintingTransform
+from artkv.datasets.painting_source import PaintingSource
 from artkv.datasets.records import format_problems
 from artkv.datasets.table import QuestionTable
-from artkv.datasets.text_length import too_long_questions
+from artkv.datasets.tokenized_table import TokenizedTable, tokenize_table, too_long_questions
 from artkv.distributed import World
 from artkv.errors import UserError
 from artkv.evaluation.scores import Scores, score_predictions, shuffled_painting_index
@@ -63,29 +63,29 @@ def answering_settings(dataset: DatasetConfig, evaluation: EvaluationConfig, see
     return AnsweringSettings(dataset.prompt, evaluation.batch_size, evaluation.max_new_tokens, dataset.workers, seed)
 
 
-def check_texts(model: KVModulatedBlip2, tables: Sequence[QuestionTable], settings: AnsweringSettings) -> None:
-    """Raises `UserError` that names every row too long for the language model."""
+def tokenize_checked(
+    model: KVModulatedBlip2, tables: Sequence[QuestionTable], settings: AnsweringSettings
+) -> list[TokenizedTable]:
+    """The tables' token ids; raises `UserError` that names every row too long for the language model."""
     backbone = model.backbone
-    problems = [
-        problem
-        for table in tables
-        for problem in too_long_questions(
-            table,
-            backbone.tokenizer,
-            settings.prompt,
-            backbone.num_query_tokens,
-            settings.max_new_tokens,
-            backbone.most_positions,
+    tokenized_tables, problems = [], []
+    for table in tables:
+        tokenized, wrong = tokenize_table(table, backbone.tokenizer, settings.prompt)
+        wrong += too_long_questions(
+            tokenized, table, backbone.num_query_tokens, settings.max_new_tokens, backbone.most_positions
         )
-    ]
+        tokenized_tables.append(tokenized)
+        problems += sorted(wrong, key=lambda problem: problem.line)
     if problems:
         raise UserError(format_problems(problems))
+    return tokenized_tables
 
 
 def answer_questions(
     model: KVModulatedBlip2,
     table: QuestionTable,
-    transform: PaintingTransform,
+    tokenized: TokenizedTable,
+    paintings: PaintingSource,
     settings: AnsweringSettings,
     world: World,
     ablation: Ablation = AS_TRAINED,
@@ -103,10 +103,9 @@ def answer_questions(
         art_source = shuffled_painting_index(table.num_paintings, settings.seed)
     batches = evaluation_loader(
         table,
+        tokenized,
         plan_evaluation(table.painting_of_row, settings.batch_size),
-        model.backbone.tokenizer,
-        transform,
-        settings.prompt,
+        paintings,
         world.rank,
         world.size,
         settings.workers,
@@ -118,9 +117,9 @@ def answer_questions(
     with torch.no_grad():
         for batch in batches:
             on_device = batch.to(world.device, non_blocking=True)
-            paintings, questions = on_device.paintings, on_device.questions
+            shown, questions = on_device.paintings, on_device.questions
             assert isinstance(questions, QuestionBatch)
-            features = model.encode(paintings) if isinstance(paintings, PaintingViews) else paintings
+            features = model.encode(shown) if isinstance(shown, PaintingViews) else shown
             visual_tokens = model.visual_tokens(features, use_prefix=ablation.prefix != "off")
             answers = model.generate_answers(visual_tokens, questions, settings.max_new_tokens)
             answered |= zip(batch.rows, answers, strict=True)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from artkv.frozen.host_blocks import Gather
 from artkv.frozen.streaming import StreamedBlocks
 from artkv.kv_modulation import KVPrefix
 
@@ -47,7 +48,16 @@ class Blip2Backbone(Protocol):
     qformer: nn.Module
 
     def encode_images(self, pixels_I3SS: Tensor) -> Tensor:
-        """The ViT's tokens after its last LayerNorm, (I, N, V)."""
+        """The ViT's tokens after its last LayerNorm, (I, N, V); loads the ViT first where it was left out."""
+
+    def load_vit(self, gather: Gather) -> None:
+        """Gives a ViT that was left out its weights, if it has none yet; all ranks call it alike.
+
+        gather: that of `World`, so that the ranks of a host share one copy of what streams.
+        """
+
+    def vit_settings(self) -> dict[str, Any]:
+        """What the ViT's output depends on beside its weights and pixels, under the same names in all backends."""
 
     def query_images(self, image_features_INV: Tensor, prefix: KVPrefix | None) -> Tensor:
         """The Q-Former's output, (I, Q, W)."""

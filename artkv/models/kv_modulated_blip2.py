@@ -5,7 +5,7 @@ Q questions, K query tokens (visual tokens of a painting), T text tokens, S = K 
 A answer tokens; R packed rows, L columns of a row, C of its columns that predict answer tokens.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,7 +17,6 @@ from artkv.kv_modulation import KVPrefix, KVPrefixGenerator
 from artkv.models.answer_generation import generate_token_ids
 from artkv.models.answer_loss import answer_cross_entropy
 from artkv.models.backbone import Blip2Backbone
-from artkv.models.efficientnet import EfficientNetEncoder
 from artkv.models.packed_sequences import packed_embeddings, tree_attention_mask
 
 
@@ -43,7 +42,7 @@ class FrozenParts:
     """
 
     backbone: Blip2Backbone
-    efficientnet: EfficientNetEncoder | None
+    efficientnet: Callable[[Tensor], Tensor] | None
     generator: KVPrefixGenerator | None
     gate: nn.Parameter | None
 

@@ -18,7 +18,7 @@ from artkv.kv_modulation import KVPrefix, PrefixedCrossAttention
 from artkv.models.blip2_files import Blip2Files
 from artkv.models.lavis_compatibility import import_lavis, shapes_only
 from artkv.models.lavis_names import LavisNamed, from_lavis
-from artkv.models.loaded_blip2 import RESIDENT, Blip2Modules, BlockStack, LoadedBlip2, assign_weights
+from artkv.models.loaded_blip2 import RESIDENT, Blip2Modules, BlockStack, LoadedBlip2, alone
 
 
 class LavisBlip2(nn.Module):
@@ -105,12 +105,12 @@ class LavisCrossAttention(PrefixedCrossAttention):
 class LavisBackbone(LoadedBlip2):
     """`Blip2Backbone` over LAVIS's modules. See `load_lavis_backbone`."""
 
-    def __init__(self, model: LavisBlip2, files: Blip2Files, own: LavisNamed) -> None:
-        super().__init__(_modules(model), files, own)
+    def __init__(self, model: LavisBlip2, files: Blip2Files, own: LavisNamed, *placing: Any) -> None:
+        super().__init__(_modules(model), files, own, *placing)
         self._model = model
 
-    def encode_images(self, pixels_I3SS: Tensor) -> Tensor:
-        return self._model.ln_vision(self._model.visual_encoder(pixels_I3SS.to(self.dtype)))
+    def _image_features(self, pixels_I3SS: Tensor) -> Tensor:
+        return self._model.ln_vision(self._model.visual_encoder(pixels_I3SS))
 
     def query_images(self, image_features_INV: Tensor, prefix: KVPrefix | None) -> Tensor:
         return self.qformer(
@@ -141,6 +141,7 @@ def _modules(model: LavisBlip2) -> Blip2Modules:
         },
         attention_attribute="self",
         prefixed_attention=LavisCrossAttention,
+        vit_prefixes=("visual_encoder.", "ln_vision."),
         neutral_name=_neutral_name,
     )
 
@@ -174,11 +175,9 @@ def load_lavis_backbone(
     dtype: torch.dtype,
     device: torch.device,
     frozen: FrozenConfig = RESIDENT,
-    gather: Gather = lambda value: [value],
+    gather: Gather = alone,
+    vit_alone: bool = False,
 ) -> LavisBackbone:
-    """Loads BLIP-2 into what `open_lavis_modules` gave; for the rest see `load_transformers_backbone`."""
+    """Loads BLIP-2 into what `open_lavis_modules` gave; see `LoadedBlip2`."""
     model, own = modules
-    assign_weights(_modules(model), own, dtype, device, frozen)
-    backbone = LavisBackbone(model, files, own)
-    backbone.place_frozen_blocks(frozen, gather)
-    return backbone
+    return LavisBackbone(model, files, own, dtype, device, frozen, gather, vit_alone)

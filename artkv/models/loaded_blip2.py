@@ -23,6 +23,11 @@ from artkv.models.opt_answer_columns import read_answer_columns
 RESIDENT = FrozenConfig(opt="resident")
 
 
+def alone(value: Any) -> list[Any]:
+    """`World.gather` of one process."""
+    return [value]
+
+
 class BlockStack(NamedTuple):
     """A stack of frozen blocks that may stream.
 
@@ -49,6 +54,7 @@ class Blip2Modules(NamedTuple):
     cross_attention: the Q-Former's cross-attention blocks by own name, in the order of its layers.
     attention_attribute: where such a block keeps its stock attention.
     prefixed_attention: what takes its place.
+    vit_prefixes: of the own names of the ViT and the LayerNorm after it.
     neutral_name: the backend-neutral name of an own one.
     """
 
@@ -60,6 +66,7 @@ class Blip2Modules(NamedTuple):
     cross_attention: Mapping[str, nn.Module]
     attention_attribute: str
     prefixed_attention: type[PrefixedCrossAttention]
+    vit_prefixes: tuple[str, ...]
     neutral_name: Callable[[str], str]
 
 
@@ -73,8 +80,12 @@ class OwnNamed(Protocol):
 class LoadedBlip2:
     """The part of `Blip2Backbone` that is the same for all backends.
 
-    modules: as `assign_weights` leaves them.
-    own: the weights of `files` by the modules' own names.
+    modules: on the meta device. own: the weights of `files` by the modules' own names.
+    Each tensor goes straight to `dtype` and `device`, or to where `frozen` wants it; on a CPU one that has the
+    dtype already stays memory-mapped. Every module is in eval mode with gradients off.
+    gather: that of `World`; all ranks load alike, and those of a host share one copy of what streams.
+    The ViT is left out, until `load_vit` or the first picture, where `frozen.feature_cache` gives its features.
+    vit_alone: leaves everything else out as well, for good.
     """
 
     def __init__(
@@ -82,13 +93,17 @@ class LoadedBlip2:
         modules: Blip2Modules,
         files: Blip2Files,
         own: OwnNamed,
+        dtype: torch.dtype,
+        device: torch.device,
+        frozen: FrozenConfig = RESIDENT,
+        gather: Gather = alone,
+        vit_alone: bool = False,
     ) -> None:
         config = files.config
         self.tokenizer = files.tokenizer
         self.image_settings = files.image_settings
-        query_tokens = modules.root.get_parameter("query_tokens")
-        self.dtype = query_tokens.dtype
-        self.device = query_tokens.device
+        self.dtype = dtype
+        self.device = device
         self.qformer_width: int = config.qformer_config.hidden_size
         self.num_qformer_heads: int = config.qformer_config.num_attention_heads
         self.num_query_tokens: int = config.num_query_tokens
@@ -103,6 +118,11 @@ class LoadedBlip2:
         self._modules = modules
         self._files = files
         self._own = own
+        self._frozen = frozen
+        self._has_vit = not vit_alone and frozen.feature_cache is None
+        modules.root.eval().requires_grad_(False)
+        self._assign(self._later(vit_alone))
+        modules.language_model.tie_weights()
         # Before any LoRA adapter renames the layers it wraps.
         self._parameters = {
             modules.neutral_name(name): parameter for name, parameter in modules.root.named_parameters()
@@ -115,15 +135,71 @@ class LoadedBlip2:
             modules.prefixed_attention,
         )
         read_answer_columns(self.language_model.model.decoder.layers[-1])
+        if not vit_alone:
+            self._place_blocks(("opt", "vit") if self._has_vit else ("opt",), gather)
 
-    def place_frozen_blocks(self, frozen: FrozenConfig, gather: Gather) -> None:
-        """Gives OPT's and the ViT's blocks their weights, in the way that `frozen` says; called once, by the loader.
+    def _later(self, vit_alone: bool) -> tuple[str, ...]:
+        """Prefixes of what gets its values after `_assign`, or never."""
+        later = tuple(stack.prefix for stack in self._modules.stacks if stack.mode(self._frozen) != "resident")
+        if vit_alone:
+            return tuple(name for name, _ in self._modules.root.named_parameters())
+        return later if self._has_vit else (*later, *self._modules.vit_prefixes)
 
-        Before it the blocks' parameters are on the meta device. All ranks call it alike: those of a host share
-        one copy of what streams.
-        """
-        streamed: dict[str, StreamedBlocks] = {}
+    def _assign(self, left_out: tuple[str, ...], below: tuple[str, ...] = ("",)) -> None:
+        """Gives the parameters whose names begin with one of `below`, and with none of `left_out`, their values."""
+        root = self._modules.root
+        names = [
+            name  # tied ones once
+            for name, _ in root.named_parameters()
+            if name.startswith(below) and not name.startswith(left_out)
+        ]
+        values = {name: self._own.tensor(name).to(self.device, self.dtype) for name in names}
+        root.load_state_dict(values, strict=False, assign=True)
+        for name in names:
+            root.get_parameter(name).requires_grad_(False)
+        on_meta = [name for name in names if root.get_parameter(name).is_meta]
+        on_meta += [name for name, buffer in root.named_buffers() if buffer.is_meta]
+        if on_meta:
+            raise RuntimeError(f"tensors without a value after loading: {on_meta}")
+
+    def load_vit(self, gather: Gather) -> None:
+        if self._has_vit:
+            return
+        self._has_vit = True
+        vit_prefixes = self._modules.vit_prefixes
+        streamed = tuple(stack.prefix for stack in self._modules.stacks if stack.mode(self._frozen) != "resident")
+        self._assign(streamed, vit_prefixes)
+        self._place_blocks(("vit",), gather)
+        self._parameters |= {
+            self._modules.neutral_name(name): parameter
+            for name, parameter in self._modules.root.named_parameters()
+            if name.startswith(vit_prefixes)
+        }
+
+    def vit_settings(self) -> dict[str, Any]:
+        vision = self._files.config.vision_config
+        return {
+            "heads": vision.num_attention_heads,
+            "activation": vision.hidden_act,
+            "layer_norm_eps": vision.layer_norm_eps,
+            "post_layernorm_eps": self._files.ln_vision_eps,
+        }
+
+    def encode_images(self, pixels_I3SS: Tensor) -> Tensor:
+        self.load_vit(alone)
+        return self._image_features(pixels_I3SS.to(self.dtype))
+
+    def _image_features(self, pixels_I3SS: Tensor) -> Tensor:
+        """What `encode_images` gives, once the ViT is there."""
+        raise NotImplementedError
+
+    def _place_blocks(self, names: Sequence[str], gather: Gather) -> None:
+        """Gives the blocks of these stacks their weights as the settings say; before it they are on the meta device."""
+        frozen = self._frozen
+        streamed = dict(self.streamed)
         for stack in self._modules.stacks:
+            if stack.name not in names:
+                continue
             mode = stack.mode(frozen)
             if mode == "stream":
                 host = HostBlocks.build(
@@ -170,26 +246,6 @@ class LoadedBlip2:
 
     def weight_digests(self) -> dict[str, str]:
         return self._files.weight_digests()
-
-
-def assign_weights(
-    modules: Blip2Modules, own: OwnNamed, dtype: torch.dtype, device: torch.device, frozen: FrozenConfig
-) -> None:
-    """Gives modules on the meta device their values, in eval mode and with gradients off.
-
-    Each tensor goes straight to `dtype` and `device`; on a CPU one that has the dtype already stays memory-mapped.
-    Stacks that `frozen` does not want resident are left to `LoadedBlip2.place_frozen_blocks`.
-    """
-    left_out = tuple(stack.prefix for stack in modules.stacks if stack.mode(frozen) != "resident")
-    root = modules.root
-    names = [name for name, _ in root.named_parameters() if not name.startswith(left_out)]  # tied ones once
-    root.load_state_dict({name: own.tensor(name).to(device, dtype) for name in names}, strict=False, assign=True)
-    modules.language_model.tie_weights()
-    on_meta = [name for name, p in root.named_parameters() if p.is_meta and not name.startswith(left_out)]
-    on_meta += [name for name, buffer in root.named_buffers() if buffer.is_meta]
-    if on_meta:
-        raise RuntimeError(f"tensors without a value after loading: {on_meta}")
-    root.eval().requires_grad_(False)
 
 
 def _tensor_below(source: OwnNamed, prefix: str, name: str) -> Tensor:

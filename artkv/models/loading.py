@@ -1,8 +1,6 @@
 """Builds the assembled model from settings."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,18 +10,11 @@ from artkv.datasets.pictures import PaintingTransform
 from artkv.frozen.host_blocks import Gather
 from artkv.frozen.recompute import recompute_blocks
 from artkv.kv_modulation import KVPrefixGenerator
-from artkv.models.backbone import Blip2Backbone
-from artkv.models.blip2_files import open_blip2
+from artkv.models.backends import Together, load_backbone
 from artkv.models.efficientnet import efficientnet_state_tensors, load_efficientnet
 from artkv.models.kv_modulated_blip2 import FrozenParts, KVModulatedBlip2
-from artkv.models.lavis_backend import load_lavis_backbone, open_lavis_modules
 from artkv.models.lora import add_lora
-from artkv.models.precision import resolve_dtype
-from artkv.models.transformers_backend import load_transformers_backbone
 from artkv.models.weight_files import combined_digest, tensor_digest
-
-# `World.together`.
-Together = Callable[[Callable[[], Any]], Any]
 
 
 @dataclass(frozen=True)
@@ -58,15 +49,7 @@ def build_model(
     What is new (generator, gate, LoRA) is drawn from `seed` alone, so all ranks and all starts agree.
     `gather` and `together` are those of `World`; the ranks of a host share one copy of what streams.
     """
-    dtype = resolve_dtype(model.dtype, device)
-    # Whatever is wrong with the files on one rank is known to all before they share host memory, where they wait.
-    files = together(lambda: open_blip2(model))
-    backbone: Blip2Backbone
-    if model.backend == "lavis":
-        modules = together(lambda: open_lavis_modules(files))
-        backbone = load_lavis_backbone(modules, files, dtype, device, frozen, gather)
-    else:
-        backbone = load_transformers_backbone(files, dtype, device, frozen, gather)
+    backbone = load_backbone(model, device, frozen, gather, together)
     digests = backbone.weight_digests()
 
     trainables: dict[str, nn.Parameter] = {}
@@ -100,7 +83,7 @@ def build_model(
         recompute_blocks(backbone.language_model.model.decoder.layers)
     initial_values = {name: parameter.detach().cpu().clone() for name, parameter in sorted(trainables.items())}
     for parameter in trainables.values():
-        parameter.data = parameter.data.to(dtype)
+        parameter.data = parameter.data.to(backbone.dtype)
     frozen_digests = {name: digest for name, digest in digests.items() if name not in trainables}
     assembled = KVModulatedBlip2(FrozenParts(backbone, encoder, generator, gate), trainables)
     return BuiltModel(assembled, initial_values, combined_digest(frozen_digests))

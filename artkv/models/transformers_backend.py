@@ -10,18 +10,18 @@ from artkv.config import FrozenConfig
 from artkv.frozen.host_blocks import Gather
 from artkv.kv_modulation import KVPrefix, PrefixedCrossAttention
 from artkv.models.blip2_files import Blip2Files, stock_blip2
-from artkv.models.loaded_blip2 import RESIDENT, Blip2Modules, BlockStack, LoadedBlip2, assign_weights
+from artkv.models.loaded_blip2 import RESIDENT, Blip2Modules, BlockStack, LoadedBlip2, alone
 
 
 class TransformersBackbone(LoadedBlip2):
     """`Blip2Backbone` over transformers' own modules. See `load_transformers_backbone`."""
 
-    def __init__(self, model: Blip2ForConditionalGeneration, files: Blip2Files) -> None:
-        super().__init__(_modules(model), files, own=files.source)
+    def __init__(self, model: Blip2ForConditionalGeneration, files: Blip2Files, *placing: Any) -> None:
+        super().__init__(_modules(model), files, files.source, *placing)
         self._model = model
 
-    def encode_images(self, pixels_I3SS: Tensor) -> Tensor:
-        return self._model.vision_model(pixels_I3SS.to(self.dtype)).last_hidden_state
+    def _image_features(self, pixels_I3SS: Tensor) -> Tensor:
+        return self._model.vision_model(pixels_I3SS).last_hidden_state
 
     def query_images(self, image_features_INV: Tensor, prefix: KVPrefix | None) -> Tensor:
         # transformers hands unknown keyword arguments down to each attention.
@@ -53,6 +53,7 @@ def _modules(model: Blip2ForConditionalGeneration) -> Blip2Modules:
         },
         attention_attribute="attention",
         prefixed_attention=PrefixedCrossAttention,
+        vit_prefixes=("vision_model.",),
         neutral_name=lambda name: name,
     )
 
@@ -62,17 +63,10 @@ def load_transformers_backbone(
     dtype: torch.dtype,
     device: torch.device,
     frozen: FrozenConfig = RESIDENT,
-    gather: Gather = lambda value: [value],
+    gather: Gather = alone,
+    vit_alone: bool = False,
 ) -> TransformersBackbone:
-    """Loads BLIP-2 into transformers' modules.
-
-    Each tensor goes straight to `dtype` and `device`, or to where `frozen` wants it; on a CPU one that has
-    the dtype already stays memory-mapped. Every module comes back in eval mode with gradients off.
-    `gather` is that of `World`; whatever is wrong with the files on one rank must be known to all before.
-    """
+    """Loads BLIP-2 into transformers' modules; see `LoadedBlip2`."""
     model = stock_blip2(files.config)
     model.vision_model.post_layernorm.eps = files.ln_vision_eps
-    assign_weights(_modules(model), files.source, dtype, device, frozen)
-    backbone = TransformersBackbone(model, files)
-    backbone.place_frozen_blocks(frozen, gather)
-    return backbone
+    return TransformersBackbone(model, files, dtype, device, frozen, gather, vit_alone)

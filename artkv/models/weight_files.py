@@ -121,13 +121,16 @@ def tensor_digest(tensor: Tensor) -> str:
     return sha.hexdigest()
 
 
-def digests(named_tensors: Iterator[tuple[str, Tensor]], files: list[Path]) -> dict[str, str]:
+def digests(named_tensors: Iterator[tuple[str, Tensor]], files: list[Path], reading: str = "") -> dict[str, str]:
     """`tensor_digest` of each tensor; remembered for `files` as long as path, size and time stay.
+
+    reading: whatever else decides which tensors are read from the files.
 
     Hashing runs at over 1 GiB/s, so BLIP2-OPT-2.7b takes seconds; the memory spares each later start
     even those. `named_tensors` is consumed only when something changed.
     """
     key = json.dumps([[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in files])
+    key += reading
     memory_file = _memory_folder() / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
     try:
         remembered = json.loads(memory_file.read_text())

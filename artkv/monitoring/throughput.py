@@ -4,6 +4,9 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class StepClock:
@@ -20,6 +23,7 @@ class StepClock:
         self._step_began = now()
         self._paused_seconds = 0.0
         self._pause_depth = 0
+        self._waited_seconds = 0.0
         self._durations: list[float] = []
         self._questions = 0
         self._paintings = 0
@@ -32,6 +36,21 @@ class StepClock:
         self._paused_seconds = 0.0
         self._questions += questions
         self._paintings += paintings
+
+    def waiting_for(self, batches: Iterator[T]) -> Iterator[T]:
+        """The same items; the time until each is there counts as waiting for data.
+
+        It is the host's waiting: where the device still has work queued, it need not cost the step anything.
+        """
+        while True:
+            began = self._now()
+            try:
+                item = next(batches)
+            except StopIteration:
+                return
+            finally:
+                self._waited_seconds += self._now() - began
+            yield item
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -49,7 +68,8 @@ class StepClock:
         """The rates since the last reading, and begins a new window; empty if no step was done.
 
         questions_per_second, paintings_per_second: over the window's training time. step_seconds:
-        the window's median. step_seconds_max: its longest.
+        the window's median. step_seconds_max: its longest. data_wait_share: of the window's training time,
+        what the host waited for data.
         """
         if not self._durations:
             return {}
@@ -59,7 +79,9 @@ class StepClock:
             "paintings_per_second": self._paintings / seconds,
             "step_seconds": statistics.median(self._durations),
             "step_seconds_max": max(self._durations),
+            "data_wait_share": self._waited_seconds / seconds,
         }
         self._durations = []
         self._questions = self._paintings = 0
+        self._waited_seconds = 0.0
         return rates

@@ -11,7 +11,7 @@ from artkv.config import Config, DatasetConfig
 from artkv.config.deepspeed import fill_deepspeed_config, load_deepspeed_config
 from artkv.datasets.image_index import ImageIndex
 from artkv.datasets.table import find_problems, read_table
-from artkv.datasets.text_length import too_long_questions
+from artkv.datasets.tokenized_table import tokenize_table, too_long_questions
 from artkv.distributed import launched_place, single_process
 from artkv.errors import UserError
 from artkv.models.blip2_files import open_blip2
@@ -92,15 +92,16 @@ def _check_blip2_and_texts(config: Config) -> list[str]:
     obstacles = []
     for path in filter(None, (dataset.train, dataset.val, dataset.test)):
         with suppress(UserError):  # what is wrong with the table was told already
-            problems = too_long_questions(
-                read_table(path, images),
-                files.tokenizer,
-                dataset.prompt,
+            table = read_table(path, images)
+            tokenized, problems = tokenize_table(table, files.tokenizer, dataset.prompt)
+            problems += too_long_questions(
+                tokenized,
+                table,
                 files.config.num_query_tokens,
                 config.evaluation.max_new_tokens,
                 files.config.text_config.max_position_embeddings,
             )
-            obstacles += [str(problem) for problem in problems]
+            obstacles += [str(problem) for problem in sorted(problems, key=lambda problem: problem.line)]
     return obstacles
 
 

@@ -10,8 +10,9 @@ from artkv.config import Config
 from artkv.datasets.loading import training_loader
 from artkv.datasets.order import plan_epoch
 from artkv.datasets.packing import PackingSettings
-from artkv.datasets.pictures import PaintingTransform
+from artkv.datasets.painting_source import PaintingSource
 from artkv.datasets.table import QuestionTable
+from artkv.datasets.tokenized_table import TokenizedTable
 from artkv.distributed import World
 from artkv.errors import RunFailed
 from artkv.monitoring.memory import peak_device_bytes, peak_host_bytes
@@ -28,14 +29,14 @@ Validate = Callable[[int], float]
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What the loop trains on: the table, the views of its pictures, and the prompt around a question.
+    """What the loop trains on: the table, its texts' token ids and its paintings.
 
     packing: how questions are packed; None: one row a question.
     """
 
     table: QuestionTable
-    transform: PaintingTransform
-    prompt: str
+    tokenized: TokenizedTable
+    paintings: PaintingSource
     workers: int
     packing: PackingSettings | None
 
@@ -77,11 +78,11 @@ def fit(
         first_step = plan.step_at_groups(progress.groups_consumed, per_step)
         seen_before_epoch = progress.questions_seen - plan.questions_before_step(first_step, per_step)
         batches_of_steps = training_loader(
-            data.table, plan, engine.model.backbone.tokenizer, data.transform, data.prompt, first_step,
-            per_step, engine.accumulation, world.rank, world.size, data.workers,
+            data.table, data.tokenized, plan, data.paintings, first_step, per_step, engine.accumulation,
+            world.rank, world.size, data.workers,
             pin_memory=world.device.type == "cuda", packing=data.packing,
         )  # fmt: skip
-        for epoch_step, batches in enumerate(batches_of_steps, start=first_step):
+        for epoch_step, batches in enumerate(clock.waiting_for(batches_of_steps), start=first_step):
             questions_after = seen_before_epoch + plan.questions_before_step(epoch_step + 1, per_step)
             lr = learning_rate(
                 training.learning_rate, progress.questions_seen, questions_after, warmup_questions, total_questions

@@ -14,17 +14,20 @@ from artkv.config import Config, dump_config
 from artkv.config.deepspeed import fill_deepspeed_config, load_deepspeed_config
 from artkv.datasets.checked_tables import read_checked_tables
 from artkv.datasets.packing import PackingSettings
-from artkv.datasets.pictures import PaintingTransform, open_picture
+from artkv.datasets.painting_source import DecodedPictures, PaintingSource
+from artkv.datasets.pictures import open_picture
 from artkv.datasets.table import QuestionTable
+from artkv.datasets.tokenized_table import TokenizedTable
 from artkv.distributed import World
 from artkv.errors import UserError
 from artkv.evaluation.answering import (
     AnsweringSettings,
     answer_questions,
     answering_settings,
-    check_texts,
     score_answers,
+    tokenize_checked,
 )
+from artkv.feature_cache import cache_settings, decoded_before, prepare_features
 from artkv.models.kv_modulated_blip2 import KVModulatedBlip2
 from artkv.models.loading import BuiltModel, build_model, painting_transform
 from artkv.monitoring.environment import environment_report
@@ -65,13 +68,18 @@ def train(config: Config, resume: str | Literal["latest", "auto"] | None, world:
     deepspeed_tree = world.together(lambda: load_deepspeed_config(training.deepspeed))
     world.together(lambda: check_output_folder(run_dir))
     csv_paths, image_root = world.together(lambda: _data_paths(config))
-    train_table, *val_tables = read_checked_tables(csv_paths, image_root, world)
+    train_table, *val_tables = read_checked_tables(
+        csv_paths, image_root, world, decoded_before(config.frozen.feature_cache)
+    )
     checkpoint = _checkpoint_to_resume(run_dir, resume, world)
     data_hash = _data_hash(train_table, image_root)
     accumulation = training.gradient_accumulation_steps
     if checkpoint is not None:
         accumulation = _accumulation_on_resume(checkpoint, config, data_hash, world)
 
+    features = None
+    if config.frozen.feature_cache is not None:
+        features = prepare_features(cache_settings(config), [train_table, *val_tables], world)
     built = world.together(
         lambda: build_model(
             config.model, config.efficientnet, config.kv_modulation, config.trainable, config.frozen,
@@ -81,7 +89,7 @@ def train(config: Config, resume: str | Literal["latest", "auto"] | None, world:
     )  # fmt: skip
     model = built.model
     settings = answering_settings(config.dataset, config.evaluation, training.seed)
-    world.together(lambda: check_texts(model, [train_table, *val_tables], settings))
+    texts, *val_texts = world.together(lambda: tokenize_checked(model, [train_table, *val_tables], settings))
     dtype = str(model.backbone.dtype).removeprefix("torch.")
     identity = Identity(built.frozen_hash, data_hash, dtype, accumulation * world.size)
     _check_ranks_agree(identity, world)
@@ -102,7 +110,11 @@ def train(config: Config, resume: str | Literal["latest", "auto"] | None, world:
     packing = None
     if training.pack_questions:
         packing = PackingSettings(model.backbone.num_query_tokens, model.backbone.language_model_width)
-    data = TrainingData(train_table, transform, config.dataset.prompt, config.dataset.workers, packing)
+    paintings, *val_paintings = (
+        features.paintings(table) if features else DecodedPictures(table, transform)
+        for table in [train_table, *val_tables]
+    )
+    data = TrainingData(train_table, texts, paintings, config.dataset.workers, packing)
     steps = total_steps(
         train_table, training.batch_size, training.seed, training.num_epochs, identity.micro_batches_per_step
     )
@@ -111,7 +123,9 @@ def train(config: Config, resume: str | Literal["latest", "auto"] | None, world:
     try:
         log.config(dump_config(config), step=progress.step)
         log.note(_summary(built, train_table, steps, world))
-        validate = _validation(model, val_tables[0], transform, settings, log, world) if val_tables else None
+        validate = None
+        if val_tables:
+            validate = _validation(model, val_tables[0], val_texts[0], val_paintings[0], settings, log, world)
         progress = fit(engine, data, config, identity, progress, run_dir, log, world, validate)
     finally:
         log.close()
@@ -238,13 +252,14 @@ def _summary(built: BuiltModel, table: QuestionTable, steps: int, world: World) 
 def _validation(
     model: KVModulatedBlip2,
     table: QuestionTable,
-    transform: PaintingTransform,
+    texts: TokenizedTable,
+    paintings: PaintingSource,
     settings: AnsweringSettings,
     log: RunLog,
     world: World,
 ) -> Validate:
     def validate(step: int) -> float:
-        answers = answer_questions(model, table, transform, settings, world)
+        answers = answer_questions(model, table, texts, paintings, settings, world)
         exact_match = 0.0
         if world.is_main:
             scores = score_answers(answers, table, bootstrap_samples=1, seed=settings.seed)  # means alone

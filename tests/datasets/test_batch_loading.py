@@ -12,9 +12,11 @@ from PIL import Image
 from artkv.batch import Batch
 from artkv.datasets.loading import evaluation_loader, training_loader
 from artkv.datasets.order import plan_epoch, plan_evaluation
+from artkv.datasets.painting_source import DecodedPictures
 from artkv.datasets.pictures import PaintingTransform, open_picture
 from artkv.datasets.table import ImageIndex, QuestionTable, read_table
 from artkv.datasets.tokenization import encode_for_training, encode_prompt
+from artkv.datasets.tokenized_table import tokenize_table
 from artkv.errors import UserError
 
 PROMPT = "Question: {question} Short answer:"
@@ -41,13 +43,15 @@ def load_training(table: QuestionTable, tokenizer: Any, **changes: Any) -> list[
         "first_step": 0, "accumulation": 1, "rank": 0, "world": 1, "workers": 0, "pin_memory": False
     } | changes  # fmt: skip
     settings["micro_batches_per_step"] = settings["accumulation"] * settings["world"]
-    return list(training_loader(table, plan, tokenizer, TRANSFORM, PROMPT, **settings))
+    tokenized, _ = tokenize_table(table, tokenizer, PROMPT)
+    return list(training_loader(table, tokenized, plan, DecodedPictures(table, TRANSFORM), **settings))
 
 
 def load_evaluation(table: QuestionTable, tokenizer: Any, **changes: Any) -> list[Batch]:
     plan = plan_evaluation(table.painting_of_row, batch_size=4)
     settings: dict[str, Any] = {"rank": 0, "world": 1, "workers": 0, "pin_memory": False} | changes
-    return list(evaluation_loader(table, plan, tokenizer, TRANSFORM, PROMPT, **settings))
+    tokenized, _ = tokenize_table(table, tokenizer, PROMPT)
+    return list(evaluation_loader(table, tokenized, plan, DecodedPictures(table, TRANSFORM), **settings))
 
 
 def assert_same(one: Batch, other: Batch) -> None:
@@ -193,7 +197,7 @@ def test_each_painting_is_decoded_once_a_micro_batch(
         decoded.append(path)
         return open_picture(path)
 
-    monkeypatch.setattr("artkv.datasets.loading.open_picture", counting)
+    monkeypatch.setattr("artkv.datasets.painting_source.open_picture", counting)
     steps = load_training(table, tiny_tokenizer)
     expected = [len({painting_number(table, row) for row in batch.rows}) for (batch,) in steps]
     assert len(decoded) == sum(expected) < len(table)
@@ -216,6 +220,6 @@ def test_inconsistent_splits_are_refused(table: QuestionTable, tiny_tokenizer: A
     plan = plan_epoch(table.painting_of_row, batch_size=4, seed=1, epoch=0)
     with pytest.raises(ValueError, match="3 micro-batches a step are not 2 ranks x 2 micro-steps"):
         training_loader(
-            table, plan, tiny_tokenizer, TRANSFORM, PROMPT,
+            table, tokenize_table(table, tiny_tokenizer, PROMPT)[0], plan, DecodedPictures(table, TRANSFORM),
             first_step=0, micro_batches_per_step=3, accumulation=2, rank=0, world=2, workers=0, pin_memory=False,
         )  # fmt: skip

@@ -144,10 +144,11 @@ def test_padding_sees_itself_alone() -> None:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_the_loader_packs_the_same_questions(table: QuestionTable, tiny_tokenizer: Any, workers: int) -> None:
     plan = plan_epoch(table.painting_of_row, batch_size=6, seed=1, epoch=0)
+    tokenized, _ = tokenize_table(table, tiny_tokenizer, PROMPT)
 
     def load(packing: PackingSettings | None) -> list[Any]:
         steps = training_loader(
-            table, plan, tiny_tokenizer, TRANSFORM, PROMPT,
+            table, tokenized, plan, DecodedPictures(table, TRANSFORM),
             first_step=0, micro_batches_per_step=2, accumulation=2, rank=0, world=1,
             workers=workers if packing else 0, pin_memory=False, packing=packing,
         )  # fmt: skip

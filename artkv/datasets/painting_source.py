@@ -1,0 +1,69 @@
+"""Where a batch's paintings come from: pictures decoded now, or features computed before.
+
+Letters in shapes: I paintings of a batch.
+"""
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from artkv.batch import PaintingFeatures, PaintingViews
+from artkv.datasets.pictures import PaintingTransform, open_picture
+from artkv.datasets.table import QuestionTable
+from artkv.errors import UserError
+
+
+class PaintingSource(Protocol):
+    """Gives the paintings of one table, by their numbers in it. Goes to loader workers whole, so it must pickle.
+
+    needs_processes: True where a batch takes so much of the processor that loader processes pay.
+    """
+
+    needs_processes: bool
+
+    def load(
+        self, paintings: np.ndarray, art_paintings: np.ndarray, pin_memory: bool
+    ) -> PaintingViews | PaintingFeatures:
+        """For (I,) painting numbers what the ViT sees, and for (I,) others what the EfficientNet sees.
+
+        pin_memory: whether the result should lie in page-locked memory, where that costs no second copy.
+        Raises `UserError` that names a painting that cannot be had.
+        """
+
+    def load_blank(self, number: int, pin_memory: bool) -> PaintingViews | PaintingFeatures:
+        """So many times the plain grey picture, which tells nothing of a painting."""
+
+
+class DecodedPictures:
+    """Decodes the table's pictures and makes the encoders' views of them; see `PaintingSource`."""
+
+    needs_processes = True
+
+    def __init__(self, table: QuestionTable, transform: PaintingTransform) -> None:
+        self._csv_path = table.path
+        self._paths = table.painting_paths
+        self._transform = transform
+        self._lines = np.zeros(table.num_paintings, dtype=np.int64)  # where each painting is named first
+        self._lines[table.painting_of_row[::-1]] = table.line_numbers[::-1]
+
+    def load(self, paintings: np.ndarray, art_paintings: np.ndarray, pin_memory: bool) -> PaintingViews:
+        """(I, 3, S, S) and (I, 3, E, E); never page-locked, which loader processes could not do."""
+        views = [self._views(int(p), int(a)) for p, a in zip(paintings, art_paintings, strict=True)]
+        return PaintingViews(torch.stack([v for v, _ in views]), torch.stack([e for _, e in views]))
+
+    def load_blank(self, number: int, pin_memory: bool) -> PaintingViews:
+        """See `PaintingSource`."""
+        vit_view, art_view = self._transform.blank()
+        return PaintingViews(vit_view.expand(number, -1, -1, -1), art_view.expand(number, -1, -1, -1))
+
+    def _views(self, painting: int, art_painting: int) -> tuple[Tensor, Tensor]:
+        try:
+            picture = open_picture(self._paths[painting])
+            if art_painting == painting:
+                return self._transform(picture)
+            art_picture = open_picture(self._paths[art_painting])
+        except UserError as error:
+            raise UserError(f"{self._csv_path}:{self._lines[painting]}: {error}") from None
+        return self._transform.vit_view(picture), self._transform.efficientnet_view(art_picture)

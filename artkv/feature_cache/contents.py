@@ -1,0 +1,105 @@
+"""SHA-256 of picture files: what tells one picture from another, whatever its name."""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tqdm import tqdm
+
+from artkv.distributed import World
+from artkv.errors import UserError
+from artkv.feature_cache.files import write_whole
+
+# The key of the blank picture of the question-only baseline, which is no file.
+BLANK = hashlib.sha256(b"the blank picture").hexdigest()
+
+# A file changed so shortly before it was hashed could change again within a tick of its file system's clock.
+_SETTLED_SECONDS = 2.0
+_MOST_THREADS = 8
+
+# Of a file: size, time of its content, time of its inode. The last moves even when a tool puts the others back.
+_State = tuple[int, int, int]
+
+
+class PictureMemo:
+    """The SHA-256 of files, as long as size and times stay; kept in `pictures.json` of the cache's folder."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._has_news = False
+        self._known: dict[str, tuple[_State | None, str]] = {}
+        try:
+            for name, (*state, content) in json.loads(path.read_bytes()).items():
+                self._known[name] = (tuple(state), content)
+        except (OSError, ValueError, TypeError):
+            pass  # absent or unreadable: all are hashed again
+
+    def get(self, path: Path) -> tuple[_State | None, str] | None:
+        """State and SHA-256 of the file's bytes, if they are known and the file has not changed since."""
+        known = self._known.get(str(path))
+        return known if known is not None and known[0] == _state(path) else None
+
+    def add(self, contents: Mapping[str, tuple[_State | None, str]]) -> None:
+        """Remembers the files that had a state to tell a change by."""
+        self._has_news |= any(self._known.get(name) != found for name, found in contents.items() if found[0])
+        self._known |= {name: (state, content) for name, (state, content) in contents.items() if state is not None}
+
+    def save(self) -> None:
+        """Writes it down, if there is anything new."""
+        if not self._has_news:
+            return
+        files = {name: [*(state or ()), content] for name, (state, content) in sorted(self._known.items())}
+        write_whole(self._path, json.dumps(files).encode())
+
+
+def picture_contents(paths: Sequence[Path], memo: PictureMemo, world: World) -> dict[str, str]:
+    """SHA-256 of each file by its path; the ranks share the looking and the hashing, and all get the same.
+
+    Called on all ranks. Raises `UserError` for a file that cannot be read.
+    """
+    share = list(dict.fromkeys(paths))[world.rank :: world.size]
+    looked_at = world.together(lambda: _look_at(share, memo, show=world.is_main))
+    contents: dict[str, str] = {}
+    for part in world.gather(looked_at):
+        memo.add(part)
+        contents |= {name: content for name, (_, content) in part.items()}
+    return contents
+
+
+def _look_at(paths: Sequence[Path], memo: PictureMemo, show: bool) -> dict[str, tuple[_State | None, str]]:
+    known = {str(path): memo.get(path) for path in paths}
+    unknown = [name for name, found in known.items() if found is None]
+    with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
+        hashed = tqdm(
+            pool.map(_hash, unknown), total=len(unknown), desc="hashing pictures", unit="picture", leave=False,
+            disable=None if show and unknown else True,
+        )  # fmt: skip
+        return {name: found for name, found in known.items() if found is not None} | dict(hashed)
+
+
+def _hash(name: str) -> tuple[str, tuple[_State | None, str]]:
+    try:
+        with open(name, "rb") as file:
+            before = os.fstat(file.fileno())
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+            after = os.fstat(file.fileno())
+    except OSError as error:
+        raise UserError(f"picture {name}: cannot be read ({error.strerror}); put it back") from None
+    changed_at = max(before.st_mtime, before.st_ctime)
+    is_settled = _state_of(before) == _state_of(after) and changed_at < time.time() - _SETTLED_SECONDS
+    return name, (_state_of(before) if is_settled else None, content)
+
+
+def _state(path: Path) -> _State | None:
+    try:
+        return _state_of(path.stat())
+    except OSError:
+        return None
+
+
+def _state_of(status: os.stat_result) -> _State:
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns

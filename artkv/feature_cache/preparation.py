@@ -1,0 +1,202 @@
+"""Makes sure that a cache holds the features of some pictures, and hands them to tables."""
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from artkv.config import Config, EfficientNetConfig, FrozenConfig, ModelConfig
+from artkv.datasets.table import QuestionTable
+from artkv.distributed import World
+from artkv.errors import UserError
+from artkv.feature_cache import fingerprint
+from artkv.feature_cache.contents import BLANK, PictureMemo, picture_contents
+from artkv.feature_cache.files import remove_abandoned
+from artkv.feature_cache.filling import fill
+from artkv.feature_cache.reading import CachedPaintings
+from artkv.feature_cache.shards import read_header, verify
+from artkv.feature_cache.store import SHARDS, FeatureStore, create_store, open_store
+from artkv.models.frozen_encoders import FrozenEncoders, open_frozen_encoders
+
+# How long another host's file may take to be seen through a network file system.
+_SEEN_WITHIN_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class CacheSettings:
+    """What a cache is filled and read by. has_art: whether prefixes are made. decoders: threads of a rank."""
+
+    folder: Path
+    model: ModelConfig
+    efficientnet: EfficientNetConfig
+    frozen: FrozenConfig
+    has_art: bool
+    decoders: int
+
+
+@dataclass(frozen=True)
+class CachedTables:
+    """Features of the pictures of some tables. contents: SHA-256 by path. has_art: whether prefixes are made."""
+
+    store: FeatureStore
+    contents: dict[str, str]
+    has_art: bool
+
+    def paintings(self, table: QuestionTable) -> CachedPaintings:
+        """The paintings of one of the tables, to be loaded in batches."""
+        keys = [self.contents[str(path)] for path in table.painting_paths]
+        places = np.array([self.store.place_of[key] for key in [*keys, BLANK]], dtype=np.int64)
+        return CachedPaintings(self.store.shards, places, self.has_art)
+
+
+def cache_settings(config: Config) -> CacheSettings:
+    """The settings of a config that has a cache; raises `UserError` for one that has none."""
+    folder = config.frozen.feature_cache
+    if folder is None:
+        raise UserError("frozen.feature_cache is not set; give a folder, with --set frozen.feature_cache=FOLDER")
+    has_art, workers = config.kv_modulation.enabled, config.dataset.workers
+    return CacheSettings(folder, config.model, config.efficientnet, config.frozen, has_art, max(1, workers))
+
+
+def decoded_before(folder: Path | None) -> Callable[[Path], bool]:
+    """Tells the pictures that were decoded for this cache and have not changed since, for they need no check."""
+    if folder is None:
+        return lambda path: False
+    # The memo is written when all its pictures have been encoded.
+    memo = PictureMemo(folder / "pictures.json")
+    return lambda path: memo.get(path) is not None
+
+
+def prepare_features(settings: CacheSettings, tables: Sequence[QuestionTable], world: World) -> CachedTables:
+    """Computes what the cache lacks of the tables' pictures, and of the blank one; called on all ranks.
+
+    Encoders are loaded only if something is missing, and are gone when this returns. Raises `UserError` with the
+    reason where the folder's features are not those that these encoders would compute.
+    """
+    paths = [path for table in tables for path in table.painting_paths]
+    store, contents = _filled(settings, paths, world)
+    if world.device.type == "cuda":
+        torch.cuda.empty_cache()  # what the encoders took, for training
+    return CachedTables(store, contents, settings.has_art)
+
+
+def _filled(settings: CacheSettings, paths: Sequence[Path], world: World) -> tuple[FeatureStore, dict[str, str]]:
+    """The store with nothing missing, and SHA-256 of each picture by path."""
+    folder = settings.folder
+    store, encoders = world.together(lambda: _open(settings, world.device))
+    memo = PictureMemo(folder / "pictures.json")
+    contents = picture_contents(paths, memo, world)
+    path_of = {content: Path(name) for name, content in contents.items()}
+    # Rank 0's view: another job may be writing here, and the ranks shall agree.
+    missing = world.broadcast(sorted({*path_of, BLANK} - store.place_of.keys()))
+    if missing:
+        began = time.monotonic()
+        world.together(lambda: _begin(folder, encoders) if world.is_main else None)
+        kind = fingerprint.digest(encoders.identity)
+        fill(folder / SHARDS, kind, missing, path_of, encoders, settings.decoders, world)
+        store = world.together(lambda: _open_complete(folder, {*path_of, BLANK}))
+        if world.is_main:
+            seconds = time.monotonic() - began
+            print(
+                f"artkv: encoded {len(missing)} pictures in {seconds:.1f} s, {len(missing) / seconds:.1f} a second; "
+                f"{store.summary()}",
+                file=sys.stderr,
+                flush=True,
+            )
+    if world.is_main:
+        _write_down(store, memo)
+    return store, contents
+
+
+def verify_store(folder: Path, world: World) -> int:
+    """Reads every record and compares it with its checksum, the ranks sharing the shards; returns their number.
+
+    Raises `UserError` that names every damaged file.
+    """
+
+    def check_share() -> int:
+        paths = sorted((folder / SHARDS).glob("features-*.safetensors"))[world.rank :: world.size]
+        problems, verified = [], 0
+        for path in tqdm(paths, desc="verifying", unit="shard", disable=None if world.is_main else True):
+            try:
+                shard = read_header(path)
+                verify(shard)
+                verified += len(shard.contents)
+            except UserError as error:
+                problems.append(str(error))
+        if problems:
+            raise UserError("\n".join(problems))
+        return verified
+
+    world.together(lambda: open_store(folder))
+    return sum(world.gather(world.together(check_share)))
+
+
+def find_cache_problems(settings: CacheSettings, device: torch.device) -> list[str]:
+    """Why the cache cannot be used, if it cannot; its records are not read."""
+    try:
+        _open(settings, device)
+    except UserError as error:
+        return [str(error)]
+    return []
+
+
+def _open(settings: CacheSettings, device: torch.device) -> tuple[FeatureStore, FrozenEncoders]:
+    """The folder, once it is known to fit, and the encoders that would fill it."""
+    store = open_store(settings.folder)
+    # A control run may add pictures to a cache that has art features, if it knows the EfficientNet.
+    has_found_art = store.found is not None and store.found.art_weights is not None
+    fills_art = settings.has_art or (has_found_art and settings.efficientnet.checkpoint is not None)
+    encoders = open_frozen_encoders(settings.model, settings.efficientnet, settings.frozen, fills_art, device)
+    if store.found is not None:
+        wanted = encoders.identity if settings.has_art else encoders.identity.without_art()
+        fingerprint.check_fits(settings.folder, store.found, wanted)
+    return store, encoders
+
+
+def _begin(folder: Path, encoders: FrozenEncoders) -> None:
+    """Makes the folder, or checks that what is to be added is of the same kind."""
+    try:
+        create_store(folder, encoders.identity)
+        remove_abandoned(folder)
+        remove_abandoned(folder / SHARDS)
+    except OSError as error:
+        raise UserError(
+            f"frozen.feature_cache = {folder}: cannot be written ({error.strerror}); give another"
+        ) from None
+    found = fingerprint.read(folder / "cache.json")
+    fingerprint.check_fits(folder, found, encoders.identity)
+    if found.art_weights is not None and encoders.identity.art_weights is None:
+        raise UserError(
+            f"frozen.feature_cache = {folder}: has EfficientNet features, and pictures are missing in it; set "
+            "efficientnet.checkpoint to the one it was made with"
+        )
+
+
+def _open_complete(folder: Path, wanted: set[str]) -> FeatureStore:
+    """The folder with all that the ranks have written, as soon as this host sees it."""
+    until = time.monotonic() + _SEEN_WITHIN_SECONDS
+    while True:
+        store = open_store(folder)
+        lacking = wanted - store.place_of.keys()
+        if not lacking:
+            return store
+        if time.monotonic() > until:
+            raise UserError(
+                f"frozen.feature_cache = {folder}: {len(lacking)} pictures that were just computed are not seen here; "
+                "give a folder that all hosts share"
+            )
+        time.sleep(1.0)
+
+
+def _write_down(store: FeatureStore, memo: PictureMemo) -> None:
+    try:
+        store.write_index()
+        memo.save()
+    except OSError:
+        return  # a folder that is read-only now: the next start hashes and reads headers again

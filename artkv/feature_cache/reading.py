@@ -1,0 +1,127 @@
+"""Reads records of a feature cache into batches.
+
+A record is copied once, by the kernel, from the page cache into the batch's own (page-locked) memory: `preadv`
+rather than a mapping, because it takes no page fault for each 4 KiB, does not grow the process by what it has
+read, and answers a file that was cut off with a short read instead of SIGBUS. The files stay safetensors, which
+others may map.
+
+Letters in tensor names: I paintings of a batch, N image tokens, V the ViT's width, F the art features' width.
+"""
+
+import os
+import resource
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from artkv.batch import PaintingFeatures
+from artkv.datasets.columns import PathColumn
+from artkv.errors import UserError
+from artkv.feature_cache.shards import Block, Shard
+
+# Files kept open: a part of what the system allows a process.
+_MOST_OPEN_FILES = 256
+
+
+class CachedPaintings:
+    """The paintings of one table as records of a feature cache: a `PaintingSource` without encoders.
+
+    places: (paintings + 1, 2) int64, each painting's shard and record in it, and at the end the blank picture's.
+    has_art: whether batches get art features.
+
+    Holds arrays and no text, pickles, and may be used from several threads and after a fork.
+    """
+
+    needs_processes = False
+
+    def __init__(self, shards: list[Shard], places: np.ndarray, has_art: bool) -> None:
+        self._paths = PathColumn(shard.path for shard in shards)
+        self._places = places
+        self._image = shards[0].image
+        self._art = shards[0].art if has_art else None
+        self._image_offsets = np.array([shard.image.offset for shard in shards], dtype=np.int64)
+        self._art_offsets = np.array([shard.art.offset if shard.art else -1 for shard in shards], dtype=np.int64)
+        self._forget_files()
+
+    def load(self, paintings: np.ndarray, art_paintings: np.ndarray, pin_memory: bool) -> PaintingFeatures:
+        """(I, N, V) in the compute dtype and (I, F) float32."""
+        image = self._records(self._places[paintings], self._image, self._image_offsets, pin_memory)
+        art = None
+        if self._art is not None:
+            art = self._records(self._places[art_paintings], self._art, self._art_offsets, pin_memory)
+        return PaintingFeatures(image, art)
+
+    def load_blank(self, number: int, pin_memory: bool) -> PaintingFeatures:
+        """See `PaintingSource`."""
+        blank = np.full(number, len(self._places) - 1)
+        return self.load(blank, blank, pin_memory)
+
+    def _records(self, places_I2: np.ndarray, block: Block, offsets: np.ndarray, pin_memory: bool) -> Tensor:
+        records = torch.empty((len(places_I2), *block.shape), dtype=block.dtype, pin_memory=pin_memory)
+        rows = records.view(len(places_I2), -1).view(torch.uint8).numpy()
+        starts = offsets[places_I2[:, 0]] + places_I2[:, 1] * block.record_bytes
+        with self._lock:  # no other thread may close a file in between
+            if len(places_I2) > 1:
+                for (shard, _), start in zip(places_I2, starts, strict=True):
+                    _announce(self._file(int(shard)), int(start), block.record_bytes)
+            for row, (shard, _), start in zip(rows, places_I2, starts, strict=True):
+                self._read(int(shard), int(start), row.data)
+        return records
+
+    def _read(self, shard: int, start: int, target: memoryview) -> None:
+        done = 0
+        while done < len(target):
+            count = os.preadv(self._file(shard), [target[done:]], start + done)
+            if count == 0:
+                raise UserError(
+                    f"{self._paths[shard]}: is shorter than it was at the start; delete this file, `artkv cache` "
+                    "makes it again"
+                )
+            done += count
+
+    def _file(self, shard: int) -> int:
+        """The open file of a shard; the one used longest ago makes room for it."""
+        if shard in self._files:
+            self._files.move_to_end(shard)
+            return self._files[shard]
+        while len(self._files) >= self._most_files:
+            os.close(self._files.popitem(last=False)[1])
+        path: Path = self._paths[shard]
+        try:
+            self._files[shard] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}); run `artkv cache` again") from None
+        return self._files[shard]
+
+    def _forget_files(self) -> None:
+        self._files: OrderedDict[int, int] = OrderedDict()
+        self._lock = threading.Lock()
+        self._most_files = min(_MOST_OPEN_FILES, max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
+
+    def close(self) -> None:
+        """Closes its files; the next batch opens them again."""
+        with self._lock:
+            while self._files:
+                os.close(self._files.popitem()[1])
+
+    def __del__(self) -> None:
+        if hasattr(self, "_lock"):
+            self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("_files", "_lock", "_most_files")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._forget_files()
+
+
+def _announce(file: int, start: int, num_bytes: int) -> None:
+    """Lets the disk begin with a record while those before it are copied."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(file, start, num_bytes, os.POSIX_FADV_WILLNEED)
