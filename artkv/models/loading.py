@@ -57,23 +57,18 @@ def build_model(
     digests = backbone.weight_digests()
 
     trainables: dict[str, nn.Parameter] = {}
+    encoder = generator = gate = None
     with torch.random.fork_rng(devices=[]):
+        if kv_modulation.enabled:
+            # Before the seed: making an EfficientNet draws random numbers, reading its features from a cache none.
+            encoder, art_digests = _art_encoder(efficientnet, device, on_demand=frozen.feature_cache is not None)
+            digests |= {f"efficientnet.{name}": digest for name, digest in art_digests.items()}
         torch.manual_seed(seed)
         # peft switches all other gradients off, so it comes before what trains in full.
         trainables |= add_lora(backbone, trainable.lora, trainable.qformer_cross_attention)
         if trainable.qformer_cross_attention:
             trainables |= backbone.train_cross_attention()
-        encoder: EfficientNetEncoder | LoadedOnDemand | None = None
-        generator = gate = None
-        if kv_modulation.enabled:
-            if frozen.feature_cache is None:
-                encoder = load_efficientnet(efficientnet).to(device)
-                state = efficientnet_state_tensors(encoder)
-                art_digests = {name: tensor_digest(tensor) for name, tensor in state.items()}
-            else:
-                encoder = LoadedOnDemand(efficientnet, device)
-                art_digests = efficientnet_digests(efficientnet)
-            digests |= {f"efficientnet.{name}": digest for name, digest in art_digests.items()}
+        if encoder is not None:
             generator = KVPrefixGenerator(
                 feature_dim=encoder.feature_dim,
                 hidden_size=backbone.qformer_width,
@@ -95,6 +90,17 @@ def build_model(
     frozen_digests = {name: digest for name, digest in digests.items() if name not in trainables}
     assembled = KVModulatedBlip2(FrozenParts(backbone, encoder, generator, gate), trainables)
     return BuiltModel(assembled, initial_values, combined_digest(frozen_digests))
+
+
+def _art_encoder(
+    config: EfficientNetConfig, device: torch.device, on_demand: bool
+) -> tuple[EfficientNetEncoder | LoadedOnDemand, dict[str, str]]:
+    """The encoder and the digest of each of its tensors."""
+    if on_demand:
+        return LoadedOnDemand(config, device), efficientnet_digests(config)
+    encoder = load_efficientnet(config).to(device)
+    state = efficientnet_state_tensors(encoder)
+    return encoder, {name: tensor_digest(tensor) for name, tensor in state.items()}
 
 
 def painting_transform(model: KVModulatedBlip2, efficientnet: EfficientNetConfig) -> PaintingTransform:
