@@ -163,8 +163,6 @@ def _begin(folder: Path, encoders: FrozenEncoders) -> None:
     """Makes the folder, or checks that what is to be added is of the same kind."""
     try:
         create_store(folder, encoders.identity)
-        remove_abandoned(folder)
-        remove_abandoned(folder / SHARDS)
     except OSError as error:
         raise UserError(
             f"frozen.feature_cache = {folder}: cannot be written ({error.strerror}); give another"
@@ -196,6 +194,8 @@ def _open_complete(folder: Path, wanted: set[str]) -> FeatureStore:
 
 def _write_down(store: FeatureStore, memo: PictureMemo) -> None:
     try:
+        remove_abandoned(store.folder)
+        remove_abandoned(store.folder / SHARDS)
         store.write_index()
         memo.save()
     except OSError:

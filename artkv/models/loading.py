@@ -11,7 +11,8 @@ from artkv.frozen.host_blocks import Gather
 from artkv.frozen.recompute import recompute_blocks
 from artkv.kv_modulation import KVPrefixGenerator
 from artkv.models.backends import Together, load_backbone
-from artkv.models.efficientnet import efficientnet_state_tensors, load_efficientnet
+from artkv.models.efficientnet import EfficientNetEncoder, efficientnet_state_tensors, load_efficientnet
+from artkv.models.frozen_encoders import LoadedOnDemand, efficientnet_digests
 from artkv.models.kv_modulated_blip2 import FrozenParts, KVModulatedBlip2
 from artkv.models.lora import add_lora
 from artkv.models.weight_files import combined_digest, tensor_digest
@@ -46,6 +47,7 @@ def build_model(
 ) -> BuiltModel:
     """Loads the frozen parts, adds what trains, and assembles them on `device`.
 
+    With `frozen.feature_cache` ViT and EfficientNet stay on disk until a picture has to be encoded.
     What is new (generator, gate, LoRA) is drawn from `seed` alone, so all ranks and all starts agree.
     `gather` and `together` are those of `World`; the ranks of a host share one copy of what streams.
     """
@@ -53,19 +55,18 @@ def build_model(
     digests = backbone.weight_digests()
 
     trainables: dict[str, nn.Parameter] = {}
+    encoder = generator = gate = None
     with torch.random.fork_rng(devices=[]):
+        if kv_modulation.enabled:
+            # Before the seed: making an EfficientNet draws random numbers, reading its features from a cache none.
+            encoder, art_digests = _art_encoder(efficientnet, device, on_demand=frozen.feature_cache is not None)
+            digests |= {f"efficientnet.{name}": digest for name, digest in art_digests.items()}
         torch.manual_seed(seed)
         # peft switches all other gradients off, so it comes before what trains in full.
         trainables |= add_lora(backbone, trainable.lora, trainable.qformer_cross_attention)
         if trainable.qformer_cross_attention:
             trainables |= backbone.train_cross_attention()
-        encoder = generator = gate = None
-        if kv_modulation.enabled:
-            encoder = load_efficientnet(efficientnet).to(device)
-            digests |= {
-                f"efficientnet.{name}": tensor_digest(tensor)
-                for name, tensor in efficientnet_state_tensors(encoder).items()
-            }
+        if encoder is not None:
             generator = KVPrefixGenerator(
                 feature_dim=encoder.feature_dim,
                 hidden_size=backbone.qformer_width,
@@ -87,6 +88,17 @@ def build_model(
     frozen_digests = {name: digest for name, digest in digests.items() if name not in trainables}
     assembled = KVModulatedBlip2(FrozenParts(backbone, encoder, generator, gate), trainables)
     return BuiltModel(assembled, initial_values, combined_digest(frozen_digests))
+
+
+def _art_encoder(
+    config: EfficientNetConfig, device: torch.device, on_demand: bool
+) -> tuple[EfficientNetEncoder | LoadedOnDemand, dict[str, str]]:
+    """The encoder and the digest of each of its tensors."""
+    if on_demand:
+        return LoadedOnDemand(config, device), efficientnet_digests(config)
+    encoder = load_efficientnet(config).to(device)
+    state = efficientnet_state_tensors(encoder)
+    return encoder, {name: tensor_digest(tensor) for name, tensor in state.items()}
 
 
 def painting_transform(model: KVModulatedBlip2, efficientnet: EfficientNetConfig) -> PaintingTransform:

@@ -19,7 +19,9 @@ from artkv.datasets.packing import (
     pack_questions,
     prefix_tree,
 )
+from artkv.datasets.painting_source import DecodedPictures
 from artkv.datasets.table import QuestionTable
+from artkv.datasets.tokenized_table import tokenize_table
 from tests.datasets.test_batch_loading import PROMPT, TRANSFORM
 from tests.datasets.test_batch_loading import table as table  # a fixture
 

@@ -1,0 +1,188 @@
+"""Records get into batches whole and in order, whoever reads them; models compute with them as they would without."""
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from artkv.api import load_model
+from artkv.batch import Batch, PaintingFeatures, PaintingViews
+from artkv.config import Config, override_config
+from artkv.datasets.loading import QuestionDataset, evaluation_loader
+from artkv.datasets.order import plan_evaluation
+from artkv.datasets.painting_source import DecodedPictures
+from artkv.datasets.table import QuestionTable
+from artkv.datasets.tokenized_table import tokenize_table
+from artkv.distributed import single_process
+from artkv.errors import UserError
+from artkv.evaluation.answering import ALL_ABLATIONS, Ablation, answer_questions, answering_settings
+from artkv.evaluation.scores import shuffled_painting_index
+from artkv.feature_cache.reading import CachedPaintings
+from tests.feature_cache.conftest import prepare, tables_of
+
+
+@pytest.fixture
+def table(config: Config) -> QuestionTable:
+    return tables_of(config, "train")[0]
+
+
+@pytest.fixture
+def paintings(config: Config, table: QuestionTable) -> CachedPaintings:
+    return prepare(config).paintings(table)
+
+
+def test_records_come_in_the_order_asked_for(paintings: CachedPaintings) -> None:
+    in_order = paintings.load(np.arange(12), np.arange(12), pin_memory=False)
+    assert len({tuple(record.flatten()[:4].tolist()) for record in in_order.image_features}) == 12
+    picked, art_picked = np.array([7, 0, 7, 11]), np.array([1, 2, 3, 4])
+    features = paintings.load(picked, art_picked, pin_memory=False)
+    assert in_order.art_features is not None
+    assert features.art_features is not None
+    assert torch.equal(features.image_features, in_order.image_features[picked])
+    assert torch.equal(features.art_features, in_order.art_features[art_picked])
+
+
+def test_bfloat16_records(config: Config, table: QuestionTable) -> None:
+    bf16 = override_config(config, ["model.dtype=bfloat16"])
+    features = prepare(bf16).paintings(table).load(np.arange(12), np.arange(12), pin_memory=False)
+    fp32 = override_config(config, [f"frozen.feature_cache={config.frozen.feature_cache}_fp32"])
+    exact = prepare(fp32).paintings(table).load(np.arange(12), np.arange(12), pin_memory=False)
+    assert features.image_features.dtype == torch.bfloat16
+    assert features.art_features is not None
+    assert exact.art_features is not None
+    assert torch.equal(features.art_features, exact.art_features)  # the EfficientNet computes in fp32 always
+    # Two layers in bf16, values to 3: worst seen 0.06.
+    torch.testing.assert_close(features.image_features.float(), exact.image_features, rtol=0, atol=0.15)
+
+
+def test_few_files_are_open_at_a_time(paintings: CachedPaintings) -> None:
+    expected = paintings.load(np.arange(12), np.arange(12), pin_memory=False)
+    paintings.close()
+    paintings._most_files = 2
+    open_before = len(os.listdir("/proc/self/fd"))
+    features = paintings.load(np.arange(12), np.arange(12), pin_memory=False)
+    assert len(os.listdir("/proc/self/fd")) == open_before + 2
+    assert torch.equal(features.image_features, expected.image_features)
+    paintings.close()
+    assert len(os.listdir("/proc/self/fd")) == open_before
+
+
+def test_pickles_without_its_files(paintings: CachedPaintings) -> None:
+    expected = paintings.load(np.arange(12), np.arange(12), pin_memory=False)
+    again: CachedPaintings = pickle.loads(pickle.dumps(paintings))
+    assert torch.equal(again.load(np.arange(12), np.arange(12), False).image_features, expected.image_features)
+
+
+def test_shard_cut_off_while_training_is_named(paintings: CachedPaintings, config: Config) -> None:
+    for path in (config.frozen.feature_cache / "shards").iterdir():  # type: ignore[operator]
+        os.truncate(path, 5000)
+    with pytest.raises(UserError, match="is shorter than it was at the start; delete this file"):
+        paintings.load(np.arange(12), np.arange(12), pin_memory=False)
+
+
+@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+def test_batches_survive_worker_processes(
+    paintings: CachedPaintings, table: QuestionTable, tiny_tokenizer: Any, start_method: str
+) -> None:
+    """Though artkv reads a cache in a thread."""
+    tokenized, _ = tokenize_table(table, tiny_tokenizer, "Question: {question} Short answer:")
+    plan = plan_evaluation(table.painting_of_row, 4)
+    dataset = QuestionDataset(table, tokenized, plan, paintings, with_answers=True)  # type: ignore[arg-type]
+    alone = [dataset[index] for index in range(plan.num_micro_batches)]
+    loader = DataLoader(
+        _Items(dataset, plan.num_micro_batches), batch_size=None, num_workers=1, multiprocessing_context=start_method
+    )
+    for one, other in zip(alone, loader, strict=True):
+        assert one.rows == other.rows
+        assert torch.equal(one.paintings.image_features, other.paintings.image_features)  # type: ignore[union-attr]
+        assert torch.equal(one.questions.input_ids, other.questions.input_ids)
+
+
+class _Items(torch.utils.data.Dataset):
+    def __init__(self, dataset: QuestionDataset, number: int) -> None:
+        self._dataset, self._number = dataset, number
+
+    def __len__(self) -> int:
+        return self._number
+
+    def __getitem__(self, index: int) -> Batch:
+        return self._dataset[index]
+
+
+@pytest.mark.parametrize("ablation", ALL_ABLATIONS, ids=lambda ablation: ablation.name)
+def test_ablations_see_the_same_with_and_without(config: Config, table: QuestionTable, ablation: Ablation) -> None:
+    cached = prepare(config).paintings(table)
+    uncached = override_config(config, ["frozen.feature_cache=null"])
+    model = load_model(uncached, device="cpu")
+    settings = answering_settings(config.dataset, config.evaluation, seed=3)
+    tokenized, _ = tokenize_table(table, model.model.backbone.tokenizer, settings.prompt)
+    decoded = DecodedPictures(table, model.transform)
+    art_source = shuffled_painting_index(table.num_paintings, 3) if ablation.prefix == "shuffled" else None
+    for with_cache, without in zip(
+        *(
+            evaluation_loader(
+                table, tokenized, plan_evaluation(table.painting_of_row, 4), source, 0, 1, workers=0,
+                pin_memory=False, blank=ablation.image == "blank", art_source=art_source,
+            )
+            for source in (cached, decoded)
+        ),
+        strict=True,
+    ):  # fmt: skip
+        features, views = with_cache.paintings, without.paintings
+        assert isinstance(features, PaintingFeatures)
+        assert isinstance(views, PaintingViews)
+        expected = model.model.encode(views)
+        # fp32 in batches of another shape; worst seen 1.4e-6.
+        torch.testing.assert_close(features.image_features, expected.image_features, rtol=0, atol=1e-5)
+        torch.testing.assert_close(features.art_features, expected.art_features, rtol=0, atol=1e-5)
+    answers = [
+        answer_questions(model.model, table, tokenized, source, settings, single_process(), ablation)
+        for source in (cached, decoded)
+    ]
+    assert answers[0] == answers[1]
+
+
+def test_ask_about_a_new_picture_loads_the_encoders(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    from artkv.models.transformers_backend import TransformersBackbone
+
+    prepare(config)
+    picture = tables_of(config, "val")[0].painting_paths[0]
+    asked = ["What is thing 0?", "Who?"]
+    expected = load_model(override_config(config, ["frozen.feature_cache=null"]), device="cpu").ask(picture, asked)
+    loaded: list[str] = []
+    true_load = TransformersBackbone.load_vit
+    monkeypatch.setattr(
+        TransformersBackbone, "load_vit", lambda self, gather: loaded.append("vit") or true_load(self, gather)
+    )
+    before = {path: path.stat().st_mtime_ns for path in Path(config.frozen.feature_cache).rglob("*")}  # type: ignore[arg-type]
+    model = load_model(config, device="cpu")
+    assert loaded == []
+    assert model.model.backbone.named_parameters()["vision_model.post_layernorm.weight"].is_meta
+    assert model.ask(picture, asked) == expected
+    assert model.ask(picture, asked) == expected
+    assert loaded == ["vit"]
+    assert not any(p.is_meta for p in model.model.backbone.named_parameters().values())
+    assert not any(p.requires_grad for n, p in model.model.backbone.named_parameters().items() if "vision_model" in n)
+    assert before == {path: path.stat().st_mtime_ns for path in Path(config.frozen.feature_cache).rglob("*")}  # type: ignore[arg-type]
+
+
+def test_streamed_vit_fills_the_same_cache(config: Config, bf16_folder: Path) -> None:
+    """Its masters are bfloat16, so of weights that are: then records are bit-identical."""
+    from tests.feature_cache.conftest import files_of
+
+    resident = override_config(config, [f"model.blip2={bf16_folder}"])
+    streamed = override_config(
+        resident, ["frozen.vit=stream", f"frozen.feature_cache={config.frozen.feature_cache}_streamed"]
+    )
+    prepare(resident)
+    prepare(streamed)
+    assert files_of(resident) == files_of(streamed)
+    picture = tables_of(config, "val")[0].painting_paths[0]
+    model = load_model(streamed, device="cpu")
+    assert model.ask(picture, "Who?") == load_model(resident, device="cpu").ask(picture, "Who?")
+    assert model.model.backbone.streamed["vit"].total_loads > 0
