@@ -14,13 +14,13 @@ from artkv.frozen.recompute import recompute_blocks
 from artkv.kv_modulation import KVPrefixGenerator
 from artkv.models.backbone import Blip2Backbone
 from artkv.models.blip2_files import open_blip2
-from artkv.models.efficientnet import efficientnet_state_tensors, load_efficientnet
+from artkv.models.efficientnet import efficientnet_digests, load_efficientnet
 from artkv.models.kv_modulated_blip2 import FrozenParts, KVModulatedBlip2
 from artkv.models.lavis_backend import load_lavis_backbone, open_lavis_modules
 from artkv.models.lora import add_lora
 from artkv.models.precision import resolve_dtype
 from artkv.models.transformers_backend import load_transformers_backbone
-from artkv.models.weight_files import combined_digest, tensor_digest
+from artkv.models.weight_files import combined_digest
 
 # `World.together`.
 Together = Callable[[Callable[[], Any]], Any]
@@ -79,10 +79,7 @@ def build_model(
         encoder = generator = gate = None
         if kv_modulation.enabled:
             encoder = load_efficientnet(efficientnet).to(device)
-            digests |= {
-                f"efficientnet.{name}": tensor_digest(tensor)
-                for name, tensor in efficientnet_state_tensors(encoder).items()
-            }
+            digests |= efficientnet_digests(encoder)
             generator = KVPrefixGenerator(
                 feature_dim=encoder.feature_dim,
                 hidden_size=backbone.qformer_width,
