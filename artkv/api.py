@@ -28,7 +28,7 @@ from artkv.training.checkpoint import (
     check_same_frozen_weights,
     read_adapter,
     read_config,
-    read_identity,
+    read_frozen_hash,
     resolve_checkpoint,
     run_dir_of,
 )
@@ -72,8 +72,8 @@ def load_model(
     """Builds the model of `config` and gives it a checkpoint's trained weights.
 
     Args:
-        checkpoint: a checkpoint's folder, or a run's, or its `best` or `checkpoints/latest`; None for
-            the untrained model.
+        checkpoint: a checkpoint's folder, or a run's, or its `best` or `checkpoints/latest`, or an exported
+            adapter; None for the untrained model.
         device: by default the first CUDA device, or the CPU.
 
     Raises:
@@ -94,7 +94,7 @@ def load_model(
         folder = resolve_checkpoint(Path(checkpoint))
         adapter = read_adapter(folder)
         check_fits(folder, read_config(folder), config, adapter, built.initial_values)
-        check_same_frozen_weights(folder, read_identity(folder), built.frozen_hash)
+        check_same_frozen_weights(folder, read_frozen_hash(folder), built.frozen_hash)
         built.model.load_trainables(adapter)
     transform = painting_transform(built.model, config.efficientnet)
     return LoadedModel(built.model, transform, config, device)

@@ -109,6 +109,19 @@ def cache(options: argparse.Namespace) -> int:
     return DONE
 
 
+def export(options: argparse.Namespace) -> int:
+    """Writes a checkpoint for others to load."""
+    from artkv.config import override_config
+    from artkv.training.checkpoint import read_config, resolve_checkpoint
+    from artkv.training.export import export as write_export
+
+    folder = resolve_checkpoint(Path(options.checkpoint))
+    config = override_config(read_config(folder), options.set)
+    for path in write_export(folder, config, options.format, Path(options.output).expanduser(), options.leave_out):
+        print(path)
+    return DONE
+
+
 def check(options: argparse.Namespace) -> int:
     """Lists everything that would stop a run."""
     from artkv.config import load_config
@@ -213,6 +226,27 @@ def _parser(chosen: str | None = None) -> argparse.ArgumentParser:
         "--verify", action="store_true", help="read every record and compare its checksum, instead of computing any"
     )
 
+    verb = _add_verb(verbs, "export", export, "write a checkpoint as one file, a transformers folder or a LAVIS .pth")
+    _add_checkpoint(verb)
+    verb.add_argument(
+        "--format",
+        required=True,
+        choices=("adapter", "transformers", "lavis"),
+        help="adapter: what was trained, in one .safetensors; transformers: a folder for "
+        "Blip2ForConditionalGeneration; lavis: a .pth for Blip2OPT; both with what was "
+        "trained merged in, and the prefix generator beside",
+    )
+    verb.add_argument(
+        "--output", required=True, metavar="PATH", help="file.safetensors, folder or file.pth; must not be there yet"
+    )
+    verb.add_argument(
+        "--leave-out",
+        nargs="+",
+        default=[],
+        choices=("vit", "opt"),
+        help="with lavis: what LAVIS is to load from its own files, as its published checkpoints do",
+    )
+
     verb = _add_verb(verbs, "check", check, "list everything in config, data and models that would stop a run")
     _add_config(verb)
 
@@ -280,7 +314,7 @@ def _add_checkpoint(verb: argparse.ArgumentParser) -> None:
         "--checkpoint",
         required=True,
         metavar="PATH",
-        help="a checkpoint's folder, a run's folder (its newest), or its best or checkpoints/latest",
+        help="a checkpoint's folder, a run's (its newest), its best or checkpoints/latest, or an exported adapter",
     )
     _add_overrides(verb)
 

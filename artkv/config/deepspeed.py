@@ -44,8 +44,8 @@ def fill_deepspeed_config(
 ) -> dict[str, Any]:
     """The complete config for `deepspeed.initialize`; a value that conflicts with the YAML is an error.
 
-    Buckets set to "auto" take the number of trainable elements: DeepSpeed allocates a bucket whole, and
-    its default of 5e8 elements would cost 1 GB in bf16.
+    Buckets set to "auto" take the number of trainable elements, rounded up to the even number that DeepSpeed wants:
+    it allocates a bucket whole, and its default of 5e8 elements would cost 1 GB in bf16.
     """
     yaml_owned: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": training.batch_size,
@@ -84,7 +84,7 @@ def fill_deepspeed_config(
     zero = filled["zero_optimization"]
     for bucket in ("reduce_bucket_size", "allgather_bucket_size"):
         if zero.get(bucket, "auto") == "auto":
-            zero[bucket] = num_trainable_elements
+            zero[bucket] = num_trainable_elements + num_trainable_elements % 2
     # DeepSpeed's defaults are bf16, in which a sum over many micro-steps or ranks loses what it adds last.
     filled.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
     filled.setdefault("communication_data_type", "fp32")

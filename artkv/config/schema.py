@@ -36,7 +36,7 @@ class ModelConfig(Section):
         default="Salesforce/blip2-opt-2.7b", description="a hub id, a transformers folder or a .pth of LAVIS"
     )
     opt: str | None = Field(
-        default=None, description="with a LAVIS .pth only: facebook/opt-2.7b, or a folder of OPT and its tokenizer"
+        default=None, description="with a LAVIS .pth only: facebook/opt-2.7b, or a folder of OPT or BLIP-2"
     )
     vit: Path | None = Field(
         default=None, description="with a LAVIS .pth only, where that holds no ViT: path of eva_vit_g.pth"

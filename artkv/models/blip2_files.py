@@ -113,6 +113,15 @@ def stock_blip2(config: Any) -> Any:
         return Blip2ForConditionalGeneration(config)
 
 
+def tokenizer_folder_files(files: Blip2Files) -> list[Path]:
+    """The files beside config and weights of the transformers folder that was opened; none for LAVIS's files."""
+    if isinstance(files.source, LavisSource):
+        return []
+    folder = files.source.files[0].parent
+    found = {path for pattern in _SETTINGS for path in folder.glob(pattern) if path.is_file()}
+    return sorted(path for path in found if path.name != "config.json" and not path.name.endswith(".index.json"))
+
+
 def read_lavis_config(model: ModelConfig) -> Any:
     """The config of the LAVIS `.pth` in `model.blip2`."""
     return _lavis_source(model)[1]
@@ -150,6 +159,8 @@ def _lavis_source(model: ModelConfig) -> tuple[LavisSource, Any, Path]:
     if not (opt / "config.json").is_file():
         raise UserError(f"model.opt = {model.opt!r}: {opt} has no config.json; give OPT's folder as it is published")
     text_config: Any = AutoConfig.from_pretrained(opt)
+    if text_config.model_type == "blip-2":
+        text_config = text_config.text_config
     if text_config.model_type != "opt":
         raise UserError(f"model.opt = {model.opt!r}: is {text_config.model_type}, expected opt as facebook/opt-2.7b")
     source = LavisSource(path, None if model.vit is None else model.vit.expanduser(), opt)

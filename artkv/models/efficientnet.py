@@ -25,6 +25,7 @@ from typing_extensions import Self
 
 from artkv.config import EfficientNetConfig
 from artkv.errors import UserError
+from artkv.models.weight_files import tensor_digest
 
 # Averaged weights first, as timm's own loader prefers them: they are what a training's scores were measured on.
 _WRAPPERS = (
@@ -155,6 +156,11 @@ def efficientnet_state_tensors(encoder: EfficientNetEncoder) -> dict[str, Tensor
     `num_batches_tracked` is left out: it counts training steps, and not every checkpoint has it.
     """
     return _without_counters(encoder.backbone.state_dict())
+
+
+def efficientnet_digests(encoder: EfficientNetEncoder) -> dict[str, str]:
+    """The digest of each of the encoder's tensors, under names with `efficientnet.` in front."""
+    return {f"efficientnet.{name}": tensor_digest(t) for name, t in efficientnet_state_tensors(encoder).items()}
 
 
 def create_efficientnet(

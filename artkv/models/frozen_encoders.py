@@ -46,12 +46,13 @@ class LoadedOnDemand:
         return self._encoder(pixels_I3EE)
 
 
-def efficientnet_digests(config: EfficientNetConfig) -> dict[str, str]:
-    """Digest of each of the checkpoint's tensors by timm's name; remembered, so that it need not be loaded again.
+def remembered_efficientnet_digests(config: EfficientNetConfig) -> dict[str, str]:
+    """`efficientnet_digests` of what the config loads, remembered, so that it need not be loaded again.
 
     Raises `UserError` as `load_efficientnet` does.
     """
-    return {name: digest for name, digest in _efficientnet_identity(config).items() if name != _EPS}
+    identity = _efficientnet_identity(config).items()
+    return {f"efficientnet.{name}": digest for name, digest in identity if name != _EPS}
 
 
 @dataclass(frozen=True)

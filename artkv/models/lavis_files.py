@@ -75,10 +75,7 @@ class LavisSource:
         if _EMBEDDING not in own:
             opt_source = open_weights(opt, "model.opt")
             self.files += opt_source.files
-            for name in opt_source.names():
-                # The published folders of OPT were saved without the `model.` of the whole model.
-                whole = f"model.{name}" if name.startswith("decoder.") else name
-                base[f"language_model.{whole}"] = partial(opt_source.tensor, name)
+            base |= {_of_opt(name): partial(opt_source.tensor, name) for name in _opt_names(opt_source.names())}
         self._readers = base | own
         size = _trained_image_size(checkpoint)
         if size is not None and _POSITIONS in base and _POSITIONS not in own and _PATCHES in self._readers:
@@ -208,6 +205,17 @@ def _vit_readers(path: Path) -> _Readers:
         if not (is_unused_of_vit(name) or (block and int(block[1]) >= _VIT_BLOCKS_USED)):
             used[f"visual_encoder.{name}"] = tensor
     return _readers(used, path, lambda name: False)
+
+
+def _opt_names(names: Sequence[str]) -> list[str]:
+    """OPT's among the names of its own folder, or of a whole BLIP-2's."""
+    return [name for name in names if name.startswith("language_model.")] or list(names)
+
+
+def _of_opt(name: str) -> str:
+    """BLIP-2's name of a tensor of OPT. The published folders of OPT lack the `model.` of the whole model."""
+    whole = f"model.{name}" if name.startswith("decoder.") else name
+    return whole if whole.startswith("language_model.") else f"language_model.{whole}"
 
 
 def _is_of_vit(name: str) -> bool:

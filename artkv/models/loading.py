@@ -11,11 +11,11 @@ from artkv.frozen.host_blocks import Gather
 from artkv.frozen.recompute import recompute_blocks
 from artkv.kv_modulation import KVPrefixGenerator
 from artkv.models.backends import Together, load_backbone
-from artkv.models.efficientnet import EfficientNetEncoder, efficientnet_state_tensors, load_efficientnet
-from artkv.models.frozen_encoders import LoadedOnDemand, efficientnet_digests
+from artkv.models.efficientnet import EfficientNetEncoder, efficientnet_digests, load_efficientnet
+from artkv.models.frozen_encoders import LoadedOnDemand, remembered_efficientnet_digests
 from artkv.models.kv_modulated_blip2 import FrozenParts, KVModulatedBlip2
 from artkv.models.lora import add_lora
-from artkv.models.weight_files import combined_digest, tensor_digest
+from artkv.models.weight_files import combined_digest
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def build_model(
         if kv_modulation.enabled:
             # Before the seed: making an EfficientNet draws random numbers, reading its features from a cache none.
             encoder, art_digests = _art_encoder(efficientnet, device, on_demand=frozen.feature_cache is not None)
-            digests |= {f"efficientnet.{name}": digest for name, digest in art_digests.items()}
+            digests |= art_digests
         torch.manual_seed(seed)
         # peft switches all other gradients off, so it comes before what trains in full.
         trainables |= add_lora(backbone, trainable.lora, trainable.qformer_cross_attention)
@@ -95,10 +95,9 @@ def _art_encoder(
 ) -> tuple[EfficientNetEncoder | LoadedOnDemand, dict[str, str]]:
     """The encoder and the digest of each of its tensors."""
     if on_demand:
-        return LoadedOnDemand(config, device), efficientnet_digests(config)
+        return LoadedOnDemand(config, device), remembered_efficientnet_digests(config)
     encoder = load_efficientnet(config).to(device)
-    state = efficientnet_state_tensors(encoder)
-    return encoder, {name: tensor_digest(tensor) for name, tensor in state.items()}
+    return encoder, efficientnet_digests(encoder)
 
 
 def painting_transform(model: KVModulatedBlip2, efficientnet: EfficientNetConfig) -> PaintingTransform:

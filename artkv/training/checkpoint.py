@@ -24,6 +24,7 @@ from torch import Tensor
 
 from artkv.config import Config, dump_config
 from artkv.errors import UserError
+from artkv.training.adapter_file import adapter_config, adapter_tensors, read_description
 from artkv.training.engine import TrainableState
 
 FORMAT_VERSION = 1
@@ -161,8 +162,10 @@ def prune_checkpoints(run_dir: Path, keep: int) -> None:
 
 
 def resolve_checkpoint(path: Path) -> Path:
-    """The checkpoint folder that `path` names: itself, a run's folder, its `best` or `latest`."""
+    """The checkpoint that `path` names: its folder, a run's folder, its `best` or `latest`, or an exported adapter."""
     path = path.expanduser()
+    if path.is_file() and path.suffix == ".safetensors":
+        return path.resolve()
     if path.name == LATEST and not path.is_dir():
         path = path.parent.parent if path.parent.name == "checkpoints" else path.parent
     if (path / "checkpoints").is_dir():
@@ -173,13 +176,15 @@ def resolve_checkpoint(path: Path) -> Path:
     if not (path / DESCRIPTION).is_file():
         raise UserError(
             f"{path}: no checkpoint there (no {DESCRIPTION}); give a folder such as "
-            "outputs/demo/checkpoints/step_00000500, outputs/demo/best or outputs/demo"
+            "outputs/demo/checkpoints/step_00000500, outputs/demo/best or outputs/demo, or an exported adapter"
         )
     return path.resolve()
 
 
 def run_dir_of(checkpoint: Path) -> Path:
-    """The run's folder that a resolved checkpoint lies in."""
+    """The run's folder that a resolved checkpoint lies in; of an exported adapter, a folder of its name beside it."""
+    if checkpoint.is_file():
+        return checkpoint.with_suffix("")
     return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
 
 
@@ -241,6 +246,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 def read_config(path: Path) -> Config:
     """The settings that a checkpoint was trained with, without reading its tensors."""
+    if path.is_file():
+        return adapter_config(path)
     try:
         return Config.model_validate(_read_description(path)["config"])
     except ValidationError as error:
@@ -249,15 +256,26 @@ def read_config(path: Path) -> Config:
 
 def read_adapter(path: Path) -> dict[str, Tensor]:
     """The trained weights alone, verified, for inference."""
+    if path.is_file():
+        return adapter_tensors(path)
     expected = _read_description(path)["sha256"][ADAPTER]
     if not (path / ADAPTER).is_file() or _file_sha256(path / ADAPTER) != expected:
         raise UserError(f"{path}: {ADAPTER} is missing or does not match its checksum; the checkpoint is damaged")
     return load_file(path / ADAPTER)
 
 
-def read_identity(path: Path) -> Identity:
-    """What the run of a checkpoint was, without reading its tensors."""
-    return Identity(**_read_description(path)["identity"])
+def read_frozen_hash(path: Path) -> str:
+    """The hash of the frozen weights that a checkpoint was trained beside, without reading its tensors."""
+    if path.is_file():
+        return str(read_description(path)["frozen_hash"])
+    return Identity(**_read_description(path)["identity"]).frozen_hash
+
+
+def read_step(path: Path) -> int:
+    """The optimizer steps that a checkpoint was trained for, without reading its tensors."""
+    if path.is_file():
+        return int(read_description(path)["step"])
+    return Progress(**_read_description(path)["progress"]).step
 
 
 def check_fits(
@@ -298,11 +316,11 @@ def check_same_settings(path: Path, saved_config: Config, config: Config, settin
             )
 
 
-def check_same_frozen_weights(path: Path, identity: Identity, frozen_hash: str) -> None:
-    """Raises `UserError` if the checkpoint was trained beside other frozen weights."""
-    if identity.frozen_hash != frozen_hash:
+def check_same_frozen_weights(path: Path, trained_on: str, frozen_hash: str) -> None:
+    """Raises `UserError` if the checkpoint was trained beside other frozen weights than those of `frozen_hash`."""
+    if trained_on != frozen_hash:
         raise UserError(
-            f"{path}: was trained on other frozen weights (hash {identity.frozen_hash[:12]}, now {frozen_hash[:12]}); "
+            f"{path}: was trained on other frozen weights (hash {trained_on[:12]}, now {frozen_hash[:12]}); "
             "give model.blip2 and efficientnet.checkpoint the files it was trained with"
         )
 

@@ -215,7 +215,7 @@ def _check_ranks_agree(identity: Identity, world: World) -> None:
 
 def _check_belongs(checkpoint: Checkpoint, built: BuiltModel, identity: Identity, config: Config) -> None:
     check_fits(checkpoint.path, checkpoint.config, config, checkpoint.state.masters, built.initial_values)
-    check_same_frozen_weights(checkpoint.path, checkpoint.identity, identity.frozen_hash)
+    check_same_frozen_weights(checkpoint.path, checkpoint.identity.frozen_hash, identity.frozen_hash)
     if checkpoint.identity.dtype != identity.dtype:
         raise UserError(
             f"{checkpoint.path}: was trained in {checkpoint.identity.dtype}, now {identity.dtype}; "

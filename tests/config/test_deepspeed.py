@@ -31,6 +31,14 @@ def test_shipped_files_leave_the_yamls_settings_to_the_yaml(name: str) -> None:
     assert "auto" not in json.dumps(filled)
 
 
+def test_buckets_have_an_even_number_of_elements() -> None:
+    """DeepSpeed refuses an odd one, which a gate, a single parameter, makes of an even one."""
+    zero = fill_deepspeed_config(load_deepspeed_config("zero2_bf16.json"), TRAINING, 4, 2, True, 1001)[
+        "zero_optimization"
+    ]
+    assert zero["reduce_bucket_size"] == zero["allgather_bucket_size"] == 1002
+
+
 def test_a_value_that_the_yaml_owns_is_a_conflict_unless_it_is_the_same() -> None:
     tree = load_deepspeed_config("zero2_bf16.json")
     assert fill(tree | {"gradient_clipping": 0.5})["gradient_clipping"] == 0.5

@@ -1,6 +1,7 @@
 """A built tiny model and a batch for it."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -15,14 +16,18 @@ PAINTING_OF_QUESTION = [0, 1, 0]
 PROMPT = "Question: {question} Short answer:"
 
 
-@pytest.fixture
-def build(tiny_config: Config) -> Callable[..., BuiltModel]:
-    """Builds the tiny model with changed sections: `build(kv_modulation={"enabled": False})`."""
+Build = Callable[..., BuiltModel]
 
-    def build_with(checkpointing: bool = False, **sections: dict) -> BuiltModel:
+
+@pytest.fixture
+def build_on(tiny_config: Config) -> Build:
+    """Builds the tiny model with changed sections: `build_on("lavis", kv_modulation={"enabled": False})`."""
+
+    def build_with(backend: str, checkpointing: bool = False, **sections: dict) -> BuiltModel:
         tree = tiny_config.model_dump()
-        for section, values in sections.items():
+        for section, values in {"model": {}, **sections}.items():
             tree[section] |= values
+        tree["model"]["backend"] = backend
         config = Config.model_validate(tree)
         return build_model(
             config.model, config.efficientnet, config.kv_modulation, config.trainable, config.frozen,
@@ -30,6 +35,12 @@ def build(tiny_config: Config) -> Callable[..., BuiltModel]:
         )  # fmt: skip
 
     return build_with
+
+
+@pytest.fixture(params=["transformers", "lavis"])
+def build(request: pytest.FixtureRequest, build_on: Build) -> Build:
+    """`build_on` one backend after the other: a test that uses it holds for both."""
+    return partial(build_on, request.param)
 
 
 def views() -> PaintingViews:

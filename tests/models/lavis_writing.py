@@ -1,5 +1,6 @@
 """Files in LAVIS's formats, made of a stock transformers model by rules of this file alone."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,9 +102,12 @@ class LavisFolder:
         return ModelConfig(blip2=str(self.finetuned), opt=str(self.opt))
 
 
-def write_lavis_folder(root: Path, tokenizer: PreTrainedTokenizerFast) -> LavisFolder:
-    """Writes `LavisFolder`, with the superfluous tensors that LAVIS's files hold."""
-    model = lavis_sized_blip2(len(tokenizer))
+def write_lavis_folder(root: Path, tokenizer: PreTrainedTokenizerFast, spare_tokens: int = 0) -> LavisFolder:
+    """Writes `LavisFolder`, with the superfluous tensors that LAVIS's files hold.
+
+    spare_tokens: rows of OPT's embedding beyond the tokenizer's tokens, as the published OPT has.
+    """
+    model = lavis_sized_blip2(len(tokenizer) + spare_tokens)
     files = LavisFolder(
         model, root / "folder", root / "blip2.pth", root / "eva_vit_g.pth", root / "finetuned.pth", root / "opt"
     )
@@ -140,3 +144,16 @@ def write_lavis_folder(root: Path, tokenizer: PreTrainedTokenizerFast) -> LavisF
     opt = {n.removeprefix("opt_model.model."): t for n, t in state.items() if n.startswith("opt_model.model.")}
     torch.save(opt, files.opt / "pytorch_model.bin")
     return files
+
+
+def write_tokenizer_as_published(folder: Path) -> None:
+    """Puts the files that facebook/opt-2.7b has in the place of `tokenizer.json`, without `<image>`."""
+    whole = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    vocabulary = {"<unused>" if token == "<image>" else token: number for token, number in whole["vocab"].items()}
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    merges = "\n".join(" ".join(pair) for pair in whole["merges"])
+    (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n", encoding="utf-8")
+    settings = {"tokenizer_class": "GPT2Tokenizer", "errors": "replace", "add_bos_token": True, "pad_token": "<pad>"}
+    settings |= dict.fromkeys(("unk_token", "bos_token", "eos_token"), "</s>")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")

@@ -133,6 +133,13 @@ def test_what_the_pth_holds_of_opt_goes_before_the_folder(own: LavisFolder) -> N
     assert whole == open_blip2(ModelConfig(blip2=str(own.folder))).weight_digests()
 
 
+def test_opt_may_be_that_of_a_blip2_folder(lavis: LavisFolder) -> None:
+    digests = open_blip2(lavis.pretrained_config).weight_digests()
+    files = open_blip2(lavis.pretrained_config.model_copy(update={"opt": str(lavis.folder)}))
+    assert files.weight_digests() == digests
+    assert files.source.files[-1] == lavis.folder / "model.safetensors"
+
+
 def test_opt_as_save_pretrained_writes_it_and_in_half_precision(own: LavisFolder) -> None:
     """The hash is that of bfloat16, so a head kept in fp16 beside an embedding in fp32 is still the same head."""
     digests = open_blip2(own.pretrained_config).weight_digests()
@@ -191,7 +198,6 @@ def _plain(own: LavisFolder, **changes: Any) -> ModelConfig:
         (lambda own: _plain(own, blip2=str(own.vit)), r"eva_vit_g\.pth: holds .* unexpected"),
         (lambda own: _plain(own, blip2="nowhere.pth"), r"model\.blip2 = 'nowhere\.pth': no such file"),
         (lambda own: _plain(own, opt="./nowhere"), r"model\.opt = '\./nowhere': no such folder"),
-        (lambda own: _plain(own, opt=str(own.folder)), r"model\.opt = .*: is blip-2, expected opt"),
     ],
 )  # fmt: skip
 def test_a_wrong_setting_is_named_with_its_remedy(
@@ -211,6 +217,8 @@ def test_wrong_files_are_named(own: LavisFolder, tmp_path: Path) -> None:
     (own.opt / "elsewhere.json").rename(own.opt / "tokenizer.json")
     (own.opt / "config.json").rename(own.opt / "elsewhere.json")
     fails(r"model\.opt = .*opt has no config\.json")
+    (own.opt / "config.json").write_text('{"model_type": "gpt2"}')
+    fails(r"model\.opt = .*: is gpt2, expected opt")
     (own.opt / "elsewhere.json").rename(own.opt / "config.json")
     (own.opt / "pytorch_model.bin").rename(own.opt / "model.bin")
     fails(r"opt: holds neither .*; model\.opt must name a folder")
