@@ -1,0 +1,14 @@
+# What the .sbatch files have in common. Sourced by them on the job's first node, before srun starts the
+# tasks, which inherit it all; so that one process alone installs into the shared .venv.
+# shellcheck shell=bash
+source launch/environment.sh
+
+# Where the ranks meet. Two jobs on a node have two ports.
+MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
+export MASTER_ADDR MASTER_PORT
+
+# srun does not take --cpus-per-task over from sbatch any more, since Slurm 22.05.
+[ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
+# The same number for each start of a run, since sums over another number of threads differ in rounding.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
