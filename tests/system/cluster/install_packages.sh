@@ -20,7 +20,12 @@ if [ ! -e "$policy" ]; then
 fi
 export DEBIAN_FRONTEND=noninteractive
 log=$(mktemp)
-if ! { apt-get update && apt-get install --yes --no-install-recommends "${missing[@]}"; } >"$log" 2>&1; then
+# Another apt may be at work; a network that does not answer is given up soon.
+options=(-o DPkg::Lock::Timeout=120 -o Acquire::http::Timeout=20 -o Acquire::Retries=1)
+if ! {
+  apt-get "${options[@]}" update &&
+    apt-get "${options[@]}" install --yes --no-install-recommends "${missing[@]}"
+} >"$log" 2>&1; then
   tail -n 20 "$log" >&2
   echo "the packages ${missing[*]} could not be installed; the whole output is in $log" >&2
   exit 1
