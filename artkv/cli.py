@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return command(options)
     except UserError as error:
-        rank = os.environ.get("RANK", "0")
+        rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
         if rank == "0" or not error.on_all_ranks:
             print(f"artkv: {'' if rank == '0' else f'[rank {rank}] '}{error}", file=sys.stderr)
         return WRONG_INPUT
