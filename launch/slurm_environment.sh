@@ -3,11 +3,6 @@
 # shellcheck shell=bash
 source launch/environment.sh
 
-# Where the ranks meet. Two jobs on a node have two ports.
-MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
-export MASTER_ADDR MASTER_PORT
-
 # srun does not take --cpus-per-task over from sbatch any more, since Slurm 22.05.
 [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 # The same number for each start of a run, since sums over another number of threads differ in rounding.

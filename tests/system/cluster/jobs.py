@@ -8,7 +8,7 @@ from tests.system.cluster.mini_cluster import MiniCluster, wait_for
 from tests.system.run_files import steps_logged
 
 # The files' headers ask for GPUs and much memory; what stands on sbatch's command line goes before them.
-NO_GPUS = ["--gres=none", "--mem=0", "--cpus-per-task=1", "--time=10"]
+NO_GPUS = ["--gres=none", "--mem=0", "--cpus-per-task=1", "--time=60"]
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"}
 
 
@@ -34,7 +34,7 @@ class Job:
         """How often Slurm has requeued it."""
         return int(self.fields()["Restarts"])
 
-    def wait_for_step(self, output: Path, step: int, seconds: float = 90) -> None:
+    def wait_for_step(self, output: Path, step: int, seconds: float = 240) -> None:
         """Waits until the run has logged `step`."""
 
         def logged() -> bool:
@@ -43,7 +43,7 @@ class Job:
 
         wait_for(logged, seconds, f"step {step}; see {self.log}")
 
-    def wait_until_ended(self, seconds: float = 90) -> float:
+    def wait_until_ended(self, seconds: float = 240) -> float:
         """Waits until the job has ended for good, and returns the seconds it took."""
         return wait_for(lambda: self.state in ENDED, seconds, f"the end of job {self.number}; see {self.log}")
 

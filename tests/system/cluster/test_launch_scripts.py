@@ -142,7 +142,7 @@ def test_a_rank_that_fails_before_the_ranks_meet_ends_the_job(
     finally:
         cluster.output("n2", ["umount", str(tiny_world)])
     assert job.state == "FAILED"
-    assert f"artkv: [rank 1] config file {tiny_world}/config.yaml" in job.log.read_text()
+    assert f"artkv: [rank 1] config {tiny_world}/config.yaml: cannot be read" in job.log.read_text()
 
 
 def test_a_lost_node_requeues_the_job_which_then_finishes(
