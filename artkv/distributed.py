@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 import torch.distributed as dist
 
-from artkv.errors import RunFailed, UserError
+from artkv.errors import Preempted, RunFailed, UserError
 
 T = TypeVar("T")
 
@@ -255,6 +255,10 @@ def process_group(timeout_minutes: float) -> Iterator[World]:
         ) from None
     try:
         yield World(rank, local_rank, size, device)
+    except Preempted:  # all ranks are here
+        dist.barrier()
+        dist.destroy_process_group()
+        raise
     except BaseException:
         # NCCL's shutdown may wait for peers that are still in a collective, and this rank has to end for the
         # launcher to end them.
