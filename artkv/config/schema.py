@@ -210,13 +210,16 @@ class RunConfig(Section):
     checkpoint_every: PositiveInt = Field(default=500, description="optimizer steps above 0")
     keep_checkpoints: PositiveInt = Field(default=3, description="newest checkpoints kept, beside the best one")
     log_every: PositiveInt = Field(default=10, description="optimizer steps between two lines of metrics.jsonl")
+    stop_before_walltime_minutes: NonNegativeFloat | None = Field(
+        default=5.0, description="minutes before a Slurm job's end at which to save and stop; null: never"
+    )
 
 
 class DistributedConfig(Section):
     """Bounds on waiting for other ranks."""
 
     timeout_minutes: PositiveFloat = Field(
-        default=10.0, description="minutes a collective may wait before the run fails"
+        default=10.0, description="minutes a collective, or the first meeting, may wait before the run fails"
     )
 
 

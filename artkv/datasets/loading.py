@@ -4,10 +4,13 @@ Pictures are decoded in worker processes. Where there are none, and where featur
 thread of this process prepares the next batches: decoding and reading release the interpreter lock.
 """
 
+import multiprocessing
 import os
 import queue
+import signal
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -200,7 +203,9 @@ def _from_processes(
         # DataLoader draws a seed for its workers; not from the generator that training uses.
         generator=torch.Generator().manual_seed(0),
     )
-    yield from loader
+    with _signals_blocked():
+        items = iter(loader)
+    yield from items
 
 
 def _from_thread(dataset: "_Catching", pin_memory: bool) -> Iterator[Batch | _Failure]:
@@ -254,5 +259,31 @@ def _unchanged(item: Any) -> Any:
     return item
 
 
+# What stops a run between two steps. It often goes to all processes of a job, and workers that it ended would fail
+# the run before it could save; they end with their rank.
+_STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGUSR1})
+
+
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Workers that start inside of this are born with the stop signals blocked; here those arrive afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)  # the ranks' own threads need the cores
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)  # one that was not forked has no mask of its rank's
+    threading.Thread(target=_heed_the_rank_alone, name="signals", daemon=True).start()
+
+
+def _heed_the_rank_alone() -> None:
+    """Ends this worker when its own rank terminates it, and takes no notice of anybody else's signals."""
+    rank = multiprocessing.parent_process()
+    while True:
+        received = signal.sigwaitinfo(_STOP_SIGNALS)
+        if received.si_signo == signal.SIGTERM and rank is not None and received.si_pid == rank.pid:
+            os._exit(0)

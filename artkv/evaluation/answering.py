@@ -58,6 +58,10 @@ class AnsweringSettings:
     seed: int
 
 
+class GaveUp(Exception):
+    """Answering was broken off, on all ranks together."""
+
+
 def answering_settings(dataset: DatasetConfig, evaluation: EvaluationConfig, seed: int) -> AnsweringSettings:
     """How a config has questions answered."""
     return AnsweringSettings(dataset.prompt, evaluation.batch_size, evaluation.max_new_tokens, dataset.workers, seed)
@@ -90,11 +94,13 @@ def answer_questions(
     world: World,
     ablation: Ablation = AS_TRAINED,
     advance: Callable[[int], None] = lambda questions: None,
+    gives_up: Callable[[], bool] = lambda: False,
 ) -> list[str]:
     """The answers in the order of the table's rows, whole on every rank.
 
     Called on all ranks; they split the questions and meet once, at the end. `advance` is told how many
-    questions this rank has answered since the last call.
+    questions this rank has answered since the last call. `gives_up` is asked between batches; where it is true
+    on any rank, all raise `GaveUp`.
     """
     if ablation.prefix == "shuffled" and ablation.image == "blank":
         raise UserError("prefix shuffled with image blank: all blank pictures have one prefix; choose one of the two")
@@ -124,8 +130,12 @@ def answer_questions(
             answers = model.generate_answers(visual_tokens, questions, settings.max_new_tokens)
             answered |= zip(batch.rows, answers, strict=True)
             advance(len(answers))
+            if gives_up():
+                break
     everything: dict[int, str] = {}
-    for part in world.gather(answered):
+    for part, gave_up in world.gather((answered, gives_up())):
+        if gave_up:
+            raise GaveUp
         everything |= part
     if len(everything) != len(table):
         raise RuntimeError(f"{len(everything)} answers to {len(table)} questions of {table.path}")

@@ -37,14 +37,15 @@ class MetricsLog:
         self._file.write(json.dumps(record, allow_nan=False) + "\n")
         self._file.flush()
 
-    def truncate_after(self, step: int) -> int:
+    def truncate_after(self, step: int, redo_validation: bool = False) -> int:
         """Drops the records of steps after `step`, and lines that are no records; returns how many.
 
+        redo_validation: those of a validation of `step` itself too.
         For a resume at `step`, which will write them again. The file is replaced in one rename: after
         a crash it is either the old one or the new one.
         """
         lines = self._path.read_bytes().splitlines(keepends=True)
-        kept = [line for line in lines if self._belongs(line, step)]
+        kept = [line for line in lines if self._belongs(line, step, redo_validation)]
         dropped = len(lines) - len(kept)
         if dropped:
             temporary = self._path.with_name(f"{self._path.name}.tmp")
@@ -61,9 +62,11 @@ class MetricsLog:
         """Closes the file; a second call does nothing."""
         self._file.close()
 
-    def _belongs(self, line: bytes, step: int) -> bool:
+    def _belongs(self, line: bytes, step: int, redo_validation: bool) -> bool:
         try:
-            return bool(json.loads(line)["step"] <= step)
+            record = json.loads(line)
+            is_redone = redo_validation and record["step"] == step and record["kind"] == "validation"
+            return bool(record["step"] <= step) and not is_redone
         except (ValueError, KeyError, TypeError):  # what a power failure leaves: half lines, zero bytes
             _log.warning("%s: dropped a damaged line: %.80r", self._path, line)
             return False

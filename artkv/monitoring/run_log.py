@@ -18,9 +18,17 @@ class RunLog:
     total_steps: optimizer steps of the whole run.
     resume_step: steps done by the checkpoint that the run goes on from; what was logged for later
     steps is dropped. None for a fresh start, which drops all metrics of an earlier run in the folder.
+    redo_validation: drop the validation of `resume_step` too, since it is done again.
     """
 
-    def __init__(self, run_dir: str | Path, rank: int, total_steps: int, resume_step: int | None = None) -> None:
+    def __init__(
+        self,
+        run_dir: str | Path,
+        rank: int,
+        total_steps: int,
+        resume_step: int | None = None,
+        redo_validation: bool = False,
+    ) -> None:
         self._progress = Progress(total_steps, steps_done=resume_step or 0, rank=rank)
         self._metrics: MetricsLog | None = None
         self._tensorboard: TensorBoardLog | None = None
@@ -28,7 +36,7 @@ class RunLog:
             run_dir = Path(run_dir)
             self._metrics = MetricsLog(run_dir / "metrics.jsonl")
             last_kept = -1 if resume_step is None else resume_step
-            self._metrics.truncate_after(last_kept)
+            self._metrics.truncate_after(last_kept, redo_validation)
             # Steps start at 0 (a validation before training), and TensorBoard purges from a step on.
             self._tensorboard = TensorBoardLog(run_dir, purge_step=last_kept + 1)
 

@@ -40,7 +40,8 @@ class Progress:
 
     step: optimizer steps done. epoch: the epoch that the next step belongs to, from 0. groups_consumed:
     paintings' groups of that epoch already seen. questions_seen: over the whole run.
-    best_exact_match: the best validation EM so far, with the step that had it.
+    validation_due: the step ended an epoch whose validation is not done yet. best_exact_match: the best
+    validation EM so far, with the step that had it.
     """
 
     step: int = 0
@@ -49,6 +50,7 @@ class Progress:
     questions_seen: int = 0
     skipped_steps: int = 0
     nonfinite_steps_in_a_row: int = 0
+    validation_due: bool = False
     best_exact_match: float | None = None
     best_step: int | None = None
     epochs_without_improvement: int = 0
@@ -119,6 +121,19 @@ def save_checkpoint(
     _sync(folder)
     _write_latest(folder, final.name)
     return final
+
+
+def rewrite_progress(run_dir: Path, progress: Progress) -> None:
+    """Writes the score of a validation into the checkpoint of its step, in one rename; called on rank 0 alone."""
+    folder = run_dir / "checkpoints" / checkpoint_name(progress.step)
+    description = _read_description(folder)
+    description["progress"] = asdict(progress)
+    description["sha256"][DESCRIPTION] = _description_sha256(description)
+    temporary = folder / f".{DESCRIPTION}.tmp"
+    temporary.write_text(json.dumps(description, indent=2), encoding="utf-8")
+    _sync(temporary)
+    temporary.replace(folder / DESCRIPTION)
+    _sync(folder)
 
 
 def set_aside_newer(run_dir: Path, step: int) -> list[str]:

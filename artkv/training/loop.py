@@ -17,14 +17,24 @@ from artkv.distributed import World
 from artkv.errors import RunFailed
 from artkv.monitoring.memory import peak_device_bytes, peak_host_bytes
 from artkv.monitoring.run_log import RunLog
+from artkv.monitoring.stragglers import OwnTime, Stragglers
 from artkv.monitoring.throughput import StepClock
-from artkv.training.checkpoint import Identity, Progress, mark_best, prune_checkpoints, save_checkpoint
+from artkv.training.checkpoint import (
+    Identity,
+    Progress,
+    mark_best,
+    prune_checkpoints,
+    rewrite_progress,
+    save_checkpoint,
+)
 from artkv.training.engine import TrainingEngine
+from artkv.training.preemption import StopRequests
+from artkv.training.run_lock import RunLock
 from artkv.training.schedule import learning_rate
 from artkv.training.step import seed_step, train_step
 
-# Scores a validation: called with the steps done, on all ranks; returns the exact match.
-Validate = Callable[[int], float]
+# Scores a validation: called with the steps done, on all ranks; returns the exact match, None if it was broken off.
+Validate = Callable[[int], float | None]
 
 
 @dataclass(frozen=True)
@@ -57,11 +67,14 @@ def fit(
     log: RunLog,
     world: World,
     validate: Validate | None,
+    stops: StopRequests,
+    lock: RunLock | None,
 ) -> Progress:
     """Trains from `progress` to the last epoch's end, or to an early stop; returns where it ended.
 
     All ranks run it in step. They meet in each step's reductions, in validation and in the gathering of
-    a checkpoint; rank 0 alone writes.
+    a checkpoint; rank 0 alone writes. Raises `Preempted`, on all ranks, once a stop that any of them was asked
+    for is saved.
     """
     training = config.training
     per_step = identity.micro_batches_per_step
@@ -69,10 +82,17 @@ def fit(
     total_questions = training.num_epochs * len(data.table)
     skipped_before_start = progress.skipped_steps
     clock = StepClock()
+    own_time = OwnTime(world.device)
+    stragglers = Stragglers(world)
     window_loss = torch.zeros((), device=world.device)
     window_tokens = torch.zeros((), device=world.device)
 
-    while progress.epoch < training.num_epochs and not _stops_early(progress, config):
+    while True:
+        if progress.validation_due:  # after an epoch's last step was saved, and perhaps resumed
+            with clock.paused():
+                progress = _validated(progress, validate, run_dir, stops, lock, world)
+        if progress.epoch == training.num_epochs or _stops_early(progress, config):
+            return progress
         plan = plan_epoch(data.table.painting_of_row, training.batch_size, training.seed, progress.epoch)
         epoch_steps = plan.num_steps(per_step)
         first_step = plan.step_at_groups(progress.groups_consumed, per_step)
@@ -82,13 +102,13 @@ def fit(
             world.rank, world.size, data.workers,
             pin_memory=world.device.type == "cuda", packing=data.packing,
         )  # fmt: skip
-        for epoch_step, batches in enumerate(clock.waiting_for(batches_of_steps), start=first_step):
+        for epoch_step, batches in enumerate(own_time.waits_for(clock.waiting_for(batches_of_steps)), start=first_step):
             questions_after = seen_before_epoch + plan.questions_before_step(epoch_step + 1, per_step)
             lr = learning_rate(
                 training.learning_rate, progress.questions_seen, questions_after, warmup_questions, total_questions
             )
             seed_step(training.seed, progress.step, world.rank)
-            report = train_step(engine, batches, lr, world)
+            report = train_step(engine, batches, lr, world, own_time, stops.reason is not None)
             window_loss += report.loss_sum
             window_tokens += report.answer_tokens
 
@@ -102,6 +122,7 @@ def fit(
                 groups_consumed=0 if is_epoch_end else groups_after,
                 questions_seen=questions_after,
                 skipped_steps=skipped,
+                validation_due=is_epoch_end and validate is not None,
                 nonfinite_steps_in_a_row=(
                     progress.nonfinite_steps_in_a_row + 1 if skipped > progress.skipped_steps else 0
                 ),
@@ -113,8 +134,12 @@ def fit(
             log.advance()
 
             gives_up = progress.nonfinite_steps_in_a_row >= training.max_nonfinite_steps
-            if progress.step % config.run.log_every == 0 or is_epoch_end or gives_up:
+            is_stopped = report.stop_votes.read() > 0
+            if progress.step % config.run.log_every == 0 or is_epoch_end or gives_up or is_stopped:
                 # The one place between steps where ranks meet and the host waits for the device.
+                own_seconds, note = stragglers.compare(own_time.read())
+                if note is not None:
+                    log.note(f"step {progress.step}: {note}")
                 metrics = {
                     "loss": world.all_reduce_sum(window_loss) / window_tokens,
                     "learning_rate": lr,
@@ -126,6 +151,7 @@ def fit(
                     "peak_device_bytes": float(peak_device_bytes()),
                     "peak_host_bytes": float(peak_host_bytes()),
                     **clock.read(),
+                    **own_seconds,
                 }
                 log.train(progress.step, metrics)
                 window_loss, window_tokens = torch.zeros_like(window_loss), torch.zeros_like(window_tokens)
@@ -136,17 +162,42 @@ def fit(
                     "the loss in metrics.jsonl; the checkpoints before this are good"
                 )
             with clock.paused():
-                if is_epoch_end and validate is not None:
-                    progress = _with_score(progress, validate(progress.step))
-                if is_epoch_end or progress.step % config.run.checkpoint_every == 0:
-                    _save(engine, progress, identity, config, run_dir, world)
-    return progress
+                if is_epoch_end or is_stopped or progress.step % config.run.checkpoint_every == 0:
+                    _save(engine, progress, identity, config, run_dir, lock, world)
+            is_done = progress.epoch == training.num_epochs and not progress.validation_due
+            if is_stopped and not is_done:
+                stops.check(world, run_dir, progress.step)
 
 
 def _questions_per_step(table: QuestionTable, config: Config, per_step: int) -> int:
     """What an average step sees: paintings stay together, so most micro-batches are not quite full."""
     plan = plan_epoch(table.painting_of_row, config.training.batch_size, config.training.seed, epoch=0)
     return round(len(table) / plan.num_steps(per_step))
+
+
+def _validated(
+    progress: Progress,
+    validate: Validate | None,
+    run_dir: Path,
+    stops: StopRequests,
+    lock: RunLock | None,
+    world: World,
+) -> Progress:
+    """Validates the epoch that the newest checkpoint ends, and writes the score into that."""
+    score = None if validate is None else validate(progress.step)
+    if score is None and validate is not None:
+        stops.check(world, run_dir, progress.step)
+    progress = replace(progress, validation_due=False)
+    if score is not None:
+        progress = _with_score(progress, score)
+    if world.is_main:
+        if lock is not None:
+            lock.check()
+        rewrite_progress(run_dir, progress)
+        if progress.best_step == progress.step:
+            mark_best(run_dir, progress.step)
+    world.barrier()
+    return progress
 
 
 def _with_score(progress: Progress, score: float) -> Progress:
@@ -161,12 +212,18 @@ def _stops_early(progress: Progress, config: Config) -> bool:
 
 
 def _save(
-    engine: TrainingEngine, progress: Progress, identity: Identity, config: Config, run_dir: Path, world: World
+    engine: TrainingEngine,
+    progress: Progress,
+    identity: Identity,
+    config: Config,
+    run_dir: Path,
+    lock: RunLock | None,
+    world: World,
 ) -> None:
     state = engine.state(keep=world.is_main)  # gathers: all ranks
     if state is not None:
+        if lock is not None:
+            lock.check()
         save_checkpoint(run_dir, state, progress, identity, config)
-        if progress.best_step == progress.step:
-            mark_best(run_dir, progress.step)
         prune_checkpoints(run_dir, config.run.keep_checkpoints)
     world.barrier()  # a rank that dies after this has a checkpoint to go back to

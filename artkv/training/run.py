@@ -5,7 +5,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -22,6 +22,7 @@ from artkv.distributed import World
 from artkv.errors import UserError
 from artkv.evaluation.answering import (
     AnsweringSettings,
+    GaveUp,
     answer_questions,
     answering_settings,
     score_answers,
@@ -31,6 +32,7 @@ from artkv.feature_cache import cache_settings, decoded_before, prepare_features
 from artkv.models.kv_modulated_blip2 import KVModulatedBlip2
 from artkv.models.loading import BuiltModel, build_model, painting_transform
 from artkv.monitoring.environment import environment_report
+from artkv.monitoring.rank_log import rank_log
 from artkv.monitoring.run_log import RunLog
 from artkv.monitoring.tensorboard_log import AnsweredQuestion
 from artkv.planning.preflight import check_output_folder
@@ -50,28 +52,60 @@ from artkv.training.checkpoint import (
 )
 from artkv.training.engine import TrainableState, TrainingEngine
 from artkv.training.loop import TrainingData, Validate, fit, total_steps
+from artkv.training.preemption import StopRequests, job_end_time, remove_marker
+from artkv.training.run_lock import RunLock, run_lock
+from artkv.training.status import recorded_state
 
 _PICTURES_IN_TENSORBOARD = 8
 
 
-def train(config: Config, resume: str | Literal["latest", "auto"] | None, world: World) -> Progress:
+def train(
+    config: Config,
+    resume: str | Literal["latest", "auto"] | None,
+    world: World,
+    stops: StopRequests | None = None,
+) -> Progress:
     """Trains by `config`, from the start or from a checkpoint, and returns where it ended.
 
     resume: None for a fresh run; `latest`, the newest checkpoint of run.output_dir; `auto`, the same if
-    there is one, else a fresh run; or a path that `resolve_checkpoint` takes.
+    there is one, else a fresh run; or a path that `resolve_checkpoint` takes. stops: what may ask for an early
+    stop, which raises `Preempted` once it is saved; None: nothing may. A folder that another run is using is a
+    `UserError`.
     """
     training = config.training
     run_dir = config.run.output_dir
+    stops = stops or StopRequests()
+    end = world.broadcast(job_end_time(os.environ) if world.is_main else None)
+    stops.watch_walltime(end, config.run.stop_before_walltime_minutes)
     if training.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses to be deterministic
         torch.use_deterministic_algorithms(True)
     deepspeed_tree = world.together(lambda: load_deepspeed_config(training.deepspeed))
     world.together(lambda: check_output_folder(run_dir))
     csv_paths, image_root = world.together(lambda: _data_paths(config))
-    train_table, *val_tables = read_checked_tables(
-        csv_paths, image_root, world, decoded_before(config.frozen.feature_cache)
-    )
-    checkpoint = _checkpoint_to_resume(run_dir, resume, world)
+    tables = read_checked_tables(csv_paths, image_root, world, decoded_before(config.frozen.feature_cache))
+    with run_lock(run_dir, world) as lock:
+        if world.is_main:
+            remove_marker(run_dir)  # of the start before, so that none that fails now is taken for a preempted one
+        checkpoint = _checkpoint_to_resume(run_dir, resume, world)
+        stops.check(world, run_dir, checkpoint.progress.step if checkpoint else 0)
+        with rank_log(run_dir, world.rank):
+            return _train_from(checkpoint, config, deepspeed_tree, tables, image_root, world, stops, lock)
+
+
+def _train_from(
+    checkpoint: Checkpoint | None,
+    config: Config,
+    deepspeed_tree: dict[str, Any],
+    tables: list[QuestionTable],
+    image_root: Path,
+    world: World,
+    stops: StopRequests,
+    lock: RunLock | None,
+) -> Progress:
+    training = config.training
+    run_dir = config.run.output_dir
+    train_table, *val_tables = tables
     data_hash = _data_hash(train_table, image_root)
     accumulation = training.gradient_accumulation_steps
     if checkpoint is not None:
@@ -97,6 +131,7 @@ def train(config: Config, resume: str | Literal["latest", "auto"] | None, world:
     if checkpoint is not None:
         _check_belongs(checkpoint, built, identity, config)
         state, progress = checkpoint.state, checkpoint.progress
+    stops.check(world, run_dir, progress.step)
     engine = TrainingEngine(
         model,
         fill_deepspeed_config(
@@ -119,14 +154,20 @@ def train(config: Config, resume: str | Literal["latest", "auto"] | None, world:
         train_table, training.batch_size, training.seed, training.num_epochs, identity.micro_batches_per_step
     )
     world.together(lambda: _prepare_run_folder(run_dir, config, checkpoint) if world.is_main else None)
-    log = RunLog(run_dir, world.rank, steps, resume_step=progress.step if checkpoint else None)
+    log = RunLog(
+        run_dir, world.rank, steps, progress.step if checkpoint else None, redo_validation=progress.validation_due
+    )
     try:
-        log.config(dump_config(config), step=progress.step)
-        log.note(_summary(built, train_table, steps, world))
-        validate = None
-        if val_tables:
-            validate = _validation(model, val_tables[0], val_texts[0], val_paintings[0], settings, log, world)
-        progress = fit(engine, data, config, identity, progress, run_dir, log, world, validate)
+        with recorded_state(run_dir, steps, world):
+            log.config(dump_config(config), step=progress.step)
+            log.note(_summary(built, train_table, steps, world))
+            stops.check(world, run_dir, progress.step)
+            validate = None
+            if val_tables:
+                validate = _validation(
+                    model, val_tables[0], val_texts[0], val_paintings[0], settings, log, world, stops
+                )
+            progress = fit(engine, data, config, identity, progress, run_dir, log, world, validate, stops, lock)
     finally:
         log.close()
     engine.close()
@@ -257,9 +298,15 @@ def _validation(
     settings: AnsweringSettings,
     log: RunLog,
     world: World,
+    stops: StopRequests,
 ) -> Validate:
-    def validate(step: int) -> float:
-        answers = answer_questions(model, table, texts, paintings, settings, world)
+    def validate(step: int) -> float | None:
+        try:
+            answers = answer_questions(
+                model, table, texts, paintings, settings, world, gives_up=lambda: stops.reason is not None
+            )
+        except GaveUp:
+            return None
         exact_match = 0.0
         if world.is_main:
             scores = score_answers(answers, table, bootstrap_samples=1, seed=settings.seed)  # means alone

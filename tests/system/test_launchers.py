@@ -9,12 +9,13 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from tests.system.run_files import final, final_bytes, logged_steps, progress, steps_logged
 
 pytestmark = pytest.mark.system
 
@@ -51,25 +52,6 @@ def command(launcher: str, world: Path, output: Path, extra: Sequence[str] = ())
 
 def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(arguments, capture_output=True, text=True, timeout=SECONDS, check=False)
-
-
-def final(output: Path) -> Path:
-    return output / "checkpoints" / (output / "checkpoints" / "latest").read_text().strip()
-
-
-def final_bytes(output: Path) -> bytes:
-    return b"".join((final(output) / name).read_bytes() for name in ("adapter.safetensors", "optimizer.safetensors"))
-
-
-def progress(output: Path) -> dict[str, Any]:
-    """Where the newest checkpoint stands."""
-    return json.loads((final(output) / "checkpoint.json").read_text())["progress"]
-
-
-def steps_logged(output: Path) -> int:
-    path = output / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return json.loads(lines[-1])["step"] if lines and lines[-1].endswith("}") else 0
 
 
 def kill_a_worker_after(arguments: list[str], output: Path, step: int) -> int:
@@ -140,8 +122,7 @@ def test_a_killed_run_ends_soon_and_resumes_to_the_same_bytes(
     again = run(command("deepspeed", tiny_world, output, ["--resume", "latest"]))
     assert again.returncode == 0, again.stderr
     assert final_bytes(output) == final_bytes(undisturbed)
-    logged = [json.loads(line)["step"] for line in (output / "metrics.jsonl").read_text().splitlines()]
-    assert logged == list(range(1, steps + 1))
+    assert logged_steps(output) == list(range(1, steps + 1))
 
 
 @pytest.mark.parametrize(("first", "second"), [("torchrun", "alone"), ("alone", "torchrun")])

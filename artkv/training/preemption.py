@@ -1,0 +1,123 @@
+"""Stopping a run between two steps because somebody asks for it: signals, and the end of a Slurm job's time.
+
+SIGTERM (`scancel`, a preempting job, a launcher that ends) and SIGUSR1 (`sbatch --signal=USR1@120`) set a flag
+and nothing else, so that neither a first nor a second one can damage what is being written. The loop adds up
+all ranks' flags with a number that it reduces anyway, so they stop after the same step, save, and leave
+`preempted.json` for the script that requeues the job.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from artkv.errors import Preempted
+
+if TYPE_CHECKING:  # torch takes seconds, in which a command would not listen yet
+    from artkv.distributed import World
+
+MARKER = "preempted.json"
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class StopRequests:
+    """What asks this process to stop; without `listen` and `watch_walltime` nothing ever does.
+
+    now: unix seconds; tests replace it.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.time) -> None:
+        self._now = now
+        self._signal: str | None = None
+        self._walltime_stop = float("inf")
+        self._before: dict[signal.Signals, Any] = {}
+
+    def listen(self) -> None:
+        """Takes SIGTERM and SIGUSR1 from here on, in a process's main thread; elsewhere it does nothing.
+
+        A command never gives them back: until the very end a late signal must not change its exit code.
+        """
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+
+    def stop_listening(self) -> None:
+        """Puts the handlers back that were there before `listen`."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def watch_walltime(self, end: float | None, minutes_before: float | None) -> None:
+        """Asks to stop so many minutes before `end`, unix seconds; never, where either is None."""
+        if end is not None and minutes_before is not None:
+            self._walltime_stop = end - 60 * minutes_before
+
+    @property
+    def reason(self) -> str | None:
+        """Why this rank should stop, SIGTERM, SIGUSR1 or walltime; None while it should not."""
+        if self._signal is None and self._now() >= self._walltime_stop:
+            return "walltime"
+        return self._signal
+
+    def check(self, world: "World", run_dir: Path, step: int) -> None:
+        """Stops all ranks if any of them is asked to; called on all ranks, while `step` is what is saved.
+
+        A meeting of the ranks: for between the parts of a start, and for where the loop already knows.
+        Raises `Preempted`, on all ranks, after rank 0 has written the marker.
+        """
+        reasons = [reason for reason in world.gather(self.reason) if reason is not None]
+        if not reasons:
+            return
+        if world.is_main:
+            write_marker(run_dir, step, reasons[0])
+        world.barrier()  # the first rank that ends may take the others with it
+        raise Preempted(step, reasons[0])
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._signal = self._signal or signal.Signals(number).name
+
+
+def job_end_time(environment: Mapping[str, str]) -> float | None:
+    """When Slurm will end this job, unix seconds; None outside of a job or where Slurm does not say.
+
+    Slurm sets SLURM_JOB_END_TIME since 23.02; before that `squeue` is asked.
+    """
+    if "SLURM_JOB_END_TIME" in environment:
+        text = environment["SLURM_JOB_END_TIME"]
+    elif "SLURM_JOB_ID" in environment:
+        command = ["squeue", "--noheader", "--jobs", environment["SLURM_JOB_ID"], "--format", "%e"]
+        try:
+            text = subprocess.run(
+                command, capture_output=True, text=True, timeout=30, check=True,
+                env={**environment, "SLURM_TIME_FORMAT": "%s"},
+            ).stdout  # fmt: skip
+        except (OSError, subprocess.SubprocessError):
+            return None
+    else:
+        return None
+    try:
+        return float(text.split()[0])
+    except (ValueError, IndexError):  # NONE, N/A: a job without an end
+        return None
+
+
+def write_marker(run_dir: Path, step: int, reason: str) -> None:
+    """Writes `run_dir/preempted.json`, whole or absent; called on rank 0 alone."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    record = {"step": step, "reason": reason, "time": time.time(), "job": os.environ.get("SLURM_JOB_ID")}
+    temporary = run_dir / f".{MARKER}.tmp"
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(record, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(run_dir / MARKER)
+
+
+def remove_marker(run_dir: Path) -> None:
+    """Removes the marker of an earlier start, if there is one; called on rank 0 alone."""
+    (run_dir / MARKER).unlink(missing_ok=True)

@@ -1,0 +1,249 @@
+"""One run a folder: a lock that a second run is refused by, and that a dead run does not leave behind.
+
+`run.lock` names its holder and counts heartbeats, a new count every few seconds. It is made by a hard link and
+changed by renames, which are atomic on NFS too. Whether a holder on another host is alive is seen from its
+count, which moves or does not; clocks of two hosts are never compared. On the same host the process itself is
+looked for.
+"""
+
+import json
+import os
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from artkv.errors import RunFailed, UserError
+
+if TYPE_CHECKING:  # torch takes seconds, which `artkv status` need not wait for
+    from artkv.distributed import World
+
+LOCK = "run.lock"
+HEARTBEAT_SECONDS = 10.0
+# Heartbeats that may be missed, on a slow file server say, before a holder on another host counts as dead.
+_MISSED_BEATS = 6
+# Slurm ends a job before it starts it again, so a requeued job's predecessor needs less proof. Some it needs: a
+# node that Slurm has lost may go on.
+_MISSED_BEATS_OF_REQUEUED = 3
+_SECONDS_BETWEEN_LOOKS = 1.0
+
+
+@dataclass(frozen=True)
+class LockRecord:
+    """What `run.lock` holds.
+
+    machine: host name, boot and process namespace; where all are the same, `pid` means the same process.
+    pid_start: when it began, in the kernel's ticks, since numbers are used again. beat: heartbeats so far.
+    time: the holder's clock at the last one, for people.
+    """
+
+    token: str
+    host: str
+    machine: str
+    pid: int
+    pid_start: int | None
+    job: str | None
+    restart: int
+    beat: int
+    time: float
+
+    def describe(self) -> str:
+        """Such as `job 17 (process 4711 on n1)`."""
+        process = f"process {self.pid} on {self.host}"
+        return process if self.job is None else f"job {self.job} ({process})"
+
+    def is_running_here(self) -> bool | None:
+        """Whether the holder's process exists; None if it is another machine's, where this cannot be seen."""
+        if self.machine != _machine() or self.pid_start is None:
+            return None
+        return _process_start(self.pid) == self.pid_start
+
+
+def read_lock(run_dir: Path) -> LockRecord | None:
+    """The lock of a run's folder, None where there is none; `UserError` if it cannot be understood."""
+    path = run_dir / LOCK
+    try:
+        return LockRecord(**json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError):
+        raise UserError(f"{path}: is no lock of this artkv; remove it, if no run uses the folder") from None
+
+
+class RunLock:
+    """The lock of one folder, as one process sees it; rank 0 alone has one."""
+
+    def __init__(
+        self, run_dir: Path, environment: Mapping[str, str] = os.environ, heartbeat_seconds: float = HEARTBEAT_SECONDS
+    ) -> None:
+        self._path = run_dir / LOCK
+        self._interval = heartbeat_seconds
+        restart = environment.get("SLURM_RESTART_COUNT", "0")
+        self._record = LockRecord(
+            token=uuid.uuid4().hex, host=socket.gethostname(), machine=_machine(), pid=os.getpid(),
+            pid_start=_process_start(os.getpid()), job=environment.get("SLURM_JOB_ID"),
+            restart=int(restart) if restart.isdecimal() else 0, beat=0, time=time.time(),
+        )  # fmt: skip
+        self._temporary = self._path.with_name(f".{LOCK}.{self._record.token}.tmp")
+        self._made_folder = False
+        self._watched: tuple[str, int] | None = None
+        self._watched_since = 0.0
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._taken_by: str | None = None
+
+    def try_take(self) -> bool:
+        """Takes the lock, or looks at its holder once more; False if it is not clear yet whether that one lives.
+
+        Blocks for about a second at most. Raises `UserError` if the holder lives.
+        """
+        if not self._path.parent.is_dir():
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._made_folder = True
+        if self._link():
+            self._thread = threading.Thread(target=self._beat, name="run lock", daemon=True)
+            self._thread.start()
+            return True
+        holder = read_lock(self._path.parent)
+        if holder is None:
+            return False  # gone since
+        runs_here = holder.is_running_here()
+        if runs_here or self._has_moved(holder):
+            raise UserError(
+                f"run.output_dir = {self._path.parent}: is in use by {holder.describe()}, which is alive; wait for it "
+                "to end, stop it, or give another folder"
+            )
+        if runs_here is False or time.monotonic() - self._watched_since > self._patience(holder):
+            self._remove(holder)
+        else:
+            time.sleep(min(_SECONDS_BETWEEN_LOOKS, self._interval / 2))
+        return False
+
+    def check(self) -> None:
+        """Raises `RunFailed` if another run has taken the lock, as after a long stop of this process."""
+        if self._taken_by is not None:
+            raise RunFailed(f"{self._path}: this run stood still so long that {self._taken_by} has taken its folder")
+
+    def release(self) -> None:
+        """Gives the lock back; also ends the heartbeat."""
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
+            holder = read_lock(self._path.parent)
+            if holder is not None and holder.token == self._record.token:
+                self._path.unlink(missing_ok=True)
+        self._temporary.unlink(missing_ok=True)
+        if self._made_folder:
+            with suppress(OSError):  # a run that was refused leaves no empty folder
+                self._path.parent.rmdir()
+
+    def _link(self) -> bool:
+        self._write()
+        try:
+            os.link(self._temporary, self._path)
+        except FileExistsError:
+            return False
+        finally:
+            self._temporary.unlink(missing_ok=True)
+        return True
+
+    def _write(self) -> None:
+        self._record = replace(self._record, beat=self._record.beat + 1, time=time.time())
+        with self._temporary.open("w", encoding="utf-8") as file:
+            json.dump(asdict(self._record), file)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _beat(self) -> None:
+        while not self._ended.wait(self._interval):
+            with suppress(OSError, UserError):  # a file server that is away for a moment; the next beat may get through
+                holder = read_lock(self._path.parent)
+                if holder is None:
+                    if self._link():
+                        continue
+                    holder = read_lock(self._path.parent)
+                if holder is not None and holder.token != self._record.token:
+                    self._taken_by = holder.describe()
+                    return
+                self._write()
+                self._temporary.replace(self._path)
+
+    def _has_moved(self, holder: LockRecord) -> bool:
+        seen = (holder.token, holder.beat)
+        if self._watched == seen:
+            return False
+        has_moved = self._watched is not None and self._watched[0] == holder.token
+        if self._watched is None and holder.is_running_here() is None:
+            print(
+                f"artkv: {self._path.parent} is locked by {holder.describe()}; watching its heartbeat for up to "
+                f"{self._patience(holder):.0f} s to see whether it is alive",
+                file=sys.stderr,
+                flush=True,
+            )
+        self._watched, self._watched_since = seen, time.monotonic()
+        return has_moved
+
+    def _patience(self, holder: LockRecord) -> float:
+        is_requeued = (
+            holder.job is not None and holder.job == self._record.job and holder.restart < self._record.restart
+        )
+        return self._interval * (_MISSED_BEATS_OF_REQUEUED if is_requeued else _MISSED_BEATS)
+
+    def _remove(self, holder: LockRecord) -> None:
+        """Removes a dead run's lock, unless another run was quicker and the file is already that one's."""
+        removed = self._path.with_name(f".{LOCK}.{self._record.token}.dead")
+        try:
+            self._path.rename(removed)
+        except FileNotFoundError:
+            return
+        try:
+            taken = LockRecord(**json.loads(removed.read_text(encoding="utf-8")))
+            if (taken.token, taken.beat) != (holder.token, holder.beat):
+                with suppress(FileExistsError):
+                    os.link(removed, self._path)
+                return
+        finally:
+            removed.unlink()
+        print(f"artkv: {holder.describe()} is dead and left {self._path}; taking it over", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def run_lock(run_dir: Path, world: "World") -> Iterator[RunLock | None]:
+    """Holds the lock of `run_dir` for all ranks; rank 0's lock, None on the others.
+
+    The ranks meet after each look at a lock that is held, so that none waits for long at a time.
+    """
+    lock = RunLock(run_dir) if world.is_main else None
+    try:
+        while not world.broadcast(world.together(lambda: lock.try_take() if lock else False)):
+            pass
+        yield lock
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def _machine() -> str:
+    parts = [socket.gethostname()]
+    for read in (
+        lambda: Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip(),
+        lambda: os.readlink("/proc/self/ns/pid"),
+    ):
+        with suppress(OSError):
+            parts.append(read())
+    return " ".join(parts)
+
+
+def _process_start(pid: int) -> int | None:
+    """When a process of this machine began, in ticks since boot; None if it is dead (or this is no Linux)."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])

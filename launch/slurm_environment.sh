@@ -1,0 +1,9 @@
+# What the .sbatch files have in common. Sourced by them on the job's first node, before srun starts the
+# tasks, which inherit it all; so that one process alone installs into the shared .venv.
+# shellcheck shell=bash
+source launch/environment.sh
+
+# srun does not take --cpus-per-task over from sbatch any more, since Slurm 22.05.
+[ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
+# The same number for each start of a run, since sums over another number of threads differ in rounding.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}

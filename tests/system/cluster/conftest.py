@@ -1,0 +1,56 @@
+"""The cluster of the tests here, and the table of how long each fault took."""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.system.cluster.mini_cluster import MiniCluster, missing_requirements, wait_for
+
+_FAULT_SECONDS = pytest.StashKey[dict[str, float]]()
+# launch/*.sh take the environment of the tests in place of .venv.
+ENVIRONMENT = {
+    "VENV": "none",
+    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    "PYTHONPATH": str(Path(__file__).parents[3]),
+    "OMP_NUM_THREADS": "1",
+}
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MiniCluster]:
+    """Two nodes, for four ranks each."""
+    if missing := missing_requirements():
+        pytest.skip(f"no Slurm cluster here: {missing}")
+    with MiniCluster(tmp_path_factory.mktemp("cluster"), ENVIRONMENT) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(cluster: MiniCluster) -> Iterator[None]:
+    """After each test no process of a job lives on any node, and /dev/shm is empty everywhere."""
+    yield
+    try:
+        wait_for(lambda: not cluster.leftovers(), 20, "the end of all processes of jobs")
+    except AssertionError as error:
+        left = "\n".join(cluster.leftovers())
+        raise AssertionError(f"{error}\n{left}") from None
+    finally:
+        cluster.on("head", ["scancel", "--user=root"])
+        cluster.wait_until_idle()
+
+
+@pytest.fixture(scope="session")
+def fault_seconds(pytestconfig: pytest.Config) -> dict[str, float]:
+    """What happened to a job -> the seconds until it ended or was queued again; printed after the tests."""
+    return pytestconfig.stash.setdefault(_FAULT_SECONDS, {})
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    measured = config.stash.get(_FAULT_SECONDS, {})
+    if measured:
+        terminalreporter.section("seconds from each fault to the job's end")
+        for fault, seconds in measured.items():
+            terminalreporter.write_line(f"{seconds:6.1f}  {fault}")

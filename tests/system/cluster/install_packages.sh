@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Installs the Debian packages that the cluster tests need, where they are missing. Needs root and apt.
+# No daemon is started: the tests start their own, in namespaces of their own.
+set -euo pipefail
+
+packages=(slurm-wlm munge openssh-server pdsh iproute2 procps)
+missing=()
+for package in "${packages[@]}"; do
+  # shellcheck disable=SC2016  # dpkg's own variable
+  [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
+done
+[ ${#missing[@]} = 0 ] && exit 0
+
+# Debian's way to keep packages from starting their services; 101 means that it is forbidden.
+policy=/usr/sbin/policy-rc.d
+if [ ! -e "$policy" ]; then
+  printf '#!/bin/sh\nexit 101\n' >"$policy"
+  chmod +x "$policy"
+  trap 'rm -f "$policy"' EXIT
+fi
+export DEBIAN_FRONTEND=noninteractive
+log=$(mktemp)
+# Another apt may be at work; a network that does not answer is given up soon.
+options=(-o DPkg::Lock::Timeout=120 -o Acquire::http::Timeout=20 -o Acquire::Retries=1)
+if ! {
+  apt-get "${options[@]}" update &&
+    apt-get "${options[@]}" install --yes --no-install-recommends "${missing[@]}"
+} >"$log" 2>&1; then
+  tail -n 20 "$log" >&2
+  echo "the packages ${missing[*]} could not be installed; the whole output is in $log" >&2
+  exit 1
+fi
+rm -f "$log"

@@ -1,0 +1,84 @@
+"""Submitting launch/*.sbatch to the test cluster, and watching the jobs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.system.cluster.mini_cluster import MiniCluster, wait_for
+from tests.system.run_files import steps_logged
+
+# The files' headers ask for GPUs and much memory; what stands on sbatch's command line goes before them.
+NO_GPUS = ["--gres=none", "--mem=0", "--cpus-per-task=1", "--time=60"]
+ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A submitted job. log: what its tasks and its script print, over all its starts."""
+
+    cluster: MiniCluster
+    number: str
+    log: Path
+
+    def fields(self) -> dict[str, str]:
+        """What `scontrol show job` says, by name."""
+        text = self.cluster.output("head", ["scontrol", "show", "job", "--oneliner", self.number])
+        return {name: value for name, _, value in (word.partition("=") for word in text.split())}
+
+    @property
+    def state(self) -> str:
+        return self.fields()["JobState"]
+
+    @property
+    def starts(self) -> int:
+        """How often Slurm has requeued it."""
+        return int(self.fields()["Restarts"])
+
+    def wait_for_step(self, output: Path, step: int, seconds: float = 240) -> None:
+        """Waits until the run has logged `step`."""
+
+        def logged() -> bool:
+            assert self.state not in ENDED, f"ended before step {step}: {self.log.read_text()}"
+            return steps_logged(output) >= step
+
+        wait_for(logged, seconds, f"step {step}; see {self.log}")
+
+    def wait_until_ended(self, seconds: float = 240) -> float:
+        """Waits until the job has ended for good, and returns the seconds it took."""
+        return wait_for(lambda: self.state in ENDED, seconds, f"the end of job {self.number}; see {self.log}")
+
+    def wait_until_requeued(self, seconds: float) -> float:
+        """Waits until the job is queued once more, and returns the seconds it took."""
+        before = self.starts
+
+        def requeued() -> bool:
+            fields = self.fields()
+            assert fields["JobState"] not in ENDED, f"not requeued: {self.log.read_text()}"
+            return int(fields["Restarts"]) > before or fields["JobState"] == "PENDING"
+
+        return wait_for(requeued, seconds, f"job {self.number} requeued; see {self.log}")
+
+    def start_now(self) -> None:
+        """Slurm holds a requeued job back for two minutes; this does not."""
+        wait_for(lambda: "COMPLETING" not in self.fields()["JobState"], 20, "the end of the job's first start")
+        self.cluster.output("head", ["scontrol", "update", f"jobid={self.number}", "StartTime=now"])
+
+    def send(self, *scancel: str) -> None:
+        self.cluster.output("head", ["scancel", *scancel, self.number])
+
+
+def submit(
+    cluster: MiniCluster, script: str, shape: tuple[int, int], log: Path,
+    variables: dict[str, str], arguments: Sequence[str],
+) -> Job:  # fmt: skip
+    """Submits launch/`script` on `shape`, (nodes, ranks of a node), with its variables and artkv's arguments."""
+    nodes, ranks = shape
+    tasks = 1 if script == "train_deepspeed.sbatch" else ranks
+    options = [f"--nodes={nodes}", f"--ntasks-per-node={tasks}", f"--output={log}", *NO_GPUS]
+    result = cluster.on(
+        "head",
+        ["sbatch", "--parsable", *options, f"launch/{script}", *arguments],
+        environment={"RANKS_PER_NODE": str(ranks), **variables},
+    )
+    assert result.returncode == 0, result.stderr
+    return Job(cluster, result.stdout.strip(), log)
