@@ -21,7 +21,7 @@ import torch
 from artkv.batch import PackedQuestions
 from artkv.datasets.tokenization import IGNORED_LABEL, EncodedQuestion
 
-# A mask holds a byte a token and column of its row, so this bounds it to 4 KB a token.
+# The mask holds two bytes (bf16) for each column of its row a token, so this bounds it to 8 KB a token.
 MOST_COLUMNS = 4096
 
 # Splitting repeats visual tokens; more pieces than these never paid where it was tried (docs/packing.md).

@@ -146,7 +146,7 @@ class KVModulatedBlip2(nn.Module):
         text_RLD = language_model.get_input_embeddings()(questions.token_ids)
         hidden_RCD = language_model.model.decoder(
             inputs_embeds=packed_embeddings(text_RLD, visual_IKD, questions),
-            attention_mask=tree_attention_mask(questions.subtree_end),
+            attention_mask=tree_attention_mask(questions.subtree_end, text_RLD.dtype),
             position_ids=questions.position_ids,
             answer_columns=questions.answer_columns,
             use_cache=False,

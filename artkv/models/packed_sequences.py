@@ -5,12 +5,22 @@ from torch import Tensor
 
 from artkv.batch import PackedQuestions
 
+# CUDA's kernel for masked attention copies a mask whose rows are not aligned to so many elements.
+_MASK_ALIGNMENT = 8
 
-def tree_attention_mask(subtree_end_RL: Tensor) -> Tensor:
-    """(R, 1, L, L) bool, true where column i attends to column j: `j <= i < subtree_end[j]`."""
-    columns_L = torch.arange(subtree_end_RL.shape[1], device=subtree_end_RL.device)
-    is_before_LL = columns_L[None, :] <= columns_L[:, None]
-    return (is_before_LL & (columns_L[:, None] < subtree_end_RL[:, None, :]))[:, None]
+
+def tree_attention_mask(subtree_end_RL: Tensor, dtype: torch.dtype) -> Tensor:
+    """(R, 1, L, L), 0 where column i attends to column j, `j <= i < subtree_end[j]`, and -inf elsewhere.
+
+    dtype: the queries'. SDPA makes such a mask of a boolean one in each block anew and keeps it for backward; this
+    one is there once for all of them.
+    """
+    num_rows, num_columns = subtree_end_RL.shape
+    columns_L = torch.arange(num_columns, device=subtree_end_RL.device)
+    is_seen_RLL = (columns_L[None, :] <= columns_L[:, None]) & (columns_L[:, None] < subtree_end_RL[:, None, :])
+    aligned = -(-num_columns // _MASK_ALIGNMENT) * _MASK_ALIGNMENT
+    mask_RLL = torch.full((num_rows, num_columns, aligned), float("-inf"), dtype=dtype, device=columns_L.device)
+    return mask_RLL[..., :num_columns].masked_fill_(is_seen_RLL, 0.0)[:, None]
 
 
 def packed_embeddings(text_RLD: Tensor, visual_IKD: Tensor, questions: PackedQuestions) -> Tensor:

@@ -7,18 +7,21 @@ is counted from its birth to its death. Letters in tensor names are those of `ar
 import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from artkv.batch import PaintingFeatures, PaintingViews
 from artkv.config.sizes import parse_size
+from artkv.datasets.packing import PackingSettings, choose_layout
 from artkv.errors import UserError
+from artkv.models.answer_loss import answer_cross_entropy
+from artkv.models.packed_sequences import tree_attention_mask
 from artkv.planning.shapes import ModelShapes
 
 _FP32_BYTES = 4
@@ -80,11 +83,50 @@ class BatchShape:
     """A micro-batch of one rank.
 
     paintings: at most as many as questions. text_tokens: T, of the longest question with its answer.
+    is_packed: whether a painting's questions share a sequence.
     """
 
     paintings: int
     questions: int
     text_tokens: int
+    is_packed: bool = False
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """What OPT reads of a micro-batch: (rows, columns) tokens.
+
+    predicting_columns: of each row, those that the last block computes. answer_tokens: that have logits.
+    """
+
+    rows: int
+    columns: int
+    predicting_columns: int
+    answer_tokens: int
+
+
+@lru_cache(maxsize=64)
+def sequences(batch: BatchShape, num_visual_tokens: int, hidden_size: int) -> Sequences:
+    """Those of the largest batch of that shape: all questions of the longest text, alike in BOS only, all answer.
+
+    Packed, they are laid out by the code that training packs with.
+    """
+    if not batch.is_packed:
+        columns = num_visual_tokens + batch.text_tokens
+        return Sequences(batch.questions, columns, columns, batch.questions * (batch.text_tokens - 1))
+    # The last token of each is predicted and not read.
+    texts = [
+        [0, *range(1 + question * batch.text_tokens, (question + 1) * batch.text_tokens - 1)]
+        for question in range(batch.questions)
+    ]
+    painting_index = [question % batch.paintings for question in range(batch.questions)]
+    layout = choose_layout(texts, painting_index, PackingSettings(num_visual_tokens, hidden_size))
+    return Sequences(
+        rows=len(layout),
+        columns=max(sum(piece.num_columns for piece in row) for row in layout),
+        predicting_columns=max(sum(piece.num_columns - num_visual_tokens for piece in row) for row in layout),
+        answer_tokens=batch.questions * (batch.text_tokens - 1),
+    )
 
 
 @dataclass(frozen=True)
@@ -112,7 +154,7 @@ class Activations:
     qformer_backward_bytes: the most that their backward takes beyond that, gradients of weights included.
     embeddings_bytes: input of OPT's first block, with the attention mask.
     block: one OPT block.
-    logits_bytes: the most that final LayerNorm, head, fp32 logits and loss take, forward and backward.
+    logits_bytes: the most that final LayerNorm, a chunk of fp32 logits and loss take, forward and backward.
     evaluation: validation between epochs; None where there is none.
     """
 
@@ -160,7 +202,6 @@ def activations(
             if visual_IKD.requires_grad:
                 gradient_IKD = torch.empty_like(visual_IKD)
                 torch.autograd.grad(visual_IKD, _qformer_trainables(shapes), gradient_IKD, allow_unused=True)
-        num_positions = shapes.model.backbone.num_query_tokens + batch.text_tokens
         trained = (batch, _bytes(features), encoding.peak_bytes)
         return Activations(
             inputs_bytes=_bytes(views),
@@ -168,7 +209,7 @@ def activations(
             encoding_bytes=encoding.peak_bytes,
             qformer_bytes=qformer_bytes,
             qformer_backward_bytes=max(0, qformer.peak_bytes - qformer_bytes),
-            embeddings_bytes=_embeddings_bytes(shapes, batch.questions, num_positions),
+            embeddings_bytes=_embeddings_bytes(shapes, batch),
             block=block_activations(shapes, batch),
             logits_bytes=_logits_bytes(shapes, batch),
             evaluation=evaluation and _evaluation(shapes, *trained, *evaluation, efficientnet_image_size),
@@ -176,29 +217,35 @@ def activations(
 
 
 def block_activations(shapes: ModelShapes, batch: BatchShape) -> BlockActivations:
-    """Those of one OPT block alone; what LoRA on OPT changes."""
+    """Those of one OPT block alone; what LoRA on OPT changes.
+
+    Packed, the last block computes some columns only; it counts as the others.
+    """
     block = shapes.opt_blocks[-1]
-    num_positions = shapes.model.backbone.num_query_tokens + batch.text_tokens
+    read = _sequences(shapes, batch)
     with shapes.fake:
-        shape_QSD = (batch.questions, num_positions, shapes.blip2.text_config.hidden_size)
-        hidden_QSD = torch.empty(shape_QSD, dtype=shapes.dtype, requires_grad=True)
-        mask_Q1SS = torch.empty(batch.questions, 1, num_positions, num_positions, dtype=torch.bool)
+        shape_RLD = (read.rows, read.columns, shapes.blip2.text_config.hidden_size)
+        hidden_RLD = torch.empty(shape_RLD, dtype=shapes.dtype, requires_grad=True)
+        if batch.is_packed:
+            mask_R1LL = tree_attention_mask(torch.empty(shape_RLD[:2], dtype=torch.int64), shapes.dtype)
+        else:
+            mask_R1LL = torch.empty(read.rows, 1, read.columns, read.columns, dtype=torch.bool)
         adapters = [parameter for parameter in block.parameters() if parameter.requires_grad]
-        gradient_QSD = torch.empty(shape_QSD, dtype=shapes.dtype)
+        gradient_RLD = torch.empty(shape_RLD, dtype=shapes.dtype)
         with AllocationCounter() as counter:
-            output_QSD = block(hidden_QSD, attention_mask=mask_Q1SS)
+            output_RLD = block(hidden_RLD, attention_mask=mask_R1LL)
             stored_bytes = counter.live_bytes
             forward_peak_bytes = counter.peak_bytes
             counter.peak_bytes = stored_bytes
-            torch.autograd.grad(output_QSD, [hidden_QSD, *adapters], gradient_QSD)
+            torch.autograd.grad(output_RLD, [hidden_RLD, *adapters], gradient_RLD)
             backward_peak_bytes = counter.peak_bytes
-    gradient_bytes = _bytes(gradient_QSD)  # it comes from the block after this one
+    gradient_bytes = _bytes(gradient_RLD)  # it comes from the block after this one
     return BlockActivations(
         stored_bytes=stored_bytes,
-        recomputed_bytes=_bytes(output_QSD),
+        recomputed_bytes=_bytes(output_RLD),
         stored_backward_bytes=gradient_bytes + backward_peak_bytes - stored_bytes,
         # Recomputation stops once it has all that backward needs, and so never makes the output.
-        recomputed_backward_bytes=gradient_bytes + max(forward_peak_bytes, backward_peak_bytes - _bytes(output_QSD)),
+        recomputed_backward_bytes=gradient_bytes + max(forward_peak_bytes, backward_peak_bytes - _bytes(output_RLD)),
     )
 
 
@@ -231,7 +278,8 @@ def peak_activation_bytes(
     training_bytes = inputs_bytes + max(
         acts.encoding_bytes if encodes else 0,
         through_opt + acts.logits_bytes,
-        through_opt + backward_bytes + workspace_bytes,
+        # A block's output is gone by then: only the backward of what follows it reads it.
+        through_opt - block.recomputed_bytes + backward_bytes + workspace_bytes,
         through_qformer + acts.qformer_backward_bytes,
     )
     if acts.evaluation is None:
@@ -342,10 +390,15 @@ def _qformer_trainables(shapes: ModelShapes) -> list[Tensor]:
     return [p for name, p in trainables.items() if not name.startswith("language_model.")]
 
 
-def _embeddings_bytes(shapes: ModelShapes, questions: int, num_positions: int) -> int:
-    """Embeddings of a batch, and its boolean mask."""
-    width = shapes.blip2.text_config.hidden_size
-    return questions * num_positions * (width * shapes.dtype.itemsize + num_positions)
+def _sequences(shapes: ModelShapes, batch: BatchShape) -> Sequences:
+    return sequences(batch, shapes.model.backbone.num_query_tokens, shapes.blip2.text_config.hidden_size)
+
+
+def _embeddings_bytes(shapes: ModelShapes, batch: BatchShape) -> int:
+    """Embeddings of a batch, and its mask: boolean, or of the compute dtype where packed."""
+    read = _sequences(shapes, batch)
+    width, itemsize = shapes.blip2.text_config.hidden_size, shapes.dtype.itemsize
+    return read.rows * read.columns * (width * itemsize + read.columns * (itemsize if batch.is_packed else 1))
 
 
 def _evaluation(
@@ -370,30 +423,35 @@ def _evaluation(
         inputs_bytes=_bytes(_views(shapes, batch, side)),
         features_bytes=trained_features_bytes // trained.paintings * batch.paintings,
         encoding_bytes=trained_encoding_bytes // trained.paintings * batch.paintings,
-        answering_bytes=kv_cache_bytes + _embeddings_bytes(shapes, batch.questions, num_positions) + block.peak_bytes,
+        answering_bytes=kv_cache_bytes + _embeddings_bytes(shapes, batch) + block.peak_bytes,
     )
 
 
 def _logits_bytes(shapes: ModelShapes, batch: BatchShape) -> int:
-    num_visual = shapes.model.backbone.num_query_tokens
-    shape_QSD = (batch.questions, num_visual + batch.text_tokens, shapes.blip2.text_config.hidden_size)
-    hidden_QSD = torch.empty(shape_QSD, dtype=shapes.dtype, requires_grad=True)
-    labels = torch.empty(batch.questions * batch.text_tokens, dtype=torch.int64)
+    read = _sequences(shapes, batch)
+    shape_RCD = (read.rows, read.predicting_columns, shapes.blip2.text_config.hidden_size)
+    hidden_RCD = torch.empty(shape_RCD, dtype=shapes.dtype, requires_grad=True)
+    first_text_column = 0 if batch.is_packed else shapes.model.backbone.num_query_tokens
+    places_A = torch.empty(read.answer_tokens, dtype=torch.int64)
+    head = shapes.model.backbone.language_model.lm_head
     with AllocationCounter() as counter:
-        torch.autograd.grad(_loss(shapes, hidden_QSD, num_visual, labels), hidden_QSD)
+        hidden_AD = _hidden_at_answers(shapes, hidden_RCD, first_text_column, places_A)
+        loss = answer_cross_entropy(hidden_AD, head, places_A, torch.ones(read.answer_tokens))
+        del hidden_AD
+        torch.autograd.grad(loss, hidden_RCD)
     return counter.peak_bytes
 
 
-def _loss(shapes: ModelShapes, hidden_QSD: Tensor, num_visual: int, labels: Tensor) -> Tensor:
-    """As in `KVModulatedBlip2.answer_loss`; a function of its own, since a name kept for a tensor keeps its memory."""
-    language_model: Any = shapes.model.backbone.language_model
-    decoder = language_model.model.decoder
+def _hidden_at_answers(shapes: ModelShapes, hidden_RCD: Tensor, first_text_column: int, places_A: Tensor) -> Tensor:
+    """As in `KVModulatedBlip2`; a function of its own, since a name kept for a tensor keeps its memory."""
+    decoder: Any = shapes.model.backbone.language_model.model.decoder
     if decoder.final_layer_norm is not None:
-        hidden_QSD = decoder.final_layer_norm(hidden_QSD)
+        hidden_RCD = decoder.final_layer_norm(hidden_RCD)
     if decoder.project_out is not None:
-        hidden_QSD = decoder.project_out(hidden_QSD)
-    logits_QTV = language_model.lm_head(hidden_QSD[:, num_visual - 1 : -1])
-    return cross_entropy(logits_QTV.flatten(0, 1).float(), labels, ignore_index=-100, reduction="none").sum()
+        hidden_RCD = decoder.project_out(hidden_RCD)
+    if first_text_column:
+        hidden_RCD = hidden_RCD[:, first_text_column - 1 : -1]
+    return hidden_RCD.flatten(0, 1).index_select(0, places_A)
 
 
 def _tensors_in(tree: Any) -> Iterable[Tensor]:

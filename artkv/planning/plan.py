@@ -17,11 +17,13 @@ from artkv.planning.gpus import Gpu, find_gpu, gpu_of_memory
 from artkv.planning.memory import (
     Activations,
     BatchShape,
+    Sequences,
     TrainableMemory,
     activations,
     block_activations,
     peak_activation_bytes,
     quantised_block_bytes,
+    sequences,
     trainable_memory,
 )
 from artkv.planning.shapes import FrozenBytes, ModelShapes, frozen_bytes, model_shapes
@@ -174,11 +176,13 @@ class Plan:
 
     usable_bytes: of gpu_memory_bytes, without the margin.
     frozen, activations, trainables: with LoRA as the config has it (lora_on_opt).
+    sequences: what OPT reads of a micro-batch.
     opt_stack, vit_stack: blocks as bf16 masters; int8_stack: OPT's as int8 masters.
     """
 
     batch: BatchShape
     num_visual_tokens: int
+    sequences: Sequences
     accumulation: int
     world_size: int
     dtype: torch.dtype
@@ -198,7 +202,7 @@ class Plan:
     @property
     def micro_batch_tokens(self) -> int:
         """Tokens that OPT reads in a micro-batch, padding included."""
-        return self.batch.questions * (self.num_visual_tokens + self.batch.text_tokens)
+        return self.sequences.rows * self.sequences.columns
 
     @property
     def usable_bytes(self) -> int | None:
@@ -242,7 +246,7 @@ def plan(
     # As at training: `auto` is bfloat16 where the device is fast at it.
     is_fp32 = config.model.dtype == "float32" or (config.model.dtype == "auto" and not chosen.has_bf16)
     dtype = torch.float32 if is_fp32 else torch.bfloat16
-    batch = BatchShape(paintings, questions, text_tokens)
+    batch = BatchShape(paintings, questions, text_tokens, config.training.pack_questions)
     plain = _Predictor.of(config, dtype, batch, False, world_size, chosen)
     adapted = _Predictor.of(config, dtype, batch, True, world_size, chosen, plain.activations)
     predictors = {False: plain, True: adapted}
@@ -251,6 +255,7 @@ def plan(
     result = Plan(
         batch=batch,
         num_visual_tokens=own.shapes.model.backbone.num_query_tokens,
+        sequences=own.sequences,
         accumulation=own.accumulation,
         world_size=world_size,
         dtype=dtype,
@@ -332,6 +337,12 @@ class _Predictor:
             lora_on_opt,
             accumulation,
             gpu,
+        )
+
+    @property
+    def sequences(self) -> Sequences:
+        return sequences(
+            self.batch, self.shapes.model.backbone.num_query_tokens, self.shapes.blip2.text_config.hidden_size
         )
 
     @property
@@ -430,14 +441,14 @@ class _Predictor:
     def _pass_seconds(self, mode: Mode, features: Features, num_streamed: int, vit_loads: int) -> float:
         text = self.shapes.blip2.text_config
         vision = self.shapes.blip2.vision_config
-        text_tokens = self.batch.questions * self.batch.text_tokens
-        tokens = text_tokens + self.batch.questions * self.shapes.model.backbone.num_query_tokens
+        tokens = self.sequences.rows * self.sequences.columns
         slowdown = QUANTISED_SLOWDOWN if mode.opt in ("int8", "nf4") else 1.0
         seconds = training_pass_seconds(
             self.opt_stack(mode.storage), self.gpu, tokens, mode.recompute, num_streamed, mode.slots, slowdown
         )
-        # The head: 2 FLOP an element of its matrix and token in forward, 2 in backward.
-        seconds += 4 * text.vocab_size * text.word_embed_proj_dim * text_tokens / self.gpu.effective_flops
+        # The head: 2 FLOP an element of its matrix and answer token for the logits, 2 for their gradient.
+        head_elements = text.vocab_size * text.word_embed_proj_dim
+        seconds += 4 * head_elements * self.sequences.answer_tokens / self.gpu.effective_flops
         if features == "cached":
             return seconds
         image_tokens = self.batch.paintings * ((vision.image_size // vision.patch_size) ** 2 + 1)

@@ -68,8 +68,9 @@ def _heading(plan: Plan) -> list[str]:
     ranks = "1 rank" if plan.world_size == 1 else f"{plan.world_size} ranks"
     rates = plan.gpu.name if plan.gpu_is_named else f"{plan.gpu.name} (none named; --gpu)"
     lines = [
-        f"Micro-batch: {batch.questions} questions on {batch.paintings} paintings, {plan.num_visual_tokens} visual + "
-        f"{batch.text_tokens} text tokens each = {plan.micro_batch_tokens} tokens.",
+        f"Micro-batch: {batch.questions} questions on {batch.paintings} paintings, {plan.num_visual_tokens} visual and "
+        f"{batch.text_tokens} text tokens each, {'packed' if batch.is_packed else 'not packed'}: "
+        f"{plan.sequences.rows} x {plan.sequences.columns} = {plan.micro_batch_tokens} tokens.",
         f"{plan.accumulation} micro-batches a step, {ranks}, {str(plan.dtype).removeprefix('torch.')}. Rates: {rates}.",
     ]
     if not plan.gpu.has_bf16:
@@ -100,7 +101,7 @@ def _parts(plan: Plan) -> list[str]:
         ("", f"OPT blocks' inputs, {num_blocks} of {block.recomputed_bytes / 1e6:.2f} MB",
          num_blocks * block.recomputed_bytes),
         ("", "a block recomputed, with its backward", block.recomputed_backward_bytes),
-        ("", "logits and loss, fp32", acts.logits_bytes),
+        ("", "a chunk of logits, loss", acts.logits_bytes),
     ]  # fmt: skip
     if acts.evaluation is not None:
         rows.append(("validation", "encoders, at most", acts.evaluation.encoding_bytes))

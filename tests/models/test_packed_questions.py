@@ -169,7 +169,7 @@ def test_mask_by_brute_force(build: Build) -> None:
     for layout in LAYOUTS.values():
         plain, packed = (batch.questions for batch in batches(model, **layout))
         assert isinstance(packed, PackedQuestions)
-        mask_RLL = tree_attention_mask(packed.subtree_end)[:, 0]
+        mask_RLL = tree_attention_mask(packed.subtree_end, torch.float32)[:, 0] == 0
         num_visual = model.backbone.num_query_tokens
         places = packed.answer_columns + packed.token_ids.shape[1] * torch.arange(len(mask_RLL))[:, None]
         found = []
@@ -188,6 +188,32 @@ def test_mask_by_brute_force(build: Build) -> None:
                 (int(painting), ids[:t].tolist(), int(label)) for t, label in enumerate(labels) if label != -100
             ]
         assert sorted(found) == sorted(expected)
+
+
+def test_all_blocks_share_one_mask(build: Build) -> None:
+    """A boolean mask would be turned into numbers, and kept for backward, in each block."""
+    model = build().model
+    decoder = model.backbone.language_model.model.decoder
+    masks: list[Tensor] = []
+    for block in decoder.layers:
+        block.register_forward_pre_hook(
+            lambda _, args, options: masks.append(options["attention_mask"]), with_kwargs=True
+        )
+    _, packed = batches(model)
+    saved: list[int] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        if masks and tensor.shape == masks[0].shape:
+            saved.append(tensor.untyped_storage().data_ptr())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(packed)
+    pointers = {mask.untyped_storage().data_ptr() for mask in masks}
+    assert len(masks) == 2
+    assert len(pointers) == 1
+    assert pointers == set(saved)
+    assert all(stride % 8 == 0 for stride in masks[0].stride()[:-1])
 
 
 def test_a_backend_that_forgot_the_last_block_is_told(build: Build) -> None:

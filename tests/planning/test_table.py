@@ -60,7 +60,7 @@ def test_options_reach_the_plan(tiny_world: Path, capsys: pytest.CaptureFixture[
     given = ["--config", str(tiny_world / "config.yaml"), "--set", "training.batch_size=6", "--gpu", "L4"]
     run(parser.parse_args([*given, "--paintings", "2", "--text-tokens", "10", "--world-size", "4"]))
     printed = capsys.readouterr().out
-    assert "6 questions on 2 paintings, 6 visual + 10 text tokens each = 96 tokens" in printed
+    assert "6 questions on 2 paintings, 6 visual and 10 text tokens each, packed: 2 x 31 = 62 tokens" in printed
     assert "4 ranks" in printed
     assert "Rates: L4." in printed
     with pytest.raises(UserError, match="--gpu-memory = 'big'"):
