@@ -73,25 +73,25 @@ def flops_per_question(size: Size, work: Work) -> dict[str, float]:
     }
 
 
-def ways(lengths: Lengths, size: Size, padded_tokens: float | None = None) -> dict[str, Work]:
+def ways(lengths: Lengths, size: Size) -> dict[str, Work]:
     """The rows of the benchmark as `Work`, for questions of those lengths.
 
-    padded_tokens: mean row length of text where rows are padded to the longest of a batch; None: no padding.
+    Stock BLIP-2's rows are grouped by length, so padding is left out there; packed rows have next to none.
     """
     share = 1 / QUESTIONS_PER_PAINTING
-    padded = padded_tokens or lengths.mean_tokens
+    text = lengths.mean_tokens
     packed_row = size.num_queries + QUESTIONS_PER_PAINTING * lengths.own_tokens
     answers = lengths.answer_tokens
-    unpacked = Work(0, 1, share, padded, answers, answers)
+    unpacked = Work(0, 1, share, lengths.padded_tokens, answers)
     packed = Work(0, share, share, lengths.own_tokens, answers, answers, row_tokens=packed_row)
     return {
         "artkv": packed,
         "artkv, cache off": _with(packed, encodes=share),
         "artkv, packing off": unpacked,
-        "artkv, answer-only logits off": _with(packed, logit_tokens=lengths.own_tokens, last_block_tokens=None),
-        "artkv, all three off": _with(unpacked, encodes=share, logit_tokens=padded, last_block_tokens=None),
-        "stock BLIP-2": Work(1, 1, 1, padded, padded + size.num_queries, None, has_prefix=False),
-        "stock BLIP-2, last logits only": Work(1, 1, 1, padded, answers + 1, None, has_prefix=False),
+        "artkv, answer-only logits off": _with(packed, logit_tokens=packed_row * share, last_block_tokens=None),
+        "artkv, all three off": _with(unpacked, encodes=share, logit_tokens=lengths.padded_tokens),
+        "stock BLIP-2": Work(1, 1, 1, text, text + size.num_queries, has_prefix=False),
+        "stock BLIP-2, last logits only": Work(1, 1, 1, text, answers + 1, has_prefix=False),
     }
 
 
@@ -110,7 +110,7 @@ def _vit(size: Size) -> float:
 def _qformer(size: Size, has_prefix: bool) -> float:
     """All is frozen but cross-attention, so nothing before the first layer's needs a gradient."""
     width, queries = size.qformer_width, size.num_queries
-    keys = size.image_tokens + (size.prefix_tokens if has_prefix else 0)
+    keys = size.image_tokens + size.prefix_tokens * has_prefix
     self_linear, mlp = queries * 4 * width**2, queries * 8 * width**2
     self_attention, cross_attention = 2 * queries**2 * width, 2 * queries * keys * width
     total = 0.0

@@ -117,11 +117,13 @@ _ANSWERS = {
 class Lengths:
     """Text tokens of a set's questions, BOS to newline; none of the visual ones.
 
+    padded_tokens: mean where all rows of a batch, whole paintings in the order of the set, are as long as its longest.
     own_tokens: mean over questions of those left when a painting's questions share their beginnings, as in a tree of
     token prefixes, and the last newline is left out. answer_tokens: mean number of tokens with a loss.
     """
 
     mean_tokens: float
+    padded_tokens: float
     own_tokens: float
     answer_tokens: float
 
@@ -156,7 +158,7 @@ def read_questions(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def lengths_of(rows: Sequence[dict[str, str]], tokenizer: object) -> Lengths:
+def lengths_of(rows: Sequence[dict[str, str]], tokenizer: object, batch_size: int) -> Lengths:
     """Counts tokens as training does; rows of a painting follow each other."""
     encoded = [encode_for_training(tokenizer, PROMPT, row["question"], row["answer"]) for row in rows]
     own = 0
@@ -166,7 +168,10 @@ def lengths_of(rows: Sequence[dict[str, str]], tokenizer: object) -> Lengths:
         own += len({tuple(ids[: end + 1]) for ids in sequences for end in range(len(ids))})
     answers = sum(label != -100 for _, labels in encoded for label in labels)
     total = sum(len(ids) for ids, _ in encoded)
-    return Lengths(total / len(rows), own / len(rows), answers / len(rows))
+    longest = [
+        max(len(ids) for ids, _ in encoded[first : first + batch_size]) for first in range(0, len(rows), batch_size)
+    ]
+    return Lengths(total / len(rows), sum(longest) / len(longest), own / len(rows), answers / len(rows))
 
 
 def run_settings(
