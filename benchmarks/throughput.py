@@ -71,8 +71,9 @@ class Result:
 
     seconds, questions: of each timed turn. questions_per_second: their median rate. flops: of a question, counted.
     times_reference: rate over the reference's. allowed: the reference's FLOPs over its own. of_allowed:
-    times_reference over allowed. of_matmul: share of the rate of large products. loss_off, loss_on: mean loss a token
-    of the first questions, prefix off and on.
+    times_reference over allowed. of_matmul: share of the rate of large products. start_bytes: resident before the
+    first step, libraries and weights included; peak_bytes: the most ever, before FLOPs are counted. loss_off, loss_on:
+    mean loss a token of the first questions, prefix off and on.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Result:
     allowed: float | None = None
     of_allowed: float | None = None
     of_matmul: float | None = None
+    start_bytes: int | None = None
     peak_bytes: int | None = None
     loss_off: float | None = None
     loss_on: float | None = None
@@ -160,6 +162,7 @@ def run(options: argparse.Namespace, folder: Path, temporary: Path) -> None:
             if row.kind != "products":
                 result = result_of(report, row.name)
                 result.peak_bytes = contestants[row.name].ask("peak_bytes")
+                result.start_bytes = contestants[row.name].start_bytes
                 flops, questions = contestants[row.name].count()
                 result.flops = flops / questions
     finally:
@@ -323,7 +326,7 @@ def at_true_size(lengths: dict[str, Lengths]) -> dict[str, Any]:
     size = SIZES["true"]
     texts = {
         **lengths,
-        **{f"{n} tokens, none shared": Lengths(n, n - 1, min(6, n / 2)) for n in (10, 20, 25)},
+        **{f"{n} tokens, none shared": Lengths(n, n, n - 1, min(6, n / 2)) for n in (10, 20, 25)},
     }
     tables = {}
     for text, of_text in texts.items():
@@ -356,7 +359,10 @@ def new_report(options: argparse.Namespace, folder: Path, size_name: str) -> Rep
         dtype=str(resolve_dtype(options.dtype, device)).removeprefix("torch."),
         batch_size=options.batch,
         model=proportions(SIZES[size_name]),
-        lengths={text: lengths_of(read_questions(folder / f"{text}.csv"), tokenizer) for text in ("alike", "distinct")},
+        lengths={
+            text: lengths_of(read_questions(folder / f"{text}.csv"), tokenizer, options.batch)
+            for text in ("alike", "distinct")
+        },
     )
 
 
@@ -390,7 +396,7 @@ def table(report: Report) -> list[str]:
         f"at most ({_LOSS_TOLERANCE[report.dtype]:.0e} allowed)",
         "",
         "| row | questions/s (slowest to fastest) | x Trainer | GFLOP/question (formula) | FLOPs allow | of that | "
-        "of products' rate | peak MB | loss off / on |",
+        "of products' rate | MB at the start, peak | loss off / on |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for r in report.rows:
@@ -402,7 +408,7 @@ def table(report: Report) -> list[str]:
             number(r.allowed, ".2f"),
             number(r.of_allowed, ".0%"),
             number(r.of_matmul, ".0%"),
-            scaled(r.peak_bytes, 1e6, ".0f"),
+            f"{scaled(r.start_bytes, 1e6, '.0f')}, {scaled(r.peak_bytes, 1e6, '.0f')}",
             r.note or f"{number(r.loss_off, '.5f')} / {number(r.loss_on, '.5f')}",
         ]
         lines.append(f"| {' | '.join(cells)} |")

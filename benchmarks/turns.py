@@ -51,7 +51,7 @@ class Stand:
         """
         if self._is_first:
             self._is_first = False
-            self.connection.send(("ready", None))
+            self.connection.send(("ready", resident_bytes()))
         elif self._counter is not None:
             self.connection.send(("done", (self._counter.get_total_flops(), self._questions)))
             self._counter = None
@@ -101,6 +101,7 @@ class Contestant:
         self, name: str, target: str, arguments: tuple[Any, ...], log: Path, environment: Mapping[str, str]
     ) -> None:
         self.name = name
+        self.start_bytes: int | None = None  # resident when it first stood there
         self._log = log
         self._connection, theirs = multiprocessing.Pipe()
         context = multiprocessing.get_context("spawn")
@@ -112,7 +113,7 @@ class Contestant:
 
     def wait_until_ready(self) -> None:
         """Returns when it stands before its first step."""
-        self._receive("ready", _START_TIMEOUT_SECONDS)
+        self.start_bytes = self._receive("ready", _START_TIMEOUT_SECONDS)
 
     def run(self, untimed: int, timed: int) -> tuple[float, int]:
         """Seconds and questions of `timed` steps, after `untimed` ones that empty what was fetched in the pause."""
@@ -155,6 +156,12 @@ class Contestant:
 
     def _end(self) -> str:
         return "\n".join(self._log.read_text(errors="replace").splitlines()[-_LAST_LINES:])
+
+
+def resident_bytes() -> int | None:
+    """What this process holds in memory now; None where there is no /proc."""
+    path = Path("/proc/self/statm")
+    return int(path.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if path.is_file() else None
 
 
 def _main(
