@@ -15,16 +15,22 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 _ATTENTION_BACKWARD = 2.5
 
 
-def step_counter() -> FlopCounterMode:
+class StepFlops(FlopCounterMode):
     """A counter that knows the CPU's attention too, which torch's own leaves out."""
-    aten = torch.ops.aten
-    return FlopCounterMode(
-        display=False,
-        custom_mapping={
-            aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention,
-            aten._scaled_dot_product_flash_attention_for_cpu_backward: _cpu_attention_backward,
-        },
-    )
+
+    def __init__(self) -> None:
+        aten = torch.ops.aten
+        super().__init__(
+            display=False,
+            custom_mapping={
+                aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention,
+                aten._scaled_dot_product_flash_attention_for_cpu_backward: _cpu_attention_backward,
+            },
+        )
+
+    def result(self) -> int:
+        """FLOPs so far."""
+        return self.get_total_flops()
 
 
 def _cpu_attention(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:

@@ -53,7 +53,7 @@ class Stand:
             self._is_first = False
             self.connection.send(("ready", resident_bytes()))
         elif self._counter is not None:
-            self.connection.send(("done", (self._counter.get_total_flops(), self._questions)))
+            self.connection.send(("done", (self._counter.result(), self._questions)))
             self._counter = None
         elif self._untimed:
             self._untimed -= 1
@@ -69,7 +69,7 @@ class Stand:
 
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
-        """Around the step itself, so that its FLOPs can be counted."""
+        """Around the step itself, so that something can be counted in it."""
         if self._counter is None:
             yield
         else:
@@ -81,9 +81,8 @@ class Stand:
             self._untimed, self._timed = arguments
             self._questions, self._began = 0, time.perf_counter()
         elif name == "count":
-            from flop_count import step_counter
-
-            self._counter, self._questions = step_counter(), 0
+            module, counter = arguments[0].split(":")
+            self._counter, self._questions = getattr(importlib.import_module(module), counter)(), 0
         elif name == "end":
             raise EndOfTurns
         else:
@@ -119,13 +118,25 @@ class Contestant:
         """Seconds and questions of `timed` steps, after `untimed` ones that empty what was fetched in the pause."""
         if untimed < 1 or timed < 1:
             raise ValueError("a turn has at least one untimed and one timed step")
+        self.begin(untimed, timed)
+        return self.finish()
+
+    def begin(self, untimed: int, timed: int) -> None:
+        """Starts a turn of `run` without waiting for its end: for several that run together."""
         self._connection.send(("run", (untimed, timed)))
+
+    def begin_count(self, counter: str = "flop_count:StepFlops") -> None:
+        """Starts the next step inside a context manager, `module:class`, whose `result()` is wanted."""
+        self._connection.send(("count", (counter,)))
+
+    def finish(self) -> Any:
+        """What the turn or the count that was begun gave."""
         return self._receive("done", None)
 
     def count(self) -> tuple[int, int]:
         """FLOPs and questions of its next step."""
-        self._connection.send(("count", ()))
-        return self._receive("done", None)
+        self.begin_count()
+        return self.finish()
 
     def ask(self, action: str, *arguments: Any) -> Any:
         """What `Stand.actions` says."""
