@@ -30,7 +30,7 @@ def run_artkv(stand: Stand, tree: dict[str, Any], has_answer_logits: bool) -> No
         engine: TrainingEngine, batches: Sequence[Batch], learning_rate: float, world: World
     ) -> StepReport:
         stand.actions["losses"] = lambda: losses(engine.model, batches)
-        stand.actions["trainable_bytes"] = lambda: sum(p.nbytes for p in engine.model.parameters())
+        stand.actions["trainables"] = lambda: [(p.numel(), p.element_size()) for p in engine.model.parameters()]
         stand.boundary(sum(len(batch.rows) for batch in batches))
         with stand.step():
             return train_step(engine, batches, learning_rate, world)

@@ -52,6 +52,18 @@ def sent_bytes(collectives: dict[str, tuple[int, int]], ranks: int) -> float:
     return sum(SENT_SHARE[name](ranks) * size for name, (_, size) in collectives.items())
 
 
+def sent_bytes_an_element(collectives: dict[str, tuple[int, int]], elements: int, element_bytes: int) -> float:
+    """Bytes that each of very many ranks sends for each trainable element, with gathered weights in bf16.
+
+    elements, element_bytes: of the trainables of the run that was counted.
+    """
+    total = 0.0
+    for name, (_, size) in collectives.items():
+        in_bf16 = 2 / element_bytes if "allgather" in name else 1.0
+        total += SENT_SHARE[name](1 << 30) * size * in_bf16
+    return total / elements
+
+
 def run_collectives(stand: Stand, collectives: dict[str, tuple[int, int]]) -> None:
     """A step is the counted collectives alone, one of each kind's mean size as often as it was called, for ever."""
     with process_group(timeout_minutes=10) as world:

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from communication import sent_bytes
+from communication import sent_bytes, sent_bytes_an_element
 from flop_count import flops_per_question, ways
 from random_world import (
     SIZES,
@@ -87,6 +87,7 @@ class Report:
     against_two_apart: float = 0.0
     collectives: dict[str, tuple[int, int]] = field(default_factory=dict)
     sent_bytes: float = 0.0
+    sent_bytes_an_element: float = 0.0
     predicted_two: float = 0.0
     token_deviation: float = 0.0
     true_trainable_elements: int = 0
@@ -155,12 +156,15 @@ def run(options: argparse.Namespace, folder: Path, temporary: Path) -> None:
         start("one", "artkv_row:run_artkv", [(0, 0)], training("one"))
         start("two", "artkv_row:run_artkv", [(0, 2), (1, 2)], training("two"))
         start("two apart", "artkv_row:run_artkv", [(0, 0), (0, 0)], training("two apart"))
-        report.trainable_bytes = groups["two"][0].ask("trainable_bytes")
+        trainables = groups["two"][0].ask("trainables")
+        report.trainable_bytes = sum(elements * size for elements, size in trainables)
         for member in groups["two"]:
             member.begin_count("communication:StepBytes")
         counted = [member.finish()[0] for member in groups["two"]]
         report.collectives = counted[0]
         report.sent_bytes = sent_bytes(report.collectives, 2)
+        elements = sum(elements for elements, _ in trainables)
+        report.sent_bytes_an_element = sent_bytes_an_element(report.collectives, elements, trainables[0][1])
         start("collectives", "communication:run_collectives", [(0, 2), (1, 2)], lambda _: (report.collectives,))
         medians = take_turns(groups, options.rounds, options.seconds)
     finally:
@@ -183,10 +187,9 @@ def run(options: argparse.Namespace, folder: Path, temporary: Path) -> None:
     report.true_trainable_elements = trainable_elements(SIZES["true"])
     flops = sum(flops_per_question(SIZES["true"], ways(lengths, SIZES["true"])["artkv"]).values())
     batch_deviation = report.token_deviation * math.sqrt(options.batch / options.gpu_batch)
+    sent = report.sent_bytes_an_element * report.true_trainable_elements
     report.model = [
-        row
-        for cluster in CLUSTERS
-        for row in many_gpus(cluster, flops * options.gpu_batch, report.true_trainable_elements, batch_deviation)
+        row for cluster in CLUSTERS for row in many_gpus(cluster, flops * options.gpu_batch, sent, batch_deviation)
     ]
     report.seconds = round(time.monotonic() - began, 1)
     print("\n".join(table(report, options.gpu_batch, flops)), flush=True)
@@ -235,16 +238,17 @@ def expected_maximum(ranks: int) -> float:
     return statistics.NormalDist().inv_cdf((ranks - 0.375) / (ranks + 0.25))
 
 
-def many_gpus(cluster: Cluster, step_flops: float, elements: int, token_deviation: float) -> list[dict[str, Any]]:
-    """The model's rows for one kind of cluster: seconds of a step by what they go to, and the efficiency."""
+def many_gpus(cluster: Cluster, step_flops: float, sent: float, token_deviation: float) -> list[dict[str, Any]]:
+    """The model's rows for one kind of cluster: seconds of a step by what they go to, and the efficiency.
+
+    sent: bytes that each of very many ranks sends in a step. Rings inside the nodes, each GPU carrying its eighth of
+    them between nodes.
+    """
     computing = step_flops / cluster.flops_per_second
     rows = []
     for ranks in _RANKS:
         nodes = max(1, ranks // _GPUS_PER_NODE)
-        # fp32 gradients are reduced to the ranks that own them, bf16 weights gathered from these.
-        sent = (4 + 2) * elements
         inside = sent * (_GPUS_PER_NODE - 1) / _GPUS_PER_NODE / (cluster.inside * _LINK_SHARE)
-        # Each GPU of a node carries its eighth between nodes.
         between = sent / _GPUS_PER_NODE * (nodes - 1) / nodes / (cluster.between * _LINK_SHARE)
         latency = 2 * (3 * _LATENCY_INSIDE + math.ceil(math.log2(nodes)) * _LATENCY_BETWEEN)
         waiting = computing * token_deviation * expected_maximum(ranks)
@@ -281,7 +285,8 @@ def table(report: Report, gpu_batch: int, flops: float) -> list[str]:
         f"batch deviate by {report.token_deviation:.1%})",
         "",
         f"BLIP2-OPT-2.7b, {report.true_trainable_elements / 1e6:.1f}M trainables, {gpu_batch} questions a step and GPU "
-        f"of {flops / 1e9:.0f} GFLOP each; nothing overlapped:",
+        f"of {flops / 1e9:.0f} GFLOP each; {report.sent_bytes_an_element:.0f} "
+        f"bytes sent for each trainable element (as counted, weights in bf16), nothing overlapped:",
         "",
         f"| cluster | {' | '.join(f'{ranks} GPUs' for ranks in _RANKS)} |",
         f"|---|{'---|' * len(_RANKS)}",
