@@ -20,15 +20,21 @@ from artkv.training.run import train
 from artkv.training.step import StepReport, train_step
 
 
-def run_artkv(stand: Stand, tree: dict[str, Any], has_answer_logits: bool) -> None:
-    """Trains until the conductor ends it."""
+def run_artkv(stand: Stand, tree: dict[str, Any], has_answer_logits: bool = True, compiled: Sequence[str] = ()) -> None:
+    """Trains until the conductor ends it; compiled: parts for `torch.compile`, of those that `compile_part` knows."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not has_answer_logits:
         KVModulatedBlip2.answer_loss = loss_of_all_logits  # type: ignore[method-assign]
 
+    engines: list[TrainingEngine] = []
+
     def step_at_boundary(
         engine: TrainingEngine, batches: Sequence[Batch], learning_rate: float, world: World
     ) -> StepReport:
+        if not engines:
+            engines.append(engine)
+            for part in compiled:
+                compile_part(engine.model, part)
         stand.actions["losses"] = lambda: losses(engine.model, batches)
         stand.actions["trainables"] = lambda: [(p.numel(), p.element_size()) for p in engine.model.parameters()]
         stand.boundary(sum(len(batch.rows) for batch in batches))
@@ -39,6 +45,19 @@ def run_artkv(stand: Stand, tree: dict[str, Any], has_answer_logits: bool) -> No
     artkv.training.loop.train_step = step_at_boundary
     with process_group(timeout_minutes=10) as world:
         train(Config.model_validate(tree), None, world)
+
+
+def compile_part(model: KVModulatedBlip2, part: str) -> None:
+    """`torch.compile` on OPT's frozen blocks, each by itself (`opt`), or on Q-Former and generator (`trainable`).
+
+    With dynamic shapes: no two batches are of one length.
+    """
+    modules: dict[str, list[Any]] = {
+        "opt": list(model.backbone.language_model.model.decoder.layers),
+        "trainable": [model.backbone.qformer, model._frozen.generator],
+    }
+    for module in modules[part]:
+        module.compile(dynamic=True)
 
 
 @torch.no_grad()
