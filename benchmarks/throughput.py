@@ -40,7 +40,7 @@ from turns import Contestant
 TRAINER = "transformers Trainer"
 _LARGE_PRODUCTS = "large products"
 _OWN_PRODUCTS = "products of OPT's shape"
-# Relative, between rows on the same questions: 4e-7 seen at toy size, 8e-6 at full size in fp32.
+# Relative, between rows on the same questions: 4e-7 seen at toy size, 8e-6 at mid size in fp32.
 _LOSS_TOLERANCE = {"float32": 3e-5, "bfloat16": 1e-2}
 # Turns before whose timed steps this many run untimed: what loaders fetched while others had their turn is used up.
 _UNTIMED_STEPS = {"artkv": 4, "peer": 1, "products": 1}
