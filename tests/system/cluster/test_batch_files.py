@@ -103,7 +103,7 @@ def test_a_signal_that_comes_before_python_listens_ends_nothing(
     gpu_cluster: MiniCluster, programs: Path, tmp_path: Path, script: str
 ) -> None:
     goes_on = tmp_path / "goes_on"
-    put_in_place_of_python(programs, f"{TELL}until [ -e {goes_on} ]; do read -r -t 0.1 <> <(:); done")
+    put_in_place_of_python(programs, f"{TELL}until [ -e {goes_on} ]; do sleep 0.1; done")
     job = submit(gpu_cluster, script, [], tmp_path / "log", {"OUTPUT_DIR": str(tmp_path / "run")})
     tasks = 16 if script == "train.sbatch" else 2
     wait_for(lambda: job.log.exists() and job.log.read_text().count(": GPUs") == tasks, 60, "all tasks")
@@ -111,3 +111,31 @@ def test_a_signal_that_comes_before_python_listens_ends_nothing(
     goes_on.touch()
     job.wait_until_ended(60)
     assert job.state == "COMPLETED", job.log.read_text()
+
+
+@pytest.mark.parametrize("script", TRAININGS)
+def test_one_task_that_ends_badly_ends_the_job(
+    gpu_cluster: MiniCluster, programs: Path, tmp_path: Path, script: str
+) -> None:
+    put_in_place_of_python(programs, "[ $SLURM_PROCID = 1 ] && exit 1; exec sleep 300")
+    job = submit(gpu_cluster, script, [], tmp_path / "log", {"OUTPUT_DIR": str(tmp_path / "run")})
+    job.wait_until_ended(60)
+    assert job.state == "FAILED"
+
+
+@pytest.mark.parametrize("script", TRAININGS)
+def test_a_cancelled_job_can_save_and_is_not_requeued(
+    gpu_cluster: MiniCluster, programs: Path, tmp_path: Path, script: str
+) -> None:
+    output = tmp_path / "run"
+    saves = f"trap 'sleep 1; mkdir -p {output}; touch {output}/preempted.json; exit 75' TERM"
+    put_in_place_of_python(programs, f"{saves}\n{TELL}while :; do sleep 0.1; done")
+    job = submit(
+        gpu_cluster, script, ["--nodes=1", "--ntasks-per-node=1"], tmp_path / "log", {"OUTPUT_DIR": str(output)}
+    )
+    wait_for(lambda: job.log.exists() and ": GPUs" in job.log.read_text(), 60, "the task")
+    job.send()
+    job.wait_until_ended(60)
+    wait_for((output / "preempted.json").exists, 10, "what the task saves on SIGTERM")
+    gpu_cluster.wait_until_idle()
+    assert (job.state, job.starts) == ("CANCELLED", 0)
