@@ -221,9 +221,15 @@ def test_a_wrong_start_after_a_stop_leaves_no_marker(run_training: Train, tiny_c
 def test_the_end_of_the_jobs_time_is_a_reason_from_the_set_minutes_before_it_on() -> None:
     now = 1000.0
     requests = StopRequests(now=lambda: now)
-    requests.watch_walltime(1000.0 + 300, 4.0)
+    requests.watch_walltime(1000.0 + 3600, 4.0)
+    now = 4359.0
     assert requests.reason is None
-    now = 1060.0
+    now = 4360.0
+    assert requests.reason == "walltime"
+    now = 1000.0
+    requests.watch_walltime(1000.0 + 300, 4.0)
+    assert requests.reason is None  # a quarter of five minutes is less
+    now = 1225.0
     assert requests.reason == "walltime"
     never = StopRequests(now=lambda: 1e12)
     never.watch_walltime(None, 4.0)
@@ -235,10 +241,12 @@ def test_a_run_stops_before_its_jobs_end(
     run_training: Train, tiny_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "17")
-    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time() + 60)))
-    assert run_training(["run.stop_before_walltime_minutes=0.5", "training.num_epochs=1"]).step == 9
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time() + 3600)))
+    assert run_training(["training.num_epochs=1"]).step == 9
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time())))
+    assert run_training(["run.stop_before_walltime_minutes=null", "training.num_epochs=1"], resume="auto").step == 9
     with pytest.raises(Preempted, match="stopped by walltime after step 9"):
-        run_training(["run.stop_before_walltime_minutes=2"], resume="auto")
+        run_training(resume="auto")
     assert marker(tiny_config.run.output_dir)["job"] == "17"
 
 
