@@ -211,7 +211,8 @@ class RunConfig(Section):
     keep_checkpoints: PositiveInt = Field(default=3, description="newest checkpoints kept, beside the best one")
     log_every: PositiveInt = Field(default=10, description="optimizer steps between two lines of metrics.jsonl")
     stop_before_walltime_minutes: NonNegativeFloat | None = Field(
-        default=5.0, description="minutes before a Slurm job's end at which to save and stop; null: never"
+        default=5.0,
+        description="minutes before a Slurm job's end at which to save and stop, a quarter of its time at most; or null",
     )
 
 

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from artkv.errors import Preempted, RunFailed, UserError
+
 
 @contextmanager
 def rank_log(run_dir: Path, rank: int) -> Iterator[None]:
@@ -32,6 +34,9 @@ def rank_log(run_dir: Path, rank: int) -> Iterator[None]:
         where = f"process {os.getpid()} on {socket.gethostname()}{'' if job is None else f', job {job}'}"
         print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} rank {rank}, {where}", file=sys.__stderr__, flush=True)
         yield
+    except (UserError, RunFailed, Preempted) as end:
+        print(f"artkv: {end}", file=sys.__stderr__)
+        raise
     except BaseException:
         traceback.print_exc(file=sys.__stderr__)
         raise

@@ -53,9 +53,13 @@ class StopRequests:
         self._before = {}
 
     def watch_walltime(self, end: float | None, minutes_before: float | None) -> None:
-        """Asks to stop so many minutes before `end`, unix seconds; never, where either is None."""
+        """Asks to stop so many minutes before `end`, unix seconds; never, where either is None.
+
+        At most a quarter of the time that is left now is given up: a short job that stopped at once and was
+        queued again would do so for ever.
+        """
         if end is not None and minutes_before is not None:
-            self._walltime_stop = end - 60 * minutes_before
+            self._walltime_stop = end - min(60 * minutes_before, max(0.0, end - self._now()) / 4)
 
     @property
     def reason(self) -> str | None:

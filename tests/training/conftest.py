@@ -14,6 +14,7 @@ from artkv.config import Config, override_config
 from artkv.distributed import World
 from artkv.training.checkpoint import Progress
 from artkv.training.engine import TrainingEngine
+from artkv.training.preemption import StopRequests
 from artkv.training.run import train
 from artkv.training.step import StepReport
 
@@ -28,7 +29,7 @@ class Stopped(Exception):
 def run_training(tiny_config: Config, one_process: World, monkeypatch: pytest.MonkeyPatch) -> Train:
     """`run_training(overrides, resume=None, stop_before_step=None)`: one process, the tiny world.
 
-    seen_rows, if given, collects the rows that each step trains on, fillers left out.
+    seen_rows, if given, collects the rows that each step trains on, fillers left out. stops: what may ask for a stop.
     """
 
     def run(
@@ -36,6 +37,7 @@ def run_training(tiny_config: Config, one_process: World, monkeypatch: pytest.Mo
         resume: str | None = None,
         stop_before_step: int | None = None,
         seen_rows: list[list[int]] | None = None,
+        stops: StopRequests | None = None,
     ) -> Progress:
         steps_done = 0
 
@@ -54,7 +56,7 @@ def run_training(tiny_config: Config, one_process: World, monkeypatch: pytest.Mo
         true_train_step = loop.train_step
         with monkeypatch.context() as patch:
             patch.setattr(loop, "train_step", train_step)
-            return train(override_config(tiny_config, overrides), resume, one_process)
+            return train(override_config(tiny_config, overrides), resume, one_process, stops)
 
     return run
 

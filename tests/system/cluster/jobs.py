@@ -7,8 +7,8 @@ from pathlib import Path
 from tests.system.cluster.mini_cluster import MiniCluster, wait_for
 from tests.system.run_files import steps_logged
 
-# The files' headers ask for GPUs and much memory; what stands on sbatch's command line goes before them.
-NO_GPUS = ["--gres=none", "--mem=0", "--cpus-per-task=1", "--time=60"]
+# The files' headers ask for GPUs and many CPUs; what stands on sbatch's command line goes before them.
+NO_GPUS = ["--gres=none", "--cpus-per-task=1"]
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"}
 
 
@@ -34,7 +34,7 @@ class Job:
         """How often Slurm has requeued it."""
         return int(self.fields()["Restarts"])
 
-    def wait_for_step(self, output: Path, step: int, seconds: float = 240) -> None:
+    def wait_for_step(self, output: Path, step: int, seconds: float = 600) -> None:
         """Waits until the run has logged `step`."""
 
         def logged() -> bool:
@@ -43,18 +43,17 @@ class Job:
 
         wait_for(logged, seconds, f"step {step}; see {self.log}")
 
-    def wait_until_ended(self, seconds: float = 240) -> float:
+    def wait_until_ended(self, seconds: float = 600) -> float:
         """Waits until the job has ended for good, and returns the seconds it took."""
         return wait_for(lambda: self.state in ENDED, seconds, f"the end of job {self.number}; see {self.log}")
 
     def wait_until_requeued(self, seconds: float) -> float:
-        """Waits until the job is queued once more, and returns the seconds it took."""
-        before = self.starts
+        """Waits until Slurm has queued the job once more, and returns the seconds it took."""
 
         def requeued() -> bool:
             fields = self.fields()
             assert fields["JobState"] not in ENDED, f"not requeued: {self.log.read_text()}"
-            return int(fields["Restarts"]) > before or fields["JobState"] == "PENDING"
+            return int(fields["Restarts"]) > 0
 
         return wait_for(requeued, seconds, f"job {self.number} requeued; see {self.log}")
 
@@ -68,17 +67,20 @@ class Job:
 
 
 def submit(
-    cluster: MiniCluster, script: str, shape: tuple[int, int], log: Path,
-    variables: dict[str, str], arguments: Sequence[str],
+    cluster: MiniCluster, script: str, options: Sequence[str], log: Path,
+    variables: dict[str, str], arguments: Sequence[str] = (),
 ) -> Job:  # fmt: skip
-    """Submits launch/`script` on `shape`, (nodes, ranks of a node), with its variables and artkv's arguments."""
-    nodes, ranks = shape
-    tasks = 1 if script == "train_deepspeed.sbatch" else ranks
-    options = [f"--nodes={nodes}", f"--ntasks-per-node={tasks}", f"--output={log}", *NO_GPUS]
+    """Submits launch/`script` with sbatch's options, the script's variables and artkv's arguments."""
     result = cluster.on(
         "head",
-        ["sbatch", "--parsable", *options, f"launch/{script}", *arguments],
-        environment={"RANKS_PER_NODE": str(ranks), **variables},
+        ["sbatch", "--parsable", f"--output={log}", *options, f"launch/{script}", *arguments],
+        environment=variables,
     )
     assert result.returncode == 0, result.stderr
     return Job(cluster, result.stdout.strip(), log)
+
+
+def shape(script: str, nodes: int, ranks: int) -> list[str]:
+    """sbatch's options for so many nodes with so many ranks on each, without GPUs."""
+    tasks = 1 if script == "train_deepspeed.sbatch" else ranks
+    return [f"--nodes={nodes}", f"--ntasks-per-node={tasks}", *NO_GPUS]

@@ -37,14 +37,14 @@ AccountingStorageType=accounting_storage/none
 MpiDefault=none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
-# More CPUs than the machine has.
+# More CPUs and memory than the machine has.
 SlurmdParameters=config_overrides
 SchedulerParameters=sched_interval=1,bf_interval=1
 # Far shorter than a real cluster's (300, 30), so that a test need not wait.
 SlurmdTimeout=10
 KillWait=5
 ReturnToService=2
-NodeName={nodes} CPUs={cpus} RealMemory=4000 State=UNKNOWN {node_gres}
+NodeName={nodes} CPUs={cpus} RealMemory={memory} State=UNKNOWN {node_gres}
 PartitionName=gpu Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 {gres_types}
 """
@@ -228,7 +228,7 @@ class MiniCluster:
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / key)], check=True)
         nodes = f"n[1-{len(self.nodes)}]"
         values = {
-            "folder": folder, "network": NETWORK, "nodes": nodes, "cpus": self._cpus,
+            "folder": folder, "network": NETWORK, "nodes": nodes, "cpus": self._cpus, "memory": 500_000,
             "node_gres": f"Gres=gpu:{self._gpus}" if self._gpus else "",
             "gres_types": "GresTypes=gpu" if self._gpus else "",
         }  # fmt: skip

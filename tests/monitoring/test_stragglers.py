@@ -1,0 +1,84 @@
+"""Each rank's own time, and who is named as the one that the others wait for."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from artkv.distributed import World
+from artkv.monitoring.stragglers import OwnTime, Stragglers
+
+
+class Clock:
+    """A clock that stands until it is moved."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+def test_waiting_for_data_and_measured_work_count_and_nothing_else_does() -> None:
+    clock = Clock()
+    own_time = OwnTime(torch.device("cpu"), now=clock)
+
+    def batches() -> Iterator[int]:
+        for number in range(2):
+            clock.seconds += 0.5  # decoding
+            yield number
+
+    for _ in own_time.waits_for(batches()):
+        for _ in range(2):  # micro-steps
+            with own_time.measured():
+                clock.seconds += 1.0
+            clock.seconds += 100.0  # backward, collectives
+    assert own_time.read() == pytest.approx(2.5)
+    assert own_time.read() == 0.0
+
+
+class Ranks(World):
+    """A world in whose reductions the other ranks have said so much already."""
+
+    def gather(self, value: object) -> list:
+        return ["n1", "n1", "n2", "n2"]
+
+    def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.add_(torch.tensor(OTHERS[-1], dtype=torch.float64))
+
+
+OTHERS = [[0.0] * 4]
+
+
+@pytest.fixture
+def stragglers() -> Stragglers:
+    return Stragglers(Ranks(1, 1, 4, torch.device("cpu")))
+
+
+def compare(stragglers: Stragglers, *seconds: float) -> tuple[dict[str, float], str | None]:
+    OTHERS[-1] = [seconds[0], 0.0, *seconds[2:]]
+    return stragglers.compare(seconds[1])
+
+
+def test_the_slowest_rank_is_in_the_metrics(stragglers: Stragglers) -> None:
+    metrics, note = compare(stragglers, 1.0, 1.1, 0.9, 1.05)
+    assert metrics == {
+        "own_step_seconds": pytest.approx(1.025),
+        "own_step_seconds_max": pytest.approx(1.1),
+        "slowest_rank": 1.0,
+    }
+    assert note is None
+
+
+def test_a_rank_is_named_once_when_it_was_slow_in_three_windows(stragglers: Stragglers) -> None:
+    slow, quick = (1.0, 1.0, 2.0, 1.0), (1.0, 1.0, 1.1, 1.0)
+    notes = [compare(stragglers, *seconds)[1] for seconds in (slow, slow, quick, slow, slow, slow, slow)]
+    assert [note is None for note in notes] == [True, True, True, True, True, False, True]
+    assert notes[5] == (
+        "rank 2 on n2 is slow: data and forward pass take it 2 s a step, 100% more than the other ranks' 1 s; "
+        "all wait for it"
+    )
+
+
+def test_one_rank_is_compared_with_nobody() -> None:
+    assert Stragglers(World(0, 0, 1, torch.device("cpu"))).compare(3.0) == ({}, None)

@@ -1,0 +1,268 @@
+"""Signals and a job's end stop a run after a step, and what is resumed ends as if nothing had been."""
+
+import json
+import os
+import signal
+import stat
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import artkv.training.checkpoint as checkpoint_module
+import artkv.training.loop as loop
+import artkv.training.run as run_module
+from artkv.config import Config
+from artkv.errors import Preempted
+from artkv.training.checkpoint import load_checkpoint, load_latest
+from artkv.training.preemption import StopRequests, job_end_time, remove_marker, write_marker
+from tests.training.conftest import Train, final_bytes
+
+# Two epochs of 9 steps, a checkpoint each 4 steps.
+STEPS = 18
+
+
+@pytest.fixture
+def stops() -> Iterator[StopRequests]:
+    """Listens to this process's real signals."""
+    requests = StopRequests()
+    requests.listen()
+    yield requests
+    requests.stop_listening()
+
+
+@pytest.fixture(scope="module")
+def undisturbed() -> dict[str, Any]:
+    """What an undisturbed run leaves; the first test that needs it fills it in."""
+    return {}
+
+
+def left_by(run_dir: Path) -> dict[str, Any]:
+    """What has to be the same however often a run was stopped."""
+    records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    progress = json.loads((run_dir / "best" / "checkpoint.json").read_text())["progress"]
+    last = load_latest(run_dir)
+    assert last is not None
+    return {
+        "bytes": final_bytes(run_dir),
+        "validations": [(r["step"], r["exact_match"]) for r in records if r["kind"] == "validation"],
+        "best": (run_dir / "best").readlink().name,
+        "best_progress": progress,
+        "progress": last.progress,
+    }
+
+
+def expected(undisturbed: dict[str, Any], run_training: Train, tmp_path: Path) -> dict[str, Any]:
+    if not undisturbed:
+        run_training([f"run.output_dir={tmp_path / 'undisturbed'}"])
+        undisturbed |= left_by(tmp_path / "undisturbed")
+    return undisturbed
+
+
+def at_step(number: int, action: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Does `action` inside the step of this process that is so many steps after its start, from 1."""
+    train_step, calls = loop.train_step, iter(range(1, 10_000))
+
+    def acting(*arguments: Any) -> Any:
+        if next(calls) == number:
+            action()
+        return train_step(*arguments)
+
+    monkeypatch.setattr(loop, "train_step", acting)
+
+
+def send(number: signal.Signals) -> Callable[[], None]:
+    return lambda: os.kill(os.getpid(), number)
+
+
+def marker(run_dir: Path) -> dict[str, Any]:
+    return json.loads((run_dir / "preempted.json").read_text())
+
+
+# A signal inside of a step stops the run after the next one: in the middle of an epoch, where a checkpoint is due
+# anyway, after an epoch's last step, whose validation is still due (or in that), and after the run's last one.
+@pytest.mark.parametrize(("step", "stopped_at"), [(1, 2), (3, 4), (5, 6), (8, 9), (9, 9), (17, 18)])
+def test_a_signal_stops_after_the_next_step_and_the_resume_makes_up_for_everything(
+    undisturbed: dict[str, Any],
+    run_training: Train,
+    tiny_config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stops: StopRequests,
+    step: int,
+    stopped_at: int,
+) -> None:
+    whole = expected(undisturbed, run_training, tmp_path)
+    run_dir = tiny_config.run.output_dir
+    rows: list[list[int]] = []
+    before = time.time()
+    with monkeypatch.context() as patch:
+        at_step(step, send(signal.SIGUSR1), patch)
+        with pytest.raises(Preempted, match=f"stopped by SIGUSR1 after step {stopped_at}"):
+            run_training(stops=stops, seen_rows=rows)
+    left = marker(run_dir)
+    assert before <= left.pop("time") <= time.time()
+    assert left == {"step": stopped_at, "reason": "SIGUSR1", "job": None}
+    saved = load_latest(run_dir)
+    assert saved is not None
+    assert saved.progress.step == stopped_at
+    assert saved.progress.validation_due == (stopped_at % 9 == 0)
+    assert run_training(resume="auto", seen_rows=rows).step == STEPS
+    assert not (run_dir / "preempted.json").exists()
+    assert left_by(run_dir) == whole
+    epochs = [sorted(row for step_rows in rows[first : first + 9] for row in step_rows) for first in (0, 9)]
+    assert epochs == [list(range(30))] * 2
+
+
+def test_a_run_that_is_done_with_its_last_step_is_done(
+    run_training: Train, tiny_config: Config, monkeypatch: pytest.MonkeyPatch, stops: StopRequests
+) -> None:
+    at_step(17, send(signal.SIGTERM), monkeypatch)
+    assert run_training(["evaluation.each_epoch=false"], stops=stops).step == STEPS
+    assert not (tiny_config.run.output_dir / "preempted.json").exists()
+
+
+def test_a_stop_while_validating_breaks_that_off_and_the_resume_does_it_once(
+    undisturbed: dict[str, Any],
+    run_training: Train,
+    tiny_config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stops: StopRequests,
+) -> None:
+    whole = expected(undisturbed, run_training, tmp_path)
+    answer_questions = run_module.answer_questions
+    with monkeypatch.context() as patch:
+
+        def signalled(*arguments: Any, **options: Any) -> list[str]:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return answer_questions(*arguments, **options)
+
+        patch.setattr(run_module, "answer_questions", signalled)
+        with pytest.raises(Preempted, match="stopped by SIGTERM after step 9"):
+            run_training(stops=stops)
+    assert marker(tiny_config.run.output_dir)["step"] == 9
+    run_training(resume="auto")
+    assert left_by(tiny_config.run.output_dir) == whole
+
+
+def test_a_kill_between_score_and_checkpoint_logs_the_validation_once(
+    undisturbed: dict[str, Any],
+    run_training: Train,
+    tiny_config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = expected(undisturbed, run_training, tmp_path)
+
+    def killed(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "rewrite_progress", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_training()
+    run_training(resume="auto")
+    assert left_by(tiny_config.run.output_dir) == whole
+
+
+def test_signals_while_a_checkpoint_is_written_leave_it_whole(
+    undisturbed: dict[str, Any],
+    run_training: Train,
+    tiny_config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stops: StopRequests,
+) -> None:
+    whole = expected(undisturbed, run_training, tmp_path)
+    sync, signals = checkpoint_module._sync, 0
+
+    def signalled(path: Path) -> None:
+        nonlocal signals
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            os.kill(os.getpid(), number)
+            signals += 1
+        sync(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_module, "_sync", signalled)
+        with pytest.raises(Preempted, match="stopped by SIGTERM after step 5"):
+            run_training(stops=stops)
+    assert signals > 10
+    for name in (4, 5):
+        load_checkpoint(tiny_config.run.output_dir / "checkpoints" / f"step_{name:08d}")
+    run_training(resume="auto")
+    assert left_by(tiny_config.run.output_dir) == whole
+
+
+def test_a_stop_before_the_first_step_keeps_what_there_was(
+    run_training: Train, tiny_config: Config, stops: StopRequests
+) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(Preempted, match="after step 0"):
+        run_training(stops=stops)
+    assert marker(tiny_config.run.output_dir)["step"] == 0
+    assert not (tiny_config.run.output_dir / "checkpoints").exists()
+    assert run_training(resume="auto").step == STEPS
+
+
+def test_a_wrong_start_after_a_stop_leaves_no_marker(run_training: Train, tiny_config: Config) -> None:
+    """Else a script that starts again on the marker would do so for ever."""
+    tiny_config.run.output_dir.mkdir()
+    write_marker(tiny_config.run.output_dir, 3, "SIGTERM")
+    with pytest.raises(Exception, match="has no checkpoint"):
+        run_training(resume="latest")
+    assert not (tiny_config.run.output_dir / "preempted.json").exists()
+    remove_marker(tiny_config.run.output_dir)
+
+
+def test_the_end_of_the_jobs_time_is_a_reason_from_the_set_minutes_before_it_on() -> None:
+    now = 1000.0
+    requests = StopRequests(now=lambda: now)
+    requests.watch_walltime(1000.0 + 3600, 4.0)
+    now = 4359.0
+    assert requests.reason is None
+    now = 4360.0
+    assert requests.reason == "walltime"
+    now = 1000.0
+    requests.watch_walltime(1000.0 + 300, 4.0)
+    assert requests.reason is None  # a quarter of five minutes is less
+    now = 1225.0
+    assert requests.reason == "walltime"
+    never = StopRequests(now=lambda: 1e12)
+    never.watch_walltime(None, 4.0)
+    never.watch_walltime(1000.0, None)
+    assert never.reason is None
+
+
+def test_a_run_stops_before_its_jobs_end(
+    run_training: Train, tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time() + 3600)))
+    assert run_training(["training.num_epochs=1"]).step == 9
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time())))
+    assert run_training(["run.stop_before_walltime_minutes=null", "training.num_epochs=1"], resume="auto").step == 9
+    with pytest.raises(Preempted, match="stopped by walltime after step 9"):
+        run_training(resume="auto")
+    assert marker(tiny_config.run.output_dir)["job"] == "17"
+
+
+def test_the_end_of_a_job_is_read_from_slurm(tmp_path: Path) -> None:
+    assert job_end_time({}) is None
+    assert job_end_time({"SLURM_JOB_ID": "17", "SLURM_JOB_END_TIME": "1764032400"}) == 1764032400.0
+    assert job_end_time({"SLURM_JOB_ID": "17", "PATH": "/nowhere"}) is None
+
+
+@pytest.mark.parametrize(("printed", "end"), [("1764032400", 1764032400.0), ("NONE", None), ("", None)])
+def test_an_older_slurm_is_asked_for_the_end_of_a_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, printed: str, end: float | None
+) -> None:
+    squeue = tmp_path / "squeue"
+    squeue.write_text(f'#!/bin/sh\n[ "$*" = "--noheader --jobs 17 --format %e" ] || exit 9\n[ $SLURM_TIME_FORMAT = %s ]'
+                      f" || exit 9\necho {printed}\n")  # fmt: skip
+    squeue.chmod(squeue.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert job_end_time({"SLURM_JOB_ID": "17", "PATH": os.environ["PATH"]}) == end
