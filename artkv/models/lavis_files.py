@@ -59,7 +59,7 @@ class LavisSource:
     def __init__(self, blip2: Path, vit: Path | None, opt: Path) -> None:
         checkpoint = read_pickle(blip2, "model.blip2")
         self.files = [blip2]
-        self.settings: dict[str, Any] = json.loads(checkpoint.get(SETTINGS, "{}"))
+        self.settings: dict[str, Any] = _settings(checkpoint, blip2)
         own = _readers(_tensors(checkpoint, blip2, "model.blip2"), blip2, is_unused)
         own_vit = {name for name in own if _is_of_vit(name)}
         base: _Readers = {}
@@ -150,6 +150,13 @@ def lavis_config(source: LavisSource, text_config: Any) -> Blip2Config:
         text_config=text,
         num_query_tokens=query_shape[1],
     )
+
+
+def _settings(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(checkpoint.get(SETTINGS, "{}")))
+    except (TypeError, ValueError):
+        raise UserError(f"{path}: its {SETTINGS!r} is not the JSON that artkv export writes; export it again") from None
 
 
 def _tensors(checkpoint: Mapping[str, Any], path: Path, setting: str) -> dict[str, Tensor]:

@@ -22,6 +22,9 @@ from artkv.errors import UserError
 
 FORMAT_VERSION = 1
 
+# The prefix generator beside an exported model: in a transformers folder, or with a LAVIS file's name in front.
+KV_PREFIX = "kv_prefix.safetensors"
+
 _SECTIONS = ("model", "efficientnet", "kv_modulation", "trainable", "frozen", "evaluation")
 
 

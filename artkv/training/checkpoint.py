@@ -24,7 +24,7 @@ from torch import Tensor
 
 from artkv.config import Config, dump_config
 from artkv.errors import UserError
-from artkv.training.adapter_file import adapter_config, adapter_tensors, read_description
+from artkv.training.adapter_file import KV_PREFIX, adapter_config, adapter_tensors, read_description
 from artkv.training.engine import TrainableState
 
 FORMAT_VERSION = 1
@@ -177,8 +177,13 @@ def prune_checkpoints(run_dir: Path, keep: int) -> None:
 
 
 def resolve_checkpoint(path: Path) -> Path:
-    """The checkpoint that `path` names: its folder, a run's folder, its `best` or `latest`, or an exported adapter."""
+    """The checkpoint that `path` names: its folder, a run's folder, its `best` or `latest`, or an exported adapter.
+
+    A transformers folder of `artkv export` stands for the adapter in it.
+    """
     path = path.expanduser()
+    if (path / KV_PREFIX).is_file():
+        path = path / KV_PREFIX
     if path.is_file() and path.suffix == ".safetensors":
         return path.resolve()
     if path.name == LATEST and not path.is_dir():
@@ -233,6 +238,8 @@ def load_latest(run_dir: Path) -> Checkpoint | None:
 
 def load_checkpoint(path: Path) -> Checkpoint:
     """Reads a checkpoint folder and verifies it; a damaged one is a `UserError` that says how."""
+    if path.is_file():
+        raise UserError(f"{path}: is an adapter and holds no optimizer state; resume from a checkpoint's folder")
     description = _read_description(path)
     for name in (ADAPTER, OPTIMIZER):
         expected = description["sha256"][name]

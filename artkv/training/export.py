@@ -14,7 +14,7 @@ from artkv.models.blip2_files import Blip2Files, open_blip2
 from artkv.models.blip2_writing import MergedSource, write_lavis_file, write_transformers_folder
 from artkv.models.frozen_encoders import remembered_efficientnet_digests
 from artkv.models.weight_files import combined_digest, tensor_digest
-from artkv.training.adapter_file import write_adapter
+from artkv.training.adapter_file import KV_PREFIX, write_adapter
 from artkv.training.checkpoint import (
     check_same_frozen_weights,
     read_adapter,
@@ -25,9 +25,6 @@ from artkv.training.checkpoint import (
 
 Format = Literal["adapter", "transformers", "lavis"]
 Part = Literal["vit", "opt"]
-
-# The prefix generator beside a whole model: in a transformers folder, or with a LAVIS file's name in front.
-KV_PREFIX = "kv_prefix.safetensors"
 
 _PREFIX_NAMES = ("kv_prefix_generator.", "kv_prefix_gate")
 

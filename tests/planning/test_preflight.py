@@ -6,9 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from transformers import PreTrainedTokenizerFast
 
 from artkv.config import Config, override_config
 from artkv.planning.preflight import find_obstacles
+from tests.models.lavis_writing import write_lavis_folder
 
 BadSettings = Callable[[Path, Path], list[str]]
 
@@ -16,6 +18,17 @@ BadSettings = Callable[[Path, Path], list[str]]
 def test_the_tiny_world_has_none(tiny_config: Config) -> None:
     assert find_obstacles(tiny_config) == []
     assert not tiny_config.run.output_dir.exists()
+
+
+def test_lavis_files_are_checked_like_a_folder(
+    tiny_config: Config, tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    lavis = write_lavis_folder(tmp_path, tiny_tokenizer)
+    good = [f"model.blip2={lavis.pth}", f"model.vit={lavis.vit}", f"model.opt={lavis.opt}"]
+    assert find_obstacles(override_config(tiny_config, good)) == []
+    obstacles = find_obstacles(override_config(tiny_config, good[:1]))
+    assert len(obstacles) == 1
+    assert "model.opt is not set" in obstacles[0]
 
 
 def setting(text: str) -> BadSettings:

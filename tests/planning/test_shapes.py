@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from transformers import PreTrainedTokenizerFast
 
 from artkv.config import Config, ModelConfig, load_config, recipe_path
 from artkv.errors import UserError
 from artkv.planning.shapes import BLIP2_OPT_2_7B, frozen_bytes, model_shapes, read_blip2_config
+from tests.models.lavis_writing import write_lavis_folder
 from tests.planning.conftest import build
 
 VARIANTS = [
@@ -81,6 +83,21 @@ def test_the_true_size_is_the_known_one() -> None:
 def test_the_folders_config_is_read(tiny_blip2_folder: Path) -> None:
     assert read_blip2_config(ModelConfig(blip2=str(tiny_blip2_folder))).text_config.hidden_size == 40
     assert read_blip2_config(ModelConfig(blip2=BLIP2_OPT_2_7B)).text_config.hidden_size == 2560
+
+
+def test_lavis_files_have_the_shapes_of_the_transformers_folder(
+    settings: Callable[..., Config], tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    lavis = write_lavis_folder(tmp_path, tiny_tokenizer)
+    of_folder, of_files = (
+        model_shapes(settings(model=model.model_dump()), torch.float32, [])
+        for model in (ModelConfig(blip2=str(lavis.folder)), lavis.pretrained_config)
+    )
+    assert of_files.trainable_shapes() == of_folder.trainable_shapes()
+    assert frozen_bytes(of_files) == frozen_bytes(of_folder)
+    assert of_files.opt_block_shapes == of_folder.opt_block_shapes
+    with pytest.raises(UserError, match=r"model\.opt is not set"):
+        read_blip2_config(lavis.pretrained_config.model_copy(update={"opt": None}))
 
 
 def test_unknown_shapes_are_the_users_error(tmp_path: Path) -> None:

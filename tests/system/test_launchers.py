@@ -162,10 +162,21 @@ def test_a_loss_that_is_infinite_on_one_rank_alone_is_skipped_by_both(tiny_world
         assert all(torch.isfinite(tensor).all() for tensor in load_file(final(output) / file).values())
 
 
-def test_two_ranks_stream_one_copy_to_the_resident_bytes(tiny_world: Path, bf16_folder: Path, tmp_path: Path) -> None:
-    weights = ["--set", f"model.blip2={bf16_folder}", "--set", "training.num_epochs=1"]
+@pytest.mark.parametrize("backend", ["transformers", "lavis"])
+def test_two_ranks_stream_one_copy_to_the_resident_bytes(
+    tiny_world: Path, bf16_folder: Path, tmp_path: Path, backend: str
+) -> None:
+    weights = [
+        "--set",
+        f"model.backend={backend}",
+        "--set",
+        f"model.blip2={bf16_folder}",
+        "--set",
+        "training.num_epochs=1",
+    ]
     for mode in ("resident", "stream"):
-        result = run(command("torchrun", tiny_world, tmp_path / mode, [*weights, "--set", f"frozen.opt={mode}"]))
+        frozen = f"frozen={{opt: {mode}, vit: {mode}}}"
+        result = run(command("torchrun", tiny_world, tmp_path / mode, [*weights, "--set", frozen]))
         assert result.returncode == 0, result.stderr
     assert final_bytes(tmp_path / "stream") == final_bytes(tmp_path / "resident")
 

@@ -144,11 +144,10 @@ def test_a_transformers_folder_loads_in_stock_transformers_and_answers_as_the_ch
     file = output / "kv_prefix.safetensors"
     expected_model = load_model(run.config, run.checkpoint)
     assert_same_model(load_model(read_config(file), file), expected_model, picture)
-    # It may be moved, and a folder of LAVIS's weights keeps their eps.
+    # It may be moved, the folder stands for the file in it, and LAVIS's weights keep their eps.
     moved_output = output.rename(tmp_path / "moved")
-    assert_same_model(
-        load_model(read_config(moved_output / file.name), moved_output / file.name), expected_model, picture
-    )
+    assert resolve_checkpoint(moved_output) == moved_output / file.name
+    assert_same_model(load_model(read_config(resolve_checkpoint(moved_output)), moved_output), expected_model, picture)
     assert "tmp" not in (moved_output / "config.json").read_text()  # no path of the machine
 
 
@@ -290,6 +289,42 @@ def test_weights_of_lavis_get_what_stock_transformers_needs_to_generate(
     assert generated.shape[0] == 1
 
 
+def test_stored_dtypes_stay_and_what_was_trained_is_fp32(
+    lavis: LavisFolder, tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """LAVIS's own mixture: ViT and OPT in fp16, the rest in fp32, here with its Q-Former in bf16 to tell it apart."""
+    mixed = write_lavis_folder(tmp_path, tiny_tokenizer)
+    for path, key, dtype in [
+        (mixed.pth, "model", torch.bfloat16),
+        (mixed.vit, None, torch.float16),
+        (mixed.opt / "pytorch_model.bin", None, torch.float16),
+    ]:
+        content = torch.load(path, weights_only=True)
+        state = content[key] if key else content
+        state.update({name: tensor.to(dtype) for name, tensor in state.items() if tensor.is_floating_point()})
+        torch.save(content, path)
+    name = "qformer.encoder.layer.2.crossattention.attention.key.weight"
+    trained = {name: torch.randn(128, 176)}
+    files = open_blip2(mixed.pretrained_config)
+    merged = blip2_writing.MergedSource(files, trained, 1.0)
+    (tmp_path / "converted").mkdir()
+    blip2_writing.write_transformers_folder(files, merged, tmp_path / "converted")
+    blip2_writing.write_lavis_file(files, merged, tmp_path / "converted.pth")
+    folder = open_blip2(ModelConfig(blip2=str(tmp_path / "converted")))
+    file = open_blip2(ModelConfig(blip2=str(tmp_path / "converted.pth"), opt=str(mixed.opt)))
+    for tensor_name in files.names():
+        expected = trained.get(tensor_name, files.source.tensor(tensor_name))
+        for other in (folder, file):
+            found = other.source.tensor(tensor_name)
+            assert found.dtype == expected.dtype
+            assert torch.equal(found, expected)
+    assert {files.source.tensor(n).dtype for n in files.names()} == {torch.float16, torch.bfloat16}
+    stock = Blip2ForConditionalGeneration.from_pretrained(tmp_path / "converted")
+    most = sum(files.source.tensor(n).numel() for n in files.names() if files.source.tensor(n).dtype == torch.float16)
+    is_fp16 = 2 * most > sum(files.source.tensor(n).numel() for n in files.names())
+    assert stock.dtype == (torch.float16 if is_fp16 else torch.bfloat16)
+
+
 def test_what_is_wrong_is_told_and_nothing_is_left_behind(
     run_training: Train, tiny_config: Config, tmp_path: Path, lavis: LavisFolder, monkeypatch: pytest.MonkeyPatch,
     tiny_blip2_folder: Path,
@@ -345,6 +380,8 @@ def test_a_damaged_or_foreign_adapter_file_is_told(
     with pytest.raises(UserError, match="is no adapter of artkv export"):
         read_config(run.checkpoint / "adapter.safetensors")
     file.write_bytes(whole)
+    with pytest.raises(UserError, match="is an adapter and holds no optimizer state; resume from a checkpoint's fold"):
+        run_training([*of_lavis(lavis, "folder"), f"run.output_dir={tmp_path / 'new'}"], resume=str(file))
     config = override_config(read_config(file), [f"model.blip2={lavis.finetuned}", f"model.opt={lavis.opt}"])
     assert load_model(config, file)  # the same weights in another format
     with pytest.raises(UserError, match="was trained with efficientnet"):

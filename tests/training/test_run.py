@@ -18,6 +18,9 @@ from artkv.models.kv_modulated_blip2 import AnswerLoss, KVModulatedBlip2
 from artkv.training.checkpoint import load_checkpoint
 from tests.training.conftest import Stopped, Train, final_adapter, final_bytes
 
+BACKENDS = ["transformers", "lavis"]
+BACKENDS_AND_DTYPES = [("transformers", "float32"), ("transformers", "bfloat16"), ("lavis", "bfloat16")]
+
 # The tiny world's run: 30 questions, micro-batches of 4, two epochs of 9 steps, a checkpoint each 4 steps.
 STEPS = 18
 
@@ -27,17 +30,17 @@ def adapter_change(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     return max((one[name] - other[name]).abs().max().item() for name in one)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("backend", "dtype"), BACKENDS_AND_DTYPES)
 def test_stopped_anywhere_and_resumed_gives_the_same_bytes(
-    run_training: Train, tiny_config: Config, tmp_path: Path, dtype: str
+    run_training: Train, tiny_config: Config, tmp_path: Path, backend: str, dtype: str
 ) -> None:
-    setting = f"model.dtype={dtype}"
-    assert run_training([setting]).step == STEPS
+    settings = [f"model.backend={backend}", f"model.dtype={dtype}"]
+    assert run_training(settings).step == STEPS
     expected = final_bytes(tiny_config.run.output_dir)
     # Mid-epoch between checkpoints, right after one, and in the second epoch.
     for stop in (6, 8, 13):
         output = tmp_path / f"stopped{stop}"
-        overrides = [setting, f"run.output_dir={output}"]
+        overrides = [*settings, f"run.output_dir={output}"]
         with pytest.raises(Stopped):
             run_training(overrides, stop_before_step=stop)
         progress = run_training(overrides, resume="latest")
@@ -76,8 +79,9 @@ def test_stopped_before_the_first_checkpoint_auto_starts_again_and_latest_refuse
         run_training()
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_only_the_trainables_move_and_masters_are_fp32(
-    run_training: Train, tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+    run_training: Train, tiny_config: Config, monkeypatch: pytest.MonkeyPatch, backend: str
 ) -> None:
     seen: dict[str, object] = {}
 
@@ -108,7 +112,7 @@ def test_only_the_trainables_move_and_masters_are_fp32(
         }
 
     monkeypatch.setattr(run_module, "TrainingEngine", Watching)
-    run_training(["model.dtype=bfloat16"])
+    run_training(["model.dtype=bfloat16", f"model.backend={backend}"])
     model, before = seen["model"], seen["before"]
     after = frozen_tensors(model)
     assert before.keys() == after.keys()
@@ -241,8 +245,11 @@ def test_wrong_data_stops_the_run_before_its_folder_is_made(
     assert not tiny_config.run.output_dir.exists()
 
 
-def test_lora_trains_and_resumes_like_the_rest(run_training: Train, tiny_config: Config, tmp_path: Path) -> None:
-    lora = ["trainable.lora.targets=[qformer, opt]", "trainable.lora.rank=2"]
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_lora_trains_and_resumes_like_the_rest(
+    run_training: Train, tiny_config: Config, tmp_path: Path, backend: str
+) -> None:
+    lora = [f"model.backend={backend}", "trainable.lora.targets=[qformer, opt]", "trainable.lora.rank=2"]
     run_training(lora)
     expected = final_bytes(tiny_config.run.output_dir)
     output = [*lora, f"run.output_dir={tmp_path / 'stopped'}"]
@@ -296,11 +303,16 @@ def test_a_step_of_small_micro_batches_has_the_gradient_of_one_large_batch(
     assert (many - one).norm() < 3e-6 * one.norm()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("backend", "dtype"), BACKENDS_AND_DTYPES)
 def test_streamed_training_gives_the_resident_bytes(
-    run_training: Train, tiny_config: Config, bf16_folder: Path, tmp_path: Path, dtype: str
+    run_training: Train, tiny_config: Config, bf16_folder: Path, tmp_path: Path, backend: str, dtype: str
 ) -> None:
-    settings = [f"model.blip2={bf16_folder}", f"model.dtype={dtype}", "training.num_epochs=1"]
+    settings = [
+        f"model.backend={backend}",
+        f"model.blip2={bf16_folder}",
+        f"model.dtype={dtype}",
+        "training.num_epochs=1",
+    ]
     run_training(settings)
     for slots, vit in ((1, "resident"), (2, "stream")):
         output = tmp_path / f"streamed{slots}"
