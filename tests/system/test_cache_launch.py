@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.test_launchers import SECONDS, command
+from tests.system.test_launchers import command
 
 pytestmark = pytest.mark.system
 
+SECONDS = 300
 # Shards of two records, and a process that is slow to write them, so that it can be killed between two.
 _SLOW_RANK = """
 import os, sys, time
