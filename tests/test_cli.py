@@ -133,6 +133,29 @@ def test_check_lists_everything_and_train_starts_with_nothing_of_it(
     assert not (tmp_path / "run").exists()
 
 
+def test_cache_is_filled_verified_and_checked(
+    tiny_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], in_process: None
+) -> None:
+    folder = tmp_path / "features"
+    given = ["--config", str(tiny_world / "config.yaml"), "--set", f"frozen.feature_cache={folder}"]
+    assert cli.main(["cache", *given, "--split", "val"]) == 0
+    printed = capsys.readouterr()
+    # The ViT's 5 tokens of 32 values and the EfficientNet's features, in fp32.
+    assert f"{folder} holds features of 6 pictures, the blank one included, 0.002 MB each" in printed.out
+    assert "encoded 6 pictures in " in printed.err
+    assert cli.main(["cache", *given]) == 0
+    assert "encoded 12 pictures in " in capsys.readouterr().err
+    assert cli.main(["cache", *given, "--verify"]) == 0
+    assert "18 records are what was written" in capsys.readouterr().out
+    assert cli.main(["check", *given]) == 0
+    assert cli.main(["check", *given, "--set", "efficientnet.mean=[0.4, 0.4, 0.4]"]) == 1
+    assert "was made with another efficientnet.image_size, mean or std" in capsys.readouterr().err
+    assert cli.main(["cache", "--config", str(tiny_world / "config.yaml")]) == 1
+    assert "frozen.feature_cache is not set" in capsys.readouterr().err
+    assert cli.main(["cache", *given, "--split", "test"]) == 1
+    assert "dataset.test is not set" in capsys.readouterr().err
+
+
 # (what the message holds, a row); the first row is right. Line numbers follow from the order.
 DAMAGED_ROWS = [
     (None, "good.png,What?,oil,1"),

@@ -44,7 +44,7 @@ Features = Literal["computed", "ViT streamed", "cached"]
 # What a recommendation may use: the values that `frozen.opt`, `frozen.storage` and feature settings take.
 AVAILABLE_MODES: tuple[OptMode, ...] = ("resident", "stream", "int8", "nf4")
 AVAILABLE_STORAGES: tuple[Storage, ...] = ("bf16", "int8")
-AVAILABLE_FEATURES: tuple[Features, ...] = ("computed", "ViT streamed")
+AVAILABLE_FEATURES: tuple[Features, ...] = ("computed", "ViT streamed", "cached")
 
 FEATURES: tuple[Features, ...] = ("computed", "ViT streamed", "cached")
 SLOTS = (1, 2, 3, 4)
@@ -178,6 +178,7 @@ class Plan:
     frozen, activations, trainables: with LoRA as the config has it (lora_on_opt).
     sequences: what OPT reads of a micro-batch.
     opt_stack, vit_stack: blocks as bf16 masters; int8_stack: OPT's as int8 masters.
+    cached_bytes: of one picture in a feature cache.
     """
 
     batch: BatchShape
@@ -196,6 +197,7 @@ class Plan:
     opt_stack: Stack
     int8_stack: Stack
     vit_stack: Stack
+    cached_bytes: int
     predictions: tuple[Prediction, ...]
     recommendation: Recommendation | None
 
@@ -269,6 +271,7 @@ def plan(
         opt_stack=own.opt_stack("bf16"),
         int8_stack=own.opt_stack("int8"),
         vit_stack=own.vit_stack,
+        cached_bytes=own.cached_bytes,
         predictions=tuple(
             predictors[lora].predict(mode, features)
             for mode in all_modes(own.num_opt_blocks)
@@ -355,6 +358,13 @@ class _Predictor:
     @property
     def vit_stack(self) -> Stack:
         return self._stack(self.shapes.num_vit_blocks, self.shapes.vit_block_shapes, self._vit_layout)
+
+    @property
+    def cached_bytes(self) -> int:
+        """The ViT's tokens in the compute dtype, and the art features in fp32."""
+        vision, encoder = self.shapes.blip2.vision_config, self.shapes.efficientnet
+        art_bytes = 0 if encoder is None else encoder.feature_dim * torch.float32.itemsize
+        return _image_tokens(vision) * vision.hidden_size * self.shapes.dtype.itemsize + art_bytes
 
     @cached_property
     def _opt_layouts(self) -> dict[Storage, BlockLayout]:
@@ -451,8 +461,13 @@ class _Predictor:
         seconds += 4 * head_elements * self.sequences.answer_tokens / self.gpu.effective_flops
         if features == "cached":
             return seconds
-        image_tokens = self.batch.paintings * ((vision.image_size // vision.patch_size) ** 2 + 1)
+        image_tokens = self.batch.paintings * _image_tokens(vision)
         return seconds + forward_pass_seconds(self.vit_stack, self.gpu, image_tokens, vit_loads, mode.vit_slots)
+
+
+def _image_tokens(vision: Any) -> int:
+    """Tokens that the ViT makes of a picture, the class token included."""
+    return (vision.image_size // vision.patch_size) ** 2 + 1
 
 
 def _evaluation_batch(config: Config, text_tokens: int) -> tuple[BatchShape, int] | None:

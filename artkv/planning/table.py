@@ -8,14 +8,10 @@ from artkv.config import load_config
 from artkv.planning.gpus import GPUS, MATMUL_EFFICIENCY, PCIE_EFFICIENCY
 from artkv.planning.memory import parse_bytes
 from artkv.planning.plan import (
-    AVAILABLE_FEATURES,
-    AVAILABLE_MODES,
-    AVAILABLE_STORAGES,
     CUDA_OVERHEAD_BYTES,
     FEATURES,
     MARGIN_FRACTION,
     QUANTISED_SLOWDOWN,
-    Mode,
     Plan,
     Prediction,
     plan,
@@ -114,8 +110,7 @@ def _parts(plan: Plan) -> list[str]:
 def _modes(plan: Plan) -> list[str]:
     """One row a mode; totals by source of features, without and with LoRA on OPT."""
     names = {"computed": "computed", "ViT streamed": "ViT strm", "cached": "cached"}
-    heads = [names[features] + ("" if features in AVAILABLE_FEATURES else "*") for features in FEATURES]
-    columns = "".join(f"{head:>10}" for head in heads)
+    columns = "".join(f"{names[features]:>10}" for features in FEATURES)
     lines = [
         "Modes. Memory in GiB (2^30 bytes), PCIe in GB (10^9 bytes) a step, times for OPT, head and ViT",
         f"{'':25}{'':>8}{'device, LoRA not on OPT':>30}{'device, LoRA on OPT':>30}{'':>6}{'features computed':>20}",
@@ -128,15 +123,19 @@ def _modes(plan: Plan) -> list[str]:
         ]
         shown = plan.prediction(mode, "computed", plan.lora_on_opt)
         lines.append(
-            f"{_marked(mode, plan):<25}{_gib(shown.device.opt_blocks_bytes):>8}"
+            f"{mode.name:<25}{_gib(shown.device.opt_blocks_bytes):>8}"
             + "".join(f"{_gib(total) + _fit_mark(total, plan):>10}" for total in totals)
             + f"{_gib(shown.shared_host_bytes):>6}{shown.pcie_bytes_per_step / 1e9:>6.2f}{shown.step_seconds:>7.2f}"
             + f"{_tokens(shown):>7}"
         )
     lines.append(
-        "* not in this version. Host: frozen masters, page-locked, once a node. Hidden: copies take no time of"
+        "Host: frozen masters, page-locked, once a node. Hidden: copies take no time of their own from so many"
     )
-    lines.append("their own from so many tokens in a micro-batch on; never with 1 slot.")
+    lines.append("tokens in a micro-batch on; never with 1 slot.")
+    lines.append(
+        f"Cached: features from frozen.feature_cache, {plan.cached_bytes / 1e6:.2f} MB of disk a distinct picture; no "
+        "encoder on the device."
+    )
     if plan.usable_bytes is not None:
         lines.append(f"! more than the {_gib(plan.usable_bytes)} GiB that may be used.")
     vit_gb = plan.vit_stack.num_blocks * plan.vit_stack.block_bytes
@@ -146,11 +145,6 @@ def _modes(plan: Plan) -> list[str]:
     if plan.trainables.host_bytes:
         lines.append(f"The offloaded optimizer adds {_gib(plan.trainables.host_bytes)} GiB of host memory a rank.")
     return lines
-
-
-def _marked(mode: Mode, plan: Plan) -> str:
-    is_available = mode.opt in AVAILABLE_MODES and mode.storage in AVAILABLE_STORAGES
-    return mode.name + ("" if is_available else " *")
 
 
 def _fit_mark(total_bytes: int, plan: Plan) -> str:

@@ -1,4 +1,4 @@
-"""Runs the whole job on the embedded world: art encoder, training, evaluation, control, table."""
+"""Runs the whole job on the embedded world: art encoder, features, training, evaluation, control, table."""
 
 import json
 import subprocess
@@ -45,9 +45,13 @@ def run_quickstart(output_dir: Path, seed: int, ranks: int, overrides: Sequence[
     encoder = _train_art_encoder(world, output_dir / "art_encoder", seed)
     scores: dict[str, Scores] = {}
     for name, run_dir, is_modulated in (("", output_dir, True), ("control", output_dir / "control", False)):
-        _say(f"training {'with the prefix' if is_modulated else 'the control, without a prefix'}", began)
-        config_path = _write_config(world, encoder, run_dir, seed, ranks, is_modulated, overrides)
-        _launch_training(config_path, ranks)
+        _say(f"{'features, and training with the prefix' if is_modulated else 'training the control'}", began)
+        config_path = _write_config(
+            world, encoder, run_dir, output_dir / "features", seed, ranks, is_modulated, overrides
+        )
+        if is_modulated:
+            _launch("cache", config_path, ranks)
+        _launch("train", config_path, ranks, "--resume", "auto")
         _say("answering the test questions", began)
         ablations = ALL_ABLATIONS if is_modulated else (AS_TRAINED,)
         results = evaluate(load_config(config_path), run_dir / "best", "test", ablations, single_process())
@@ -118,7 +122,14 @@ def _train_art_encoder(world: World, output_dir: Path, seed: int) -> Path:
 
 
 def _write_config(
-    world: World, encoder: Path, run_dir: Path, seed: int, ranks: int, is_modulated: bool, overrides: Sequence[str]
+    world: World,
+    encoder: Path,
+    run_dir: Path,
+    features: Path,
+    seed: int,
+    ranks: int,
+    is_modulated: bool,
+    overrides: Sequence[str],
 ) -> Path:
     """The recipe with this world's paths, in a file of its own, so that any command can be tried on it."""
     settings = {
@@ -131,6 +142,7 @@ def _write_config(
         "training.seed": seed,
         "kv_modulation.enabled": str(is_modulated).lower(),
         "run.output_dir": run_dir,
+        "frozen.feature_cache": features,
         # The same 32 questions a step, however many share them.
         "training.batch_size": _QUESTIONS_A_STEP // max(ranks, 2),
         "training.gradient_accumulation_steps": 2 if ranks == 1 else 1,
@@ -143,11 +155,11 @@ def _write_config(
     return path
 
 
-def _launch_training(config_path: Path, ranks: int) -> None:
-    """`deepspeed --num_accelerators RANKS --module artkv train`, as on any machine."""
+def _launch(verb: str, config_path: Path, ranks: int, *options: str) -> None:
+    """`deepspeed --num_accelerators RANKS --module artkv VERB`, as on any machine."""
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", str(ranks)]
-    verb = ["--module", "artkv", "train", "--config", str(config_path), "--resume", "auto"]
+    command = ["--module", "artkv", verb, "--config", str(config_path), *options]
     # The launcher reports several lines a rank, and warns that there is no hostfile: not here.
-    result = subprocess.run([*launcher, "--log_level", "error", *verb], check=False)
+    result = subprocess.run([*launcher, "--log_level", "error", *command], check=False)
     if result.returncode:
-        raise RunFailed(f"training ended with exit code {result.returncode}; its messages are above")
+        raise RunFailed(f"{verb} ended with exit code {result.returncode}; its messages are above")

@@ -56,8 +56,8 @@ def test_bfloat16_records(config: Config, table: QuestionTable) -> None:
     assert features.art_features is not None
     assert exact.art_features is not None
     assert torch.equal(features.art_features, exact.art_features)  # the EfficientNet computes in fp32 always
-    # Two layers in bf16, values to 3: worst seen 0.06.
-    torch.testing.assert_close(features.image_features.float(), exact.image_features, rtol=0, atol=0.15)
+    # Two layers in bf16, values to 3: worst seen 0.023.
+    torch.testing.assert_close(features.image_features.float(), exact.image_features, rtol=0, atol=0.1)
 
 
 def test_few_files_are_open_at_a_time(paintings: CachedPaintings) -> None:
@@ -137,7 +137,7 @@ def test_ablations_see_the_same_with_and_without(config: Config, table: Question
         assert isinstance(features, PaintingFeatures)
         assert isinstance(views, PaintingViews)
         expected = model.model.encode(views)
-        # fp32 in batches of another shape; worst seen 1.4e-6.
+        # fp32 in batches of another shape; worst seen 7e-9, but kernels of other machines may round more.
         torch.testing.assert_close(features.image_features, expected.image_features, rtol=0, atol=1e-5)
         torch.testing.assert_close(features.art_features, expected.art_features, rtol=0, atol=1e-5)
     answers = [

@@ -1,13 +1,18 @@
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
 import artkv.planning.plan as planning
-from artkv.config import Config
+from artkv.config import Config, override_config
+from artkv.datasets.image_index import ImageIndex
+from artkv.datasets.table import read_table
+from artkv.distributed import single_process
 from artkv.errors import UserError
+from artkv.feature_cache import cache_settings, prepare_features
 from artkv.planning.plan import CUDA_OVERHEAD_BYTES, FEATURES, MARGIN_FRACTION, Mode, Plan, plan
 
 MIB = 2**20
@@ -43,6 +48,16 @@ def test_totals_are_the_sums_of_their_parts(tiny_plan: Plan) -> None:
     assert found.device.total_bytes == sum(parts)
     cached = tiny_plan.prediction(Mode("resident", recompute=False), "cached", lora_on_opt=False)
     assert (cached.device.vit_bytes, cached.device.efficientnet_bytes) == (0, 0)
+
+
+@pytest.mark.parametrize("settings", [[], ["kv_modulation.enabled=false"], ["model.dtype=bfloat16"]])
+def test_cached_bytes_are_those_of_a_record(tiny_config: Config, tmp_path: Path, settings: list[str]) -> None:
+    config = override_config(tiny_config, [f"frozen.feature_cache={tmp_path / 'features'}", *settings])
+    images = ImageIndex(tiny_config.dataset.image_root)  # type: ignore[arg-type]
+    table = read_table(tiny_config.dataset.train, images)  # type: ignore[arg-type]
+    shard = prepare_features(cache_settings(config), [table], single_process()).store.shards[0]
+    record_bytes = shard.image.record_bytes + (shard.art.record_bytes if shard.art else 0)
+    assert plan(config).cached_bytes == record_bytes
 
 
 def test_streaming_needs_slots_and_host_memory(tiny_plan: Plan) -> None:

@@ -39,12 +39,12 @@ def test_the_recipe_is_planned_quickly_and_in_little_memory() -> None:
     settings = yaml.safe_load("\n".join(text[text.index("Settings:") + 1 :]))
     assert settings["frozen"]["opt"] in ("stream", "resident")  # 8 GiB are enough without quantising
     assert any(line.split()[:3] == ["OPT", "blocks,", "32"] and line.endswith("5,035.3") for line in text)
+    assert any("0.73 MB of disk a distinct picture" in line for line in text)  # 257 x 1408 x 2 + 1536 x 4 bytes
 
 
 def test_text_names_what_fits_and_what_is_missing(tiny_config: Config) -> None:
     fitting = format_plan(plan(tiny_config, 2**30))
-    assert "Recommended for 1.00 GiB, of which 0.90 may be used:\nresident, features computed: 0." in fitting
-    assert "cached*" in fitting  # marked as not available
+    assert "Recommended for 1.00 GiB, of which 0.90 may be used:\nresident, features cached: 0." in fitting
     small = format_plan(plan(tiny_config, 2**29))
     assert "Nothing available fits 0.50 GiB" in small
     assert "Lower training.batch_size" in small
