@@ -11,6 +11,7 @@ Letters in tensor names are those of `artkv.batch`.
 """
 
 import heapq
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -148,19 +149,17 @@ def choose_layout(
         sorted((n for n, place in enumerate(painting_index) if place == painting), key=lambda n: texts[n])
         for painting in range(max(painting_index) + 1)
     ]
-    whole = _split(texts, groups, settings.most_columns, settings.num_visual_tokens)
-    longest = max(piece.num_columns for piece in whole)
+    num_visual = settings.num_visual_tokens
+    whole = _split(texts, groups, settings.most_columns, num_visual)
+    longest = max(whole, key=lambda piece: piece.num_columns)
     best: list[list[Piece]] = []
     lowest = np.inf
     for splits in range(1, _MOST_SPLITS + 1):
-        pieces = whole
-        if splits > 1:
-            limit = settings.num_visual_tokens + -(-(longest - settings.num_visual_tokens) // splits)
-            pieces = _split(texts, groups, limit, settings.num_visual_tokens)
+        pieces = whole if splits == 1 else _split(texts, groups, _limit(texts, longest, splits, num_visual), num_visual)
         for num_rows in range(1, len(pieces) + 1):
             rows = balance(pieces, num_rows)
             num_columns = max(sum(piece.num_columns for piece in row) for row in rows)
-            if num_columns > max(settings.most_columns, longest):
+            if num_columns > max(settings.most_columns, longest.num_columns):
                 continue
             cost = layout_cost(num_rows, num_columns, settings.hidden_size)
             if cost < lowest:
@@ -204,6 +203,14 @@ def _split(
             num_columns += new
         pieces.append(Piece(painting, tuple(current), num_columns))
     return pieces
+
+
+def _limit(texts: Sequence[list[int]], longest: Piece, splits: int, num_visual: int) -> int:
+    """The fewest columns that cut the longest piece into no more than `splits`, so that they come out even."""
+    limits = range(num_visual, longest.num_columns)
+    return num_visual + bisect_left(
+        limits, True, key=lambda limit: len(_split(texts, [longest.questions], limit, num_visual)) <= splits
+    )
 
 
 def _columns_of_answers(answers: Sequence[tuple[int, int, int]], num_rows: int) -> tuple[np.ndarray, np.ndarray]:

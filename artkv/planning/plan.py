@@ -13,17 +13,15 @@ from artkv.config.deepspeed import fill_deepspeed_config, load_deepspeed_config
 from artkv.errors import UserError
 from artkv.frozen.block_layout import BlockLayout, block_layout
 from artkv.frozen.residency import device_bytes
+from artkv.planning.batch_shape import BatchShape, Sequences, sequences
 from artkv.planning.gpus import Gpu, find_gpu, gpu_of_memory
 from artkv.planning.memory import (
     Activations,
-    BatchShape,
-    Sequences,
     TrainableMemory,
     activations,
     block_activations,
     peak_activation_bytes,
     quantised_block_bytes,
-    sequences,
     trainable_memory,
 )
 from artkv.planning.shapes import FrozenBytes, ModelShapes, frozen_bytes, model_shapes

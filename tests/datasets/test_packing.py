@@ -99,6 +99,14 @@ def test_long_groups_are_split_where_attention_costs_more_than_repeated_visual_t
     check_layout(narrow, texts, [0] * 8)
 
 
+def test_a_long_group_is_cut_evenly_at_the_true_width() -> None:
+    """100 questions of 19 tokens, 3 in common, at OPT-2.7b's width: 1635 columns, or two halves of 835."""
+    texts = [[1, 2, 3, *range(1000 * n, 1000 * n + 16)] for n in range(100)]
+    layout = choose_layout(texts, [0] * 100, PackingSettings(32, 2560))
+    assert [[piece.num_columns for piece in row] for row in layout] == [[835], [835]]
+    assert len(choose_layout(texts[:60], [0] * 60, PackingSettings(32, 2560))) == 1
+
+
 @pytest.mark.parametrize("most_columns", [1, 30, 60, 100])
 def test_rows_keep_to_the_bound(most_columns: int) -> None:
     rng = random.Random(1)

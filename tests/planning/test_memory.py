@@ -13,15 +13,14 @@ from artkv.datasets.packing import PackingSettings, pack_questions
 from artkv.distributed import World
 from artkv.errors import UserError
 from artkv.frozen.recompute import recompute_blocks
+from artkv.planning.batch_shape import BatchShape, sequences
 from artkv.planning.memory import (
     AllocationCounter,
-    BatchShape,
     activations,
     block_activations,
     parse_bytes,
     peak_activation_bytes,
     quantised_block_bytes,
-    sequences,
     trainable_memory,
 )
 from artkv.planning.shapes import model_shapes

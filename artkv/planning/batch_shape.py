@@ -1,0 +1,57 @@
+"""The shape of a micro-batch, and of what OPT reads of it."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from artkv.datasets.packing import PackingSettings, choose_layout
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """A micro-batch of one rank.
+
+    paintings: at most as many as questions. text_tokens: T, of the longest question with its answer.
+    is_packed: whether a painting's questions share a sequence.
+    """
+
+    paintings: int
+    questions: int
+    text_tokens: int
+    is_packed: bool = False
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """What OPT reads of a micro-batch: (rows, columns) tokens.
+
+    predicting_columns: of each row, those that the last block computes. answer_tokens: that have logits.
+    """
+
+    rows: int
+    columns: int
+    predicting_columns: int
+    answer_tokens: int
+
+
+@lru_cache(maxsize=64)
+def sequences(batch: BatchShape, num_visual_tokens: int, hidden_size: int) -> Sequences:
+    """Those of the largest batch of that shape: all questions of the longest text, alike in BOS only, all answer.
+
+    Packed, they are laid out by the code that training packs with.
+    """
+    if not batch.is_packed:
+        columns = num_visual_tokens + batch.text_tokens
+        return Sequences(batch.questions, columns, columns, batch.questions * (batch.text_tokens - 1))
+    # The last token of each is predicted and not read.
+    texts = [
+        [0, *range(1 + question * batch.text_tokens, (question + 1) * batch.text_tokens - 1)]
+        for question in range(batch.questions)
+    ]
+    painting_index = [question % batch.paintings for question in range(batch.questions)]
+    layout = choose_layout(texts, painting_index, PackingSettings(num_visual_tokens, hidden_size))
+    return Sequences(
+        rows=len(layout),
+        columns=max(sum(piece.num_columns for piece in row) for row in layout),
+        predicting_columns=max(sum(piece.num_columns - num_visual_tokens for piece in row) for row in layout),
+        answer_tokens=batch.questions * (batch.text_tokens - 1),
+    )
