@@ -170,10 +170,7 @@ def _bytes_of(tensor: Tensor) -> Tensor:
 
 
 def _alone(tensor: Tensor) -> Tensor:
-    """The same memory as a tensor with a storage of its own: `torch.save` writes whole storages.
-
-    That of a tensor read from safetensors is the whole file.
-    """
+    """The same memory as a tensor with a storage of its own: of a part of a tensor, `torch.save` writes the whole."""
     return torch.from_numpy(_bytes_of(tensor).numpy()).view(tensor.dtype).view(tensor.shape)
 
 

@@ -30,6 +30,8 @@ def drawn(name, shape):
     values = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
     if name.endswith(("norm.weight", "norm1.weight", "norm2.weight", "Norm.weight", "ln_vision.weight")):
         return 1 + 0.1 * values
+    if name.startswith("visual_encoder."):
+        return 0.03 * values  # small, so that it shows which eps ln_vision has
     if len(shape) == 2 and "embed" not in name:
         return 1.5 * values / np.sqrt(shape[1])
     return (0.1 if len(shape) == 1 else 0.5) * values
