@@ -34,7 +34,7 @@ from artkv.config import ModelConfig
 from artkv.models.blip2_files import open_blip2, stock_blip2
 from artkv.models.blip2_writing import MergedSource, write_lavis_file, write_transformers_folder
 from artkv.models.lavis_names import to_lavis
-from artkv.models.transformers_backend import load_transformers_backbone
+from artkv.models.transformers_backend import open_transformers_backbone
 from artkv.planning.shapes import BLIP2_OPT_2_7B, read_blip2_config
 from artkv.quickstart.tokenizer import train_tokenizer
 
@@ -90,7 +90,7 @@ def run_stage(stage: str, files: Path) -> dict[str, object]:
             written = files / "converted.pth"
             write_lavis_file(opened, merged, written)
         else:
-            load_transformers_backbone(opened, torch.bfloat16, torch.device("cpu"))
+            open_transformers_backbone(opened, torch.bfloat16, torch.device("cpu")).load()
         seconds = time.perf_counter() - began
         memory.sample()
     if written is not None:

@@ -13,7 +13,7 @@ from artkv.config import EfficientNetConfig, FrozenConfig, ModelConfig
 from artkv.datasets.pictures import PaintingTransform
 from artkv.frozen.host_blocks import Gather
 from artkv.models.backbone import Blip2Backbone
-from artkv.models.backends import load_backbone
+from artkv.models.backends import open_backbone
 from artkv.models.efficientnet import (
     EfficientNetEncoder,
     create_efficientnet,
@@ -116,7 +116,7 @@ def open_frozen_encoders(
 
     Raises `UserError` for whatever is wrong with the files.
     """
-    backbone = load_backbone(model, device, frozen, vit_alone=True)
+    backbone = open_backbone(model, device, frozen)
     image = backbone.image_settings
     vit_digests = {
         name: digest for name, digest in backbone.weight_digests().items() if name.startswith("vision_model.")

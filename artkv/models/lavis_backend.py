@@ -13,12 +13,11 @@ from transformers import AutoModelForCausalLM
 
 from artkv.config import FrozenConfig
 from artkv.errors import UserError
-from artkv.frozen.host_blocks import Gather
 from artkv.kv_modulation import KVPrefix, PrefixedCrossAttention
 from artkv.models.blip2_files import Blip2Files
 from artkv.models.lavis_compatibility import import_lavis, shapes_only
 from artkv.models.lavis_names import LavisNamed, from_lavis
-from artkv.models.loaded_blip2 import RESIDENT, Blip2Modules, BlockStack, LoadedBlip2, alone
+from artkv.models.loaded_blip2 import RESIDENT, Blip2Modules, BlockStack, LoadedBlip2
 
 
 class LavisBlip2(nn.Module):
@@ -103,10 +102,18 @@ class LavisCrossAttention(PrefixedCrossAttention):
 
 
 class LavisBackbone(LoadedBlip2):
-    """`Blip2Backbone` over LAVIS's modules. See `load_lavis_backbone`."""
+    """`Blip2Backbone` over LAVIS's modules. See `open_lavis_backbone`."""
 
-    def __init__(self, model: LavisBlip2, files: Blip2Files, own: LavisNamed, *placing: Any) -> None:
-        super().__init__(_modules(model), files, own, *placing)
+    def __init__(
+        self,
+        model: LavisBlip2,
+        files: Blip2Files,
+        own: LavisNamed,
+        dtype: torch.dtype,
+        device: torch.device,
+        frozen: FrozenConfig,
+    ) -> None:
+        super().__init__(_modules(model), files, own, dtype, device, frozen)
         self._model = model
 
     def _image_features(self, pixels_I3SS: Tensor) -> Tensor:
@@ -154,8 +161,10 @@ def _neutral_name(name: str) -> str:
     return neutral
 
 
-def open_lavis_modules(files: Blip2Files) -> tuple[LavisBlip2, LavisNamed]:
-    """LAVIS's modules on the meta device, and the tensors to fill them with.
+def open_lavis_backbone(
+    files: Blip2Files, dtype: torch.dtype, device: torch.device, frozen: FrozenConfig = RESIDENT
+) -> LavisBackbone:
+    """BLIP-2 on LAVIS's modules, to be loaded.
 
     Raises:
         UserError: if LAVIS is not installed, or its modules cannot hold these weights.
@@ -166,18 +175,4 @@ def open_lavis_modules(files: Blip2Files) -> tuple[LavisBlip2, LavisNamed]:
     for name in own.names():
         if name.endswith(".q_bias"):
             own.tensor(name)  # finds a key bias, which LAVIS's ViT has not
-    return model, own
-
-
-def load_lavis_backbone(
-    modules: tuple[LavisBlip2, LavisNamed],
-    files: Blip2Files,
-    dtype: torch.dtype,
-    device: torch.device,
-    frozen: FrozenConfig = RESIDENT,
-    gather: Gather = alone,
-    vit_alone: bool = False,
-) -> LavisBackbone:
-    """Loads BLIP-2 into what `open_lavis_modules` gave; see `LoadedBlip2`."""
-    model, own = modules
-    return LavisBackbone(model, files, own, dtype, device, frozen, gather, vit_alone)
+    return LavisBackbone(model, files, own, dtype, device, frozen)

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from artkv.config import FrozenConfig
 from artkv.frozen.host_blocks import Gather, HostBlocks
@@ -80,12 +81,8 @@ class OwnNamed(Protocol):
 class LoadedBlip2:
     """The part of `Blip2Backbone` that is the same for all backends.
 
-    modules: on the meta device. own: the weights of `files` by the modules' own names.
-    Each tensor goes straight to `dtype` and `device`, or to where `frozen` wants it; on a CPU one that has the
-    dtype already stays memory-mapped. Every module is in eval mode with gradients off.
-    gather: that of `World`; all ranks load alike, and those of a host share one copy of what streams.
-    The ViT is left out, until `load_vit` or the first picture, where `frozen.feature_cache` gives its features.
-    vit_alone: leaves everything else out as well, for good.
+    modules: on the meta device; in eval mode with gradients off after this, and without values before `load`.
+    own: the weights of `files` by the modules' own names.
     """
 
     def __init__(
@@ -96,8 +93,6 @@ class LoadedBlip2:
         dtype: torch.dtype,
         device: torch.device,
         frozen: FrozenConfig = RESIDENT,
-        gather: Gather = alone,
-        vit_alone: bool = False,
     ) -> None:
         config = files.config
         self.tokenizer = files.tokenizer
@@ -119,14 +114,10 @@ class LoadedBlip2:
         self._files = files
         self._own = own
         self._frozen = frozen
-        self._has_vit = not vit_alone and frozen.feature_cache is None
-        modules.root.eval().requires_grad_(False)
-        self._assign(self._later(vit_alone))
-        modules.language_model.tie_weights()
+        self._has_vit = False
         # Before any LoRA adapter renames the layers it wraps.
-        self._parameters = {
-            modules.neutral_name(name): parameter for name, parameter in modules.root.named_parameters()
-        }
+        self._parameters = self._neutrally_named("")
+        modules.root.eval().requires_grad_(False)
         install_prefixed_cross_attention(
             list(modules.cross_attention.values()),
             modules.attention_attribute,
@@ -135,23 +126,44 @@ class LoadedBlip2:
             modules.prefixed_attention,
         )
         read_answer_columns(self.language_model.model.decoder.layers[-1])
-        if not vit_alone:
-            self._place_blocks(("opt", "vit") if self._has_vit else ("opt",), gather)
 
-    def _later(self, vit_alone: bool) -> tuple[str, ...]:
-        """Prefixes of what gets its values after `_assign`, or never."""
-        later = tuple(stack.prefix for stack in self._modules.stacks if stack.mode(self._frozen) != "resident")
-        if vit_alone:
-            return tuple(name for name, _ in self._modules.root.named_parameters())
-        return later if self._has_vit else (*later, *self._modules.vit_prefixes)
+    def load(self, gather: Gather = alone) -> Self:
+        """Gives everything its values, but the ViT where `frozen.feature_cache` gives its features.
 
-    def _assign(self, left_out: tuple[str, ...], below: tuple[str, ...] = ("",)) -> None:
-        """Gives the parameters whose names begin with one of `below`, and with none of `left_out`, their values."""
+        Each tensor goes straight to dtype and device, or to where `frozen` wants it; on a CPU one that has the
+        dtype already stays memory-mapped. gather: that of `World`; all ranks load alike, and those of a host share
+        one copy of what streams.
+        """
+        self._assign("", left_out=self._modules.vit_prefixes)
+        self._modules.language_model.tie_weights()
+        self._parameters = self._neutrally_named("")
+        self._place_blocks("opt", gather)
+        if self._frozen.feature_cache is None:
+            self.load_vit(gather)
+        return self
+
+    def load_vit(self, gather: Gather) -> None:
+        if self._has_vit:
+            return
+        self._has_vit = True
+        vit_prefixes = self._modules.vit_prefixes
+        self._assign(vit_prefixes)
+        self._parameters |= self._neutrally_named(vit_prefixes)
+        self._place_blocks("vit", gather)
+
+    def _neutrally_named(self, prefixes: str | tuple[str, ...]) -> dict[str, nn.Parameter]:
+        """The parameters whose own names begin so."""
+        named = self._modules.root.named_parameters()
+        return {self._modules.neutral_name(name): p for name, p in named if name.startswith(prefixes)}
+
+    def _assign(self, prefixes: str | tuple[str, ...], left_out: tuple[str, ...] = ()) -> None:
+        """Gives the parameters whose own names begin so their values, but those of stacks that are not resident."""
         root = self._modules.root
+        left_out += tuple(stack.prefix for stack in self._modules.stacks if stack.mode(self._frozen) != "resident")
         names = [
             name  # tied ones once
             for name, _ in root.named_parameters()
-            if name.startswith(below) and not name.startswith(left_out)
+            if name.startswith(prefixes) and not name.startswith(left_out)
         ]
         values = {name: self._own.tensor(name).to(self.device, self.dtype) for name in names}
         root.load_state_dict(values, strict=False, assign=True)
@@ -161,20 +173,6 @@ class LoadedBlip2:
         on_meta += [name for name, buffer in root.named_buffers() if buffer.is_meta]
         if on_meta:
             raise RuntimeError(f"tensors without a value after loading: {on_meta}")
-
-    def load_vit(self, gather: Gather) -> None:
-        if self._has_vit:
-            return
-        self._has_vit = True
-        vit_prefixes = self._modules.vit_prefixes
-        streamed = tuple(stack.prefix for stack in self._modules.stacks if stack.mode(self._frozen) != "resident")
-        self._assign(streamed, vit_prefixes)
-        self._place_blocks(("vit",), gather)
-        self._parameters |= {
-            self._modules.neutral_name(name): parameter
-            for name, parameter in self._modules.root.named_parameters()
-            if name.startswith(vit_prefixes)
-        }
 
     def vit_settings(self) -> dict[str, Any]:
         vision = self._files.config.vision_config
@@ -193,12 +191,12 @@ class LoadedBlip2:
         """What `encode_images` gives, once the ViT is there."""
         raise NotImplementedError
 
-    def _place_blocks(self, names: Sequence[str], gather: Gather) -> None:
-        """Gives the blocks of these stacks their weights as the settings say; before it they are on the meta device."""
+    def _place_blocks(self, stack_name: str, gather: Gather) -> None:
+        """Gives a stack's blocks their weights as the settings say; before it they are on the meta device."""
         frozen = self._frozen
         streamed = dict(self.streamed)
         for stack in self._modules.stacks:
-            if stack.name not in names:
+            if stack.name != stack_name:
                 continue
             mode = stack.mode(frozen)
             if mode == "stream":

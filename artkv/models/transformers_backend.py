@@ -7,17 +7,23 @@ from torch import Tensor
 from transformers import Blip2ForConditionalGeneration
 
 from artkv.config import FrozenConfig
-from artkv.frozen.host_blocks import Gather
 from artkv.kv_modulation import KVPrefix, PrefixedCrossAttention
 from artkv.models.blip2_files import Blip2Files, stock_blip2
-from artkv.models.loaded_blip2 import RESIDENT, Blip2Modules, BlockStack, LoadedBlip2, alone
+from artkv.models.loaded_blip2 import RESIDENT, Blip2Modules, BlockStack, LoadedBlip2
 
 
 class TransformersBackbone(LoadedBlip2):
-    """`Blip2Backbone` over transformers' own modules. See `load_transformers_backbone`."""
+    """`Blip2Backbone` over transformers' own modules. See `open_transformers_backbone`."""
 
-    def __init__(self, model: Blip2ForConditionalGeneration, files: Blip2Files, *placing: Any) -> None:
-        super().__init__(_modules(model), files, files.source, *placing)
+    def __init__(
+        self,
+        model: Blip2ForConditionalGeneration,
+        files: Blip2Files,
+        dtype: torch.dtype,
+        device: torch.device,
+        frozen: FrozenConfig = RESIDENT,
+    ) -> None:
+        super().__init__(_modules(model), files, files.source, dtype, device, frozen)
         self._model = model
 
     def _image_features(self, pixels_I3SS: Tensor) -> Tensor:
@@ -58,15 +64,10 @@ def _modules(model: Blip2ForConditionalGeneration) -> Blip2Modules:
     )
 
 
-def load_transformers_backbone(
-    files: Blip2Files,
-    dtype: torch.dtype,
-    device: torch.device,
-    frozen: FrozenConfig = RESIDENT,
-    gather: Gather = alone,
-    vit_alone: bool = False,
+def open_transformers_backbone(
+    files: Blip2Files, dtype: torch.dtype, device: torch.device, frozen: FrozenConfig = RESIDENT
 ) -> TransformersBackbone:
-    """Loads BLIP-2 into transformers' modules; see `LoadedBlip2`."""
+    """BLIP-2 on transformers' modules, to be loaded."""
     model = stock_blip2(files.config)
     model.vision_model.post_layernorm.eps = files.ln_vision_eps
-    return TransformersBackbone(model, files, dtype, device, frozen, gather, vit_alone)
+    return TransformersBackbone(model, files, dtype, device, frozen)

@@ -14,9 +14,8 @@ from artkv.datasets.table import find_problems, read_table
 from artkv.datasets.tokenized_table import tokenize_table, too_long_questions
 from artkv.distributed import launched_place, single_process
 from artkv.errors import UserError
-from artkv.models.blip2_files import open_blip2
+from artkv.models.backends import open_backbone
 from artkv.models.efficientnet import load_efficientnet
-from artkv.models.lavis_backend import open_lavis_modules
 from artkv.models.precision import resolve_dtype
 
 _SPLITS = ("train", "val", "test")
@@ -82,9 +81,7 @@ def _check_data(dataset: DatasetConfig, needs_val: bool) -> list[str]:
 
 
 def _check_blip2_and_texts(config: Config) -> list[str]:
-    files = open_blip2(config.model)
-    if config.model.backend == "lavis":
-        open_lavis_modules(files)
+    backbone = open_backbone(config.model, torch.device("cpu"))
     dataset = config.dataset
     if dataset.image_root is None:
         return []
@@ -93,13 +90,13 @@ def _check_blip2_and_texts(config: Config) -> list[str]:
     for path in filter(None, (dataset.train, dataset.val, dataset.test)):
         with suppress(UserError):  # what is wrong with the table was told already
             table = read_table(path, images)
-            tokenized, problems = tokenize_table(table, files.tokenizer, dataset.prompt)
+            tokenized, problems = tokenize_table(table, backbone.tokenizer, dataset.prompt)
             problems += too_long_questions(
                 tokenized,
                 table,
-                files.config.num_query_tokens,
+                backbone.num_query_tokens,
                 config.evaluation.max_new_tokens,
-                files.config.text_config.max_position_embeddings,
+                backbone.most_positions,
             )
             obstacles += [str(problem) for problem in sorted(problems, key=lambda problem: problem.line)]
     return obstacles

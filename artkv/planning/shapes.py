@@ -129,7 +129,8 @@ def model_shapes(config: Config, dtype: torch.dtype, lora_targets: Iterable[str]
         stock.to(dtype).eval().requires_grad_(False)
         stock.tie_weights()
         settings = ImageSettings(blip2.vision_config.image_size, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-        backbone = TransformersBackbone(stock, Blip2Files(blip2, None, settings, _OwnShapes(stock)))
+        files = Blip2Files(blip2, None, settings, _OwnShapes(stock))
+        backbone = TransformersBackbone(stock, files, dtype, torch.device("meta"))
         trainables |= add_lora(backbone, lora, config.trainable.qformer_cross_attention)
         if config.trainable.qformer_cross_attention:
             trainables |= backbone.train_cross_attention()

@@ -15,9 +15,9 @@ from artkv.kv_modulation import KVPrefix
 from artkv.models.backbone import Blip2Backbone
 from artkv.models.blip2_files import open_blip2
 from artkv.models.kv_modulated_blip2 import KVModulatedBlip2
-from artkv.models.lavis_backend import load_lavis_backbone, open_lavis_modules
+from artkv.models.lavis_backend import open_lavis_backbone
 from artkv.models.loading import BuiltModel
-from artkv.models.transformers_backend import load_transformers_backbone
+from artkv.models.transformers_backend import open_transformers_backbone
 from tests.models.conftest import training_batch, views
 from tests.models.lavis_writing import LavisFolder, write_lavis_folder
 from tests.models.test_kv_modulated_blip2 import prompts
@@ -34,8 +34,8 @@ def lavis_files(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: PreTra
 
 def both_backbones(model: ModelConfig, dtype: torch.dtype = torch.float32) -> tuple[Blip2Backbone, Blip2Backbone]:
     files = open_blip2(model)
-    lavis = load_lavis_backbone(open_lavis_modules(files), files, dtype, CPU)
-    return load_transformers_backbone(files, dtype, CPU), lavis
+    lavis = open_lavis_backbone(files, dtype, CPU).load()
+    return open_transformers_backbone(files, dtype, CPU).load(), lavis
 
 
 def switch_everything_on(model: KVModulatedBlip2) -> None:
@@ -167,4 +167,4 @@ def test_what_lavis_cannot_hold_is_refused(tiny_blip2_folder: Path, tmp_path: Pa
             config.write_text(config.read_text().replace('"hidden_act": "gelu"', '"hidden_act": "relu"'))
         files = open_blip2(ModelConfig(blip2=str(folder)))
         with pytest.raises(UserError, match=message):
-            open_lavis_modules(files)
+            open_lavis_backbone(files, torch.float32, CPU)

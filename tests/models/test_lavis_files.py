@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from artkv.config import ModelConfig
 from artkv.errors import UserError
 from artkv.models.blip2_files import open_blip2
-from artkv.models.transformers_backend import load_transformers_backbone
+from artkv.models.transformers_backend import open_transformers_backbone
 from tests.models.lavis_writing import LavisFolder, write_lavis_folder
 
 CPU = torch.device("cpu")
@@ -58,8 +58,8 @@ def test_the_model_computes_as_the_folders_with_the_eps_of_lavis(lavis: LavisFol
     pixels = torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(0))
     stock = lavis.model
     before = stock.vision_model.post_layernorm.eps
-    backbone = load_transformers_backbone(open_blip2(lavis.pretrained_config), torch.float32, CPU)
-    of_folder = load_transformers_backbone(open_blip2(ModelConfig(blip2=str(lavis.folder))), torch.float32, CPU)
+    backbone = open_transformers_backbone(open_blip2(lavis.pretrained_config), torch.float32, CPU).load()
+    of_folder = open_transformers_backbone(open_blip2(ModelConfig(blip2=str(lavis.folder))), torch.float32, CPU).load()
     try:
         with torch.no_grad():
             assert torch.equal(of_folder.encode_images(pixels), stock.get_image_features(pixels).last_hidden_state)

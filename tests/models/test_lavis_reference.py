@@ -24,10 +24,10 @@ from artkv.kv_modulation import KVPrefix
 from artkv.models.backbone import Blip2Backbone
 from artkv.models.blip2_files import open_blip2
 from artkv.models.kv_modulated_blip2 import FrozenParts, KVModulatedBlip2
-from artkv.models.lavis_backend import LavisBlip2, load_lavis_backbone, open_lavis_modules
+from artkv.models.lavis_backend import LavisBlip2, open_lavis_backbone
 from artkv.models.lavis_compatibility import shapes_only
 from artkv.models.lavis_names import from_lavis
-from artkv.models.transformers_backend import load_transformers_backbone
+from artkv.models.transformers_backend import open_transformers_backbone
 from tests.models.lavis_reference import NEW_TOKENS, OPT, PREFIX_TOKENS, PROMPT, QFORMER, TEXTS, VIT, drawn, sampled
 
 CPU = torch.device("cpu")
@@ -73,8 +73,8 @@ def drawn_model(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: PreTra
 def load(backend: str, model: ModelConfig, dtype: torch.dtype) -> Blip2Backbone:
     files = open_blip2(model)
     if backend == "transformers":
-        return load_transformers_backbone(files, dtype, CPU)
-    return load_lavis_backbone(open_lavis_modules(files), files, dtype, CPU)
+        return open_transformers_backbone(files, dtype, CPU).load()
+    return open_lavis_backbone(files, dtype, CPU).load()
 
 
 def drawn_tensor(name: str, shape: tuple[int, ...]) -> Tensor:

@@ -12,13 +12,13 @@ from transformers import Blip2ForConditionalGeneration
 from artkv.config import ModelConfig
 from artkv.errors import UserError
 from artkv.models.blip2_files import open_blip2
-from artkv.models.transformers_backend import load_transformers_backbone
+from artkv.models.transformers_backend import open_transformers_backbone
 
 CPU = torch.device("cpu")
 
 
 def load(folder: Path, dtype: torch.dtype = torch.float32):
-    return load_transformers_backbone(open_blip2(ModelConfig(blip2=str(folder))), dtype, CPU)
+    return open_transformers_backbone(open_blip2(ModelConfig(blip2=str(folder))), dtype, CPU).load()
 
 
 def pixels() -> torch.Tensor:

@@ -198,13 +198,16 @@ def test_a_lavis_file_loads_back_and_answers_as_the_checkpoint(
 def test_a_lavis_file_fills_the_modules_of_lavis(
     run_training: Train, tiny_config: Config, tmp_path: Path, lavis: LavisFolder
 ) -> None:
-    from artkv.models.lavis_backend import open_lavis_modules
+    from artkv.models.lavis_backend import LavisBlip2
+    from artkv.models.lavis_compatibility import shapes_only
 
     run = train(run_training, tiny_config, of_lavis(lavis, "pretrained"))
     export(run.checkpoint, run.config, "lavis", tmp_path / "painter.pth")
     state = torch.load(tmp_path / "painter.pth", weights_only=True)["model"]
     del state["Qformer.bert.embeddings.position_ids"]  # a buffer that artkv's LAVIS modules do without
-    modules, _ = open_lavis_modules(open_blip2(run.config.model))
+    files = open_blip2(run.config.model)
+    with shapes_only():
+        modules = LavisBlip2(files.config, files.ln_vision_eps)
     modules.load_state_dict(state, strict=True, assign=True)
 
 
