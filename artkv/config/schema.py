@@ -195,7 +195,7 @@ class RunConfig(Section):
     log_every: PositiveInt = Field(default=10, description="optimizer steps between two lines of metrics.jsonl")
     stop_before_walltime_minutes: NonNegativeFloat | None = Field(
         default=5.0,
-        description="minutes before a Slurm job's end at which to save and stop, a quarter of its time at most; or null",
+        description="minutes before a Slurm job's end at which to save and stop, at most a quarter of its time; null",
     )
 
 
