@@ -233,7 +233,7 @@ def process_group(timeout_minutes: float) -> Iterator[World]:
         host, port = srun_rendezvous(os.environ)
         os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": host, "MASTER_PORT": str(port)}
     if device.type == "cuda" or size > 1:
-        # DeepSpeed takes it for the number of the device.
+        # DeepSpeed takes it for the device's number.
         os.environ["LOCAL_RANK"] = str(device.index if device.type == "cuda" else local_rank)
     # DeepSpeed makes groups of its own without a timeout, which then have torch's: half an hour with gloo.
     dist.distributed_c10d.default_pg_timeout = timeout

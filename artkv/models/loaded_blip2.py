@@ -4,6 +4,7 @@ A backend's modules have parameter names of their own. It gives the two ways bet
 backend-neutral ones, and everything here is written once.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple, Protocol
@@ -16,7 +17,7 @@ from artkv.config import FrozenConfig
 from artkv.frozen.host_blocks import Gather, HostBlocks
 from artkv.frozen.quantised import quantise_linears
 from artkv.frozen.streaming import StreamedBlocks, stream_blocks
-from artkv.kv_modulation import PrefixedCrossAttention, install_prefixed_cross_attention
+from artkv.kv_modulation import KVPrefix, PrefixedCrossAttention, install_prefixed_cross_attention
 from artkv.models.blip2_files import Blip2Files
 from artkv.models.opt_answer_columns import read_answer_columns
 
@@ -78,7 +79,7 @@ class OwnNamed(Protocol):
         """The tensor, memory-mapped where the format allows it."""
 
 
-class LoadedBlip2:
+class LoadedBlip2(ABC):
     """The part of `Blip2Backbone` that is the same for all backends.
 
     modules: on the meta device; in eval mode with gradients off after this, and without values before `load`.
@@ -187,9 +188,17 @@ class LoadedBlip2:
         self.load_vit(alone)
         return self._image_features(pixels_I3SS.to(self.dtype))
 
+    @abstractmethod
     def _image_features(self, pixels_I3SS: Tensor) -> Tensor:
         """What `encode_images` gives, once the ViT is there."""
-        raise NotImplementedError
+
+    @abstractmethod
+    def query_images(self, image_features_INV: Tensor, prefix: KVPrefix | None) -> Tensor:
+        """See `Blip2Backbone`."""
+
+    @abstractmethod
+    def project_queries(self, query_output_IQW: Tensor) -> Tensor:
+        """See `Blip2Backbone`."""
 
     def _place_blocks(self, stack_name: str, gather: Gather) -> None:
         """Gives a stack's blocks their weights as the settings say; before it they are on the meta device."""

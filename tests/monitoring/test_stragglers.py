@@ -80,5 +80,17 @@ def test_a_rank_is_named_once_when_it_was_slow_in_three_windows(stragglers: Stra
     )
 
 
+def test_of_two_ranks_each_is_compared_with_the_other() -> None:
+    class Two(Ranks):
+        def gather(self, value: object) -> list:
+            return ["n1", "n2"]
+
+    stragglers = Stragglers(Two(1, 0, 2, torch.device("cpu")))
+    notes = [compare(stragglers, 1.0, 1.3)[1] for _ in range(3)]
+    assert notes[2] is not None
+    assert "rank 1 on n2 is slow" in notes[2]
+    assert "30% more" in notes[2]
+
+
 def test_one_rank_is_compared_with_nobody() -> None:
     assert Stragglers(World(0, 0, 1, torch.device("cpu"))).compare(3.0) == ({}, None)

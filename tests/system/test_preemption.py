@@ -180,7 +180,7 @@ def test_under_a_launcher_the_marker_tells_what_its_exit_code_does_not(
             for left in psutil.Process().children(recursive=True):
                 if left.pid != process.pid and os.getsid(left.pid) == process.pid:
                     left.kill()
-    assert process.returncode not in (0, 75)
+    assert process.returncode != 0  # 75 where all ranks have ended before the launcher ends them
     assert "stopped by SIGUSR1 after step" in told
     assert marker(output)["reason"] == "SIGUSR1"
     again = run(command("deepspeed", tiny_world, output, [*WORKERS, "--resume", "auto"]))
