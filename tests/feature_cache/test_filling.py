@@ -156,6 +156,7 @@ def test_temporary_files_of_the_living_are_left_alone(tmp_path: Path) -> None:
 def test_complete_shards_do_not_move_the_others() -> None:
     contents = [f"{number:064x}" for number in range(3 * SHARD_SIZE + 2)]
     whole = plan_shards(contents)
+    assert plan_shards(contents[::-1]) == whole
     for kept in range(len(whole)):
         missing = [content for content in contents if content not in whole[kept]]
         assert plan_shards(missing) == [shard for number, shard in enumerate(whole) if number != kept]
