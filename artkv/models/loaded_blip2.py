@@ -115,7 +115,6 @@ class LoadedBlip2(ABC):
         self._files = files
         self._own = own
         self._frozen = frozen
-        self._has_vit = False
         # Before any LoRA adapter renames the layers it wraps.
         self._parameters = self._neutrally_named("")
         modules.root.eval().requires_grad_(False)
@@ -144,10 +143,10 @@ class LoadedBlip2(ABC):
         return self
 
     def load_vit(self, gather: Gather) -> None:
-        if self._has_vit:
-            return
-        self._has_vit = True
         vit_prefixes = self._modules.vit_prefixes
+        # Its class token is the first of its parameters, and in no block, so it never streams.
+        if not next(p for name, p in self._modules.root.named_parameters() if name.startswith(vit_prefixes)).is_meta:
+            return
         self._assign(vit_prefixes)
         self._parameters |= self._neutrally_named(vit_prefixes)
         self._place_blocks("vit", gather)

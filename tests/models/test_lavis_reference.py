@@ -113,7 +113,9 @@ def test_features_loss_gradients_and_answers_are_lavis(
     labels = input_ids.masked_fill(mask == 0, -100)
     labels[:, 0] = -100  # LAVIS's prompt, of one token
     visual = model.visual_tokens(PaintingFeatures(features, None))
-    result = model.answer_loss(visual, QuestionBatch(input_ids, mask, labels, torch.tensor([0, 1]), torch.ones(2)))
+    places = (labels.flatten() != -100).nonzero().flatten()
+    questions = QuestionBatch(input_ids, mask, labels, places, torch.tensor([0, 1]), torch.ones(2))
+    result = model.answer_loss(visual, questions)
     loss = result.loss_sum / result.answer_tokens
     loss.backward()
     # fp32; the worst seen are 0 and 2.8e-6.
