@@ -148,24 +148,27 @@ def test_ablations_see_the_same_with_and_without(config: Config, table: Question
 
 
 def test_ask_about_a_new_picture_loads_the_encoders(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    from artkv.models.transformers_backend import TransformersBackbone
+    from artkv.models.loaded_blip2 import LoadedBlip2
 
     prepare(config)
     picture = tables_of(config, "val")[0].painting_paths[0]
     asked = ["What is thing 0?", "Who?"]
     expected = load_model(override_config(config, ["frozen.feature_cache=null"]), device="cpu").ask(picture, asked)
     loaded: list[str] = []
-    true_load = TransformersBackbone.load_vit
-    monkeypatch.setattr(
-        TransformersBackbone, "load_vit", lambda self, gather: loaded.append("vit") or true_load(self, gather)
-    )
+    true_place = LoadedBlip2._place_blocks
+
+    def place(self: LoadedBlip2, stack_name: str, gather: Any) -> None:
+        loaded.append(stack_name)
+        true_place(self, stack_name, gather)
+
+    monkeypatch.setattr(LoadedBlip2, "_place_blocks", place)
     before = {path: path.stat().st_mtime_ns for path in Path(config.frozen.feature_cache).rglob("*")}  # type: ignore[arg-type]
     model = load_model(config, device="cpu")
-    assert loaded == []
+    assert loaded == ["opt"]
     assert model.model.backbone.named_parameters()["vision_model.post_layernorm.weight"].is_meta
     assert model.ask(picture, asked) == expected
     assert model.ask(picture, asked) == expected
-    assert loaded == ["vit"]
+    assert loaded == ["opt", "vit"]
     assert not any(p.is_meta for p in model.model.backbone.named_parameters().values())
     assert not any(p.requires_grad for n, p in model.model.backbone.named_parameters().items() if "vision_model" in n)
     assert before == {path: path.stat().st_mtime_ns for path in Path(config.frozen.feature_cache).rglob("*")}  # type: ignore[arg-type]

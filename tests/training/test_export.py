@@ -171,7 +171,7 @@ def test_stock_transformers_with_the_documented_lines_answers_as_artkv(
     expected = visual_tokens(loaded, picture)
     # Stock transformers hands a mask of ones to the cross-attention, artkv none: other kernels. Worst seen 1e-6.
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-    assert not torch.allclose(found, visual_tokens(loaded, picture, use_prefix=False), rtol=0, atol=1e-4)
+    assert not torch.allclose(found, visual_tokens(loaded, picture, use_prefix=False), rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("kind", ["folder", "pretrained", "finetuned"])

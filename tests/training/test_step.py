@@ -11,6 +11,7 @@ from artkv.models.kv_modulated_blip2 import AnswerLoss, KVModulatedBlip2
 from artkv.models.loading import BuiltModel
 from artkv.training.step import seed_step, train_step
 from tests.models.conftest import build as build  # a fixture
+from tests.models.conftest import build_on as build_on
 from tests.models.conftest import training_batch
 
 WORLD = World(0, 0, 1, torch.device("cpu"))
