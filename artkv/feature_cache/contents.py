@@ -13,6 +13,7 @@ from tqdm import tqdm
 from artkv.distributed import World
 from artkv.errors import UserError
 from artkv.feature_cache.files import write_whole
+from artkv.file_hash import file_sha256
 
 # The key of the blank picture of the question-only baseline, which is no file.
 BLANK = hashlib.sha256(b"the blank picture").hexdigest()
@@ -85,7 +86,7 @@ def _hash(name: str) -> tuple[str, tuple[_State | None, str]]:
     try:
         with open(name, "rb") as file:
             before = os.fstat(file.fileno())
-            content = hashlib.file_digest(file, "sha256").hexdigest()
+            content = file_sha256(file)
             after = os.fstat(file.fileno())
     except OSError as error:
         raise UserError(f"picture {name}: cannot be read ({error.strerror}); put it back") from None

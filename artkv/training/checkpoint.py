@@ -24,6 +24,7 @@ from torch import Tensor
 
 from artkv.config import Config, dump_config
 from artkv.errors import UserError
+from artkv.file_hash import file_sha256
 from artkv.training.adapter_file import KV_PREFIX, adapter_config, adapter_tensors, read_description
 from artkv.training.engine import TrainableState
 
@@ -380,15 +381,7 @@ def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _file_sha256(path: Path) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _chunked(file)
-
-
-def _chunked(file: Any) -> str:
-    """Python 3.10's stand-in for `hashlib.file_digest`."""
-    sha = hashlib.sha256()
-    while chunk := file.read(1 << 20):
-        sha.update(chunk)
-    return sha.hexdigest()
+        return file_sha256(file)
 
 
 def _write_latest(folder: Path, name: str) -> None:
