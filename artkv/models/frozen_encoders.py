@@ -20,6 +20,7 @@ from artkv.models.efficientnet import (
     efficientnet_state_tensors,
     load_efficientnet,
 )
+from artkv.models.precision import resolve_dtype
 from artkv.models.weight_files import combined_digest, digests
 
 # Beside the weights: torchvision's larger networks have another one than timm's.
@@ -114,9 +115,12 @@ def open_frozen_encoders(
 ) -> FrozenEncoders:
     """Checks both encoders' files and tells what identifies them; weights are read when they are used.
 
+    The ViT computes with its weights in the compute dtype, however `frozen` holds those of a step: the features are
+    for all runs that `identity` fits.
+
     Raises `UserError` for whatever is wrong with the files.
     """
-    backbone = open_backbone(model, device, frozen)
+    backbone = open_backbone(model, device, _exact(frozen, resolve_dtype(model.dtype, device)))
     image = backbone.image_settings
     vit_digests = {
         name: digest for name, digest in backbone.weight_digests().items() if name.startswith("vision_model.")
@@ -139,6 +143,12 @@ def open_frozen_encoders(
         image.size, image.mean, image.std, efficientnet.image_size, efficientnet.mean, efficientnet.std
     )
     return FrozenEncoders(backbone, encoder, transform, identity)
+
+
+def _exact(frozen: FrozenConfig, dtype: torch.dtype) -> FrozenConfig:
+    """`frozen` without the rounding of int8 masters, nor that of bfloat16 masters below a wider compute dtype."""
+    vit = frozen.vit if dtype == torch.bfloat16 else "resident"
+    return frozen.model_copy(update={"vit": vit, "storage": "bf16"})
 
 
 def _efficientnet_identity(config: EfficientNetConfig) -> dict[str, str]:

@@ -178,7 +178,7 @@ def test_streamed_vit_fills_the_same_cache(config: Config, bf16_folder: Path) ->
     """Its masters are bfloat16, so of weights that are: then records are bit-identical."""
     from tests.feature_cache.conftest import files_of
 
-    resident = override_config(config, [f"model.blip2={bf16_folder}"])
+    resident = override_config(config, [f"model.blip2={bf16_folder}", "model.dtype=bfloat16"])
     streamed = override_config(
         resident, ["frozen.vit=stream", f"frozen.feature_cache={config.frozen.feature_cache}_streamed"]
     )

@@ -1,5 +1,6 @@
 """What has changed since a cache was made is noticed, with the reason; what has not is not made again."""
 
+import hashlib
 import os
 import shutil
 from collections.abc import Callable
@@ -128,6 +129,19 @@ def test_what_does_not_matter_does_not_matter(config: Config, world_folder: Path
     assert encoded == []
 
 
+@pytest.mark.parametrize(
+    ("dtype", "storage"), [("float32", "bf16"), ("float32", "int8"), ("bfloat16", "bf16"), ("bfloat16", "int8")]
+)
+def test_records_do_not_depend_on_how_the_vit_is_held(config: Config, tmp_path: Path, dtype: str, storage: str) -> None:
+    """Or an exact run would read the features of rounded weights."""
+    resident = override_config(config, [f"model.dtype={dtype}"])
+    held = ["frozen.vit=stream", f"frozen.storage={storage}", f"frozen.feature_cache={tmp_path / 'held'}"]
+    streamed = override_config(resident, held)
+    prepare(resident)
+    prepare(streamed)
+    assert files_of(streamed) == files_of(resident)
+
+
 def test_another_format_is_refused(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare(config)
     monkeypatch.setattr("artkv.feature_cache.fingerprint.FORMAT", 2)
@@ -199,6 +213,12 @@ def test_unchanged_pictures_are_not_read_again(config: Config, monkeypatch: pyte
 
     monkeypatch.setattr("artkv.feature_cache.contents._hash", poisoned)
     prepare(config)
+
+
+def test_pictures_are_hashed_by_python_3_10(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(hashlib, "file_digest", raising=False)
+    cached = prepare(config)
+    assert all(hashlib.sha256(Path(name).read_bytes()).hexdigest() == found for name, found in cached.contents.items())
 
 
 def test_equal_pictures_share_a_record(config: Config, world_folder: Path, encoded: list[int]) -> None:
