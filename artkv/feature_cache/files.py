@@ -7,6 +7,8 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
+from artkv.errors import UserError
+
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
 
 
@@ -14,24 +16,42 @@ def write_whole(path: Path, content: bytes) -> None:
     """Writes a file under a temporary name, brings it to the disk and renames it.
 
     The temporary file is locked as long as its writer lives, so that `remove_abandoned` knows the others.
+
+    Raises:
+        UserError: if the folder is full, read-only or gone.
     """
-    while True:
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
-        with temporary.open("xb") as file:
+    try:
+        while not _is_written(path, content):
+            pass
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise UserError(
+            f"{path.parent}: {path.name} cannot be written ({error.strerror}); give frozen.feature_cache a folder that "
+            "has room and that all hosts share"
+        ) from None
+
+
+def _is_written(path: Path, content: bytes) -> bool:
+    """False if the temporary file was taken for abandoned before it was locked."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    with temporary.open("xb") as file:
+        try:
             with suppress(OSError):  # no locks on this file system: nothing is ever removed on it
                 fcntl.flock(file, fcntl.LOCK_EX)
-            if os.fstat(file.fileno()).st_nlink == 0:  # taken for abandoned before it was locked
-                continue
+            if os.fstat(file.fileno()).st_nlink == 0:
+                return False
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
             temporary.replace(path)
-        break
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    return True
 
 
 def remove_abandoned(folder: Path) -> None:

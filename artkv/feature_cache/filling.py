@@ -6,6 +6,8 @@ or after a kill; kernels may round a picture differently in a batch of another s
 """
 
 import hashlib
+import os
+import socket
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,6 +29,7 @@ from artkv.models.frozen_encoders import FrozenEncoders
 _BATCH = 16
 # Pictures decoded ahead of the encoders, 1.7 MB each at 224 and 300 pixels.
 _DECODED_AHEAD = 4 * _BATCH
+_MOST_DECODERS = 16
 
 _Views = tuple[Tensor, Tensor]
 
@@ -35,6 +38,18 @@ def plan_shards(missing: Sequence[str]) -> list[list[str]]:
     """Which pictures make up which shard; a shard that is complete leaves the others as they would have been."""
     ordered = sorted(missing)
     return [ordered[start : start + RECORDS_A_SHARD] for start in range(0, len(ordered), RECORDS_A_SHARD)]
+
+
+def decoding_threads(wanted: int, world: World) -> int:
+    """Threads of a rank that decode: as many as wanted, and no fewer than its share of the cores, up to 16.
+
+    Called on all ranks. Unlike in training nothing else needs the cores meanwhile, and encoders wait for pictures.
+    """
+    cores = os.sched_getaffinity(0)
+    host = socket.gethostname()
+    places = world.gather((host, cores))
+    num_sharing = sum(other == host and not cores.isdisjoint(theirs) for other, theirs in places)
+    return max(1, wanted, min(_MOST_DECODERS, len(cores) // num_sharing))
 
 
 def fill(
@@ -48,15 +63,16 @@ def fill(
 ) -> None:
     """Computes and writes the records of `missing`, SHA-256 of pictures; called on all ranks with the same.
 
-    path_of: a file with these bytes. decoders: threads of a rank. Ranks meet after each shard, so that an error of
-    one ends all of them soon, and none waits longer than for a shard.
+    path_of: a file with these bytes. decoders: threads of a rank, or more; see `decoding_threads`. Ranks meet after
+    each shard, so that an error of one ends all of them soon, and none waits longer than for a shard.
     """
     world.together(lambda: encoders.load(world.gather))
+    decoders = decoding_threads(decoders, world)
     shards = plan_shards(missing)
     own = shards[world.rank :: world.size]
     rounds = -(-len(shards) // world.size)
     bar = tqdm(total=len(missing), desc="encoding pictures", unit="picture", disable=None if world.is_main else True)
-    with bar, ThreadPoolExecutor(max(1, decoders)) as pool:
+    with bar, ThreadPoolExecutor(decoders) as pool:
         views = _decoded_ahead(pool, [content for shard in own for content in shard], path_of, encoders.transform)
 
         def make(number: int) -> None:

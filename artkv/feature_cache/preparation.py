@@ -1,5 +1,6 @@
 """Makes sure that a cache holds the features of some pictures, and hands them to tables."""
 
+import gc
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -29,7 +30,7 @@ _SEEN_WITHIN_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class CacheSettings:
-    """What a cache is filled and read by. has_art: whether prefixes are made. decoders: threads of a rank."""
+    """What a cache is filled and read by. has_art: whether prefixes are made. decoders: see `fill`."""
 
     folder: Path
     model: ModelConfig
@@ -60,7 +61,7 @@ def cache_settings(config: Config) -> CacheSettings:
     if folder is None:
         raise UserError("frozen.feature_cache is not set; give a folder, with --set frozen.feature_cache=FOLDER")
     has_art, workers = config.kv_modulation.enabled, config.dataset.workers
-    return CacheSettings(folder, config.model, config.efficientnet, config.frozen, has_art, max(1, workers))
+    return CacheSettings(folder, config.model, config.efficientnet, config.frozen, has_art, workers)
 
 
 def decoded_before(folder: Path | None) -> Callable[[Path], bool]:
@@ -80,6 +81,7 @@ def prepare_features(settings: CacheSettings, tables: Sequence[QuestionTable], w
     """
     paths = [path for table in tables for path in table.painting_paths]
     store, contents = _filled(settings, paths, world)
+    gc.collect()  # streamed blocks are in reference cycles
     if world.device.type == "cuda":
         torch.cuda.empty_cache()  # what the encoders took, for training
     return CachedTables(store, contents, settings.has_art)
@@ -93,21 +95,23 @@ def _filled(settings: CacheSettings, paths: Sequence[Path], world: World) -> tup
     contents = picture_contents(paths, memo, world)
     path_of = {content: Path(name) for name, content in contents.items()}
     # Rank 0's view: another job may be writing here, and the ranks shall agree.
-    missing = world.broadcast(sorted({*path_of, BLANK} - store.place_of.keys()))
+    wanted = {*path_of, BLANK}
+    missing = world.broadcast(sorted(wanted - store.place_of.keys()))
+    began = time.monotonic()
     if missing:
-        began = time.monotonic()
         world.together(lambda: _begin(folder, encoders) if world.is_main else None)
         kind = fingerprint.digest(encoders.identity)
         fill(folder / SHARDS, kind, missing, path_of, encoders, settings.decoders, world)
-        store = world.together(lambda: _open_complete(folder, {*path_of, BLANK}))
-        if world.is_main:
-            seconds = time.monotonic() - began
-            print(
-                f"artkv: encoded {len(missing)} pictures in {seconds:.1f} s, {len(missing) / seconds:.1f} a second; "
-                f"{store.summary()}",
-                file=sys.stderr,
-                flush=True,
-            )
+    found = store
+    store = world.together(lambda: found if wanted <= found.place_of.keys() else _open_complete(folder, wanted))
+    if missing and world.is_main:
+        seconds = time.monotonic() - began
+        print(
+            f"artkv: encoded {len(missing)} pictures in {seconds:.1f} s, {len(missing) / seconds:.1f} a second; "
+            f"{store.summary()}",
+            file=sys.stderr,
+            flush=True,
+        )
     if world.is_main:
         _write_down(store, memo)
     return store, contents
@@ -177,7 +181,7 @@ def _begin(folder: Path, encoders: FrozenEncoders) -> None:
 
 
 def _open_complete(folder: Path, wanted: set[str]) -> FeatureStore:
-    """The folder with all that the ranks have written, as soon as this host sees it."""
+    """The folder with all that rank 0 found in it or the ranks have written, as soon as this host sees it."""
     until = time.monotonic() + _SEEN_WITHIN_SECONDS
     while True:
         store = open_store(folder)
@@ -186,8 +190,8 @@ def _open_complete(folder: Path, wanted: set[str]) -> FeatureStore:
             return store
         if time.monotonic() > until:
             raise UserError(
-                f"frozen.feature_cache = {folder}: {len(lacking)} pictures that were just computed are not seen here; "
-                "give a folder that all hosts share"
+                f"frozen.feature_cache = {folder}: features of {len(lacking)} pictures are there for other "
+                "ranks and not seen here; give a folder that all hosts share"
             )
         time.sleep(1.0)
 
@@ -198,5 +202,5 @@ def _write_down(store: FeatureStore, memo: PictureMemo) -> None:
         remove_abandoned(store.folder / SHARDS)
         store.write_index()
         memo.save()
-    except OSError:
-        return  # a folder that is read-only now: the next start hashes and reads headers again
+    except (OSError, UserError):
+        return  # a folder that is read-only or full now: the next start hashes and reads headers again

@@ -1,9 +1,13 @@
 """Records are what the encoders say, and the same bytes whoever makes them and however often he is killed."""
 
+import errno
 import fcntl
+import gc
 import multiprocessing
 import os
 import signal
+import threading
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +22,9 @@ from artkv.batch import PaintingViews
 from artkv.config import Config, override_config
 from artkv.distributed import World
 from artkv.errors import UserError
-from artkv.feature_cache import files
-from artkv.feature_cache.filling import plan_shards
-from artkv.models.frozen_encoders import open_frozen_encoders
+from artkv.feature_cache import files, preparation
+from artkv.feature_cache.filling import decoding_threads, plan_shards
+from artkv.models.frozen_encoders import FrozenEncoders, open_frozen_encoders
 from tests.feature_cache.conftest import SHARD_SIZE, files_of, on_ranks, prepare, tables_of
 
 
@@ -86,6 +90,81 @@ def test_an_error_of_one_rank_ends_all(config: Config, world_folder: Path) -> No
     assert all(isinstance(result, UserError) for result in results)
     assert str(results[0]) == str(results[1])
     assert f"picture {table.painting_paths[3]}: not a picture of a known format" in str(results[0])
+
+
+def test_full_disk_of_one_rank_ends_all(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the third file, a shard."""
+    calls: list[int] = []
+    true_fsync = os.fsync
+
+    def fsync(file: int) -> None:
+        calls.append(file)
+        if len(calls) == 5:  # of cache.json, of its folder, and so on
+            raise OSError(errno.ENOSPC, "No space left on device")
+        true_fsync(file)
+
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    results = on_ranks(2, lambda world: prepare(config, world=world))
+    assert all(isinstance(result, UserError) for result in results)
+    assert "features/shards: features-" in str(results[0])
+    assert "cannot be written (No space left on device); give frozen.feature_cache a folder that has room" in str(
+        results[1]
+    )
+    assert not [name for name in files_of(config) if name.endswith(".tmp")]
+
+
+@pytest.mark.parametrize(
+    ("is_complete", "message"),
+    [(True, "of 13 pictures are there for other ranks and not seen here"), (False, "(No such file or directory)")],
+)
+def test_rank_that_does_not_see_the_folder_ends_all(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_complete: bool, message: str
+) -> None:
+    monkeypatch.setattr(preparation, "_SEEN_WITHIN_SECONDS", 0.0)
+    if is_complete:
+        prepare(config)
+    hidden = override_config(config, [f"frozen.feature_cache={tmp_path / 'elsewhere'}"])
+    results = on_ranks(2, lambda world: prepare((config, hidden)[world.rank], world=world))
+    assert all(isinstance(result, UserError) for result in results)
+    assert all(message in str(result) and str(result).endswith("that all hosts share") for result in results)
+
+
+def test_encoders_are_gone_afterwards(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though streamed blocks are reference cycles; their memory is wanted for training."""
+    roots: list[weakref.ref[torch.nn.Module]] = []
+    true_load = FrozenEncoders.load
+
+    def load(encoders: FrozenEncoders, gather: object) -> None:
+        true_load(encoders, gather)  # type: ignore[arg-type]
+        roots.append(weakref.ref(encoders._backbone._modules.root))  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(FrozenEncoders, "load", load)
+    gc.disable()
+    try:
+        prepare(override_config(config, ["frozen.vit=stream", "model.dtype=bfloat16"]))
+        assert [root() for root in roots] == [None]
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize(("wanted", "cores", "expected"), [(0, 8, 4), (1, 8, 4), (6, 8, 6), (2, 64, 16), (0, 1, 1)])
+def test_decoders_are_at_least_a_share_of_the_cores(
+    monkeypatch: pytest.MonkeyPatch, wanted: int, cores: int, expected: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    assert on_ranks(2, lambda world: decoding_threads(wanted, world)) == [expected] * 2
+
+
+def test_ranks_with_cores_of_their_own_share_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    cores_of: dict[int, set[int]] = {0: {0, 1, 2}, 1: {3, 4, 5}}
+    rank = threading.local()
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: cores_of[rank.number])
+
+    def count(world: World) -> int:
+        rank.number = world.rank
+        return decoding_threads(1, world)
+
+    assert on_ranks(2, count) == [3, 3]
 
 
 def _killed_at(config: Config, number: int) -> int:
