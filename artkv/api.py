@@ -21,7 +21,10 @@ from artkv.evaluation.answering import Ablation, answer_questions, answering_set
 from artkv.evaluation.results import write_results
 from artkv.evaluation.scores import Scores
 from artkv.feature_cache import cache_settings, decoded_before, prepare_features
+from artkv.frozen.host_blocks import Gather
+from artkv.models.backends import Together
 from artkv.models.kv_modulated_blip2 import KVModulatedBlip2
+from artkv.models.loaded_blip2 import alone
 from artkv.models.loading import build_model, painting_transform
 from artkv.training.checkpoint import (
     check_fits,
@@ -67,7 +70,11 @@ class LoadedModel:
 
 
 def load_model(
-    config: Config, checkpoint: str | Path | None = None, device: str | torch.device | None = None
+    config: Config,
+    checkpoint: str | Path | None = None,
+    device: str | torch.device | None = None,
+    gather: Gather = alone,
+    together: Together = lambda action: action(),
 ) -> LoadedModel:
     """Builds the model of `config` and gives it a checkpoint's trained weights.
 
@@ -75,6 +82,8 @@ def load_model(
         checkpoint: a checkpoint's folder, or a run's, or its `best` or `checkpoints/latest`, or an exported
             adapter; None for the untrained model.
         device: by default the first CUDA device, or the CPU.
+        gather, together: those of `World` where several ranks load alike; those of a host share one copy of what
+            streams.
 
     Raises:
         UserError: if the checkpoint is damaged, was trained with other trainables or other frozen weights.
@@ -89,6 +98,8 @@ def load_model(
         config.training.seed,
         device,
         config.training.activation_checkpointing,
+        gather,
+        together,
     )
     if checkpoint is not None:
         folder = resolve_checkpoint(Path(checkpoint))
@@ -118,7 +129,7 @@ def evaluate(
     features = None
     if config.frozen.feature_cache is not None:
         features = prepare_features(cache_settings(config), [table], world)
-    loaded = world.together(lambda: load_model(config, folder, world.device))
+    loaded = world.together(lambda: load_model(config, folder, world.device, world.gather, world.together))
     settings = answering_settings(config.dataset, config.evaluation, config.training.seed)
     tokenized = world.together(lambda: tokenize_checked(loaded.model, [table], settings))[0]
     paintings = features.paintings(table) if features else DecodedPictures(table, loaded.transform)

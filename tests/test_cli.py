@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +14,12 @@ from PIL import Image
 
 import artkv.cli as cli
 from artkv import KVPrefixGenerator, load_config, load_model
+from artkv.api import evaluate
 from artkv.config import override_config
 from artkv.distributed import World
+from artkv.evaluation.answering import Ablation
+from artkv.frozen.host_blocks import HostBlocks
+from artkv.training.checkpoint import read_config, resolve_checkpoint
 from artkv.training.run import train
 
 
@@ -59,6 +64,23 @@ def test_evaluate_writes_and_prints_every_ablation(
     for row, answer in zip(expected, answers["on-blank"], strict=True):
         by_question.setdefault(row["question"], set()).add(answer)
     assert all(len(given) == 1 for given in by_question.values())
+
+
+def test_evaluating_ranks_share_one_copy_of_what_streams(
+    trained_run: Path, one_process: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The masters are made with the ranks' own gather, as in training, and not by each rank for itself."""
+    gathers: list[object] = []
+    true_build = HostBlocks.build
+
+    def build(blocks: Any, storage: Any, gather: Any) -> HostBlocks:
+        gathers.append(gather)
+        return true_build(blocks, storage, gather)
+
+    monkeypatch.setattr(HostBlocks, "build", build)
+    config = override_config(read_config(resolve_checkpoint(trained_run)), ["frozen.opt=stream", "frozen.vit=stream"])
+    evaluate(config, trained_run, "val", [Ablation("on", "on")], one_process)
+    assert gathers == [one_process.gather, one_process.gather]
 
 
 def test_ask_gives_the_evaluations_answer(
