@@ -42,6 +42,7 @@ def write_adapter(
     """
     tree = config.model_dump(mode="json")
     description: dict[str, Any] = {name: tree[name] for name in _SECTIONS}
+    description["frozen"] |= {"feature_cache": None}  # a folder of this machine
     description |= {
         "format_version": FORMAT_VERSION,
         "base_model": config.model.blip2,

@@ -74,18 +74,22 @@ def export(
         _whole_or_absent(output, write_folder)
         return [output]
 
-    for part, names in {"vit": "vision_model.e", "opt": "language_model."}.items():
-        if part in leave_out and any(name.startswith(names) for name in exporting.merged.merged):
-            raise UserError(f"--leave-out {part}: the checkpoint trained LoRA in it; leave the option out")
+    if "opt" in leave_out and any(name.startswith("language_model.") for name in exporting.merged.merged):
+        raise UserError("--leave-out opt: the checkpoint trained LoRA in it; leave the option out")
     model = {
         "blip2": f"./{output.name}",
         "opt": config.model.opt or config.model.blip2,
         "vit": str(config.model.vit) if "vit" in leave_out and config.model.vit else None,
     }
-    if exporting.prefix:
-        _whole_or_absent(prefix_file, lambda path: exporting.write_prefix(path, model))
     _whole_or_absent(output, lambda path: write_lavis_file(exporting.files, exporting.merged, path, leave_out))
-    return [output, *([prefix_file] if exporting.prefix else [])]
+    if not exporting.prefix:
+        return [output]
+    try:
+        _whole_or_absent(prefix_file, lambda path: exporting.write_prefix(path, model))
+    except BaseException:
+        _remove(output)  # neither without the other
+        raise
+    return [output, prefix_file]
 
 
 class _Merging:

@@ -89,7 +89,8 @@ def test_an_adapter_is_one_file_that_answers_as_its_checkpoint(
     run_training: Train, tiny_config: Config, tmp_path: Path, lavis: LavisFolder, picture: Path, kind: str,
     capsys: pytest.CaptureFixture[str], one_process: World, tiny_world: Path,
 ) -> None:  # fmt: skip
-    run = train(run_training, tiny_config, [*of_lavis(lavis, kind), "kv_modulation.gate=zero"])
+    cache = f"frozen.feature_cache={tmp_path / 'features'}"
+    run = train(run_training, tiny_config, [*of_lavis(lavis, kind), "kv_modulation.gate=zero", cache])
     file = tmp_path / "painter.safetensors"
     assert main(["export", "--checkpoint", str(run.checkpoint), "--format", "adapter", "--output", str(file)]) == 0
     assert capsys.readouterr().out.strip() == str(file)
@@ -102,6 +103,7 @@ def test_an_adapter_is_one_file_that_answers_as_its_checkpoint(
         "frozen_hash"
     ]  # fmt: skip
     assert "run" not in metadata
+    assert metadata["frozen"] == json.loads(run.config.frozen.model_dump_json()) | {"feature_cache": None}
     assert metadata["dataset"] == {"prompt": run.config.dataset.prompt}
     tensors = load_file(file)
     assert tensors.keys() == run.adapter.keys()
@@ -358,6 +360,12 @@ def test_what_is_wrong_is_told_and_nothing_is_left_behind(
     def dies(*_: Any, **__: Any) -> None:
         raise OSError("no space left")
 
+    with monkeypatch.context() as patch:
+        patch.setattr(export_module, "write_adapter", dies)
+        before = sorted(work.rglob("*"))
+        with pytest.raises(OSError, match="no space left"):
+            export(run.checkpoint, run.config, "lavis", work / "late.pth")  # the model is there, its prefix is not
+        assert sorted(work.rglob("*")) == before
     monkeypatch.setattr(blip2_writing, "write_safetensors", dies)
     monkeypatch.setattr(blip2_writing.torch, "save", dies)
     monkeypatch.setattr(export_module, "write_adapter", dies)
