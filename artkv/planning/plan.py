@@ -64,8 +64,8 @@ _PAGE_BYTES = 4096
 class Mode:
     """A way to hold OPT's blocks.
 
-    storage, slots, resident_blocks: of streamed blocks. recompute: backward computes each block's inside again;
-    always so for streamed blocks.
+    storage, slots, resident_blocks: of streamed blocks; the storage is a streamed ViT's too. recompute: backward
+    computes each block's inside again; always so for streamed blocks.
     """
 
     opt: OptMode
@@ -175,7 +175,7 @@ class Plan:
     usable_bytes: of gpu_memory_bytes, without the margin.
     frozen, activations, trainables: with LoRA as the config has it (lora_on_opt).
     sequences: what OPT reads of a micro-batch.
-    opt_stack, vit_stack: blocks as bf16 masters; int8_stack: OPT's as int8 masters.
+    opt_stack, vit_stack: blocks as bf16 masters; int8_stack, int8_vit_stack: as int8 masters.
     cached_bytes: of one picture in a feature cache.
     """
 
@@ -195,6 +195,7 @@ class Plan:
     opt_stack: Stack
     int8_stack: Stack
     vit_stack: Stack
+    int8_vit_stack: Stack
     cached_bytes: int
     predictions: tuple[Prediction, ...]
     recommendation: Recommendation | None
@@ -268,7 +269,8 @@ def plan(
         trainables=own.trainables,
         opt_stack=own.opt_stack("bf16"),
         int8_stack=own.opt_stack("int8"),
-        vit_stack=own.vit_stack,
+        vit_stack=own.vit_stack("bf16"),
+        int8_vit_stack=own.vit_stack("int8"),
         cached_bytes=own.cached_bytes,
         predictions=tuple(
             predictors[lora].predict(mode, features)
@@ -353,9 +355,8 @@ class _Predictor:
     def opt_stack(self, storage: Storage) -> Stack:
         return self._stack(self.num_opt_blocks, self.shapes.opt_block_shapes, self._opt_layouts[storage])
 
-    @property
-    def vit_stack(self) -> Stack:
-        return self._stack(self.shapes.num_vit_blocks, self.shapes.vit_block_shapes, self._vit_layout)
+    def vit_stack(self, storage: Storage) -> Stack:
+        return self._stack(self.shapes.num_vit_blocks, self.shapes.vit_block_shapes, self._vit_layouts[storage])
 
     @property
     def cached_bytes(self) -> int:
@@ -366,12 +367,11 @@ class _Predictor:
 
     @cached_property
     def _opt_layouts(self) -> dict[Storage, BlockLayout]:
-        shapes = self.shapes.opt_block_shapes
-        return {"bf16": block_layout(shapes, "bf16"), "int8": block_layout(shapes, "int8")}
+        return _layouts(self.shapes.opt_block_shapes)
 
     @cached_property
-    def _vit_layout(self) -> BlockLayout:
-        return block_layout(self.shapes.vit_block_shapes, "bf16")
+    def _vit_layouts(self) -> dict[Storage, BlockLayout]:
+        return _layouts(self.shapes.vit_block_shapes)
 
     @staticmethod
     def _stack(num_blocks: int, shapes: dict[str, tuple[int, ...]], layout: BlockLayout) -> Stack:
@@ -379,13 +379,13 @@ class _Predictor:
 
     def predict(self, mode: Mode, features: Features) -> Prediction:
         streams_vit = features == "ViT streamed"
-        opt = self.opt_stack(mode.storage)
+        opt, vit = self.opt_stack(mode.storage), self.vit_stack(mode.storage)
         streamed = opt.num_blocks - mode.resident_blocks if mode.opt == "stream" else 0
         loads = loads_per_training_pass(streamed, mode.slots)
-        vit_loads = self.vit_stack.num_blocks if streams_vit else 0
-        moved_bytes = loads * opt.block_bytes + vit_loads * self.vit_stack.block_bytes
+        vit_loads = vit.num_blocks if streams_vit else 0
+        moved_bytes = loads * opt.block_bytes + vit_loads * vit.block_bytes
         shared_host_bytes = (opt.num_blocks * _whole_pages(opt.block_bytes) if mode.opt == "stream" else 0) + (
-            vit_loads * _whole_pages(self.vit_stack.block_bytes)
+            vit_loads * _whole_pages(vit.block_bytes)
         )
         return Prediction(
             mode=mode,
@@ -406,7 +406,7 @@ class _Predictor:
             held = min(mode.vit_slots, self.shapes.num_vit_blocks)
             outside = self.frozen.vit - self.shapes.num_vit_blocks * self._block_bytes(self.shapes.vit_block_shapes)
             vit_bytes = outside + device_bytes(
-                self._vit_layout, self.shapes.dtype, self.shapes.num_vit_blocks, held, resident_blocks=0
+                self._vit_layouts[mode.storage], self.shapes.dtype, self.shapes.num_vit_blocks, held, resident_blocks=0
             )
         return DeviceMemory(
             vit_bytes=vit_bytes,
@@ -460,7 +460,12 @@ class _Predictor:
         if features == "cached":
             return seconds
         image_tokens = self.batch.paintings * _image_tokens(vision)
-        return seconds + forward_pass_seconds(self.vit_stack, self.gpu, image_tokens, vit_loads, mode.vit_slots)
+        vit = self.vit_stack(mode.storage)
+        return seconds + forward_pass_seconds(vit, self.gpu, image_tokens, vit_loads, mode.vit_slots)
+
+
+def _layouts(shapes: dict[str, tuple[int, ...]]) -> dict[Storage, BlockLayout]:
+    return {"bf16": block_layout(shapes, "bf16"), "int8": block_layout(shapes, "int8")}
 
 
 def _image_tokens(vision: Any) -> int:

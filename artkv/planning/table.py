@@ -138,9 +138,10 @@ def _modes(plan: Plan) -> list[str]:
     )
     if plan.usable_bytes is not None:
         lines.append(f"! more than the {_gib(plan.usable_bytes)} GiB that may be used.")
-    vit_gb = plan.vit_stack.num_blocks * plan.vit_stack.block_bytes
+    bf16_bytes, int8_bytes = (s.num_blocks * s.block_bytes for s in (plan.vit_stack, plan.int8_vit_stack))
     lines.append(
-        f"A streamed ViT adds {vit_gb / 1e9:.2f} GB of PCIe a micro-step and {_gib(vit_gb)} GiB of host memory."
+        f"A streamed ViT adds {bf16_bytes / 1e9:.2f} GB of PCIe a micro-step and {_gib(bf16_bytes)} GiB of host "
+        f"memory, as int8 {int8_bytes / 1e9:.2f} and {_gib(int8_bytes)}."
     )
     if plan.trainables.host_bytes:
         lines.append(f"The offloaded optimizer adds {_gib(plan.trainables.host_bytes)} GiB of host memory a rank.")
@@ -179,7 +180,7 @@ def _assumptions() -> list[str]:
         "Assumed, not measured (docs/planning.md): "
         f"{CUDA_OVERHEAD_BYTES / 2**20:.0f} MiB for CUDA, {MARGIN_FRACTION:.0%} of the memory left free,",
         f"{MATMUL_EFFICIENCY:.0%} of peak FLOP/s, {PCIE_EFFICIENCY:.0%} of the PCIe link, "
-        f"int8 and nf4 products {QUANTISED_SLOWDOWN} times slower.",
+        f"int8 and nf4 products {QUANTISED_SLOWDOWN} times slower, model.backend: transformers.",
     ]
 
 

@@ -76,6 +76,23 @@ def test_streaming_needs_slots_and_host_memory(tiny_plan: Plan) -> None:
     assert (resident.shared_host_bytes, resident.pcie_bytes_per_step, resident.hidden_from_tokens) == (0, 0, None)
 
 
+def test_streamed_vit_has_the_storage_of_the_other_blocks(tiny_plan: Plan) -> None:
+    bf16, int8 = tiny_plan.vit_stack, tiny_plan.int8_vit_stack
+    assert int8.block_bytes < 0.75 * bf16.block_bytes  # small matrices: scales and alignment take their part
+    seconds = []
+    for storage, vit in (("bf16", bf16), ("int8", int8)):
+        mode = Mode("stream", True, storage, 1)  # type: ignore[arg-type]
+        streamed, computed = (tiny_plan.prediction(mode, features, False) for features in ("ViT streamed", "computed"))  # type: ignore[arg-type]
+        assert streamed.pcie_bytes_per_step - computed.pcie_bytes_per_step == vit.num_blocks * vit.block_bytes
+        pages = -(-vit.block_bytes // 4096)
+        assert streamed.shared_host_bytes - computed.shared_host_bytes == vit.num_blocks * pages * 4096
+        staging_bytes = 0 if storage == "bf16" else int8.block_bytes
+        resident_bytes = computed.device.vit_bytes - vit.num_blocks * 2 * vit.block_elements
+        assert streamed.device.vit_bytes == resident_bytes + bf16.block_bytes + staging_bytes
+        seconds.append(streamed.step_seconds - computed.step_seconds)
+    assert seconds[1] < seconds[0]
+
+
 def test_lora_and_accumulation_count(settings: Callable[..., Config]) -> None:
     config = settings(
         trainable={"lora": {"targets": ("opt",), "rank": 4}},
