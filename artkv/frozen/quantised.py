@@ -30,7 +30,7 @@ def quantise_linears(
     Raises:
         UserError: without bitsandbytes.
     """
-    bnb = _bitsandbytes(quantisation)
+    bnb = require_bitsandbytes(quantisation)
     linears = [(name, part) for name, part in module.named_modules() if isinstance(part, nn.Linear)]
     for name, linear in linears:
         has_bias = linear.bias is not None
@@ -66,7 +66,8 @@ def _replace(module: nn.Module, dotted_name: str, new: nn.Module) -> None:
     setattr(module.get_submodule(parent_name), name, new)
 
 
-def _bitsandbytes(quantisation: Quantisation) -> Any:
+def require_bitsandbytes(quantisation: Quantisation) -> Any:
+    """The package; raises `UserError` without it."""
     try:
         import bitsandbytes
     except ImportError:

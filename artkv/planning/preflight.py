@@ -7,13 +7,14 @@ from pathlib import Path
 
 import torch
 
-from artkv.config import Config, DatasetConfig
+from artkv.config import Config, DatasetConfig, FrozenConfig
 from artkv.config.deepspeed import fill_deepspeed_config, load_deepspeed_config
 from artkv.datasets.image_index import ImageIndex
 from artkv.datasets.table import find_problems, read_table
 from artkv.datasets.tokenized_table import tokenize_table, too_long_questions
 from artkv.distributed import launched_place, single_process
 from artkv.errors import UserError
+from artkv.frozen.quantised import require_bitsandbytes
 from artkv.models.backends import open_backbone
 from artkv.models.efficientnet import load_efficientnet
 from artkv.models.precision import resolve_dtype
@@ -28,6 +29,7 @@ def find_obstacles(config: Config) -> list[str]:
     """
     checks: list[Callable[[], Sequence[str] | None]] = [
         _check_environment,
+        lambda: _check_quantisation(config.frozen),
         lambda: check_output_folder(config.run.output_dir),
         lambda: _check_deepspeed(config),
         lambda: _check_data(config.dataset, needs_val=config.evaluation.each_epoch),
@@ -52,6 +54,11 @@ def check_output_folder(output_dir: Path) -> None:
 
 def _check_environment() -> None:
     launched_place(os.environ)
+
+
+def _check_quantisation(frozen: FrozenConfig) -> None:
+    if frozen.opt in ("int8", "nf4"):
+        require_bitsandbytes(frozen.opt)
 
 
 def _check_deepspeed(config: Config) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -117,6 +119,17 @@ def test_half_a_launchers_environment_is_one(tiny_config: Config, monkeypatch: p
     (obstacle,) = find_obstacles(tiny_config)
     assert "environment: RANK or WORLD_SIZE is set but" in obstacle
     assert "WORLD_SIZE" in obstacle
+
+
+@pytest.mark.parametrize("opt", ["int8", "nf4"])
+def test_quantised_weights_need_bitsandbytes(tiny_config: Config, monkeypatch: pytest.MonkeyPatch, opt: str) -> None:
+    quantised = override_config(tiny_config, [f"frozen.opt={opt}"])
+    monkeypatch.setitem(sys.modules, "bitsandbytes", types.ModuleType("bitsandbytes"))
+    assert find_obstacles(quantised) == []
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # its import fails
+    (obstacle,) = find_obstacles(quantised)
+    assert obstacle.startswith(f"frozen.opt = '{opt}': needs the package bitsandbytes; pip install 'artkv[quantised]'")
+    assert find_obstacles(tiny_config) == []
 
 
 @pytest.mark.parametrize(
