@@ -26,7 +26,6 @@ EMBEDDING = "language_model.model.decoder.embed_tokens.weight"
 # transformers ignores it.
 LN_VISION_EPS_KEY = "post_layernorm_eps"
 
-_WEIGHTS = ["*.safetensors", "*.bin"]
 _SETTINGS = ["*.json", "*.txt", "*.model"]
 
 
@@ -128,7 +127,7 @@ def read_lavis_config(model: ModelConfig) -> Any:
 
 
 def _open_folder(blip2: str) -> Blip2Files:
-    folder = _local_folder(blip2, "model.blip2", [*_SETTINGS, "*.safetensors"])
+    folder = _local_folder(blip2, "model.blip2")
     config = _read_config(folder, blip2)
     source = open_weights(folder, "model.blip2")
     return Blip2Files(
@@ -155,7 +154,7 @@ def _lavis_source(model: ModelConfig) -> tuple[LavisSource, Any, Path]:
             f"model.opt is not set, and the LAVIS file {path} holds neither OPT nor its tokenizer; "
             "give facebook/opt-2.7b or its folder"
         )
-    opt = _local_folder(model.opt, "model.opt", [*_SETTINGS, *_WEIGHTS])
+    opt = _local_folder(model.opt, "model.opt")
     if not (opt / "config.json").is_file():
         raise UserError(f"model.opt = {model.opt!r}: {opt} has no config.json; give OPT's folder as it is published")
     text_config: Any = AutoConfig.from_pretrained(opt)
@@ -171,7 +170,7 @@ def _lavis_source(model: ModelConfig) -> tuple[LavisSource, Any, Path]:
     return source, config, opt
 
 
-def _local_folder(name: str, setting: str, patterns: list[str]) -> Path:
+def _local_folder(name: str, setting: str) -> Path:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
@@ -181,7 +180,10 @@ def _local_folder(name: str, setting: str, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
+        folder = Path(snapshot_download(name, allow_patterns=[*_SETTINGS, "*.safetensors"]))
+        if not any(folder.glob("*.safetensors")):  # a repository may hold the weights in both formats
+            folder = Path(snapshot_download(name, allow_patterns=[*_SETTINGS, "*.bin"]))
+        return folder
     except Exception as error:
         raise UserError(
             f"{setting} = {name!r}: neither a folder nor to be had from the hub "

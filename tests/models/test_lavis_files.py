@@ -1,12 +1,14 @@
 """LAVIS's files against the transformers folder of the same model, and every way in which they can be wrong."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
@@ -131,6 +133,31 @@ def test_what_the_pth_holds_of_opt_goes_before_the_folder(own: LavisFolder) -> N
     (own.opt / "pytorch_model.bin").unlink()
     whole = open_blip2(own.pretrained_config).weight_digests()
     assert whole == open_blip2(ModelConfig(blip2=str(own.folder))).weight_digests()
+
+
+@pytest.mark.parametrize("has_safetensors", [True, False])
+def test_hub_weights_are_fetched_in_one_format(
+    own: LavisFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_safetensors: bool
+) -> None:
+    """A hub that holds safetensors and `.bin`, or `.bin` alone, as facebook/opt-2.7b does."""
+    hub, local = own.opt, tmp_path / "downloaded"
+    if has_safetensors:
+        save_file(torch.load(hub / "pytorch_model.bin", weights_only=True), hub / "model.safetensors")
+
+    def snapshot_download(name: str, allow_patterns: list[str]) -> str:
+        assert name == "facebook/opt-2.7b"
+        local.mkdir(exist_ok=True)
+        for path in hub.iterdir():
+            if any(path.match(pattern) for pattern in allow_patterns):
+                shutil.copy(path, local)
+        return str(local)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    files = open_blip2(own.pretrained_config.model_copy(update={"opt": "facebook/opt-2.7b"}))
+    name = "model.safetensors" if has_safetensors else "pytorch_model.bin"
+    assert local / name in files.source.files
+    fetched = {path.name for path in local.iterdir() if path.suffix in (".bin", ".safetensors")}
+    assert fetched == {name}
 
 
 def test_opt_may_be_that_of_a_blip2_folder(lavis: LavisFolder) -> None:
