@@ -110,7 +110,11 @@ class DatasetConfig(Section):
     prompt: str = Field(
         default="Question: {question} Short answer:", description="a text that contains {question} once"
     )
-    workers: NonNegativeInt = Field(default=2, description="processes that decode pictures, a rank; 0: a thread")
+    workers: NonNegativeInt = Field(
+        default=2,
+        description="processes a rank that decode pictures, 0: a thread; while a feature cache is filled, threads, or "
+        "the rank's share of the cores if that is more",
+    )
 
     @field_validator("prompt")
     @classmethod
