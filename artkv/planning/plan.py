@@ -224,7 +224,7 @@ def plan(
     text_tokens: int = 32,
     paintings: int | None = None,
 ) -> Plan:
-    """Predicts every mode from the settings alone: no weights, no data, no GPU.
+    """Predicts every mode from settings and shapes: no values of weights, no data, no GPU.
 
     gpu_memory_bytes: to fit into; without it that of `gpu`; without both nothing is recommended.
     gpu: name of a listed GPU, for the rates; without it the one whose memory is nearest.
