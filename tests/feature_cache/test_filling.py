@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import gc
+import itertools
 import multiprocessing
 import os
 import signal
@@ -95,14 +96,11 @@ def test_an_error_of_one_rank_ends_all(config: Config, world_folder: Path) -> No
 
 def test_full_disk_of_one_rank_ends_all(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the second file, a shard."""
-    written: list[int] = []
+    number = itertools.count()  # drawn from atomically by both ranks
     true_fsync = os.fsync
 
     def fsync(file: int) -> None:
-        if not stat.S_ISDIR(os.fstat(file).st_mode):
-            written.append(file)
-        if len(written) == 2:
-            written.append(0)
+        if not stat.S_ISDIR(os.fstat(file).st_mode) and next(number) == 1:
             raise OSError(errno.ENOSPC, "No space left on device")
         true_fsync(file)
 
