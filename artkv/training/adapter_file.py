@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from artkv.config import Config
 from artkv.errors import UserError
+from artkv.tensor_file import save_tensors
 
 FORMAT_VERSION = 1
 
@@ -54,7 +55,7 @@ def write_adapter(
     }
     description |= more or {}
     metadata = {"format": "pt"} | {name: json.dumps(value) for name, value in description.items()}
-    save_file({name: tensors[name].contiguous() for name in sorted(tensors)}, path, metadata=metadata)
+    save_tensors(tensors, path, metadata)
 
 
 def read_description(path: Path) -> dict[str, Any]:

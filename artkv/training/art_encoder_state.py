@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from artkv.errors import UserError
+from artkv.tensor_file import save_tensors
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def load_state(
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
     """Writes a safetensors file that is there whole or not at all, whenever the process or the machine stops."""
     temporary = path.with_name(f".{path.name}.tmp")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+    save_tensors(tensors, temporary, metadata)
     with temporary.open("rb") as written:
         os.fsync(written.fileno())
     os.replace(temporary, path)

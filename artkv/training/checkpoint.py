@@ -19,12 +19,13 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from artkv.config import Config, dump_config
 from artkv.errors import UserError
 from artkv.file_hash import file_sha256
+from artkv.tensor_file import save_tensors
 from artkv.training.adapter_file import KV_PREFIX, adapter_config, adapter_tensors, read_description
 from artkv.training.engine import TrainableState
 
@@ -101,10 +102,10 @@ def save_checkpoint(
     temporary = folder / f".{final.name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)  # left by a killed run
     temporary.mkdir(parents=True)
-    save_file(_contiguous(state.masters), temporary / ADAPTER, metadata={"format": "pt"})
+    save_tensors(state.masters, temporary / ADAPTER, {"format": "pt"})
     moments = {f"{name}.exp_avg": tensor for name, tensor in state.exp_avg.items()}
     moments |= {f"{name}.exp_avg_sq": tensor for name, tensor in state.exp_avg_sq.items()}
-    save_file(_contiguous(moments), temporary / OPTIMIZER, metadata={"format": "pt"})
+    save_tensors(moments, temporary / OPTIMIZER, {"format": "pt"})
     description: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "progress": asdict(progress),
@@ -373,10 +374,6 @@ def _read_description(path: Path) -> dict[str, Any]:
 def _description_sha256(description: Mapping[str, Any]) -> str:
     """Of everything in checkpoint.json but this checksum itself."""
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
-
-
-def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensors[name].contiguous() for name in sorted(tensors)}
 
 
 def _file_sha256(path: Path) -> str:
