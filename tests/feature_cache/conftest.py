@@ -80,6 +80,9 @@ class ThreadWorld(World):
         self.meeting.wait(timeout=60)
         return values
 
+    def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.copy_(torch.stack(self.gather(tensor.clone())).sum(0))
+
     def broadcast(self, value: Any) -> Any:
         return self.gather(value)[0]
 
