@@ -81,13 +81,13 @@ def test_without_stops_ranks_meet_only_at_the_end(answer: Callable[..., list[str
     meetings = [0, 0]
 
     def on_rank(world: World) -> list[str]:
-        gather = world.gather
+        exchange = world._exchange
 
         def counted(value: Any) -> list[Any]:
             meetings[world.rank] += 1
-            return gather(value)
+            return exchange(value)
 
-        object.__setattr__(world, "gather", counted)
+        object.__setattr__(world, "_exchange", counted)
         return answer(world, lambda number: None, None)
 
     assert all(len(result) == 11 for result in on_ranks(2, on_rank))

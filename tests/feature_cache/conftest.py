@@ -73,7 +73,7 @@ class ThreadWorld(World):
         object.__setattr__(self, "meeting", meeting)
         object.__setattr__(self, "box", box)
 
-    def gather(self, value: Any) -> list[Any]:
+    def _exchange(self, value: Any) -> list[Any]:
         self.box[self.rank] = value
         self.meeting.wait(timeout=60)
         values = list(self.box)
