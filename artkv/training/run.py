@@ -43,7 +43,7 @@ from artkv.training.checkpoint import (
     check_fits,
     check_same_frozen_weights,
     check_same_settings,
-    checkpoint_name,
+    has_checkpoint,
     load_checkpoint,
     load_latest,
     mark_best,
@@ -275,7 +275,7 @@ def _prepare_run_folder(run_dir: Path, config: Config, checkpoint: Checkpoint | 
     for name in set_aside_newer(run_dir, checkpoint.progress.step):
         print(f"artkv: {name} is newer than the checkpoint to go on from; renamed to stale_{name}", file=sys.stderr)
     best_step = checkpoint.progress.best_step
-    if best_step is not None and (run_dir / "checkpoints" / checkpoint_name(best_step)).is_dir():
+    if best_step is not None and has_checkpoint(run_dir, best_step):
         mark_best(run_dir, best_step)  # a kill between the checkpoint and its mark loses the mark
 
 

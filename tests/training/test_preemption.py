@@ -148,6 +148,34 @@ def test_a_stop_while_validating_breaks_that_off_and_the_resume_does_it_once(
     assert left_by(tiny_config.run.output_dir) == whole
 
 
+def test_a_validation_that_was_due_in_another_folder_is_saved_into_this_one(
+    undisturbed: dict[str, Any],
+    run_training: Train,
+    tiny_config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stops: StopRequests,
+) -> None:
+    whole = expected(undisturbed, run_training, tmp_path)
+    with monkeypatch.context() as patch:
+        at_step(8, send(signal.SIGTERM), patch)
+        with pytest.raises(Preempted, match="after step 9"):
+            run_training(stops=stops)
+    other = tmp_path / "other"
+    rewritten = []
+    rewrite = loop.rewrite_progress
+
+    def rewrite_progress(run_dir: Path, progress: Any) -> None:
+        rewrite(run_dir, progress)
+        rewritten.append((run_dir, load_checkpoint(run_dir / "checkpoints" / "step_00000009").progress.best_step))
+
+    monkeypatch.setattr(loop, "rewrite_progress", rewrite_progress)
+    run_training([f"run.output_dir={other}", "run.keep_checkpoints=9"], resume=str(tiny_config.run.output_dir))
+    assert rewritten[0] == (other, 9)
+    assert (other / "best" / "checkpoint.json").is_file()
+    assert left_by(other) == whole
+
+
 def test_a_kill_between_score_and_checkpoint_logs_the_validation_once(
     undisturbed: dict[str, Any],
     run_training: Train,
