@@ -1,7 +1,8 @@
 """Stopping a run between two steps because somebody asks for it: signals, and the end of a Slurm job's time.
 
 SIGTERM (`scancel`, a preempting job, a launcher that ends) and SIGUSR1 (`sbatch --signal=USR1@120`) set a flag
-and nothing else, so that neither a first nor a second one can damage what is being written. The loop adds up
+and nothing else, so that neither a first nor a second one can damage what is being written. Until the ranks have
+met there is nothing to save, and SIGTERM ends a process: a handler would have to wait for the meeting. The loop adds up
 all ranks' flags with a number that it reduces anyway, so they stop after the same step, save, and leave
 `preempted.json` for the script that requeues the job.
 """
@@ -38,13 +39,13 @@ class StopRequests:
         self._walltime_stop = float("inf")
         self._before: dict[signal.Signals, Any] = {}
 
-    def listen(self) -> None:
-        """Takes SIGTERM and SIGUSR1 from here on, in a process's main thread; elsewhere it does nothing.
+    def listen(self, *numbers: signal.Signals) -> None:
+        """Takes these of `SIGNALS`, from here on, in a process's main thread; elsewhere it does nothing.
 
         A command never gives them back: until the very end a late signal must not change its exit code.
         """
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+            self._before |= {number: signal.signal(number, self._note) for number in numbers}
 
     def stop_listening(self) -> None:
         """Puts the handlers back that were there before `listen`."""

@@ -17,7 +17,7 @@ import artkv.training.run as run_module
 from artkv.config import Config
 from artkv.errors import Preempted
 from artkv.training.checkpoint import load_checkpoint, load_latest
-from artkv.training.preemption import StopRequests, job_end_time, remove_marker, write_marker
+from artkv.training.preemption import SIGNALS, StopRequests, job_end_time, remove_marker, write_marker
 from tests.training.conftest import Train, final_bytes
 
 # Two epochs of 9 steps, a checkpoint each 4 steps.
@@ -28,7 +28,7 @@ STEPS = 18
 def stops() -> Iterator[StopRequests]:
     """Listens to this process's real signals."""
     requests = StopRequests()
-    requests.listen()
+    requests.listen(*SIGNALS)
     yield requests
     requests.stop_listening()
 
