@@ -84,7 +84,7 @@ def train(
     world.together(lambda: check_output_folder(run_dir))
     csv_paths, image_root = world.together(lambda: _data_paths(config))
     tables = read_checked_tables(csv_paths, image_root, world, decoded_before(config.frozen.feature_cache))
-    with run_lock(run_dir, world) as lock:
+    with run_lock(run_dir, world, config.distributed.timeout_minutes) as lock:
         if world.is_main:
             remove_marker(run_dir)  # of the start before, so that none that fails now is taken for a preempted one
         checkpoint = _checkpoint_to_resume(run_dir, resume, world)
