@@ -98,6 +98,7 @@ def fit(
                     stops.check(world, run_dir, progress.step)
                 progress = _after_validation(progress, score)
                 _save_score(engine, progress, identity, config, run_dir, lock, world)
+                stops.has_gained = True
         if progress.epoch == training.num_epochs or _stops_early(progress, config):
             return progress
         plan = plan_epoch(data.table.painting_of_row, training.batch_size, training.seed, progress.epoch)
@@ -130,6 +131,7 @@ def fit(
                 paintings=groups_after - plan.groups_before_step(epoch_step, per_step),
             )
             log.advance()
+            stops.has_gained = True
 
             gives_up = progress.nonfinite_steps_in_a_row >= training.max_nonfinite_steps
             is_stopped = report.stop_votes.read() > 0

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from artkv.errors import Preempted
+from artkv.errors import Preempted, RunFailed
 
 if TYPE_CHECKING:  # torch takes seconds, in which a command would not listen yet
     from artkv.distributed import World
@@ -38,6 +38,9 @@ class StopRequests:
         self._signal: str | None = None
         self._walltime_stop = float("inf")
         self._before: dict[signal.Signals, Any] = {}
+        # Whether this start has saved anything that the next one need not do again, or will have when it stops: a
+        # step, a validation, a cache's shard. The same on all ranks.
+        self.has_gained = False
 
     def listen(self, *numbers: signal.Signals) -> None:
         """Takes these of `SIGNALS`, from here on, in a process's main thread; elsewhere it does nothing.
@@ -73,14 +76,20 @@ class StopRequests:
         """Stops all ranks if any of them is asked to; called on all ranks, while `step` is what is saved.
 
         A meeting of the ranks: for between the parts of a start, and for where the loop already knows.
-        Raises `Preempted`, on all ranks, after rank 0 has written the marker.
+        Raises `Preempted`, on all ranks, after rank 0 has written the marker; `RunFailed`, with no marker, where the
+        job's time is over before anything was gained, since a next start would do no better.
         """
         reasons = [reason for reason in world.gather(self.reason) if reason is not None]
         if not reasons:
             return
-        if world.is_main:
-            write_marker(run_dir, step, reasons[0])
-        world.barrier()  # the first rank that ends may take the others with it
+        if reasons[0] != signal.SIGTERM.name and not self.has_gained:
+            world.barrier()
+            raise RunFailed(
+                f"stopped by {reasons[0]} before this start had gained anything on step {step}; another like it would "
+                "not either: give the job more time, or signal it later (sbatch --time, --signal, "
+                "run.stop_before_walltime_minutes)"
+            )
+        world.together(lambda: write_marker(run_dir, step, reasons[0]) if world.is_main else None)
         raise Preempted(step, reasons[0])
 
     def _note(self, number: int, frame: FrameType | None) -> None:

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
+import artkv.feature_cache.filling as filling
 import artkv.training.checkpoint as checkpoint_module
 import artkv.training.loop as loop
 import artkv.training.run as run_module
 from artkv.config import Config
-from artkv.errors import Preempted
+from artkv.errors import Preempted, RunFailed
 from artkv.training.checkpoint import load_checkpoint, load_latest
 from artkv.training.preemption import SIGNALS, StopRequests, job_end_time, remove_marker, write_marker
 from tests.training.conftest import Train, final_bytes
@@ -274,9 +275,43 @@ def test_a_run_stops_before_its_jobs_end(
     assert run_training(["training.num_epochs=1"]).step == 9
     monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time())))
     assert run_training(["run.stop_before_walltime_minutes=null", "training.num_epochs=1"], resume="auto").step == 9
-    with pytest.raises(Preempted, match="stopped by walltime after step 9"):
+    # A start that cannot gain anything in its job's time must not be queued again for ever.
+    with pytest.raises(RunFailed, match="stopped by walltime before this start had gained anything on step 9"):
         run_training(resume="auto")
+    assert not (tiny_config.run.output_dir / "preempted.json").exists()
+    stops = StopRequests()
+    at_step(2, lambda: stops.watch_walltime(0.0, 5.0), monkeypatch)
+    with pytest.raises(Preempted, match="stopped by walltime after step 12"):
+        run_training(["run.stop_before_walltime_minutes=null"], resume="auto", stops=stops)
     assert marker(tiny_config.run.output_dir)["job"] == "17"
+
+
+@pytest.mark.parametrize("shards_before", [0, 1])
+def test_a_stop_while_a_cache_is_filled_needs_a_shard_to_be_worth_a_marker(
+    run_training: Train,
+    tiny_config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stops: StopRequests,
+    shards_before: int,
+) -> None:
+    run_dir, shards = tiny_config.run.output_dir, tmp_path / "features" / "shards"
+    settings = [f"frozen.feature_cache={tmp_path / 'features'}"]
+    encode = filling._encode
+
+    def signalled(*arguments: Any) -> Any:
+        if len(list(shards.glob("features-*"))) == shards_before:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        yield from encode(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(filling, "RECORDS_A_SHARD", 4)
+        patch.setattr(filling, "_encode", signalled)
+        with pytest.raises(Preempted if shards_before else RunFailed, match="stopped by SIGUSR1"):
+            run_training(settings, stops=stops)
+    assert len(list(shards.glob("features-*"))) == shards_before
+    assert (run_dir / "preempted.json").exists() == bool(shards_before)
+    assert run_training(settings, resume="auto").step == STEPS
 
 
 def test_the_end_of_a_job_is_read_from_slurm(tmp_path: Path) -> None:
