@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -50,7 +51,7 @@ def train(options: argparse.Namespace) -> int:
     from artkv.training.preemption import StopRequests
 
     stops = StopRequests()
-    stops.listen()  # before the imports, which take seconds
+    stops.listen(signal.SIGUSR1)  # before the imports, which take seconds
 
     from artkv.config import load_config
     from artkv.distributed import process_group
@@ -58,6 +59,9 @@ def train(options: argparse.Namespace) -> int:
 
     config = load_config(options.config, options.set)
     with process_group(config.distributed.timeout_minutes) as world:
+        # Not before: a rank whose others never come waits in C++, where no handler of Python's runs, and has nothing
+        # to save.
+        stops.listen(signal.SIGTERM)
         progress = run_training(config, options.resume, world, stops)
         if world.is_main:
             best = progress.best_exact_match

@@ -23,6 +23,9 @@ from artkv.errors import Preempted, RunFailed, UserError
 
 T = TypeVar("T")
 
+# Set on an exception that every rank knows of: none of them meets the others about it once more.
+_KNOWN = "artkv_known_on_all_ranks"
+
 if not torch.cuda.is_available():
     # Before DeepSpeed is imported, by whatever library: it warns on each rank when it finds no GPU unasked.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -72,31 +75,73 @@ class World:
         return box[0]
 
     def together(self, action: Callable[[], T]) -> T:
-        """Does `action` on every rank; if it raises `UserError` on any, all ranks raise one that tells it.
+        """Does `action` on every rank; if it raises on any, all ranks raise.
 
-        Without this the ranks that had no error would wait for the one that had, and nobody might say why.
+        Without this the ranks that had no error would wait for the one that had, and nobody might say why. A
+        `UserError` is told by all of them alike. Of any other error, the ranks that had it raise it as it is, the
+        others a `RunFailed` that names rank and message. `action` may gather, and do others together, itself.
         """
         result: list[T] = []
-        message: str | None = None
+        failure: Exception | None = None
         try:
             result.append(action())
-        except UserError as error:
-            message = str(error)
-        messages = self.gather(message)
+        except Exception as error:
+            if hasattr(error, _KNOWN):
+                raise
+            failure = error
+        outcomes = self._exchange(_Outcome.of(failure))
+        if failure is not None and not isinstance(failure, UserError):
+            raise _known(failure)
+        _raise_others_failure(outcomes)
+        messages = [outcome.message if isinstance(outcome, _Outcome) else None for outcome in outcomes]
         told = {text: rank for rank, text in reversed(list(enumerate(messages))) if text is not None}
         if told:
             everywhere = len(told) == 1 and None not in messages
             lines = [text if everywhere else f"[rank {rank}] {text}" for text, rank in reversed(told.items())]
-            raise UserError("\n".join(lines), on_all_ranks=True)
+            raise _known(UserError("\n".join(lines), on_all_ranks=True))
         return result[0]
 
     def gather(self, value: T) -> list[T]:
         """Every rank's `value` (a small picklable object) in the order of ranks, on every rank."""
+        values = self._exchange(value)
+        _raise_others_failure(values)  # of a rank that has left an action which goes on here
+        return values
+
+    def _exchange(self, value: T) -> list[T]:
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value)
         return values
+
+
+class _Outcome(NamedTuple):
+    """How an action that is done together ended on one rank: with a message, or well."""
+
+    message: str | None
+    is_user_error: bool
+
+    @staticmethod
+    def of(error: Exception | None) -> "_Outcome":
+        if error is None or isinstance(error, UserError):
+            return _Outcome(None if error is None else str(error), True)
+        name = "" if isinstance(error, RunFailed) else f"{type(error).__name__}: "
+        return _Outcome(f"{name}{error}", False)
+
+
+def _known(error: Exception) -> Exception:
+    setattr(error, _KNOWN, True)
+    return error
+
+
+def _raise_others_failure(outcomes: list[Any]) -> None:
+    failed = {
+        rank: outcome.message
+        for rank, outcome in enumerate(outcomes)
+        if isinstance(outcome, _Outcome) and not outcome.is_user_error
+    }
+    if failed:
+        raise _known(RunFailed("\n".join(f"rank {rank} failed: {message}" for rank, message in failed.items())))
 
 
 class Place(NamedTuple):

@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -167,6 +168,29 @@ def _error_of(world: World, failing_ranks: tuple[int, ...]) -> tuple[str, bool]:
         return str(error), error.on_all_ranks
 
 
+def _failure_of(world: World, action: Callable[[], object]) -> list[str]:
+    """The error that `action`, done together on both ranks, ends with."""
+    try:
+        world.together(action)
+    except Exception as error:
+        return [type(error).__name__, str(error)]
+    return []
+
+
+def _fail_on_rank_0(world: World, error: Exception) -> None:
+    if world.is_main:
+        raise error
+
+
+def _leave_between_meetings(world: World) -> None:
+    _fail_on_rank_0(world, OSError("disk full"))
+    world.gather("not for the rank that has left")
+
+
+def _fail_differently(world: World) -> None:
+    raise UserError("no such file") if world.is_main else OSError("disk full")
+
+
 def _collect(rank: int, port: int, folder: str) -> None:
     import os
 
@@ -181,6 +205,15 @@ def _collect(rank: int, port: int, folder: str) -> None:
             "sum": world.all_reduce_sum(torch.tensor(float(world.rank + 1))).item(),
             "main": world.is_main,
             "together": [_error_of(world, failing) for failing in ((), (1,), (0, 1))],
+            "failures": [
+                _failure_of(world, lambda: _fail_on_rank_0(world, OSError("disk full"))),
+                _failure_of(world, lambda: _fail_on_rank_0(world, RunFailed("lock lost"))),
+                _failure_of(world, lambda: world.together(lambda: _fail_on_rank_0(world, OSError("disk full")))),
+                _failure_of(world, lambda: _leave_between_meetings(world)),
+                _failure_of(world, lambda: world.together(lambda: _fail_on_rank_0(world, UserError("no such file")))),
+                _failure_of(world, lambda: _fail_differently(world)),
+            ],
+            "after": world.gather(world.rank),
         }
     torch.save(results, Path(folder) / f"{rank}.pt")
 
@@ -194,6 +227,15 @@ def test_two_ranks_gather_broadcast_and_sum(tmp_path: Path, free_port: int) -> N
             "sum": 3.0,
             "main": rank == 0,
             "together": [("done", False), ("[rank 1] no such file", True), ("no such file", True)],
+            "failures": [
+                ["OSError", "disk full"] if rank == 0 else ["RunFailed", "rank 0 failed: OSError: disk full"],
+                ["RunFailed", "lock lost" if rank == 0 else "rank 0 failed: lock lost"],
+                ["OSError", "disk full"] if rank == 0 else ["RunFailed", "rank 0 failed: OSError: disk full"],
+                ["OSError", "disk full"] if rank == 0 else ["RunFailed", "rank 0 failed: OSError: disk full"],
+                ["UserError", "[rank 0] no such file"],
+                ["RunFailed", "rank 1 failed: OSError: disk full"] if rank == 0 else ["OSError", "disk full"],
+            ],
+            "after": [0, 1],
         }
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from artkv.batch import PaintingViews, QuestionBatch
+from artkv.batch import Batch, PaintingViews, QuestionBatch
 from artkv.config import DatasetConfig, EvaluationConfig
 from artkv.datasets.loading import evaluation_loader
 from artkv.datasets.order import plan_evaluation
@@ -45,6 +45,8 @@ AS_TRAINED = Ablation()
 # A blank picture with a prefix made of a blank picture: what the question alone gives away.
 QUESTION_ONLY = Ablation("on", "blank")
 ALL_ABLATIONS = (AS_TRAINED, Ablation("off"), Ablation("shuffled"), QUESTION_ONLY)
+# Batches of a rank between two meetings: a meeting waits for the slowest rank, a stop for the next meeting.
+_BATCHES_BETWEEN_MEETINGS = 4
 
 
 @dataclass(frozen=True)
@@ -94,23 +96,24 @@ def answer_questions(
     world: World,
     ablation: Ablation = AS_TRAINED,
     advance: Callable[[int], None] = lambda questions: None,
-    gives_up: Callable[[], bool] = lambda: False,
+    gives_up: Callable[[], bool] | None = None,
 ) -> list[str]:
     """The answers in the order of the table's rows, whole on every rank.
 
     Called on all ranks; they split the questions and meet once, at the end. `advance` is told how many
-    questions this rank has answered since the last call. `gives_up` is asked between batches; where it is true
-    on any rank, all raise `GaveUp`.
+    questions this rank has answered since the last call. With `gives_up` they also meet every few batches; where
+    it is true on any rank, all raise `GaveUp` after the same number of batches.
     """
     if ablation.prefix == "shuffled" and ablation.image == "blank":
         raise UserError("prefix shuffled with image blank: all blank pictures have one prefix; choose one of the two")
     art_source = None
     if ablation.prefix == "shuffled":
         art_source = shuffled_painting_index(table.num_paintings, settings.seed)
+    plan = plan_evaluation(table.painting_of_row, settings.batch_size)
     batches = evaluation_loader(
         table,
         tokenized,
-        plan_evaluation(table.painting_of_row, settings.batch_size),
+        plan,
         paintings,
         world.rank,
         world.size,
@@ -121,25 +124,38 @@ def answer_questions(
     )
     answered: dict[int, str] = {}
     with torch.no_grad():
-        for batch in batches:
-            on_device = batch.to(world.device, non_blocking=True)
-            shown, questions = on_device.paintings, on_device.questions
-            assert isinstance(questions, QuestionBatch)
-            features = model.encode(shown) if isinstance(shown, PaintingViews) else shown
-            visual_tokens = model.visual_tokens(features, use_prefix=ablation.prefix != "off")
-            answers = model.generate_answers(visual_tokens, questions, settings.max_new_tokens)
-            answered |= zip(batch.rows, answers, strict=True)
-            advance(len(answers))
-            if gives_up():
-                break
+        # All ranks count the same rounds, since they meet in some; a rank may have no batch in the last one.
+        for round_number in range(1, -(-plan.num_micro_batches // world.size) + 1):
+            batch = next(batches, None)
+            if batch is not None:
+                answered |= _answers(model, batch, settings, world, ablation)
+                advance(len(batch.rows))
+            if gives_up is not None and round_number % _BATCHES_BETWEEN_MEETINGS == 0 and _any(gives_up(), world):
+                raise GaveUp
     everything: dict[int, str] = {}
-    for part, gave_up in world.gather((answered, gives_up())):
+    for part, gave_up in world.gather((answered, gives_up is not None and gives_up())):
         if gave_up:
             raise GaveUp
         everything |= part
     if len(everything) != len(table):
         raise RuntimeError(f"{len(everything)} answers to {len(table)} questions of {table.path}")
     return [everything[row] for row in range(len(table))]
+
+
+def _answers(
+    model: KVModulatedBlip2, batch: Batch, settings: AnsweringSettings, world: World, ablation: Ablation
+) -> dict[int, str]:
+    on_device = batch.to(world.device, non_blocking=True)
+    shown, questions = on_device.paintings, on_device.questions
+    assert isinstance(questions, QuestionBatch)
+    features = model.encode(shown) if isinstance(shown, PaintingViews) else shown
+    visual_tokens = model.visual_tokens(features, use_prefix=ablation.prefix != "off")
+    answers = model.generate_answers(visual_tokens, questions, settings.max_new_tokens)
+    return dict(zip(batch.rows, answers, strict=True))
+
+
+def _any(flag: bool, world: World) -> bool:
+    return world.all_reduce_sum(torch.tensor(float(flag), device=world.device)).item() > 0
 
 
 def score_answers(answers: list[str], table: QuestionTable, bootstrap_samples: int, seed: int) -> Scores:

@@ -60,29 +60,41 @@ def fill(
     encoders: FrozenEncoders,
     decoders: int,
     world: World,
+    between_rounds: Callable[[bool], None] = lambda has_shards: None,
 ) -> None:
     """Computes and writes the records of `missing`, SHA-256 of pictures; called on all ranks with the same.
 
     path_of: a file with these bytes. decoders: threads of a rank, or more; see `decoding_threads`. Ranks meet after
-    each shard, so that an error of one ends all of them soon, and none waits longer than for a shard.
+    each batch, so that an error of one ends all of them soon, and none waits longer than for a batch: 160 s at a slow
+    CPU's 10 s a picture. Then `between_rounds` is called on all of them, and told whether there are shards already,
+    which last.
     """
     world.together(lambda: encoders.load(world.gather))
     decoders = decoding_threads(decoders, world)
     shards = plan_shards(missing)
     own = shards[world.rank :: world.size]
     rounds = -(-len(shards) // world.size)
+    meetings = -(-RECORDS_A_SHARD // _BATCH) + 1  # a shard's batches, and its writing
     bar = tqdm(total=len(missing), desc="encoding pictures", unit="picture", disable=None if world.is_main else True)
     with bar, ThreadPoolExecutor(decoders) as pool:
         views = _decoded_ahead(pool, [content for shard in own for content in shard], path_of, encoders.transform)
 
-        def make(number: int) -> None:
-            if number < len(own):
-                features = _encode(views, len(own[number]), encoders, lambda: _advance(bar, world.size))
-                write_shard(shard_folder, fingerprint, own[number], *features)
+        def make(contents: list[str]) -> Iterator[None]:
+            images: list[Tensor] = []
+            arts: list[Tensor] = []
+            for image, art in _encode(views, len(contents), encoders, lambda: _advance(bar, world.size)):
+                images.append(image)
+                if art is not None:
+                    arts.append(art)
+                yield
+            write_shard(shard_folder, fingerprint, contents, torch.cat(images), torch.cat(arts) if arts else None)
 
         try:
             for number in range(rounds):
-                world.together(lambda number=number: make(number))  # type: ignore[misc]
+                making = make(own[number]) if number < len(own) else iter(())
+                for meeting in range(meetings):
+                    world.together(lambda making=making: next(making, None))  # type: ignore[misc]
+                    between_rounds(number > 0 or meeting == meetings - 1)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -90,10 +102,8 @@ def fill(
 
 def _encode(
     views: Iterator[_Views], number: int, encoders: FrozenEncoders, advance: Callable[[], None]
-) -> tuple[Tensor, Tensor | None]:
+) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Features of the next pictures, on the CPU, in batches of one shape whose last is filled up with zeros."""
-    images: list[Tensor] = []
-    arts: list[Tensor] = []
     for start in range(0, number, _BATCH):
         count = min(_BATCH, number - start)
         batch: list[_Views] = []
@@ -103,10 +113,8 @@ def _encode(
         batch += [(torch.zeros_like(batch[0][0]), torch.zeros_like(batch[0][1]))] * (_BATCH - count)
         stacked = PaintingViews(torch.stack([v for v, _ in batch]), torch.stack([e for _, e in batch]))
         features = encoders.encode(stacked.to(encoders.device))
-        images.append(features.image_features[:count].cpu())
-        if features.art_features is not None:
-            arts.append(features.art_features[:count].cpu())
-    return torch.cat(images), torch.cat(arts) if arts else None
+        art = features.art_features
+        yield features.image_features[:count].cpu(), None if art is None else art[:count].cpu()
 
 
 def _decoded_ahead(

@@ -73,21 +73,28 @@ def decoded_before(folder: Path | None) -> Callable[[Path], bool]:
     return lambda path: memo.get(path) is not None
 
 
-def prepare_features(settings: CacheSettings, tables: Sequence[QuestionTable], world: World) -> CachedTables:
+def prepare_features(
+    settings: CacheSettings,
+    tables: Sequence[QuestionTable],
+    world: World,
+    between_rounds: Callable[[bool], None] = lambda has_shards: None,
+) -> CachedTables:
     """Computes what the cache lacks of the tables' pictures, and of the blank one; called on all ranks.
 
-    Encoders are loaded only if something is missing, and are gone when this returns. Raises `UserError` with the
-    reason where the folder's features are not those that these encoders would compute.
+    Encoders are loaded only if something is missing, and are gone when this returns. between_rounds: see `fill`.
+    Raises `UserError` with the reason where the folder's features are not those that these encoders would compute.
     """
     paths = [path for table in tables for path in table.painting_paths]
-    store, contents = _filled(settings, paths, world)
+    store, contents = _filled(settings, paths, world, between_rounds)
     gc.collect()  # streamed blocks are in reference cycles
     if world.device.type == "cuda":
         torch.cuda.empty_cache()  # what the encoders took, for training
     return CachedTables(store, contents, settings.has_art)
 
 
-def _filled(settings: CacheSettings, paths: Sequence[Path], world: World) -> tuple[FeatureStore, dict[str, str]]:
+def _filled(
+    settings: CacheSettings, paths: Sequence[Path], world: World, between_rounds: Callable[[bool], None]
+) -> tuple[FeatureStore, dict[str, str]]:
     """The store with nothing missing, and SHA-256 of each picture by path."""
     folder = settings.folder
     store, encoders = world.together(lambda: _open(settings, world.device))
@@ -101,7 +108,7 @@ def _filled(settings: CacheSettings, paths: Sequence[Path], world: World) -> tup
     if missing:
         world.together(lambda: _begin(folder, encoders) if world.is_main else None)
         kind = fingerprint.digest(encoders.identity)
-        fill(folder / SHARDS, kind, missing, path_of, encoders, settings.decoders, world)
+        fill(folder / SHARDS, kind, missing, path_of, encoders, settings.decoders, world, between_rounds)
     found = store
     store = world.together(lambda: found if wanted <= found.place_of.keys() else _open_complete(folder, wanted))
     if missing and world.is_main:

@@ -22,7 +22,7 @@ from torch import Tensor
 from artkv.errors import UserError
 from artkv.feature_cache.files import write_whole
 
-# A file of 46 MB of ViT-g's bf16 features. At an image in 5 s, a slow CPU's rate, ranks meet every 5 minutes.
+# A file of 46 MB of ViT-g's bf16 features; a kill loses at most that.
 RECORDS_A_SHARD = 64
 
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}

@@ -89,6 +89,11 @@ def checkpoint_name(step: int) -> str:
     return f"step_{step:08d}"
 
 
+def has_checkpoint(run_dir: Path, step: int) -> bool:
+    """Whether the run's own folder has the checkpoint of `step`."""
+    return (run_dir / "checkpoints" / checkpoint_name(step)).is_dir()
+
+
 def save_checkpoint(
     run_dir: Path, state: TrainableState, progress: Progress, identity: Identity, config: Config
 ) -> Path:

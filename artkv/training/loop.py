@@ -22,6 +22,7 @@ from artkv.monitoring.throughput import StepClock
 from artkv.training.checkpoint import (
     Identity,
     Progress,
+    has_checkpoint,
     mark_best,
     prune_checkpoints,
     rewrite_progress,
@@ -88,9 +89,16 @@ def fit(
     window_tokens = torch.zeros((), device=world.device)
 
     while True:
-        if progress.validation_due:  # after an epoch's last step was saved, and perhaps resumed
+        # An epoch's last step is saved at the bottom of this loop, with its validation due, and validated here: so a
+        # run that ends in between, or in the validation, does that first when it is resumed.
+        if progress.validation_due:
             with clock.paused():
-                progress = _validated(progress, validate, run_dir, stops, lock, world)
+                score = None if validate is None else validate(progress.step)
+                if score is None and validate is not None:
+                    stops.check(world, run_dir, progress.step)
+                progress = _after_validation(progress, score)
+                _save_score(engine, progress, identity, config, run_dir, lock, world)
+                stops.has_gained = True
         if progress.epoch == training.num_epochs or _stops_early(progress, config):
             return progress
         plan = plan_epoch(data.table.painting_of_row, training.batch_size, training.seed, progress.epoch)
@@ -114,24 +122,16 @@ def fit(
 
             is_epoch_end = epoch_step + 1 == epoch_steps
             groups_after = plan.groups_before_step(epoch_step + 1, per_step)
-            skipped = skipped_before_start + engine.skipped_steps
-            progress = replace(
-                progress,
-                step=progress.step + 1,
-                epoch=progress.epoch + is_epoch_end,
-                groups_consumed=0 if is_epoch_end else groups_after,
-                questions_seen=questions_after,
-                skipped_steps=skipped,
-                validation_due=is_epoch_end and validate is not None,
-                nonfinite_steps_in_a_row=(
-                    progress.nonfinite_steps_in_a_row + 1 if skipped > progress.skipped_steps else 0
-                ),
-            )
+            progress = _after_step(
+                progress, is_epoch_end, groups_after, questions_after, skipped_before_start + engine.skipped_steps,
+                validates=validate is not None,
+            )  # fmt: skip
             clock.step_done(
                 questions=questions_after - seen_before_epoch - plan.questions_before_step(epoch_step, per_step),
                 paintings=groups_after - plan.groups_before_step(epoch_step, per_step),
             )
             log.advance()
+            stops.has_gained = True
 
             gives_up = progress.nonfinite_steps_in_a_row >= training.max_nonfinite_steps
             is_stopped = report.stop_votes.read() > 0
@@ -175,32 +175,27 @@ def _questions_per_step(table: QuestionTable, config: Config, per_step: int) -> 
     return round(len(table) / plan.num_steps(per_step))
 
 
-def _validated(
-    progress: Progress,
-    validate: Validate | None,
-    run_dir: Path,
-    stops: StopRequests,
-    lock: RunLock | None,
-    world: World,
+def _after_step(
+    progress: Progress, is_epoch_end: bool, groups_after: int, questions_after: int, skipped: int, validates: bool
 ) -> Progress:
-    """Validates the epoch that the newest checkpoint ends, and writes the score into that."""
-    score = None if validate is None else validate(progress.step)
-    if score is None and validate is not None:
-        stops.check(world, run_dir, progress.step)
+    """Where a run stands after one step more. groups_after: of the epoch; the others count over the whole run."""
+    return replace(
+        progress,
+        step=progress.step + 1,
+        epoch=progress.epoch + is_epoch_end,
+        groups_consumed=0 if is_epoch_end else groups_after,
+        questions_seen=questions_after,
+        skipped_steps=skipped,
+        validation_due=is_epoch_end and validates,
+        nonfinite_steps_in_a_row=progress.nonfinite_steps_in_a_row + 1 if skipped > progress.skipped_steps else 0,
+    )
+
+
+def _after_validation(progress: Progress, score: float | None) -> Progress:
+    """Where a run stands after the validation that was due; score: None where none is wanted any more."""
     progress = replace(progress, validation_due=False)
-    if score is not None:
-        progress = _with_score(progress, score)
-    if world.is_main:
-        if lock is not None:
-            lock.check()
-        rewrite_progress(run_dir, progress)
-        if progress.best_step == progress.step:
-            mark_best(run_dir, progress.step)
-    world.barrier()
-    return progress
-
-
-def _with_score(progress: Progress, score: float) -> Progress:
+    if score is None:
+        return progress
     if progress.best_exact_match is None or score > progress.best_exact_match:
         return replace(progress, best_exact_match=score, best_step=progress.step, epochs_without_improvement=0)
     return replace(progress, epochs_without_improvement=progress.epochs_without_improvement + 1)
@@ -220,10 +215,38 @@ def _save(
     lock: RunLock | None,
     world: World,
 ) -> None:
+    """Writes a checkpoint; a rank that dies after this has one to go back to."""
     state = engine.state(keep=world.is_main)  # gathers: all ranks
-    if state is not None:
-        if lock is not None:
-            lock.check()
-        save_checkpoint(run_dir, state, progress, identity, config)
-        prune_checkpoints(run_dir, config.run.keep_checkpoints)
-    world.barrier()  # a rank that dies after this has a checkpoint to go back to
+
+    def write() -> None:
+        if state is not None:
+            if lock is not None:
+                lock.check()
+            save_checkpoint(run_dir, state, progress, identity, config)
+            prune_checkpoints(run_dir, config.run.keep_checkpoints)
+
+    world.together(write)
+
+
+def _save_score(
+    engine: TrainingEngine,
+    progress: Progress,
+    identity: Identity,
+    config: Config,
+    run_dir: Path,
+    lock: RunLock | None,
+    world: World,
+) -> None:
+    """Writes what a validation changed into the checkpoint of its step."""
+    if not world.broadcast(has_checkpoint(run_dir, progress.step)):  # resumed from the folder of another run
+        _save(engine, progress, identity, config, run_dir, lock, world)
+
+    def write() -> None:
+        if world.is_main:
+            if lock is not None:
+                lock.check()
+            rewrite_progress(run_dir, progress)
+            if progress.best_step == progress.step:
+                mark_best(run_dir, progress.step)
+
+    world.together(write)

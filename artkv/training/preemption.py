@@ -1,7 +1,8 @@
 """Stopping a run between two steps because somebody asks for it: signals, and the end of a Slurm job's time.
 
 SIGTERM (`scancel`, a preempting job, a launcher that ends) and SIGUSR1 (`sbatch --signal=USR1@120`) set a flag
-and nothing else, so that neither a first nor a second one can damage what is being written. The loop adds up
+and nothing else, so that neither a first nor a second one can damage what is being written. Until the ranks have
+met there is nothing to save, and SIGTERM ends a process: a handler would have to wait for the meeting. The loop adds up
 all ranks' flags with a number that it reduces anyway, so they stop after the same step, save, and leave
 `preempted.json` for the script that requeues the job.
 """
@@ -17,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from artkv.errors import Preempted
+from artkv.errors import Preempted, RunFailed
 
 if TYPE_CHECKING:  # torch takes seconds, in which a command would not listen yet
     from artkv.distributed import World
@@ -37,14 +38,17 @@ class StopRequests:
         self._signal: str | None = None
         self._walltime_stop = float("inf")
         self._before: dict[signal.Signals, Any] = {}
+        # Whether this start has saved anything that the next one need not do again, or will have when it stops: a
+        # step, a validation, a cache's shard. The same on all ranks.
+        self.has_gained = False
 
-    def listen(self) -> None:
-        """Takes SIGTERM and SIGUSR1 from here on, in a process's main thread; elsewhere it does nothing.
+    def listen(self, *numbers: signal.Signals) -> None:
+        """Takes these of `SIGNALS`, from here on, in a process's main thread; elsewhere it does nothing.
 
         A command never gives them back: until the very end a late signal must not change its exit code.
         """
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+            self._before |= {number: signal.signal(number, self._note) for number in numbers}
 
     def stop_listening(self) -> None:
         """Puts the handlers back that were there before `listen`."""
@@ -72,14 +76,20 @@ class StopRequests:
         """Stops all ranks if any of them is asked to; called on all ranks, while `step` is what is saved.
 
         A meeting of the ranks: for between the parts of a start, and for where the loop already knows.
-        Raises `Preempted`, on all ranks, after rank 0 has written the marker.
+        Raises `Preempted`, on all ranks, after rank 0 has written the marker; `RunFailed`, with no marker, where the
+        job's time is over before anything was gained, since a next start would do no better.
         """
         reasons = [reason for reason in world.gather(self.reason) if reason is not None]
         if not reasons:
             return
-        if world.is_main:
-            write_marker(run_dir, step, reasons[0])
-        world.barrier()  # the first rank that ends may take the others with it
+        if reasons[0] != signal.SIGTERM.name and not self.has_gained:
+            world.barrier()
+            raise RunFailed(
+                f"stopped by {reasons[0]} before this start had gained anything on step {step}; another like it would "
+                "not either: give the job more time, or signal it later (sbatch --time, --signal, "
+                "run.stop_before_walltime_minutes)"
+            )
+        world.together(lambda: write_marker(run_dir, step, reasons[0]) if world.is_main else None)
         raise Preempted(step, reasons[0])
 
     def _note(self, number: int, frame: FrameType | None) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,7 +44,7 @@ from artkv.training.checkpoint import (
     check_fits,
     check_same_frozen_weights,
     check_same_settings,
-    checkpoint_name,
+    has_checkpoint,
     load_checkpoint,
     load_latest,
     mark_best,
@@ -84,13 +85,18 @@ def train(
     world.together(lambda: check_output_folder(run_dir))
     csv_paths, image_root = world.together(lambda: _data_paths(config))
     tables = read_checked_tables(csv_paths, image_root, world, decoded_before(config.frozen.feature_cache))
-    with run_lock(run_dir, world) as lock:
-        if world.is_main:
-            remove_marker(run_dir)  # of the start before, so that none that fails now is taken for a preempted one
-        checkpoint = _checkpoint_to_resume(run_dir, resume, world)
-        stops.check(world, run_dir, checkpoint.progress.step if checkpoint else 0)
-        with rank_log(run_dir, world.rank):
-            return _train_from(checkpoint, config, deepspeed_tree, tables, image_root, world, stops, lock)
+    with run_lock(run_dir, world, config.distributed.timeout_minutes) as lock:
+        # The marker of the start before goes first, so that none that fails now is taken for a preempted one.
+        world.together(lambda: remove_marker(run_dir) if world.is_main else None)
+        # A command that is refused leaves the run's state as it is.
+        world.together(lambda: _refuse_to_overwrite(run_dir, resume) if world.is_main else None)
+        with recorded_state(run_dir, world) as begin_training:
+            checkpoint = _checkpoint_to_resume(run_dir, resume, world)
+            stops.check(world, run_dir, checkpoint.progress.step if checkpoint else 0)
+            with rank_log(run_dir, world.rank):
+                return _train_from(
+                    checkpoint, config, deepspeed_tree, tables, image_root, world, stops, lock, begin_training
+                )
 
 
 def _train_from(
@@ -102,6 +108,7 @@ def _train_from(
     world: World,
     stops: StopRequests,
     lock: RunLock | None,
+    begin_training: Callable[[int], None],
 ) -> Progress:
     training = config.training
     run_dir = config.run.output_dir
@@ -113,7 +120,12 @@ def _train_from(
 
     features = None
     if config.frozen.feature_cache is not None:
-        features = prepare_features(cache_settings(config), [train_table, *val_tables], world)
+
+        def between_rounds(has_shards: bool) -> None:
+            stops.has_gained |= has_shards
+            stops.check(world, run_dir, 0 if checkpoint is None else checkpoint.progress.step)
+
+        features = prepare_features(cache_settings(config), [train_table, *val_tables], world, between_rounds)
     built = world.together(
         lambda: build_model(
             config.model, config.efficientnet, config.kv_modulation, config.trainable, config.frozen,
@@ -158,16 +170,14 @@ def _train_from(
         run_dir, world.rank, steps, progress.step if checkpoint else None, redo_validation=progress.validation_due
     )
     try:
-        with recorded_state(run_dir, steps, world):
-            log.config(dump_config(config), step=progress.step)
-            log.note(_summary(built, train_table, steps, world))
-            stops.check(world, run_dir, progress.step)
-            validate = None
-            if val_tables:
-                validate = _validation(
-                    model, val_tables[0], val_texts[0], val_paintings[0], settings, log, world, stops
-                )
-            progress = fit(engine, data, config, identity, progress, run_dir, log, world, validate, stops, lock)
+        log.config(dump_config(config), step=progress.step)
+        log.note(_summary(built, train_table, steps, world))
+        stops.check(world, run_dir, progress.step)
+        validate = None
+        if val_tables:
+            validate = _validation(model, val_tables[0], val_texts[0], val_paintings[0], settings, log, world, stops)
+        begin_training(steps)
+        progress = fit(engine, data, config, identity, progress, run_dir, log, world, validate, stops, lock)
     finally:
         log.close()
     engine.close()
@@ -194,22 +204,25 @@ def _checkpoint_to_resume(run_dir: Path, resume: str | None, world: World) -> Ch
     return None if chosen is None else world.together(lambda: load_checkpoint(Path(chosen)))
 
 
+def _refuse_to_overwrite(run_dir: Path, resume: str | None) -> None:
+    if resume in ("latest", "auto") or not any((run_dir / "checkpoints").glob("step_*")):
+        return
+    if resume is None:
+        raise UserError(
+            f"run.output_dir = {run_dir}: holds a run already; add --resume latest to go on with it, "
+            "or give another folder"
+        )
+    if resolve_checkpoint(Path(resume)).parent != (run_dir / "checkpoints").resolve():
+        raise UserError(
+            f"run.output_dir = {run_dir}: holds a run already, and --resume {resume} is of another; give another folder"
+        )
+
+
 def _choose_checkpoint(run_dir: Path, resume: str | None) -> str | None:
     if resume is None:
-        if any((run_dir / "checkpoints").glob("step_*")):
-            raise UserError(
-                f"run.output_dir = {run_dir}: holds a run already; add --resume latest to go on with it, "
-                "or give another folder"
-            )
         return None
     if resume not in ("latest", "auto"):
-        chosen = resolve_checkpoint(Path(resume))
-        if chosen.parent != (run_dir / "checkpoints").resolve() and any((run_dir / "checkpoints").glob("step_*")):
-            raise UserError(
-                f"run.output_dir = {run_dir}: holds a run already, and --resume {resume} is of another; "
-                "give another folder"
-            )
-        return str(chosen)
+        return str(resolve_checkpoint(Path(resume)))
     checkpoint = load_latest(run_dir)
     if checkpoint is None and resume == "latest":
         raise UserError(f"--resume latest: {run_dir} has no checkpoint; leave --resume out to start")
@@ -275,7 +288,7 @@ def _prepare_run_folder(run_dir: Path, config: Config, checkpoint: Checkpoint | 
     for name in set_aside_newer(run_dir, checkpoint.progress.step):
         print(f"artkv: {name} is newer than the checkpoint to go on from; renamed to stale_{name}", file=sys.stderr)
     best_step = checkpoint.progress.best_step
-    if best_step is not None and (run_dir / "checkpoints" / checkpoint_name(best_step)).is_dir():
+    if best_step is not None and has_checkpoint(run_dir, best_step):
         mark_best(run_dir, best_step)  # a kill between the checkpoint and its mark loses the mark
 
 

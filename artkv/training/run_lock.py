@@ -80,8 +80,13 @@ class RunLock:
     """The lock of one folder, as one process sees it; rank 0 alone has one."""
 
     def __init__(
-        self, run_dir: Path, environment: Mapping[str, str] = os.environ, heartbeat_seconds: float = HEARTBEAT_SECONDS
+        self,
+        run_dir: Path,
+        environment: Mapping[str, str] = os.environ,
+        heartbeat_seconds: float = HEARTBEAT_SECONDS,
+        predecessor_seconds: float = 600.0,
     ) -> None:
+        """predecessor_seconds: how long a requeued job waits for its own run before, which may still be ending."""
         self._path = run_dir / LOCK
         self._interval = heartbeat_seconds
         restart = environment.get("SLURM_RESTART_COUNT", "0")
@@ -94,6 +99,10 @@ class RunLock:
         self._made_folder = False
         self._watched: tuple[str, int] | None = None
         self._watched_since = 0.0
+        self._predecessor_seconds = predecessor_seconds
+        self._waits_until: float | None = None
+        # Of the temporary file, which the heartbeat's thread and `check` write.
+        self._guard = threading.Lock()
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
         self._taken_by: str | None = None
@@ -101,11 +110,21 @@ class RunLock:
     def try_take(self) -> bool:
         """Takes the lock, or looks at its holder once more; False if it is not clear yet whether that one lives.
 
-        Blocks for about a second at most. Raises `UserError` if the holder lives.
+        Blocks for about a second at most. Raises `UserError` if the holder lives, or the folder cannot be locked.
         """
+        try:
+            return self._take_or_look()
+        except OSError as error:
+            raise UserError(
+                f"run.output_dir = {self._path.parent}: cannot be locked ({error.strerror}); give a folder that can be "
+                "written, on a file system with hard links"
+            ) from None
+
+    def _take_or_look(self) -> bool:
         if not self._path.parent.is_dir():
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._made_folder = True
+        self._write()
         if self._link():
             self._thread = threading.Thread(target=self._beat, name="run lock", daemon=True)
             self._thread.start()
@@ -115,6 +134,9 @@ class RunLock:
             return False  # gone since
         runs_here = holder.is_running_here()
         if runs_here or self._has_moved(holder):
+            if self._waits_for(holder):
+                time.sleep(min(_SECONDS_BETWEEN_LOOKS, self._interval / 2))
+                return False
             raise UserError(
                 f"run.output_dir = {self._path.parent}: is in use by {holder.describe()}, which is alive; wait for it "
                 "to end, stop it, or give another folder"
@@ -126,7 +148,12 @@ class RunLock:
         return False
 
     def check(self) -> None:
-        """Raises `RunFailed` if another run has taken the lock, as after a long stop of this process."""
+        """Raises `RunFailed` if another run has taken the lock, as after a long stop of this process.
+
+        Reads the file itself: the heartbeat's thread may not have had its turn since.
+        """
+        with self._guard:
+            self._is_mine()
         if self._taken_by is not None:
             raise RunFailed(f"{self._path}: this run stood still so long that {self._taken_by} has taken its folder")
 
@@ -144,11 +171,12 @@ class RunLock:
                 self._path.parent.rmdir()
 
     def _link(self) -> bool:
-        self._write()
+        """Makes the temporary file the lock, if there is none."""
         try:
             os.link(self._temporary, self._path)
         except FileExistsError:
-            return False
+            # NFS may ask its server a second time, where the answer to the first was lost and the link is there.
+            return self._temporary.stat().st_nlink == 2
         finally:
             self._temporary.unlink(missing_ok=True)
         return True
@@ -162,17 +190,23 @@ class RunLock:
 
     def _beat(self) -> None:
         while not self._ended.wait(self._interval):
-            with suppress(OSError, UserError):  # a file server that is away for a moment; the next beat may get through
-                holder = read_lock(self._path.parent)
-                if holder is None:
-                    if self._link():
-                        continue
-                    holder = read_lock(self._path.parent)
-                if holder is not None and holder.token != self._record.token:
-                    self._taken_by = holder.describe()
-                    return
+            # A file server may be away for a moment; the next beat may get through.
+            with suppress(OSError, UserError), self._guard:
+                # The slow part comes before the look: nothing may come between that and the rename.
                 self._write()
-                self._temporary.replace(self._path)
+                if self._is_mine():
+                    self._temporary.replace(self._path)
+                elif self._taken_by is not None or not self._link():
+                    self._temporary.unlink(missing_ok=True)
+            if self._taken_by is not None:
+                return
+
+    def _is_mine(self) -> bool:
+        """Whether the lock's file is this run's; notes whose it is, if another's. False where there is none."""
+        holder = read_lock(self._path.parent)
+        if holder is not None and holder.token != self._record.token:
+            self._taken_by = holder.describe()
+        return holder is not None and holder.token == self._record.token
 
     def _has_moved(self, holder: LockRecord) -> bool:
         seen = (holder.token, holder.beat)
@@ -189,11 +223,25 @@ class RunLock:
         self._watched, self._watched_since = seen, time.monotonic()
         return has_moved
 
+    def _waits_for(self, holder: LockRecord) -> bool:
+        """Whether the holder lives and will not for long: it is this job before it was queued again."""
+        if not self._is_predecessor(holder):
+            return False
+        if self._waits_until is None:
+            self._waits_until = time.monotonic() + self._predecessor_seconds
+            print(
+                f"artkv: {self._path.parent} is still in use by {holder.describe()}, this job before it was queued "
+                f"again; waiting up to {self._predecessor_seconds:.0f} s for it to end",
+                file=sys.stderr,
+                flush=True,
+            )
+        return time.monotonic() < self._waits_until
+
+    def _is_predecessor(self, holder: LockRecord) -> bool:
+        return holder.job is not None and holder.job == self._record.job and holder.restart < self._record.restart
+
     def _patience(self, holder: LockRecord) -> float:
-        is_requeued = (
-            holder.job is not None and holder.job == self._record.job and holder.restart < self._record.restart
-        )
-        return self._interval * (_MISSED_BEATS_OF_REQUEUED if is_requeued else _MISSED_BEATS)
+        return self._interval * (_MISSED_BEATS_OF_REQUEUED if self._is_predecessor(holder) else _MISSED_BEATS)
 
     def _remove(self, holder: LockRecord) -> None:
         """Removes a dead run's lock, unless another run was quicker and the file is already that one's."""
@@ -214,12 +262,13 @@ class RunLock:
 
 
 @contextmanager
-def run_lock(run_dir: Path, world: "World") -> Iterator[RunLock | None]:
+def run_lock(run_dir: Path, world: "World", predecessor_minutes: float = 10.0) -> Iterator[RunLock | None]:
     """Holds the lock of `run_dir` for all ranks; rank 0's lock, None on the others.
 
-    The ranks meet after each look at a lock that is held, so that none waits for long at a time.
+    predecessor_minutes: how long a requeued job waits for its own run before. The ranks meet after each look at a
+    lock that is held, so that none waits for long at a time.
     """
-    lock = RunLock(run_dir) if world.is_main else None
+    lock = RunLock(run_dir, predecessor_seconds=60 * predecessor_minutes) if world.is_main else None
     try:
         while not world.broadcast(world.together(lambda: lock.try_take() if lock else False)):
             pass

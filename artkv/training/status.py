@@ -5,8 +5,8 @@ import os
 import socket
 import statistics
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from artkv.errors import Preempted, UserError
 from artkv.training.preemption import MARKER
-from artkv.training.run_lock import HEARTBEAT_SECONDS, LockRecord, read_lock
+from artkv.training.run_lock import HEARTBEAT_SECONDS, LOCK, LockRecord, read_lock
 
 if TYPE_CHECKING:
     from artkv.distributed import World
@@ -25,11 +25,14 @@ _RECENT_RECORDS = 20
 
 
 @contextmanager
-def recorded_state(run_dir: Path, total_steps: int, world: "World") -> Iterator[None]:
-    """Keeps `run_dir/status.json`: that the run began, and how it ended; entered on all ranks."""
+def recorded_state(run_dir: Path, world: "World") -> Iterator[Callable[[int], None]]:
+    """Keeps `run_dir/status.json`: that a start began, and how it ended; entered on all ranks, with the lock held.
+
+    Yields what is to be called, on all ranks, when the start is over and training begins, with the total of steps.
+    """
     hosts = list(dict.fromkeys(world.gather(socket.gethostname())))
     record: dict[str, Any] = {
-        "state": "running", "total_steps": total_steps, "ranks": world.size, "hosts": hosts,
+        "state": "starting", "total_steps": None, "ranks": world.size, "hosts": hosts,
         "job": os.environ.get("SLURM_JOB_ID"), "started": time.time(), "ended": None, "error": None,
     }  # fmt: skip
 
@@ -40,17 +43,26 @@ def recorded_state(run_dir: Path, total_steps: int, world: "World") -> Iterator[
             temporary.write_text(json.dumps(record, indent=2), encoding="utf-8")
             temporary.replace(run_dir / STATE)
 
-    write()
+    world.together(write)
     try:
-        yield
-    except Preempted as stop:
-        write(state="preempted", ended=time.time(), error=str(stop))
-        raise
+        yield lambda total_steps: world.together(lambda: write(state="running", total_steps=total_steps))
     except BaseException as error:
+        is_preempted = isinstance(error, Preempted)
         first_line = (str(error).splitlines() or [""])[0]
-        write(state="failed", ended=time.time(), error=f"{type(error).__name__}: {first_line}")
+        with suppress(OSError):  # a full disk may be what ended the run, and shall be told
+            write(
+                state="preempted" if is_preempted else "failed",
+                ended=time.time(),
+                error=first_line if is_preempted else f"{type(error).__name__}: {first_line}",
+            )
+            if world.is_main and not any(_is_of_a_run(path) for path in run_dir.iterdir()):
+                (run_dir / STATE).unlink()  # a start that was wrong from the first leaves no folder
         raise
-    write(state="finished", ended=time.time())
+    world.together(lambda: write(state="finished", ended=time.time()))
+
+
+def _is_of_a_run(path: Path) -> bool:
+    return path.name not in (LOCK, STATE) and not path.name.startswith(".")
 
 
 @dataclass(frozen=True)
@@ -152,13 +164,12 @@ def _state(
     wait_seconds: float,
 ) -> tuple[str, str]:
     if lock is not None and _is_alive(run_dir, lock, wait_seconds):
-        # status.json is written when a start is over; until then it is that of the start before.
         if record is None or record["state"] != "running":
             return "starting", lock.describe()
         return "running", f"{lock.describe()}, {record['ranks']} rank(s) on {', '.join(record['hosts'])}"
     if marker is not None:
         return "preempted", f"by {marker['reason']} after step {marker['step']}; --resume auto goes on"
-    if record is None or record["state"] == "running":
+    if record is None or record["state"] in ("starting", "running"):
         if lock is not None:
             return "dead", f"{lock.describe()} has ended without a word; --resume auto goes on"
         return "dead", "no process holds the folder; --resume auto goes on"

@@ -73,12 +73,15 @@ class ThreadWorld(World):
         object.__setattr__(self, "meeting", meeting)
         object.__setattr__(self, "box", box)
 
-    def gather(self, value: Any) -> list[Any]:
+    def _exchange(self, value: Any) -> list[Any]:
         self.box[self.rank] = value
         self.meeting.wait(timeout=60)
         values = list(self.box)
         self.meeting.wait(timeout=60)
         return values
+
+    def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.copy_(torch.stack(self.gather(tensor.clone())).sum(0))
 
     def broadcast(self, value: Any) -> Any:
         return self.gather(value)[0]

@@ -24,7 +24,7 @@ from artkv.batch import PaintingViews
 from artkv.config import Config, override_config
 from artkv.distributed import World
 from artkv.errors import UserError
-from artkv.feature_cache import files, preparation
+from artkv.feature_cache import cache_settings, files, filling, preparation, prepare_features
 from artkv.feature_cache.filling import decoding_threads, plan_shards
 from artkv.models.frozen_encoders import FrozenEncoders, open_frozen_encoders
 from tests.feature_cache.conftest import SHARD_SIZE, files_of, on_ranks, prepare, tables_of
@@ -82,6 +82,36 @@ def test_ranks_make_the_same_bytes(config: Config, tmp_path: Path, size: int) ->
     assert all(result == results[0] and len(result) == 13 for result in results)
     assert files_of(config) == files_of(shared)
     assert len(files_of(config)) == 3 + 4
+
+
+@pytest.mark.parametrize(("size", "rounds"), [(1, 4), (2, 2)])
+def test_ranks_meet_after_each_batch(config: Config, monkeypatch: pytest.MonkeyPatch, size: int, rounds: int) -> None:
+    monkeypatch.setattr(filling, "_BATCH", 2)
+    told: list[list[bool]] = [[] for _ in range(size)]
+
+    def on_rank(world: World) -> None:
+        prepare_features(cache_settings(config), tables_of(config, "train"), world, told[world.rank].append)
+
+    assert on_ranks(size, on_rank) == [None] * size
+    # Two batches of a shard and its writing; the last of 13 pictures has a shard of its own.
+    assert told == [[False, False, True, *[True] * 3 * (rounds - 1)]] * size
+
+
+def test_what_ends_a_filling_between_rounds_keeps_the_shards(config: Config) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop(has_shards: bool) -> None:
+        if has_shards:
+            raise Stop
+
+    tables = tables_of(config, "train")
+    results = on_ranks(2, lambda world: prepare_features(cache_settings(config), tables, world, stop))
+    assert [type(result) for result in results] == [Stop, Stop]
+    kept = {name for name in files_of(config) if name.startswith("shards/")}
+    assert len(kept) == 2
+    prepare(config)
+    assert kept < files_of(config).keys()
 
 
 def test_an_error_of_one_rank_ends_all(config: Config, world_folder: Path) -> None:

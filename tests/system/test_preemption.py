@@ -149,6 +149,31 @@ def test_a_signal_before_the_first_step_stops_a_start(start: Callable[..., Ranks
     assert marker(output)["step"] in (0, 1)
 
 
+def test_a_rank_that_waits_for_the_others_to_start_ends_at_sigterm_and_not_at_sigusr1(
+    tiny_world: Path, tmp_path: Path
+) -> None:
+    port = free_port()
+    environment = os.environ | {
+        "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+    }  # fmt: skip
+    with subprocess.Popen(command("alone", tiny_world, tmp_path / "run", WORKERS), env=environment) as rank:
+        try:
+            wait_until(lambda: listens_on(rank.pid, int(port)))
+            rank.send_signal(signal.SIGUSR1)
+            time.sleep(1)
+            assert rank.poll() is None
+            rank.send_signal(signal.SIGTERM)
+            assert rank.wait(timeout=30) == -signal.SIGTERM  # the others may take 5 minutes
+        finally:
+            rank.kill()
+
+
+def listens_on(pid: int, port: int) -> bool:
+    return any(
+        c.status == psutil.CONN_LISTEN and c.laddr.port == port for c in psutil.Process(pid).net_connections("tcp")
+    )
+
+
 def test_a_signal_after_the_last_step_changes_nothing(
     start: Callable[..., Ranks], undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -199,13 +224,14 @@ def test_a_second_run_on_the_folder_is_refused_while_the_first_lives(
     start: Callable[..., Ranks], tiny_world: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "run"
-    first = start()
+    first = start("--set", "training.num_epochs=1000")  # outlasts the second one's start
     wait_until((output / "run.lock").exists, first)
     second = subprocess.run(
         command("alone", tiny_world, output, ["--resume", "auto"]), capture_output=True, text=True, check=False,
         timeout=SECONDS, env=os.environ | {"PYTHONUNBUFFERED": "1"},
     )  # fmt: skip
-    if first.processes[0].poll() is None or "is in use" in second.stderr:
-        assert second.returncode == 1
-        assert f"is in use by process {first.processes[0].pid}" in second.stderr
-    assert first.exit_codes() == [0, 0]
+    assert first.processes[0].poll() is None, "the first run was over before the second one had looked"
+    assert second.returncode == 1
+    assert f"is in use by process {first.processes[0].pid}" in second.stderr
+    first.send(signal.SIGTERM)
+    assert first.exit_codes() == [75, 75]

@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
+import artkv.feature_cache.filling as filling
 import artkv.training.checkpoint as checkpoint_module
 import artkv.training.loop as loop
 import artkv.training.run as run_module
 from artkv.config import Config
-from artkv.errors import Preempted
+from artkv.errors import Preempted, RunFailed
 from artkv.training.checkpoint import load_checkpoint, load_latest
-from artkv.training.preemption import StopRequests, job_end_time, remove_marker, write_marker
+from artkv.training.preemption import SIGNALS, StopRequests, job_end_time, remove_marker, write_marker
 from tests.training.conftest import Train, final_bytes
 
 # Two epochs of 9 steps, a checkpoint each 4 steps.
@@ -28,7 +29,7 @@ STEPS = 18
 def stops() -> Iterator[StopRequests]:
     """Listens to this process's real signals."""
     requests = StopRequests()
-    requests.listen()
+    requests.listen(*SIGNALS)
     yield requests
     requests.stop_listening()
 
@@ -148,6 +149,34 @@ def test_a_stop_while_validating_breaks_that_off_and_the_resume_does_it_once(
     assert left_by(tiny_config.run.output_dir) == whole
 
 
+def test_a_validation_that_was_due_in_another_folder_is_saved_into_this_one(
+    undisturbed: dict[str, Any],
+    run_training: Train,
+    tiny_config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stops: StopRequests,
+) -> None:
+    whole = expected(undisturbed, run_training, tmp_path)
+    with monkeypatch.context() as patch:
+        at_step(8, send(signal.SIGTERM), patch)
+        with pytest.raises(Preempted, match="after step 9"):
+            run_training(stops=stops)
+    other = tmp_path / "other"
+    rewritten = []
+    rewrite = loop.rewrite_progress
+
+    def rewrite_progress(run_dir: Path, progress: Any) -> None:
+        rewrite(run_dir, progress)
+        rewritten.append((run_dir, load_checkpoint(run_dir / "checkpoints" / "step_00000009").progress.best_step))
+
+    monkeypatch.setattr(loop, "rewrite_progress", rewrite_progress)
+    run_training([f"run.output_dir={other}", "run.keep_checkpoints=9"], resume=str(tiny_config.run.output_dir))
+    assert rewritten[0] == (other, 9)
+    assert (other / "best" / "checkpoint.json").is_file()
+    assert left_by(other) == whole
+
+
 def test_a_kill_between_score_and_checkpoint_logs_the_validation_once(
     undisturbed: dict[str, Any],
     run_training: Train,
@@ -246,9 +275,43 @@ def test_a_run_stops_before_its_jobs_end(
     assert run_training(["training.num_epochs=1"]).step == 9
     monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time())))
     assert run_training(["run.stop_before_walltime_minutes=null", "training.num_epochs=1"], resume="auto").step == 9
-    with pytest.raises(Preempted, match="stopped by walltime after step 9"):
+    # A start that cannot gain anything in its job's time must not be queued again for ever.
+    with pytest.raises(RunFailed, match="stopped by walltime before this start had gained anything on step 9"):
         run_training(resume="auto")
+    assert not (tiny_config.run.output_dir / "preempted.json").exists()
+    stops = StopRequests()
+    at_step(2, lambda: stops.watch_walltime(0.0, 5.0), monkeypatch)
+    with pytest.raises(Preempted, match="stopped by walltime after step 12"):
+        run_training(["run.stop_before_walltime_minutes=null"], resume="auto", stops=stops)
     assert marker(tiny_config.run.output_dir)["job"] == "17"
+
+
+@pytest.mark.parametrize("shards_before", [0, 1])
+def test_a_stop_while_a_cache_is_filled_needs_a_shard_to_be_worth_a_marker(
+    run_training: Train,
+    tiny_config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stops: StopRequests,
+    shards_before: int,
+) -> None:
+    run_dir, shards = tiny_config.run.output_dir, tmp_path / "features" / "shards"
+    settings = [f"frozen.feature_cache={tmp_path / 'features'}"]
+    encode = filling._encode
+
+    def signalled(*arguments: Any) -> Any:
+        if len(list(shards.glob("features-*"))) == shards_before:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        yield from encode(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(filling, "RECORDS_A_SHARD", 4)
+        patch.setattr(filling, "_encode", signalled)
+        with pytest.raises(Preempted if shards_before else RunFailed, match="stopped by SIGUSR1"):
+            run_training(settings, stops=stops)
+    assert len(list(shards.glob("features-*"))) == shards_before
+    assert (run_dir / "preempted.json").exists() == bool(shards_before)
+    assert run_training(settings, resume="auto").step == STEPS
 
 
 def test_the_end_of_a_job_is_read_from_slurm(tmp_path: Path) -> None:

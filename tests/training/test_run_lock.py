@@ -1,5 +1,6 @@
 """Who may use a run's folder: the living exclude others, the dead do not."""
 
+import errno
 import json
 import os
 import socket
@@ -35,9 +36,11 @@ class Locks:
         self.run_dir = run_dir
         self._stack = stack
 
-    def new(self, job: str | None = None, restart: int = 0, beat: float = BEAT) -> RunLock:
+    def new(
+        self, job: str | None = None, restart: int = 0, beat: float = BEAT, predecessor_seconds: float = 600.0
+    ) -> RunLock:
         environment = {"SLURM_RESTART_COUNT": str(restart)} | ({} if job is None else {"SLURM_JOB_ID": job})
-        lock = RunLock(self.run_dir, environment, beat)
+        lock = RunLock(self.run_dir, environment, beat, predecessor_seconds)
         self._stack.callback(lock.release)
         return lock
 
@@ -116,6 +119,77 @@ def test_a_requeued_job_waits_less_for_its_predecessor_but_waits(locks: Locks) -
     assert seconds_to_take(requeued) >= 3 * BEAT
     with pytest.raises(UserError, match="job 17"):
         locks.new(job="18", restart=1).try_take()
+
+
+def test_a_requeued_job_waits_for_its_predecessor_to_end(locks: Locks, capsys: pytest.CaptureFixture[str]) -> None:
+    predecessor, requeued = locks.new(job="17"), locks.new(job="17", restart=1)
+    assert predecessor.try_take()
+    for _ in range(3):
+        assert not requeued.try_take()
+    told = capsys.readouterr().err
+    assert told.count("this job before it was queued again; waiting up to 600 s") == 1
+    with pytest.raises(UserError, match="which is alive"):  # a start of the job before that one
+        locks.new(job="17").try_take()
+    predecessor.release()
+    assert requeued.try_take()
+    third = locks.new(job="17", restart=2, predecessor_seconds=0.0)
+    with pytest.raises(UserError, match="which is alive"):
+        third.try_take()
+
+
+def test_a_link_whose_answer_was_lost_is_the_runs_own(locks: Locks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS asks again, and is told that the file is there."""
+    link = os.link
+
+    def link_twice(source: Path, target: Path) -> None:
+        link(source, target)
+        link(source, target)
+
+    lock = locks.new()
+    monkeypatch.setattr(os, "link", link_twice)
+    assert lock.try_take()
+    with pytest.raises(UserError, match="is in use"):
+        locks.new().try_take()
+
+
+def test_a_lock_that_was_taken_is_seen_before_the_next_heartbeat(locks: Locks) -> None:
+    lock = locks.new(beat=1000.0)
+    assert lock.try_take()
+    lock.check()
+    record = read_lock(locks.run_dir)
+    assert record is not None
+    locks.write(replace(record, token="other", host="n9", machine="n9"))
+    with pytest.raises(RunFailed, match="process .* on n9 has taken its folder"):
+        lock.check()
+
+
+def test_a_heartbeat_that_was_slow_to_be_written_does_not_replace_another_runs_lock(
+    locks: Locks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = locks.new()
+    assert lock.try_take()
+    record = read_lock(locks.run_dir)
+    assert record is not None
+    other = replace(record, token="other", host="n9", machine="n9")
+    fsync = os.fsync
+
+    def slow(file: int) -> None:
+        fsync(file)
+        locks.write(other)  # what came while this run's file got to the disk
+
+    monkeypatch.setattr(os, "fsync", slow)
+    time.sleep(5 * BEAT)
+    assert read_lock(locks.run_dir) == other
+
+
+def test_a_folder_that_cannot_be_locked_is_named(locks: Locks, monkeypatch: pytest.MonkeyPatch) -> None:
+    def link(source: Path, target: Path) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    message = f"run.output_dir = {locks.run_dir}: cannot be locked \\(Operation not permitted\\); give a folder"
+    with pytest.raises(UserError, match=message):
+        locks.new().try_take()
 
 
 def test_a_lock_that_another_has_taken_meanwhile_is_put_back(locks: Locks) -> None:

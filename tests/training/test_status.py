@@ -12,6 +12,7 @@ import pytest
 
 import artkv.cli as cli
 import artkv.training.loop as loop
+import artkv.training.run as run_module
 from artkv.config import Config
 from artkv.errors import Preempted, UserError
 from artkv.training.preemption import StopRequests
@@ -70,12 +71,13 @@ def test_a_run_that_failed_was_preempted_or_died_says_so(
     assert (failed.state, failed.detail, failed.step) == ("failed", "Stopped: ", 6)
 
     stops = StopRequests()
-    stops.watch_walltime(0.0, 0.0)
-    with pytest.raises(Preempted):
-        run_training(resume="auto", stops=stops)
+    with monkeypatch.context() as patch:
+        during_step(2, lambda: stops.watch_walltime(0.0, 0.0), patch)
+        with pytest.raises(Preempted):
+            run_training(resume="auto", stops=stops)
     preempted = read_status(run_dir)
     assert preempted.state == "preempted"
-    assert preempted.detail == "by walltime after step 4; --resume auto goes on"
+    assert preempted.detail == "by walltime after step 7; --resume auto goes on"
 
     # A killed run: its files stay as they are while it runs.
     left: dict[str, bytes] = {}
@@ -93,6 +95,29 @@ def test_a_run_that_failed_was_preempted_or_died_says_so(
     dead = read_status(run_dir)
     assert dead.state == "dead"
     assert "has ended without a word" in dead.detail
+
+
+def test_a_start_that_fails_is_told_though_the_one_before_had_finished(
+    run_training: Train, tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = tiny_config.run.output_dir
+    run_training(["training.num_epochs=1"])
+    with pytest.raises(UserError, match="holds a run already"):
+        run_training()
+    assert read_status(run_dir).state == "finished"  # that command was refused; the run is what it was
+    seen = []
+
+    def failing(*arguments: Any) -> None:
+        seen.append(read_status(run_dir))
+        raise UserError("no such weights")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "build_model", failing)
+        with pytest.raises(UserError, match="no such weights"):
+            run_training(resume="auto")
+    assert (seen[0].state, seen[0].total_steps) == ("starting", None)
+    failed = read_status(run_dir)
+    assert (failed.state, failed.detail) == ("failed", "UserError: no such weights")
 
 
 def test_a_run_on_another_host_lives_as_long_as_its_heartbeat_moves(tmp_path: Path) -> None:
