@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.system.cluster.jobs import Job, shape, submit
+from tests.system.cluster.jobs import LONGEST_WAIT, Job, shape, submit
 from tests.system.cluster.mini_cluster import MiniCluster, wait_for
 from tests.system.run_files import final, final_bytes, logged_steps, progress
 
@@ -60,7 +60,7 @@ def four_local_ranks(cluster: MiniCluster, tiny_world: Path, tmp_path_factory: p
     result = cluster.on(
         "head",
         ["bash", "launch/train_local.sh", f"{tiny_world}/config.yaml", "--set", f"run.output_dir={output}", *SETTINGS],
-        seconds=600,
+        seconds=LONGEST_WAIT,
         environment={"RANKS": "4"},
     )
     assert result.returncode == 0, result.stdout + result.stderr
@@ -78,7 +78,7 @@ def pdsh_run(cluster: MiniCluster, tiny_world: Path, tmp_path_factory: pytest.Te
     settings = ["--set", f"run.output_dir={output}", *SETTINGS]
     result = cluster.on(
         "head", ["bash", "launch/train_multinode.sh", f"{tiny_world}/config.yaml", *settings],
-        seconds=600, environment={"HOSTFILE": f"{folder}/hostfile", "DS_ENV_FILE": f"{folder}/deepspeed_env"},
+        seconds=LONGEST_WAIT, environment={"HOSTFILE": f"{folder}/hostfile", "DS_ENV_FILE": f"{folder}/deepspeed_env"},
     )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr
     return output
