@@ -52,13 +52,13 @@ class Job:
         """Waits until the job has ended for good, and returns the seconds it took."""
         return self._wait_for(lambda: self.state in ENDED, seconds, "its end")
 
-    def wait_until_requeued(self, seconds: float) -> float:
-        """Waits until Slurm has queued the job once more, and returns the seconds it took."""
+    def wait_until_requeued(self, seconds: float, starts: int = 1) -> float:
+        """Waits until Slurm has queued the job again `starts` times, and returns the seconds it took."""
 
         def requeued() -> bool:
             fields = self.fields()
             assert fields["JobState"] not in ENDED, f"not requeued: {self.log.read_text()}"
-            return int(fields["Restarts"]) > 0
+            return int(fields["Restarts"]) >= starts
 
         return self._wait_for(requeued, seconds, "it requeued")
 

@@ -16,21 +16,21 @@ from tests.system.run_files import final, final_bytes, logged_steps, progress
 
 pytestmark = pytest.mark.system
 
-NUM_EPOCHS = 12
+NUM_EPOCHS = 8
 QUESTIONS = 30
 SETTINGS = [
     word
     for setting in (
         "training.batch_size=2", f"training.num_epochs={NUM_EPOCHS}", "frozen.opt=stream",
-        "evaluation.each_epoch=false", "run.log_every=1", "run.checkpoint_every=10", "distributed.timeout_minutes=5",
+        "evaluation.each_epoch=false", "run.log_every=1", "run.checkpoint_every=6", "distributed.timeout_minutes=5",
     )
     for word in ("--set", setting)
 ]  # fmt: skip
 # Within so many seconds a fault must have ended the job, on a machine busy with other things too; the seconds that it
 # took are printed. Ranks that wait for another one do so for five minutes, so waiting is no way to pass.
 FAULT = 120
-# A step in the middle of the run, which takes 57 with four ranks, 105 with two.
-MIDDLE = 20
+# A step in the middle of the run, which takes 38 with four ranks, 70 with two.
+MIDDLE = 14
 
 
 def train(cluster: MiniCluster, world: Path, output: Path, nodes: int, ranks: int, script: str = "train.sbatch") -> Job:
@@ -175,7 +175,7 @@ def test_cancelled_and_submitted_to_other_nodes_it_goes_on(
 ) -> None:
     """2 x 2 ranks, then 1 x 2, then 2 x 2 again."""
     output = tmp_path / "run"
-    for nodes, ranks, step in ((2, 2, 15), (1, 2, 35)):
+    for nodes, ranks, step in ((2, 2, 10), (1, 2, 22)):
         job = train(cluster, tiny_world, output, nodes, ranks)
         job.wait_for_step(output, step)
         job.send()
