@@ -4,6 +4,9 @@ Every run takes the same steps, whatever happens to it on the way, so its last c
 with that of a run to which nothing happened.
 """
 
+import subprocess
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ from safetensors.torch import load_file
 
 from tests.system.cluster.jobs import LONGEST_WAIT, Job, shape, submit
 from tests.system.cluster.mini_cluster import MiniCluster, wait_for
-from tests.system.run_files import final, final_bytes, logged_steps, progress
+from tests.system.run_files import final, final_bytes, logged_steps, progress, steps_logged
 
 pytestmark = pytest.mark.system
 
@@ -68,24 +71,58 @@ def four_local_ranks(cluster: MiniCluster, tiny_world: Path, tmp_path_factory: p
     return output
 
 
-@pytest.fixture(scope="module")
-def pdsh_run(cluster: MiniCluster, tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two nodes with a rank on each through train_multinode.sh, to which nothing happened."""
-    folder = tmp_path_factory.mktemp("pdsh")
+def train_over_pdsh(
+    cluster: MiniCluster, world: Path, folder: Path, settings: Sequence[str] = SETTINGS
+) -> subprocess.CompletedProcess[str]:
+    """Runs a training of two nodes with a rank on each through train_multinode.sh, in `folder`/run."""
     (folder / "hostfile").write_text("n1 slots=1\nn2 slots=1\n")
     (folder / "deepspeed_env").write_text("OMP_NUM_THREADS=1\n")
-    output = folder / "run"
-    settings = ["--set", f"run.output_dir={output}", *SETTINGS]
-    result = cluster.on(
-        "head", ["bash", "launch/train_multinode.sh", f"{tiny_world}/config.yaml", *settings],
+    output = ["--set", f"run.output_dir={folder / 'run'}"]
+    return cluster.on(
+        "head", ["bash", "launch/train_multinode.sh", f"{world}/config.yaml", *output, *settings],
         seconds=LONGEST_WAIT, environment={"HOSTFILE": f"{folder}/hostfile", "DS_ENV_FILE": f"{folder}/deepspeed_env"},
     )  # fmt: skip
+
+
+def kill_a_rank(cluster: MiniCluster) -> None:
+    """On n2. The rank alone: the worker that reads its pictures is left to itself."""
+    # [v] keeps pkill's caller from matching.
+    cluster.output("n2", ["pkill", "--signal=KILL", "--oldest", "--full", "--", "-m artk[v] "])
+
+
+@pytest.fixture(scope="module")
+def pdsh_run(cluster: MiniCluster, tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run over pdsh to which nothing happened."""
+    folder = tmp_path_factory.mktemp("pdsh")
+    result = train_over_pdsh(cluster, tiny_world, folder)
     assert result.returncode == 0, result.stdout + result.stderr
-    return output
+    return folder / "run"
 
 
 def test_pdsh_trains_on_two_nodes(pdsh_run: Path) -> None:
     assert_each_question_seen_once_an_epoch(pdsh_run)
+
+
+def test_a_run_over_pdsh_keeps_a_job_out_of_its_folder_and_ends_with_a_killed_worker(
+    cluster: MiniCluster, tiny_world: Path, tmp_path: Path, fault_seconds: dict[str, float]
+) -> None:
+    output = tmp_path / "run"
+    endless = [*SETTINGS, "--set", "training.num_epochs=1000", "--set", "dataset.workers=1"]
+    with ThreadPoolExecutor(1) as pool:
+        run = pool.submit(train_over_pdsh, cluster, tiny_world, tmp_path, endless)
+        wait_for(lambda: run.done() or steps_logged(output) > 0, LONGEST_WAIT, "the first step")
+        variables = {"CONFIG": f"{tiny_world}/config.yaml", "OUTPUT_DIR": str(output)}
+        options = [*shape("train.sbatch", 1, 1), "--nodelist=n2"]  # the lock's holder is rank 0, on n1
+        job = submit(cluster, "train.sbatch", options, tmp_path / "log", variables, endless)
+        fault_seconds["train.sbatch, 1 x 1: its run folder is in use"] = job.wait_until_ended()
+        assert job.state == "FAILED"
+        assert f"artkv: run.output_dir = {output}: is in use by" in job.log.read_text()
+        step = steps_logged(output)
+        wait_for(lambda: run.done() or steps_logged(output) > step, 20, "a step after it")
+        assert not run.done(), run.result().stdout + run.result().stderr
+        kill_a_rank(cluster)
+        fault_seconds["train_multinode.sh, 2 x 1: a rank killed"] = wait_for(run.done, FAULT, "the end of the run")
+    assert run.result().returncode != 0
 
 
 def test_train_sbatch_gives_train_locals_bytes(
@@ -129,8 +166,7 @@ def test_a_killed_worker_ends_the_job(
     output = tmp_path / "run"
     job = train(cluster, tiny_world, output, 2, 1, script)
     job.wait_for_step(output, MIDDLE)
-    # The rank alone: the worker that reads its pictures is left to itself. [v] keeps pkill's caller from matching.
-    cluster.output("n2", ["pkill", "--signal=KILL", "--oldest", "--full", "--", "-m artk[v] "])
+    kill_a_rank(cluster)
     fault_seconds[f"{script}, 2 x 1: a rank killed"] = job.wait_until_ended(FAULT)
     assert job.state == "FAILED"
 
