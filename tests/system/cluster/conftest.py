@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.cluster.mini_cluster import MiniCluster, missing_requirements, wait_for
+from tests.system.cluster.mini_cluster import MiniCluster, WaitedInVain, missing_requirements, wait_for
 
+_WAITED_IN_VAIN = pytest.StashKey[str]()
 _FAULT_SECONDS = pytest.StashKey[dict[str, float]]()
 # launch/*.sh take the environment of the tests in place of .venv.
 ENVIRONMENT = {
@@ -28,13 +29,24 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MiniCluster]:
         yield running
 
 
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+    if call.excinfo is not None and call.excinfo.errisinstance(WaitedInVain):
+        item.config.stash.setdefault(_WAITED_IN_VAIN, item.name)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """After a wait in vain the rest is not run, so that the whole group ends within minutes whatever hangs."""
+    if hung := item.config.stash.get(_WAITED_IN_VAIN, None):
+        pytest.skip(f"not run, since {hung} waited in vain")
+
+
 @pytest.fixture(autouse=True)
 def nothing_is_left(cluster: MiniCluster) -> Iterator[None]:
     """After each test no process of a job lives on any node, and /dev/shm is empty everywhere."""
     yield
     try:
         wait_for(lambda: not cluster.leftovers(), 20, "the end of all processes of jobs")
-    except AssertionError as error:
+    except WaitedInVain as error:
         left = "\n".join(cluster.leftovers())
         raise AssertionError(f"{error}\n{left}") from None
     finally:

@@ -77,17 +77,24 @@ def missing_requirements() -> str | None:
         return "needs root"
     if missing:
         return f"needs {', '.join(missing)}: run tests/system/cluster/install_packages.sh"
+    trial = "ip link add br0 type bridge && ip link add n1 type veth peer name eth0 && mount -t tmpfs tmpfs /run"
     unshared = subprocess.run(
-        ["unshare", "-n", "-u", "-i", "-m", "-p", "--fork", "--mount-proc", "true"], capture_output=True, check=False
-    )
-    return None if unshared.returncode == 0 else f"namespaces are not permitted: {unshared.stderr.decode().strip()}"
+        ["unshare", "-n", "-u", "-i", "-m", "-p", "--fork", "--mount-proc", "sh", "-c", trial],
+        env={**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}, capture_output=True, check=False,
+    )  # fmt: skip
+    return None if unshared.returncode == 0 else f"no namespaces or networks: {unshared.stderr.decode().strip()}"
+
+
+class WaitedInVain(AssertionError):
+    """Something did not come within its time."""
 
 
 def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> float:
     """Polls until `condition` holds and returns the seconds it took; fails with `what` after `seconds`."""
     start = time.monotonic()
     while not condition():
-        assert time.monotonic() - start < seconds, f"not within {seconds} s: {what}"
+        if time.monotonic() - start > seconds:
+            raise WaitedInVain(f"not within {seconds} s: {what}")
         time.sleep(0.1)
     return time.monotonic() - start
 
@@ -181,14 +188,13 @@ class MiniCluster:
         assert result.returncode == 0, f"{' '.join(command)}: {result.stdout}{result.stderr}"
         return result.stdout.strip()
 
+    def is_idle(self) -> bool:
+        """Whether Slurm would give any node to a job."""
+        states = self.on("head", ["sinfo", "--noheader", "--Node", "--format=%t"]).stdout.split()
+        return states == ["idle"] * len(self.nodes)
+
     def wait_until_idle(self) -> None:
-        """Waits until Slurm would give any node to a job."""
-        states = ["sinfo", "--noheader", "--Node", "--format=%t"]
-
-        def idle() -> bool:
-            return self.on("head", states).stdout.split() == ["idle"] * len(self.nodes)
-
-        wait_for(idle, 60, f"all nodes idle; see {self.folder}/log")
+        wait_for(self.is_idle, 60, f"all nodes idle; see {self.folder}/log")
 
     def leftovers(self) -> list[str]:
         """What jobs left on running nodes: processes that an idle cluster does not have, and files in /dev/shm."""

@@ -59,43 +59,60 @@ def test_headers_work_unchanged(
     for task in range(tasks):
         line = next(line for line in told if line.startswith(f"task {task}: "))
         assert f"GPUs 0,1,2,3,4,5,6,7, {cpus} CPUs, {threads} threads: " in line
-        assert line.endswith("--set training.num_epochs=3")
         verb = script.partition(".")[0].partition("_")[0]
+        last = f" --set run.output_dir={tmp_path}/run" if verb == "train" else ""
+        assert line.endswith(f"--set training.num_epochs=3{last}")
         assert f" artkv {verb} " in line
         assert (" some/best " if verb == "evaluate" else " --config some config.yaml ") in line
 
 
 @pytest.mark.parametrize("script", TRAININGS)
 def test_the_marker_alone_requeues(gpu_cluster: MiniCluster, programs: Path, tmp_path: Path, script: str) -> None:
+    """Also: the next start removes the marker, and goes on from the checkpoint of the first one, if there is one."""
     output = tmp_path / "run"
-    stop_in_first_start = f"""
-    [ -n "$SLURM_RESTART_COUNT" ] && exit 0
-    touch {output}/preempted.json
+    preempted_twice = f"""
+    mkdir -p {output}
+    [ "$SLURM_RESTART_COUNT" = 2 ] && exit 0
+    [ "$SLURM_RESTART_COUNT" = 1 ] && mkdir -p {output}/checkpoints/step_00000010
+    echo '{{"step": 10, "reason": "SIGUSR1", "job": "'$SLURM_JOB_ID'"}}' >{output}/preempted.json
     exit 75
     """
-    put_in_place_of_python(programs, f"{TELL}mkdir -p {output}\n{stop_in_first_start}")
-    job = submit(gpu_cluster, script, [], tmp_path / "log", {"OUTPUT_DIR": str(output)})
-    job.wait_until_requeued(60)
-    job.start_now()
+    put_in_place_of_python(programs, f"{TELL}{preempted_twice}")
+    one_task = ["--nodes=1", "--ntasks-per-node=1"]
+    arguments = ["--resume", "other/checkpoint", "--set", "run.output_dir=elsewhere"]
+    job = submit(gpu_cluster, script, one_task, tmp_path / "log", {"OUTPUT_DIR": str(output)}, arguments)
+    for starts in (1, 2):
+        job.wait_until_requeued(60, starts)
+        job.start_now()
     job.wait_until_ended(60)
     assert job.state == "COMPLETED", job.log.read_text()
-    assert job.starts == 1
+    assert job.starts == 2
     assert not (output / "preempted.json").exists()
-    # Both starts write into one log.
-    assert job.log.read_text().count("task 0: GPUs") == 2
+    # All starts write into one log. The last of two options counts.
+    told = [line.partition(" --resume auto ")[2] for line in job.log.read_text().splitlines() if ": GPUs" in line]
+    first = f"--resume other/checkpoint --set run.output_dir=elsewhere --set run.output_dir={output}"
+    assert told == [first, first, f"{first} --resume auto"]
 
 
 @pytest.mark.parametrize("script", TRAININGS)
-def test_an_earlier_starts_marker_does_not_requeue(
+def test_another_jobs_marker_neither_requeues_nor_is_removed(
     gpu_cluster: MiniCluster, programs: Path, tmp_path: Path, script: str
 ) -> None:
-    output = tmp_path / "run"
-    output.mkdir()
-    (output / "preempted.json").touch()
-    put_in_place_of_python(programs, "exit 75")
-    job = submit(gpu_cluster, script, [], tmp_path / "log", {"OUTPUT_DIR": str(output)})
+    """One that lies there at the start, and one that comes while the job runs."""
+    marker = tmp_path / "run" / "preempted.json"
+    marker.parent.mkdir()
+    marker.write_text('{"step": 1, "job": "1000"}')
+    others = f"""[ $SLURM_PROCID = 0 ] || exec sleep 60
+    echo "found: $(cat {marker})"
+    echo '{{"step": '$SLURM_JOB_ID', "job": "'${{SLURM_JOB_ID}}0'", "job2": "1'$SLURM_JOB_ID'"}}' >{marker}
+    exit 75
+    """
+    put_in_place_of_python(programs, others)
+    job = submit(gpu_cluster, script, [], tmp_path / "log", {"OUTPUT_DIR": str(marker.parent)})
     job.wait_until_ended(60)
     assert (job.state, job.starts) == ("FAILED", 0)
+    assert 'found: {"step": 1, "job": "1000"}' in job.log.read_text()
+    assert f'"job": "{job.number}0"' in marker.read_text()
 
 
 @pytest.mark.parametrize("script", TRAININGS)

@@ -4,33 +4,36 @@ Every run takes the same steps, whatever happens to it on the way, so its last c
 with that of a run to which nothing happened.
 """
 
+import subprocess
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.system.cluster.jobs import Job, shape, submit
+from tests.system.cluster.jobs import LONGEST_WAIT, Job, shape, submit
 from tests.system.cluster.mini_cluster import MiniCluster, wait_for
-from tests.system.run_files import final, final_bytes, logged_steps, progress
+from tests.system.run_files import final, final_bytes, logged_steps, progress, steps_logged
 
 pytestmark = pytest.mark.system
 
-NUM_EPOCHS = 12
+NUM_EPOCHS = 8
 QUESTIONS = 30
 SETTINGS = [
     word
     for setting in (
         "training.batch_size=2", f"training.num_epochs={NUM_EPOCHS}", "frozen.opt=stream",
-        "evaluation.each_epoch=false", "run.log_every=1", "run.checkpoint_every=10", "distributed.timeout_minutes=5",
+        "evaluation.each_epoch=false", "run.log_every=1", "run.checkpoint_every=6", "distributed.timeout_minutes=5",
     )
     for word in ("--set", setting)
 ]  # fmt: skip
 # Within so many seconds a fault must have ended the job, on a machine busy with other things too; the seconds that it
 # took are printed. Ranks that wait for another one do so for five minutes, so waiting is no way to pass.
 FAULT = 120
-# A step in the middle of the run, which takes 57 with four ranks, 105 with two.
-MIDDLE = 20
+# A step in the middle of the run, which takes 38 with four ranks, 70 with two.
+MIDDLE = 14
 
 
 def train(cluster: MiniCluster, world: Path, output: Path, nodes: int, ranks: int, script: str = "train.sbatch") -> Job:
@@ -60,7 +63,7 @@ def four_local_ranks(cluster: MiniCluster, tiny_world: Path, tmp_path_factory: p
     result = cluster.on(
         "head",
         ["bash", "launch/train_local.sh", f"{tiny_world}/config.yaml", "--set", f"run.output_dir={output}", *SETTINGS],
-        seconds=600,
+        seconds=LONGEST_WAIT,
         environment={"RANKS": "4"},
     )
     assert result.returncode == 0, result.stdout + result.stderr
@@ -68,24 +71,58 @@ def four_local_ranks(cluster: MiniCluster, tiny_world: Path, tmp_path_factory: p
     return output
 
 
-@pytest.fixture(scope="module")
-def pdsh_run(cluster: MiniCluster, tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two nodes with a rank on each through train_multinode.sh, to which nothing happened."""
-    folder = tmp_path_factory.mktemp("pdsh")
+def train_over_pdsh(
+    cluster: MiniCluster, world: Path, folder: Path, settings: Sequence[str] = SETTINGS
+) -> subprocess.CompletedProcess[str]:
+    """Runs a training of two nodes with a rank on each through train_multinode.sh, in `folder`/run."""
     (folder / "hostfile").write_text("n1 slots=1\nn2 slots=1\n")
     (folder / "deepspeed_env").write_text("OMP_NUM_THREADS=1\n")
-    output = folder / "run"
-    settings = ["--set", f"run.output_dir={output}", *SETTINGS]
-    result = cluster.on(
-        "head", ["bash", "launch/train_multinode.sh", f"{tiny_world}/config.yaml", *settings],
-        seconds=600, environment={"HOSTFILE": f"{folder}/hostfile", "DS_ENV_FILE": f"{folder}/deepspeed_env"},
+    output = ["--set", f"run.output_dir={folder / 'run'}"]
+    return cluster.on(
+        "head", ["bash", "launch/train_multinode.sh", f"{world}/config.yaml", *output, *settings],
+        seconds=LONGEST_WAIT, environment={"HOSTFILE": f"{folder}/hostfile", "DS_ENV_FILE": f"{folder}/deepspeed_env"},
     )  # fmt: skip
+
+
+def kill_a_rank(cluster: MiniCluster) -> None:
+    """On n2. The rank alone: the worker that reads its pictures is left to itself."""
+    # [v] keeps pkill's caller from matching.
+    cluster.output("n2", ["pkill", "--signal=KILL", "--oldest", "--full", "--", "-m artk[v] "])
+
+
+@pytest.fixture(scope="module")
+def pdsh_run(cluster: MiniCluster, tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run over pdsh to which nothing happened."""
+    folder = tmp_path_factory.mktemp("pdsh")
+    result = train_over_pdsh(cluster, tiny_world, folder)
     assert result.returncode == 0, result.stdout + result.stderr
-    return output
+    return folder / "run"
 
 
 def test_pdsh_trains_on_two_nodes(pdsh_run: Path) -> None:
     assert_each_question_seen_once_an_epoch(pdsh_run)
+
+
+def test_a_run_over_pdsh_keeps_a_job_out_of_its_folder_and_ends_with_a_killed_worker(
+    cluster: MiniCluster, tiny_world: Path, tmp_path: Path, fault_seconds: dict[str, float]
+) -> None:
+    output = tmp_path / "run"
+    endless = [*SETTINGS, "--set", "training.num_epochs=1000", "--set", "dataset.workers=1"]
+    with ThreadPoolExecutor(1) as pool:
+        run = pool.submit(train_over_pdsh, cluster, tiny_world, tmp_path, endless)
+        wait_for(lambda: run.done() or steps_logged(output) > 0, LONGEST_WAIT, "the first step")
+        variables = {"CONFIG": f"{tiny_world}/config.yaml", "OUTPUT_DIR": str(output)}
+        options = [*shape("train.sbatch", 1, 1), "--nodelist=n2"]  # the lock's holder is rank 0, on n1
+        job = submit(cluster, "train.sbatch", options, tmp_path / "log", variables, endless)
+        fault_seconds["train.sbatch, 1 x 1: its run folder is in use"] = job.wait_until_ended()
+        assert job.state == "FAILED"
+        assert f"artkv: run.output_dir = {output}: is in use by" in job.log.read_text()
+        step = steps_logged(output)
+        wait_for(lambda: run.done() or steps_logged(output) > step, 20, "a step after it")
+        assert not run.done(), run.result().stdout + run.result().stderr
+        kill_a_rank(cluster)
+        fault_seconds["train_multinode.sh, 2 x 1: a rank killed"] = wait_for(run.done, FAULT, "the end of the run")
+    assert run.result().returncode != 0
 
 
 def test_train_sbatch_gives_train_locals_bytes(
@@ -129,8 +166,7 @@ def test_a_killed_worker_ends_the_job(
     output = tmp_path / "run"
     job = train(cluster, tiny_world, output, 2, 1, script)
     job.wait_for_step(output, MIDDLE)
-    # The rank alone: the worker that reads its pictures is left to itself. [v] keeps pkill's caller from matching.
-    cluster.output("n2", ["pkill", "--signal=KILL", "--oldest", "--full", "--", "-m artk[v] "])
+    kill_a_rank(cluster)
     fault_seconds[f"{script}, 2 x 1: a rank killed"] = job.wait_until_ended(FAULT)
     assert job.state == "FAILED"
 
@@ -175,7 +211,7 @@ def test_cancelled_and_submitted_to_other_nodes_it_goes_on(
 ) -> None:
     """2 x 2 ranks, then 1 x 2, then 2 x 2 again."""
     output = tmp_path / "run"
-    for nodes, ranks, step in ((2, 2, 15), (1, 2, 35)):
+    for nodes, ranks, step in ((2, 2, 10), (1, 2, 22)):
         job = train(cluster, tiny_world, output, nodes, ranks)
         job.wait_for_step(output, step)
         job.send()
