@@ -29,7 +29,7 @@ def run_artkv(stand: Stand, tree: dict[str, Any], has_answer_logits: bool = True
     engines: list[TrainingEngine] = []
 
     def step_at_boundary(
-        engine: TrainingEngine, batches: Sequence[Batch], learning_rate: float, world: World
+        engine: TrainingEngine, batches: Sequence[Batch], learning_rate: float, world: World, *stopping: Any
     ) -> StepReport:
         if not engines:
             engines.append(engine)
@@ -39,7 +39,7 @@ def run_artkv(stand: Stand, tree: dict[str, Any], has_answer_logits: bool = True
         stand.actions["trainables"] = lambda: [(p.numel(), p.element_size()) for p in engine.model.parameters()]
         stand.boundary(sum(len(batch.rows) for batch in batches))
         with stand.step():
-            return train_step(engine, batches, learning_rate, world)
+            return train_step(engine, batches, learning_rate, world, *stopping)
 
     stand.actions["peak_bytes"] = peak_host_bytes
     artkv.training.loop.train_step = step_at_boundary

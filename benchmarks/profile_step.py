@@ -301,10 +301,10 @@ def _patched(observer: _Observer) -> Iterator[None]:
     originals = [getattr(owner, name) for owner, name in patched]
     spans = observer.spans
 
-    def step(engine: TrainingEngine, batches: Any, learning_rate: float, world: World) -> Any:
+    def step(engine: TrainingEngine, batches: Any, learning_rate: float, world: World, *stopping: Any) -> Any:
         observer.boundary(engine)
         with spans("batch to the device, count of tokens"):
-            return originals[0](engine, batches, learning_rate, world)
+            return originals[0](engine, batches, learning_rate, world, *stopping)
 
     def loader(*inputs: Any, **options: Any) -> Iterator[Any]:
         return _spanned_items(spans, originals[1](*inputs, **options))

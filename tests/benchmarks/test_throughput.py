@@ -35,6 +35,9 @@ def run_script(name: str, *arguments: str, timeout: float) -> subprocess.Complet
 @pytest.mark.system
 def test_throughput_of_the_main_rows(tmp_path: Path) -> None:
     """The losses of artkv, of all its savings off, and of two peers agree; ratios are those of the figures."""
+    pytest.importorskip(
+        "iopath", reason="LAVIS's Blip2OPT, a peer alone, needs it: pip install iopath omegaconf fairscale"
+    )
     path = tmp_path / "throughput.json"
     wanted = ["artkv, all three off", "last logits", "LAVIS"]
     done = run_script("throughput.py", "--threads", "1", "--json", str(path), "--rows", *wanted, timeout=400)
