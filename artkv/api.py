@@ -23,9 +23,10 @@ from artkv.evaluation.scores import Scores
 from artkv.feature_cache import cache_settings, decoded_before, prepare_features
 from artkv.frozen.host_blocks import Gather
 from artkv.models.backends import Together
+from artkv.models.frozen_encoders import painting_transform
 from artkv.models.kv_modulated_blip2 import KVModulatedBlip2
 from artkv.models.loaded_blip2 import alone
-from artkv.models.loading import build_model, painting_transform
+from artkv.models.loading import build_model
 from artkv.training.checkpoint import (
     check_fits,
     check_same_frozen_weights,
@@ -107,7 +108,7 @@ def load_model(
         check_fits(folder, read_config(folder), config, adapter, built.initial_values)
         check_same_frozen_weights(folder, read_frozen_hash(folder), built.frozen_hash)
         built.model.load_trainables(adapter)
-    transform = painting_transform(built.model, config.efficientnet)
+    transform = painting_transform(built.model.backbone.image_settings, config.efficientnet)
     return LoadedModel(built.model, transform, config, device)
 
 

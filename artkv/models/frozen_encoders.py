@@ -12,7 +12,7 @@ from artkv.batch import PaintingFeatures, PaintingViews
 from artkv.config import EfficientNetConfig, FrozenConfig, ModelConfig
 from artkv.datasets.pictures import PaintingTransform
 from artkv.frozen.host_blocks import Gather
-from artkv.models.backbone import Blip2Backbone
+from artkv.models.backbone import Blip2Backbone, ImageSettings
 from artkv.models.backends import open_backbone
 from artkv.models.efficientnet import (
     EfficientNetEncoder,
@@ -139,10 +139,12 @@ def open_frozen_encoders(
             art_weights=combined_digest(_efficientnet_identity(efficientnet)),
             art_view=_json([efficientnet.image_size, efficientnet.mean, efficientnet.std]),
         )
-    transform = PaintingTransform(
-        image.size, image.mean, image.std, efficientnet.image_size, efficientnet.mean, efficientnet.std
-    )
-    return FrozenEncoders(backbone, encoder, transform, identity)
+    return FrozenEncoders(backbone, encoder, painting_transform(image, efficientnet), identity)
+
+
+def painting_transform(vit: ImageSettings, efficientnet: EfficientNetConfig) -> PaintingTransform:
+    """The views that the two encoders want of a picture."""
+    return PaintingTransform(vit.size, vit.mean, vit.std, efficientnet.image_size, efficientnet.mean, efficientnet.std)
 
 
 def _exact(frozen: FrozenConfig, dtype: torch.dtype) -> FrozenConfig:

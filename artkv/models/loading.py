@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from artkv.config import EfficientNetConfig, FrozenConfig, KVModulationConfig, ModelConfig, TrainableConfig
-from artkv.datasets.pictures import PaintingTransform
 from artkv.frozen.host_blocks import Gather
 from artkv.frozen.recompute import recompute_blocks
 from artkv.kv_modulation import KVPrefixGenerator
@@ -14,6 +13,7 @@ from artkv.models.backends import Together, load_backbone
 from artkv.models.efficientnet import EfficientNetEncoder, efficientnet_digests, load_efficientnet
 from artkv.models.frozen_encoders import LoadedOnDemand, remembered_efficientnet_digests
 from artkv.models.kv_modulated_blip2 import FrozenParts, KVModulatedBlip2
+from artkv.models.loaded_blip2 import alone
 from artkv.models.lora import add_lora
 from artkv.models.weight_files import combined_digest
 
@@ -42,7 +42,7 @@ def build_model(
     seed: int,
     device: torch.device,
     activation_checkpointing: bool = False,
-    gather: Gather = lambda value: [value],
+    gather: Gather = alone,
     together: Together = lambda action: action(),
 ) -> BuiltModel:
     """Loads the frozen parts, adds what trains, and assembles them on `device`.
@@ -98,9 +98,3 @@ def _art_encoder(
         return LoadedOnDemand(config, device), remembered_efficientnet_digests(config)
     encoder = load_efficientnet(config).to(device)
     return encoder, efficientnet_digests(encoder)
-
-
-def painting_transform(model: KVModulatedBlip2, efficientnet: EfficientNetConfig) -> PaintingTransform:
-    """The views that this model's encoders want of a picture."""
-    vit = model.backbone.image_settings
-    return PaintingTransform(vit.size, vit.mean, vit.std, efficientnet.image_size, efficientnet.mean, efficientnet.std)

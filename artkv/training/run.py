@@ -30,8 +30,9 @@ from artkv.evaluation.answering import (
     tokenize_checked,
 )
 from artkv.feature_cache import cache_settings, decoded_before, prepare_features
+from artkv.models.frozen_encoders import painting_transform
 from artkv.models.kv_modulated_blip2 import KVModulatedBlip2
-from artkv.models.loading import BuiltModel, build_model, painting_transform
+from artkv.models.loading import BuiltModel, build_model
 from artkv.monitoring.environment import environment_report
 from artkv.monitoring.rank_log import rank_log
 from artkv.monitoring.run_log import RunLog
@@ -153,7 +154,7 @@ def _train_from(
         training.weight_decay,
         state,
     )  # fmt: skip
-    transform = painting_transform(model, config.efficientnet)
+    transform = painting_transform(model.backbone.image_settings, config.efficientnet)
     packing = None
     if training.pack_questions:
         packing = PackingSettings(model.backbone.num_query_tokens, model.backbone.language_model_width)

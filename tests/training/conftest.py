@@ -71,3 +71,15 @@ def final_bytes(run_dir: Path) -> bytes:
     """Adapter and Adam moments of a run's newest checkpoint, byte for byte."""
     folder = run_dir / "checkpoints" / (run_dir / "checkpoints" / "latest").read_text().strip()
     return (folder / "adapter.safetensors").read_bytes() + (folder / "optimizer.safetensors").read_bytes()
+
+
+def at_step(number: int, action: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Does `action` inside the step of this process that is so many steps after its start, from 1."""
+    train_step, calls = loop.train_step, iter(range(1, 10_000))
+
+    def acting(*arguments: Any) -> Any:
+        if next(calls) == number:
+            action()
+        return train_step(*arguments)
+
+    monkeypatch.setattr(loop, "train_step", acting)

@@ -19,7 +19,7 @@ from artkv.config import Config
 from artkv.errors import Preempted, RunFailed
 from artkv.training.checkpoint import load_checkpoint, load_latest
 from artkv.training.preemption import SIGNALS, StopRequests, job_end_time, remove_marker, write_marker
-from tests.training.conftest import Train, final_bytes
+from tests.training.conftest import Train, at_step, final_bytes
 
 # Two epochs of 9 steps, a checkpoint each 4 steps.
 STEPS = 18
@@ -60,18 +60,6 @@ def expected(undisturbed: dict[str, Any], run_training: Train, tmp_path: Path) -
         run_training([f"run.output_dir={tmp_path / 'undisturbed'}"])
         undisturbed |= left_by(tmp_path / "undisturbed")
     return undisturbed
-
-
-def at_step(number: int, action: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Does `action` inside the step of this process that is so many steps after its start, from 1."""
-    train_step, calls = loop.train_step, iter(range(1, 10_000))
-
-    def acting(*arguments: Any) -> Any:
-        if next(calls) == number:
-            action()
-        return train_step(*arguments)
-
-    monkeypatch.setattr(loop, "train_step", acting)
 
 
 def send(number: signal.Signals) -> Callable[[], None]:

@@ -3,7 +3,6 @@
 import json
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,27 +10,15 @@ from typing import Any
 import pytest
 
 import artkv.cli as cli
-import artkv.training.loop as loop
 import artkv.training.run as run_module
 from artkv.config import Config
 from artkv.errors import Preempted, UserError
 from artkv.training.preemption import StopRequests
 from artkv.training.run_lock import RunLock
 from artkv.training.status import format_status, read_status
-from tests.training.conftest import Stopped, Train
+from tests.training.conftest import Stopped, Train, at_step
 
 STEPS = 18
-
-
-def during_step(number: int, action: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    train_step, calls = loop.train_step, iter(range(1, 10_000))
-
-    def acting(*arguments: Any) -> Any:
-        if next(calls) == number:
-            action()
-        return train_step(*arguments)
-
-    monkeypatch.setattr(loop, "train_step", acting)
 
 
 def test_a_run_is_running_and_then_finished(
@@ -39,7 +26,7 @@ def test_a_run_is_running_and_then_finished(
 ) -> None:
     run_dir = tiny_config.run.output_dir
     seen = []
-    during_step(13, lambda: seen.append(read_status(run_dir)), monkeypatch)
+    at_step(13, lambda: seen.append(read_status(run_dir)), monkeypatch)
     run_training()
     running, finished = seen[0], read_status(run_dir)
     assert (running.state, running.step, running.total_steps) == ("running", 12, STEPS)
@@ -72,7 +59,7 @@ def test_a_run_that_failed_was_preempted_or_died_says_so(
 
     stops = StopRequests()
     with monkeypatch.context() as patch:
-        during_step(2, lambda: stops.watch_walltime(0.0, 0.0), patch)
+        at_step(2, lambda: stops.watch_walltime(0.0, 0.0), patch)
         with pytest.raises(Preempted):
             run_training(resume="auto", stops=stops)
     preempted = read_status(run_dir)
@@ -86,7 +73,7 @@ def test_a_run_that_failed_was_preempted_or_died_says_so(
         left.update({name: (run_dir / name).read_bytes() for name in ("status.json", "run.lock")})
 
     with monkeypatch.context() as patch:
-        during_step(2, copy, patch)
+        at_step(2, copy, patch)
         run_training(resume="auto")
     (run_dir / "status.json").write_bytes(left["status.json"])
     assert read_status(run_dir).state == "dead"
