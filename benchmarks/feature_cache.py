@@ -5,8 +5,8 @@
 
 `reading` writes random records of ViT-g's size (257 x 1408 bfloat16 and 1536 float32, 0.73 MB) and reads
 batches of them in random order: by `CachedPaintings`, as training does; by copying out of a mapping, the
-other way to read them once; from the page cache and, dropped from it, from the disk; through the loader's
-thread and through a worker process. `training` makes a random model of BLIP-2's proportions (ViT 9.7M, OPT
+other way to read them once; from the page cache and, dropped from it, from the disk; and through the
+loader. `training` makes a random model of BLIP-2's proportions (ViT 9.7M, OPT
 25M), paintings of 1024 x 768 pixels and an untrained EfficientNet-B3, and trains on them through `artkv train`.
 """
 
@@ -27,13 +27,11 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from torch.utils.data import DataLoader, Dataset
 from transformers import Blip2Config, Blip2ForConditionalGeneration, BlipImageProcessor
 
-from artkv.batch import Batch
 from artkv.config import load_config
 from artkv.datasets.image_index import ImageIndex
-from artkv.datasets.loading import QuestionDataset, evaluation_loader
+from artkv.datasets.loading import evaluation_loader
 from artkv.datasets.order import plan_epoch
 from artkv.datasets.table import read_table
 from artkv.datasets.tokenized_table import tokenize_table
@@ -76,12 +74,7 @@ def measure_reading(folder: Path, num_records: int, per_batch: int, rounds: int)
     plan = plan_epoch(table.painting_of_row, per_batch * _QUESTIONS_A_PAINTING, seed=0, epoch=0)
 
     def by_thread() -> None:
-        for _ in evaluation_loader(table, tokenized, plan, source, 0, 1, 0, pin_memory=False, with_answers=True):
-            pass
-
-    def by_process() -> None:
-        dataset = QuestionDataset(table, tokenized, plan, source, with_answers=True)  # type: ignore[arg-type]
-        for _ in DataLoader(_Sized(dataset, plan.num_micro_batches), batch_size=None, num_workers=1):
+        for _ in evaluation_loader(table, tokenized, plan, source, 0, 1, 1, pin_memory=False, with_answers=True):
             pass
 
     def by_reading() -> None:
@@ -104,8 +97,7 @@ def measure_reading(folder: Path, num_records: int, per_batch: int, rounds: int)
         "preadv into the batch (artkv)": by_reading,
         "copy out of a mapping": by_mapping,
         "preadv, files dropped from the page cache": from_disk,
-        "loader's thread, with texts (artkv)": by_thread,
-        "one worker process, with texts": by_process,
+        "the loader, one worker, with texts (artkv)": by_thread,
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     grown: dict[str, int] = {}
@@ -136,9 +128,8 @@ def measure_training(folder: Path, steps: int) -> None:
     print(f"{'':34}{'waits for data':>15}{'s/step':>9}{'questions/s':>13}{'first step s':>14}{'peak host GB':>14}")
     with process_group(timeout_minutes=30) as world:
         for name, settings in {
-            "no cache, a thread": ["dataset.workers=0"],
-            "no cache, 1 process": ["dataset.workers=1"],
-            "no cache, 2 processes": ["dataset.workers=2"],
+            "no cache, 1 worker": ["dataset.workers=1"],
+            "no cache, 2 workers": ["dataset.workers=2"],
             "cache, first use": [f"frozen.feature_cache={folder / 'features'}"],
             "cache, complete": [f"frozen.feature_cache={folder / 'features'}"],
         }.items():
@@ -203,17 +194,6 @@ def _write_csv(path: Path, num_paintings: int, suffix: str) -> None:
                 writer.writerow(
                     [f"{number}.{suffix}", f"Which thing is in painting {question}, in which style?", "a thing"]
                 )
-
-
-class _Sized(Dataset):
-    def __init__(self, dataset: QuestionDataset, number: int) -> None:
-        self._dataset, self._number = dataset, number
-
-    def __len__(self) -> int:
-        return self._number
-
-    def __getitem__(self, index: int) -> Batch:
-        return self._dataset[index]
 
 
 def _make_midsize(folder: Path, num_paintings: int) -> None:

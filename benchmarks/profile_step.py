@@ -24,6 +24,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -39,6 +40,7 @@ from artkv.monitoring.memory import peak_device_bytes, peak_host_bytes
 from artkv.monitoring.run_log import RunLog
 from artkv.training.engine import TrainingEngine
 from artkv.training.run import train
+from artkv.training.step import NumberToHost
 
 FORWARD, BACKWARD = "forward", "backward"
 _INSIDE = (FORWARD, BACKWARD)
@@ -111,7 +113,11 @@ class Spans:
 
 
 class HostWaits(TorchDispatchMode):
-    """Counts operations for which the host waits, by the library whose code asked for them and its line."""
+    """Counts operations for which the host would wait on CUDA, by the library whose code asked for them and its line.
+
+    Also on a CPU, but for what `NumberToHost` reads: on CUDA its copy has been queued long before, and its event is
+    all that is waited for.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -120,7 +126,12 @@ class HostWaits(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.name().split(".")[0]
         if name in _WAITING or _copies_to_host(name, args, kwargs):
-            self.counts[(name, *_who_asked())] += 1
+            frame = _who_asked()
+            if frame is None:
+                self.counts[(name, "torch", "-")] += 1
+            elif frame.f_code is not NumberToHost.read.__code__:
+                module = frame.f_globals["__name__"]
+                self.counts[(name, module.split(".")[0], f"{module}:{frame.f_lineno}")] += 1
         return func(*args, **(kwargs or {}))
 
     def take(self) -> Counter[tuple[str, str, str]]:
@@ -336,21 +347,21 @@ def _copies_to_host(name: str, args: Any, kwargs: Any) -> bool:
         return False
     tensors = [value for value in args if isinstance(value, torch.Tensor)]
     if name == "aten::copy_":
-        return len(tensors) == 2 and tensors[0].device.type == "cpu" and tensors[1].device.type != "cpu"
+        is_asynchronous = tensors[0].is_pinned() and ((len(args) > 2 and args[2]) or (kwargs or {}).get("non_blocking"))
+        return tensors[0].device.type == "cpu" and tensors[1].device.type != "cpu" and not is_asynchronous
     target = (kwargs or {}).get("device")
     return target is not None and torch.device(target).type == "cpu" and tensors[0].device.type != "cpu"
 
 
-def _who_asked() -> tuple[str, str]:
-    """The innermost frame that is neither torch's nor this script's: its library, and file and line."""
-    frame: Any = sys._getframe(2)
+def _who_asked() -> FrameType | None:
+    """The innermost frame that is neither torch's nor this script's."""
+    frame: FrameType | None = sys._getframe(2)
     while frame is not None:
-        name = frame.f_globals.get("__name__", "")
-        library = name.split(".")[0]
+        library = frame.f_globals.get("__name__", "").split(".")[0]
         if library not in ("torch", "contextlib", "functools", __name__.split(".")[0]):
-            return library, f"{name}:{frame.f_lineno}"
+            return frame
         frame = frame.f_back
-    return "torch", "-"
+    return None
 
 
 def _rows(counts: Counter[tuple[str, str, str]]) -> list[list[Any]]:

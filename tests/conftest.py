@@ -89,7 +89,7 @@ model: {blip2: blip2, dtype: float32}
 efficientnet: {architecture: test_efficientnet, checkpoint: efficientnet.safetensors, image_size: 32}
 kv_modulation: {num_prefix_tokens: 2}
 frozen: {opt: resident}
-dataset: {train: train.csv, val: val.csv, image_root: images, workers: 0}
+dataset: {train: train.csv, val: val.csv, image_root: images, workers: 1}
 training: {batch_size: 4, num_epochs: 2, warmup_steps: 2, learning_rate: 1.0e-3}
 evaluation: {max_new_tokens: 5, bootstrap_samples: 50, batch_size: 4}
 run: {checkpoint_every: 4, log_every: 2}

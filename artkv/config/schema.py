@@ -110,10 +110,10 @@ class DatasetConfig(Section):
     prompt: str = Field(
         default="Question: {question} Short answer:", description="a text that contains {question} once"
     )
-    workers: NonNegativeInt = Field(
+    workers: PositiveInt = Field(
         default=2,
-        description="processes a rank that decode pictures, 0: a thread; while a feature cache is filled, threads, or "
-        "the rank's share of the cores if that is more",
+        description="threads a rank that prepare batches: decode pictures, or read a feature cache; while one is "
+        "filled, the rank's share of the cores if that is more",
     )
 
     @field_validator("prompt")

@@ -16,12 +16,7 @@ from artkv.errors import UserError
 
 
 class PaintingSource(Protocol):
-    """Gives the paintings of one table, by their numbers in it. Goes to loader workers whole, so it must pickle.
-
-    needs_processes: True where a batch takes so much of the processor that loader processes pay.
-    """
-
-    needs_processes: bool
+    """Gives the paintings of one table, by their numbers in it; to several threads at once."""
 
     def load(
         self, paintings: np.ndarray, art_paintings: np.ndarray, pin_memory: bool
@@ -39,8 +34,6 @@ class PaintingSource(Protocol):
 class DecodedPictures:
     """Decodes the table's pictures and makes the encoders' views of them; see `PaintingSource`."""
 
-    needs_processes = True
-
     def __init__(self, table: QuestionTable, transform: PaintingTransform) -> None:
         self._csv_path = table.path
         self._paths = table.painting_paths
@@ -49,9 +42,9 @@ class DecodedPictures:
         self._lines[table.painting_of_row[::-1]] = table.line_numbers[::-1]
 
     def load(self, paintings: np.ndarray, art_paintings: np.ndarray, pin_memory: bool) -> PaintingViews:
-        """(I, 3, S, S) and (I, 3, E, E); never page-locked, which loader processes could not do."""
+        """(I, 3, S, S) and (I, 3, E, E)."""
         views = [self._views(int(p), int(a)) for p, a in zip(paintings, art_paintings, strict=True)]
-        return PaintingViews(torch.stack([v for v, _ in views]), torch.stack([e for _, e in views]))
+        return PaintingViews(_stacked([v for v, _ in views], pin_memory), _stacked([e for _, e in views], pin_memory))
 
     def load_blank(self, number: int, pin_memory: bool) -> PaintingViews:
         """See `PaintingSource`."""
@@ -67,3 +60,8 @@ class DecodedPictures:
         except UserError as error:
             raise UserError(f"{self._csv_path}:{self._lines[painting]}: {error}") from None
         return self._transform.vit_view(picture), self._transform.efficientnet_view(art_picture)
+
+
+def _stacked(views: list[Tensor], pin_memory: bool) -> Tensor:
+    stack = torch.empty((len(views), *views[0].shape), dtype=views[0].dtype, pin_memory=pin_memory)
+    return torch.stack(views, out=stack)

@@ -13,7 +13,6 @@ import resource
 import threading
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -34,10 +33,8 @@ class CachedPaintings:
     places: (paintings + 1, 2) int64, each painting's shard and record in it, and at the end the blank picture's.
     has_art: whether batches get art features.
 
-    Holds arrays and no text, pickles, and may be used from several threads and after a fork.
+    May be used from several threads.
     """
-
-    needs_processes = False
 
     def __init__(self, shards: list[Shard], places: np.ndarray, has_art: bool) -> None:
         self._paths = PathColumn(shard.path for shard in shards)
@@ -46,7 +43,9 @@ class CachedPaintings:
         self._art = shards[0].art if has_art else None
         self._image_offsets = np.array([shard.image.offset for shard in shards], dtype=np.int64)
         self._art_offsets = np.array([shard.art.offset if shard.art else -1 for shard in shards], dtype=np.int64)
-        self._forget_files()
+        self._files: OrderedDict[int, int] = OrderedDict()
+        self._lock = threading.Lock()
+        self._most_files = min(_MOST_OPEN_FILES, max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
 
     def load(self, paintings: np.ndarray, art_paintings: np.ndarray, pin_memory: bool) -> PaintingFeatures:
         """(I, N, V) in the compute dtype and (I, F) float32."""
@@ -98,11 +97,6 @@ class CachedPaintings:
             raise UserError(f"{path}: cannot be read ({error.strerror}); run `artkv cache` again") from None
         return self._files[shard]
 
-    def _forget_files(self) -> None:
-        self._files: OrderedDict[int, int] = OrderedDict()
-        self._lock = threading.Lock()
-        self._most_files = min(_MOST_OPEN_FILES, max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
-
     def close(self) -> None:
         """Closes its files; the next batch opens them again."""
         with self._lock:
@@ -112,13 +106,6 @@ class CachedPaintings:
     def __del__(self) -> None:
         if hasattr(self, "_lock"):
             self.close()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in ("_files", "_lock", "_most_files")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._forget_files()
 
 
 def _announce(file: int, start: int, num_bytes: int) -> None:

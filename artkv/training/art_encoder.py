@@ -10,6 +10,7 @@ Letters in shapes: B pictures of a batch, C styles.
 import csv
 import json
 import math
+import multiprocessing
 import random
 import time
 from collections.abc import Mapping, Sequence
@@ -284,8 +285,11 @@ def _loaders(
     batches = BalancedBatches(training.styles, settings.batch_size, settings.class_balance, settings.seed)
     most = max(1, _PICTURES_FOR_STATISTICS // settings.batch_size)
     statistics_batches = list(batches)[:most]
+    # A fork of a process that has threads can hang; a fork server has none, and imports what a worker needs once.
+    multiprocessing.set_forkserver_preload([PictureDataset.__module__])
     common: dict[str, Any] = {
         "num_workers": settings.workers,
+        "multiprocessing_context": "forkserver" if settings.workers else None,
         "pin_memory": device.type == "cuda",
         # the loaders' own draws stay out of the global generator, which dropout uses
         "generator": torch.Generator().manual_seed(settings.seed),

@@ -1,6 +1,8 @@
-"""Whole batches, the same from any number of workers and however they are started."""
+"""Whole batches, the same from any number of workers."""
 
 import os
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import torch
 from PIL import Image
 
 from artkv.batch import Batch
-from artkv.datasets.loading import evaluation_loader, training_loader
+from artkv.datasets.loading import QuestionDataset, evaluation_loader, training_loader
 from artkv.datasets.order import plan_epoch, plan_evaluation
 from artkv.datasets.painting_source import DecodedPictures
 from artkv.datasets.pictures import PaintingTransform, open_picture
@@ -40,7 +42,7 @@ def table(tmp_path: Path) -> QuestionTable:
 def load_training(table: QuestionTable, tokenizer: Any, **changes: Any) -> list[list[Batch]]:
     plan = plan_epoch(table.painting_of_row, batch_size=4, seed=1, epoch=changes.pop("epoch", 0))
     settings: dict[str, Any] = {
-        "first_step": 0, "accumulation": 1, "rank": 0, "world": 1, "workers": 0, "pin_memory": False
+        "first_step": 0, "accumulation": 1, "rank": 0, "world": 1, "workers": 1, "pin_memory": False
     } | changes  # fmt: skip
     settings["micro_batches_per_step"] = settings["accumulation"] * settings["world"]
     tokenized, _ = tokenize_table(table, tokenizer, PROMPT)
@@ -49,7 +51,7 @@ def load_training(table: QuestionTable, tokenizer: Any, **changes: Any) -> list[
 
 def load_evaluation(table: QuestionTable, tokenizer: Any, **changes: Any) -> list[Batch]:
     plan = plan_evaluation(table.painting_of_row, batch_size=4)
-    settings: dict[str, Any] = {"rank": 0, "world": 1, "workers": 0, "pin_memory": False} | changes
+    settings: dict[str, Any] = {"rank": 0, "world": 1, "workers": 1, "pin_memory": False} | changes
     tokenized, _ = tokenize_table(table, tokenizer, PROMPT)
     return list(evaluation_loader(table, tokenized, plan, DecodedPictures(table, TRANSFORM), **settings))
 
@@ -138,20 +140,63 @@ def test_resuming_in_the_middle_gives_the_remaining_batches(table: QuestionTable
             assert_same(a, b)
 
 
-@pytest.mark.parametrize("start_method", ["fork", "forkserver", "spawn"])
-def test_workers_give_the_same_batches(table: QuestionTable, tiny_tokenizer: Any, start_method: str) -> None:
+def test_any_number_of_workers_gives_the_same_batches(
+    table: QuestionTable, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though later batches are ready first: paintings take longer the earlier they come."""
     alone = load_training(table, tiny_tokenizer)
-    workers = 2 if start_method == "fork" else 1  # a started interpreter imports torch, for seconds
-    with_workers = load_training(table, tiny_tokenizer, workers=workers, start_method=start_method)
-    assert len(alone) == len(with_workers)
-    for (one,), (other,) in zip(alone, with_workers, strict=True):
+    prepared: list[int] = []
+    item = QuestionDataset.__getitem__
+
+    def slow_at_first(dataset: QuestionDataset, index: int) -> Batch:
+        time.sleep(max(0.0, 0.2 - 0.1 * index))
+        prepared.append(index)
+        return item(dataset, index)
+
+    monkeypatch.setattr(QuestionDataset, "__getitem__", slow_at_first)
+    together = load_training(table, tiny_tokenizer, workers=3)
+    assert prepared != sorted(prepared)
+    assert len(alone) == len(together)
+    for (one,), (other,) in zip(alone, together, strict=True):
         assert_same(one, other)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_few_batches_are_prepared_ahead_and_none_after_the_end(
+    table: QuestionTable, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    prepared: list[int] = []
+    item = QuestionDataset.__getitem__
+
+    def counting(dataset: QuestionDataset, index: int) -> Batch:
+        prepared.append(index)
+        return item(dataset, index)
+
+    monkeypatch.setattr(QuestionDataset, "__getitem__", counting)
+    tokenized, _ = tokenize_table(table, tiny_tokenizer, PROMPT)
+    plan = plan_epoch(table.painting_of_row, batch_size=2, seed=1, epoch=0)
+    steps = training_loader(
+        table, tokenized, plan, DecodedPictures(table, TRANSFORM),
+        first_step=0, micro_batches_per_step=1, accumulation=1, rank=0, world=1, workers=workers, pin_memory=False,
+    )  # fmt: skip
+    next(steps)
+    ahead = workers + 2
+    deadline = time.monotonic() + 60
+    while len(prepared) < ahead:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    time.sleep(0.2)
+    assert len(prepared) == ahead < plan.num_steps(1)
+    assert "artkv-batches_0" in {thread.name for thread in threading.enumerate()}
+    steps.close()
+    assert len(prepared) == ahead
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("artkv-batches")]
 
 
 def test_training_random_numbers_are_not_drawn_from(table: QuestionTable, tiny_tokenizer: Any) -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    load_training(table, tiny_tokenizer, workers=1)
+    load_training(table, tiny_tokenizer)
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -203,7 +248,7 @@ def test_each_painting_is_decoded_once_a_micro_batch(
     assert len(decoded) == sum(expected) < len(table)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [1, 2])
 def test_a_picture_that_fails_later_is_named(table: QuestionTable, tiny_tokenizer: Any, workers: int) -> None:
     path = table.painting_paths[table.painting_of_row[3]]
     os.truncate(path, 40)
@@ -221,5 +266,5 @@ def test_inconsistent_splits_are_refused(table: QuestionTable, tiny_tokenizer: A
     with pytest.raises(ValueError, match="3 micro-batches a step are not 2 ranks x 2 micro-steps"):
         training_loader(
             table, tokenize_table(table, tiny_tokenizer, PROMPT)[0], plan, DecodedPictures(table, TRANSFORM),
-            first_step=0, micro_batches_per_step=3, accumulation=2, rank=0, world=2, workers=0, pin_memory=False,
+            first_step=0, micro_batches_per_step=3, accumulation=2, rank=0, world=2, workers=1, pin_memory=False,
         )  # fmt: skip

@@ -1,20 +1,14 @@
 """Tables as flat arrays: the ids of `encode_for_training`, made many at a time."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
 
 import artkv.datasets.tokenized_table as tokenized_table
 from artkv.datasets.image_index import ImageIndex
-from artkv.datasets.loading import QuestionDataset
-from artkv.datasets.order import plan_evaluation
-from artkv.datasets.painting_source import DecodedPictures
-from artkv.datasets.pictures import PaintingTransform
 from artkv.datasets.table import QuestionTable, read_table
 from artkv.datasets.tokenization import encode_for_training, encode_prompt
 from artkv.datasets.tokenized_table import tokenize_table, too_long_questions
@@ -79,34 +73,3 @@ def test_too_long_rows(table: QuestionTable, tiny_tokenizer: Any) -> None:
     problems = too_long_questions(tokenized, table, num_visual_tokens=6, max_new_tokens=4, most_positions=most)
     assert [problem.line for problem in problems] == [2 + row for row in range(23) if needs[row] > most]
     assert f"the row needs {max(needs)} positions, the language model has {most}" in problems[0].message
-
-
-class _Repeated(Dataset):
-    """An epoch of any length; an item is the process's private memory in bytes."""
-
-    def __init__(self, dataset: QuestionDataset, micro_batches: int, number: int) -> None:
-        self._dataset, self._micro_batches, self._number = dataset, micro_batches, number
-
-    def __len__(self) -> int:
-        return self._number
-
-    def __getitem__(self, index: int) -> int:
-        self._dataset[index % self._micro_batches]
-        if index % 500:
-            return 0
-        lines = Path(f"/proc/{os.getpid()}/smaps_rollup").read_text().splitlines()
-        return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
-
-
-def test_workers_do_not_grow(tmp_path: Path, tiny_tokenizer: Any) -> None:
-    """A worker that read 20000 strings of a Python list would copy their pages: over 2 MB here."""
-    table = make_table(tmp_path, 20000)
-    tokenized, _ = tokenize_table(table, tiny_tokenizer, PROMPT)
-    plan = plan_evaluation(table.painting_of_row, 16)
-    transform = PaintingTransform(8, (0.5,) * 3, (0.5,) * 3, 10, (0.4,) * 3, (0.2,) * 3)
-    dataset = QuestionDataset(table, tokenized, plan, DecodedPictures(table, transform), with_answers=True)  # type: ignore[arg-type]
-    items = _Repeated(dataset, plan.num_micro_batches, 3001)
-    loader = DataLoader(items, batch_size=None, num_workers=1, multiprocessing_context="fork")
-    private = [num_bytes for num_bytes in loader if num_bytes]
-    # After the first items' own allocations; worst seen 0.3 MB.
-    assert max(private[1:]) - private[1] < 1_000_000, private

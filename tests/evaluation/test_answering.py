@@ -18,7 +18,7 @@ from artkv.evaluation.answering import AnsweringSettings, GaveUp, answer_questio
 from tests.feature_cache.conftest import on_ranks
 
 PROMPT = "Question: {question} Short answer:"
-SETTINGS = AnsweringSettings(PROMPT, batch_size=1, max_new_tokens=3, workers=0, seed=0)
+SETTINGS = AnsweringSettings(PROMPT, batch_size=1, max_new_tokens=3, workers=1, seed=0)
 
 
 class Model:

@@ -19,10 +19,10 @@ from tests.system.test_launchers import command, final_bytes, free_port, steps_l
 pytestmark = pytest.mark.system
 
 SECONDS = 300  # on a machine busy with other work; seconds where it is not
-# Workers that decode, as a real run has them: they get the signals too.
-WORKERS = [
+# Validations, and threads that decode, as a real run has them.
+SETTINGS = [
     "--set",
-    "dataset.workers=1",
+    "dataset.workers=2",
     "--set",
     "evaluation.each_epoch=true",
     "--set",
@@ -37,7 +37,7 @@ def run(arguments: Sequence[str]) -> "subprocess.CompletedProcess[str]":
 @pytest.fixture(scope="module")
 def undisturbed(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("undisturbed") / "run"
-    result = run(command("torchrun", tiny_world, output, WORKERS))
+    result = run(command("torchrun", tiny_world, output, SETTINGS))
     assert result.returncode == 0, result.stderr
     return output
 
@@ -58,9 +58,9 @@ class Ranks:
             stack.callback(self._end, process)
             self.processes.append(process)
 
-    def send(self, number: signal.Signals, ranks: Sequence[int] = (0, 1), with_workers: bool = True) -> None:
+    def send(self, number: signal.Signals, ranks: Sequence[int] = (0, 1)) -> None:
         for rank in ranks:
-            (os.killpg if with_workers else os.kill)(self.processes[rank].pid, number)
+            os.killpg(self.processes[rank].pid, number)
 
     def exit_codes(self) -> list[int]:
         return [process.wait(timeout=SECONDS) for process in self.processes]
@@ -77,7 +77,7 @@ def start(tiny_world: Path, tmp_path: Path) -> Iterator[Callable[..., Ranks]]:
     """`start(*extra arguments)`: a run in `tmp_path / "run"`."""
     with ExitStack() as stack:
         yield lambda *extra: Ranks(
-            command("alone", tiny_world, tmp_path / "run", [*WORKERS, "--resume", "auto", *extra]), tmp_path, stack
+            command("alone", tiny_world, tmp_path / "run", [*SETTINGS, "--resume", "auto", *extra]), tmp_path, stack
         )
 
 
@@ -156,7 +156,7 @@ def test_a_rank_that_waits_for_the_others_to_start_ends_at_sigterm_and_not_at_si
     environment = os.environ | {
         "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
     }  # fmt: skip
-    with subprocess.Popen(command("alone", tiny_world, tmp_path / "run", WORKERS), env=environment) as rank:
+    with subprocess.Popen(command("alone", tiny_world, tmp_path / "run", SETTINGS), env=environment) as rank:
         try:
             wait_until(lambda: listens_on(rank.pid, int(port)))
             rank.send_signal(signal.SIGUSR1)
@@ -191,12 +191,13 @@ def test_under_a_launcher_the_marker_tells_what_its_exit_code_does_not(
 ) -> None:
     output = tmp_path / "run"
     with subprocess.Popen(
-        command("deepspeed", tiny_world, output, WORKERS),
+        command("deepspeed", tiny_world, output, SETTINGS),
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
     ) as process:  # fmt: skip
         try:
             wait_until(lambda: steps_logged(output) >= 11)
-            ranks = [p for p in psutil.Process(process.pid).children(recursive=True) if is_rank(p)]
+            children = psutil.Process(process.pid).children(recursive=True)
+            ranks = [child for child in children if child.cmdline()[1:4] == ["-u", "-m", "artkv"]]
             assert len(ranks) == 2
             for rank in ranks:  # a batch script's USR1 spares launchers, which it would kill
                 rank.send_signal(signal.SIGUSR1)
@@ -208,16 +209,9 @@ def test_under_a_launcher_the_marker_tells_what_its_exit_code_does_not(
     assert process.returncode != 0  # 75 where all ranks have ended before the launcher ends them
     assert "stopped by SIGUSR1 after step" in told
     assert marker(output)["reason"] == "SIGUSR1"
-    again = run(command("deepspeed", tiny_world, output, [*WORKERS, "--resume", "auto"]))
+    again = run(command("deepspeed", tiny_world, output, [*SETTINGS, "--resume", "auto"]))
     assert again.returncode == 0, again.stderr
     check_resumed(output, undisturbed)
-
-
-def is_rank(process: psutil.Process) -> bool:
-    """A rank of artkv, not a worker that it forked."""
-    arguments = process.cmdline()
-    parent = process.parent()
-    return arguments[1:4] == ["-u", "-m", "artkv"] and (parent is None or parent.cmdline()[1:4] != arguments[1:4])
 
 
 def test_a_second_run_on_the_folder_is_refused_while_the_first_lives(

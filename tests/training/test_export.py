@@ -116,7 +116,7 @@ def test_an_adapter_is_one_file_that_answers_as_its_checkpoint(
     assert capsys.readouterr().out == answer
     if kind == "folder":
         sets = [f"dataset.val={tiny_world / 'val.csv'}", f"dataset.image_root={tiny_world / 'images'}"]
-        settings = override_config(read_config(file), [*sets, "dataset.workers=0"])
+        settings = override_config(read_config(file), sets)
         results = evaluate(settings, file, "val", [Ablation("on", "on")], one_process)
         assert results == evaluate(run.config, run.checkpoint, "val", [Ablation("on", "on")], one_process)
         assert (tmp_path / "painter" / "eval" / "val-on" / "metrics.json").is_file()

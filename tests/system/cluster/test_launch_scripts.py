@@ -40,7 +40,7 @@ def train(cluster: MiniCluster, world: Path, output: Path, nodes: int, ranks: in
     """Submits a training to so many nodes with so many ranks on each."""
     variables = {"CONFIG": f"{world}/config.yaml", "OUTPUT_DIR": str(output), "RANKS_PER_NODE": str(ranks)}
     # Each rank has a process beside it that reads pictures: a fault must not leave it behind, nor a signal end it.
-    arguments = [*SETTINGS, "--set", "dataset.workers=1"]
+    arguments = [*SETTINGS, "--set", "dataset.workers=2"]
     return submit(cluster, script, shape(script, nodes, ranks), output.with_name("log"), variables, arguments)
 
 
@@ -107,7 +107,7 @@ def test_a_run_over_pdsh_keeps_a_job_out_of_its_folder_and_ends_with_a_killed_wo
     cluster: MiniCluster, tiny_world: Path, tmp_path: Path, fault_seconds: dict[str, float]
 ) -> None:
     output = tmp_path / "run"
-    endless = [*SETTINGS, "--set", "training.num_epochs=1000", "--set", "dataset.workers=1"]
+    endless = [*SETTINGS, "--set", "training.num_epochs=1000", "--set", "dataset.workers=2"]
     with ThreadPoolExecutor(1) as pool:
         run = pool.submit(train_over_pdsh, cluster, tiny_world, tmp_path, endless)
         wait_for(lambda: run.done() or steps_logged(output) > 0, LONGEST_WAIT, "the first step")
