@@ -86,7 +86,7 @@ def loss_of_all_logits(model: KVModulatedBlip2, visual_IKD: Tensor, questions: A
         text_RLD = language_model.get_input_embeddings()(questions.token_ids)
         hidden = language_model.model.decoder(
             inputs_embeds=packed_embeddings(text_RLD, visual_IKD, questions),
-            attention_mask=tree_attention_mask(questions.subtree_end),
+            attention_mask=tree_attention_mask(questions.subtree_end, text_RLD.dtype),
             position_ids=questions.position_ids,
             use_cache=False,
         ).last_hidden_state

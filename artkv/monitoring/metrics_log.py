@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from artkv.whole_file import write_whole
+
 Kind = Literal["train", "validation"]
 
 _log = logging.getLogger(__name__)
@@ -48,13 +50,8 @@ class MetricsLog:
         kept = [line for line in lines if self._belongs(line, step, redo_validation)]
         dropped = len(lines) - len(kept)
         if dropped:
-            temporary = self._path.with_name(f"{self._path.name}.tmp")
-            with temporary.open("wb") as file:
-                file.writelines(kept)
-                file.flush()
-                os.fsync(file.fileno())
             self._file.close()
-            temporary.replace(self._path)
+            write_whole(self._path, lambda temporary: temporary.write_bytes(b"".join(kept)))
             self._file = self._path.open("a", encoding="utf-8")
         return dropped
 

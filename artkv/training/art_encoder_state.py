@@ -5,7 +5,6 @@ leaves the state of the last whole epoch.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from artkv.errors import UserError
 from artkv.tensor_file import save_tensors
+from artkv.whole_file import write_whole
 
 
 @dataclass(frozen=True)
@@ -111,13 +111,4 @@ def load_state(
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
     """Writes a safetensors file that is there whole or not at all, whenever the process or the machine stops."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    save_tensors(tensors, temporary, metadata)
-    with temporary.open("rb") as written:
-        os.fsync(written.fileno())
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    write_whole(path, lambda temporary: save_tensors(tensors, temporary, metadata))

@@ -7,7 +7,6 @@ and reads.
 
 import hashlib
 import json
-import os
 import shutil
 import sys
 from collections.abc import Iterable, Mapping
@@ -28,6 +27,7 @@ from artkv.file_hash import file_sha256
 from artkv.tensor_file import save_tensors
 from artkv.training.adapter_file import KV_PREFIX, adapter_config, adapter_tensors, read_description
 from artkv.training.engine import TrainableState
+from artkv.whole_file import write_whole
 
 FORMAT_VERSION = 1
 ADAPTER = "adapter.safetensors"
@@ -104,28 +104,24 @@ def save_checkpoint(
     """
     folder = run_dir / "checkpoints"
     final = folder / checkpoint_name(progress.step)
-    temporary = folder / f".{final.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)  # left by a killed run
-    temporary.mkdir(parents=True)
-    save_tensors(state.masters, temporary / ADAPTER, {"format": "pt"})
     moments = {f"{name}.exp_avg": tensor for name, tensor in state.exp_avg.items()}
     moments |= {f"{name}.exp_avg_sq": tensor for name, tensor in state.exp_avg_sq.items()}
-    save_tensors(moments, temporary / OPTIMIZER, {"format": "pt"})
-    description: dict[str, Any] = {
-        "format_version": FORMAT_VERSION,
-        "progress": asdict(progress),
-        "adam_step": state.adam_step,
-        "identity": asdict(identity),
-        "config": yaml.safe_load(dump_config(config)),
-        "sha256": {name: _file_sha256(temporary / name) for name in (ADAPTER, OPTIMIZER)},
-    }
-    description["sha256"][DESCRIPTION] = _description_sha256(description)
-    (temporary / DESCRIPTION).write_text(json.dumps(description, indent=2), encoding="utf-8")
-    for name in (ADAPTER, OPTIMIZER, DESCRIPTION):
-        _sync(temporary / name)
-    _sync(temporary)
-    temporary.rename(final)
-    _sync(folder)
+
+    def write(temporary: Path) -> None:
+        temporary.mkdir()
+        save_tensors(state.masters, temporary / ADAPTER, {"format": "pt"})
+        save_tensors(moments, temporary / OPTIMIZER, {"format": "pt"})
+        description: dict[str, Any] = {
+            "format_version": FORMAT_VERSION,
+            "progress": asdict(progress),
+            "adam_step": state.adam_step,
+            "identity": asdict(identity),
+            "config": yaml.safe_load(dump_config(config)),
+            "sha256": {name: _file_sha256(temporary / name) for name in (ADAPTER, OPTIMIZER)},
+        }
+        _write_description(temporary / DESCRIPTION, description)
+
+    write_whole(final, write)
     _write_latest(folder, final.name)
     return final
 
@@ -135,12 +131,7 @@ def rewrite_progress(run_dir: Path, progress: Progress) -> None:
     folder = run_dir / "checkpoints" / checkpoint_name(progress.step)
     description = _read_description(folder)
     description["progress"] = asdict(progress)
-    description["sha256"][DESCRIPTION] = _description_sha256(description)
-    temporary = folder / f".{DESCRIPTION}.tmp"
-    temporary.write_text(json.dumps(description, indent=2), encoding="utf-8")
-    _sync(temporary)
-    temporary.replace(folder / DESCRIPTION)
-    _sync(folder)
+    write_whole(folder / DESCRIPTION, lambda path: _write_description(path, description))
 
 
 def set_aside_newer(run_dir: Path, step: int) -> list[str]:
@@ -381,23 +372,15 @@ def _description_sha256(description: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
 
+def _write_description(path: Path, description: dict[str, Any]) -> None:
+    description["sha256"][DESCRIPTION] = _description_sha256(description)
+    path.write_text(json.dumps(description, indent=2), encoding="utf-8")
+
+
 def _file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return file_sha256(file)
 
 
 def _write_latest(folder: Path, name: str) -> None:
-    temporary = folder / f".{LATEST}.tmp"
-    temporary.write_text(f"{name}\n", encoding="utf-8")
-    _sync(temporary)
-    temporary.replace(folder / LATEST)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    """Waits until a file's content or a folder's entries are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    write_whole(folder / LATEST, lambda path: path.write_text(f"{name}\n", encoding="utf-8"))

@@ -1,8 +1,6 @@
 """Writes a checkpoint for others to load: the adapter alone, or a whole BLIP-2 with what was trained merged in."""
 
-import os
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +20,7 @@ from artkv.training.checkpoint import (
     read_step,
     resolve_checkpoint,
 )
+from artkv.whole_file import write_whole
 
 Format = Literal["adapter", "transformers", "lavis"]
 Part = Literal["vit", "opt"]
@@ -59,7 +58,7 @@ def export(
     trained = read_adapter(checkpoint)
     if format == "adapter":
         frozen_hash, step = read_frozen_hash(checkpoint), read_step(checkpoint)
-        _whole_or_absent(output, lambda path: write_adapter(path, trained, config, frozen_hash, step))
+        write_whole(output, lambda path: write_adapter(path, trained, config, frozen_hash, step))
         return [output]
 
     exporting = _Merging(checkpoint, config, trained)
@@ -71,7 +70,7 @@ def export(
             if exporting.prefix:
                 exporting.write_prefix(folder / KV_PREFIX, {"blip2": "./"})
 
-        _whole_or_absent(output, write_folder)
+        write_whole(output, write_folder)
         return [output]
 
     if "opt" in leave_out and any(name.startswith("language_model.") for name in exporting.merged.merged):
@@ -81,13 +80,13 @@ def export(
         "opt": config.model.opt or config.model.blip2,
         "vit": str(config.model.vit) if "vit" in leave_out and config.model.vit else None,
     }
-    _whole_or_absent(output, lambda path: write_lavis_file(exporting.files, exporting.merged, path, leave_out))
+    write_whole(output, lambda path: write_lavis_file(exporting.files, exporting.merged, path, leave_out))
     if not exporting.prefix:
         return [output]
     try:
-        _whole_or_absent(prefix_file, lambda path: exporting.write_prefix(path, model))
+        write_whole(prefix_file, lambda path: exporting.write_prefix(path, model))
     except BaseException:
-        _remove(output)  # neither without the other
+        output.unlink()  # neither without the other
         raise
     return [output, prefix_file]
 
@@ -137,35 +136,3 @@ class _Merging:
         config = Config.model_validate(tree)
         frozen_hash = combined_digest(self._digests)
         write_adapter(path, self.prefix, config, frozen_hash, self._step, {"generator": generator})
-
-
-def _whole_or_absent(path: Path, write: Callable[[Path], None]) -> None:
-    """Lets `write` fill a temporary file or folder beside `path`, and gives it its name when it is on the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.tmp"
-    _remove(temporary)  # left by a killed export
-    try:
-        write(temporary)
-        inside = sorted(temporary.iterdir()) if temporary.is_dir() else []
-        for written in [*inside, temporary]:
-            _sync(written)
-        temporary.rename(path)
-        _sync(path.parent)
-    finally:
-        _remove(temporary)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    """Waits until a file's content or a folder's entries are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

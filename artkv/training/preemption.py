@@ -19,6 +19,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from artkv.errors import Preempted, RunFailed
+from artkv.whole_file import write_whole
 
 if TYPE_CHECKING:  # torch takes seconds, in which a command would not listen yet
     from artkv.distributed import World
@@ -122,14 +123,8 @@ def job_end_time(environment: Mapping[str, str]) -> float | None:
 
 def write_marker(run_dir: Path, step: int, reason: str) -> None:
     """Writes `run_dir/preempted.json`, whole or absent; called on rank 0 alone."""
-    run_dir.mkdir(parents=True, exist_ok=True)
     record = {"step": step, "reason": reason, "time": time.time(), "job": os.environ.get("SLURM_JOB_ID")}
-    temporary = run_dir / f".{MARKER}.tmp"
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(record, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(run_dir / MARKER)
+    write_whole(run_dir / MARKER, lambda path: path.write_text(json.dumps(record), encoding="utf-8"))
 
 
 def remove_marker(run_dir: Path) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from artkv.errors import Preempted, UserError
 from artkv.training.preemption import MARKER
 from artkv.training.run_lock import HEARTBEAT_SECONDS, LOCK, LockRecord, read_lock
+from artkv.whole_file import write_whole
 
 if TYPE_CHECKING:
     from artkv.distributed import World
@@ -39,9 +40,7 @@ def recorded_state(run_dir: Path, world: "World") -> Iterator[Callable[[int], No
     def write(**changes: Any) -> None:
         if world.is_main:
             record.update(changes)
-            temporary = run_dir / f".{STATE}.tmp"
-            temporary.write_text(json.dumps(record, indent=2), encoding="utf-8")
-            temporary.replace(run_dir / STATE)
+            write_whole(run_dir / STATE, lambda path: path.write_text(json.dumps(record, indent=2), encoding="utf-8"))
 
     world.together(write)
     try:

@@ -39,9 +39,7 @@ MIDDLE = 14
 def train(cluster: MiniCluster, world: Path, output: Path, nodes: int, ranks: int, script: str = "train.sbatch") -> Job:
     """Submits a training to so many nodes with so many ranks on each."""
     variables = {"CONFIG": f"{world}/config.yaml", "OUTPUT_DIR": str(output), "RANKS_PER_NODE": str(ranks)}
-    # Each rank has a process beside it that reads pictures: a fault must not leave it behind, nor a signal end it.
-    arguments = [*SETTINGS, "--set", "dataset.workers=2"]
-    return submit(cluster, script, shape(script, nodes, ranks), output.with_name("log"), variables, arguments)
+    return submit(cluster, script, shape(script, nodes, ranks), output.with_name("log"), variables, SETTINGS)
 
 
 def assert_completed(job: Job, output: Path) -> None:
