@@ -38,6 +38,8 @@ setup(
     # With its dependencies it would take transformers below 4.27, which artkv does not run with.
     extras_require={
         "quantised": ["bitsandbytes>=0.46"],
+        # What LAVIS's own Blip2OPT imports, a peer in benchmarks/throughput.py.
+        "benchmarks": ["fairscale>=0.4.13", "iopath>=0.1.10", "omegaconf>=2.3"],
         "dev": [
             "bitsandbytes>=0.46",
             "pytest>=8.3",

@@ -1,6 +1,5 @@
 """Writes safetensors files that others may read."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,7 +12,8 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[st
 
     safetensors 0.8 makes files that their owner alone can read, which a group's shared folder is no place for.
     """
+    path.unlink(missing_ok=True)
+    path.touch()  # with the permissions wanted
+    mode = path.stat().st_mode
     save_file({name: tensors[name].contiguous() for name in sorted(tensors)}, path, dict(metadata))
-    umask = os.umask(0o077)  # there is no other way to read it
-    os.umask(umask)
-    path.chmod(0o666 & ~umask)
+    path.chmod(mode)

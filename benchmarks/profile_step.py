@@ -22,13 +22,13 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
-from random_world import is_made, make_world, run_settings
+from random_world import add_options, open_world, run_settings, write_report
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -171,24 +171,16 @@ class Report:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures, prints, writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, help="where the random world is, or is to be made (default: temporary)")
+    add_options(parser)
     parser.add_argument("--trace", type=Path, help="write a Chrome trace of five steps there")
-    parser.add_argument("--json", type=Path, help="write the figures there")
     parser.add_argument("--steps", type=int, default=60, help="timed steps (default 60)")
-    parser.add_argument("--batch", type=int, default=24, help="questions a step (default 24)")
-    parser.add_argument("--paintings", type=int, default=1000, help="of the set, six questions each (default 1000)")
-    parser.add_argument("--dtype", choices=("auto", "bfloat16", "float32"), default="auto")
     parser.add_argument("--bucket", type=int, help="elements of DeepSpeed's buckets (default: as artkv sizes them)")
-    parser.add_argument("--tiny", action="store_true", help="a toy model, to try the script")
     options = parser.parse_args(arguments)
     if options.tiny:
-        options.paintings, options.batch, options.steps = 60, 12, min(options.steps, 10)
+        options.steps = min(options.steps, 10)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with tempfile.TemporaryDirectory() as temporary:
-        folder = options.folder or Path(temporary) / "world"
-        size_name = "tiny" if options.tiny else "mid"
-        if not is_made(folder, size_name, options.paintings):
-            make_world(folder, size_name, options.paintings)
+        folder, size_name = open_world(options, Path(temporary))
         switches = {"cache": True, "packing": True, "answer_logits": True}
         tree = run_settings(folder, size_name, "alike", Path(temporary) / "run", options.batch, options.dtype, switches)
         tree["run"]["log_every"] = _LOG_EVERY
@@ -196,8 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             tree["training"]["deepspeed"] = str(with_buckets(options.bucket, Path(temporary)))
         report = measure(tree, options.steps, options.trace)
     print("\n".join(table(report)), flush=True)
-    if options.json is not None:
-        options.json.write_text(json.dumps(asdict(report), indent=2), encoding="utf-8")
+    write_report(report, options.json)
 
 
 def with_buckets(elements: int, folder: Path) -> Path:

@@ -5,6 +5,7 @@ keep their shares of the parameters; `SIZES["true"]` is the model itself, for co
 the scripts. `proportions` tells what came out.
 """
 
+import argparse
 import csv
 import json
 import random
@@ -150,6 +151,33 @@ def is_made(folder: Path, size_name: str, num_paintings: int) -> bool:
     path = folder / "world.json"
     wanted = {"size": asdict(SIZES[size_name]), "paintings": num_paintings}
     return path.is_file() and json.loads(path.read_text()) == wanted
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What all scripts that measure on this world are asked."""
+    parser.add_argument("--folder", type=Path, help="where the random world is, or is to be made (default: temporary)")
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--batch", type=int, default=24, help="questions a step and rank (default 24)")
+    parser.add_argument("--paintings", type=int, default=1000, help="of the set, six questions each (default 1000)")
+    parser.add_argument("--dtype", choices=("auto", "bfloat16", "float32"), default="auto", help="of all models")
+    parser.add_argument("--tiny", action="store_true", help="a toy model, to try the script")
+
+
+def open_world(options: argparse.Namespace, temporary: Path) -> tuple[Path, str]:
+    """The world that `add_options` asked for, made if it is missing: its folder and the name of its size."""
+    size_name = "mid"
+    if options.tiny:
+        size_name, options.paintings, options.batch = "tiny", 60, 12
+    folder = options.folder or temporary / "world"
+    if not is_made(folder, size_name, options.paintings):
+        make_world(folder, size_name, options.paintings)
+    return folder, size_name
+
+
+def write_report(report: Any, path: Path | None) -> None:
+    """A dataclass as JSON, if it was asked for."""
+    if path is not None:
+        path.write_text(json.dumps(asdict(report), indent=2), encoding="utf-8")
 
 
 def read_questions(path: Path) -> list[dict[str, str]]:

@@ -11,7 +11,6 @@ matrix products it reached.
 """
 
 import argparse
-import json
 import os
 import platform
 import statistics
@@ -19,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +27,13 @@ from random_world import (
     QUESTIONS_PER_PAINTING,
     SIZES,
     Lengths,
-    is_made,
+    add_options,
     lengths_of,
-    make_world,
+    open_world,
     proportions,
     read_questions,
     run_settings,
+    write_report,
 )
 from turns import Contestant
 
@@ -122,32 +122,25 @@ class Report:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures, prints, writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, help="where the random world is, or is to be made (default: temporary)")
-    parser.add_argument("--json", type=Path, help="write the figures there")
+    add_options(parser)
     parser.add_argument("--rounds", type=int, default=7, help="turns of each row that count (default 7)")
     parser.add_argument("--seconds", type=float, default=5.0, help="of a turn, about (default 5)")
-    parser.add_argument("--batch", type=int, default=24, help="questions a step (default 24)")
-    parser.add_argument("--dtype", choices=("auto", "bfloat16", "float32"), default="auto", help="of all rows")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each row (default: all cores)")
     parser.add_argument("--rows", nargs="*", help="only rows whose names hold one of these texts (and the Trainer's)")
-    parser.add_argument("--paintings", type=int, default=1000, help="of the set, six questions each (default 1000)")
     parser.add_argument(
         "--compile", action="store_true", help="artkv against artkv with parts of it under torch.compile, and no peers"
     )
-    parser.add_argument("--tiny", action="store_true", help="a toy model, to try the script")
     options = parser.parse_args(arguments)
     if options.tiny:
-        options.paintings, options.batch, options.rounds, options.seconds = 16, 12, min(options.rounds, 2), 0.1
+        options.rounds, options.seconds = min(options.rounds, 2), 0.1
     with tempfile.TemporaryDirectory() as temporary:
-        run(options, options.folder or Path(temporary) / "world", Path(temporary))
+        run(options, Path(temporary))
 
 
-def run(options: argparse.Namespace, folder: Path, temporary: Path) -> None:
-    """One run with a world folder that lasts and a folder that does not."""
+def run(options: argparse.Namespace, temporary: Path) -> None:
+    """One run, with a folder that does not outlast it."""
     began = time.monotonic()
-    size_name = "tiny" if options.tiny else "mid"
-    if not is_made(folder, size_name, options.paintings):
-        make_world(folder, size_name, options.paintings)
+    folder, size_name = open_world(options, temporary)
     report = new_report(options, folder, size_name)
     rows = chosen_rows(all_rows(options, folder, size_name, temporary), options.rows)
     report.rows = [Result(row.name, row.text) for row in rows if row.kind != "products"]
@@ -174,8 +167,7 @@ def run(options: argparse.Namespace, folder: Path, temporary: Path) -> None:
     compare(rows, report, SIZES[size_name])
     report.seconds = round(time.monotonic() - began, 1)
     print("\n".join(table(report)), flush=True)
-    if options.json is not None:
-        options.json.write_text(json.dumps(asdict(report), indent=2), encoding="utf-8")
+    write_report(report, options.json)
 
 
 def all_rows(options: argparse.Namespace, folder: Path, size_name: str, temporary: Path) -> list[Row]:

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1] / "artkv"
 # A part imports itself and lower numbers. errors is below all; the top may import one another.
 LAYERS = {
     "errors": -1,
-    "config": 0, "distributed": 0, "batch": 0, "file_hash": 0, "tensor_file": 0,
+    "config": 0, "distributed": 0, "batch": 0, "file_hash": 0, "tensor_file": 0, "whole_file": 0,
     "datasets": 1, "kv_modulation": 1, "frozen": 1, "monitoring": 1,
     "models": 2,
     "evaluation": 3, "planning": 3, "feature_cache": 3,

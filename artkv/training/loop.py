@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
@@ -19,18 +18,10 @@ from artkv.monitoring.memory import peak_device_bytes, peak_host_bytes
 from artkv.monitoring.run_log import RunLog
 from artkv.monitoring.stragglers import OwnTime, Stragglers
 from artkv.monitoring.throughput import StepClock
-from artkv.training.checkpoint import (
-    Identity,
-    Progress,
-    has_checkpoint,
-    mark_best,
-    prune_checkpoints,
-    rewrite_progress,
-    save_checkpoint,
-)
+from artkv.training.checkpoint import Progress
 from artkv.training.engine import TrainingEngine
 from artkv.training.preemption import StopRequests
-from artkv.training.run_lock import RunLock
+from artkv.training.saving import Saver
 from artkv.training.schedule import learning_rate
 from artkv.training.step import seed_step, train_step
 
@@ -62,14 +53,12 @@ def fit(
     engine: TrainingEngine,
     data: TrainingData,
     config: Config,
-    identity: Identity,
     progress: Progress,
-    run_dir: Path,
+    saver: Saver,
     log: RunLog,
     world: World,
     validate: Validate | None,
     stops: StopRequests,
-    lock: RunLock | None,
 ) -> Progress:
     """Trains from `progress` to the last epoch's end, or to an early stop; returns where it ended.
 
@@ -78,7 +67,7 @@ def fit(
     for is saved.
     """
     training = config.training
-    per_step = identity.micro_batches_per_step
+    per_step = saver.identity.micro_batches_per_step
     warmup_questions = training.warmup_steps * _questions_per_step(data.table, config, per_step)
     total_questions = training.num_epochs * len(data.table)
     skipped_before_start = progress.skipped_steps
@@ -95,9 +84,9 @@ def fit(
             with clock.paused():
                 score = None if validate is None else validate(progress.step)
                 if score is None and validate is not None:
-                    stops.check(world, run_dir, progress.step)
+                    stops.check(world, saver.run_dir, progress.step)
                 progress = _after_validation(progress, score)
-                _save_score(engine, progress, identity, config, run_dir, lock, world)
+                saver.save_score(engine, progress)
                 stops.has_gained = True
         if progress.epoch == training.num_epochs or _stops_early(progress, config):
             return progress
@@ -163,10 +152,10 @@ def fit(
                 )
             with clock.paused():
                 if is_epoch_end or is_stopped or progress.step % config.run.checkpoint_every == 0:
-                    _save(engine, progress, identity, config, run_dir, lock, world)
+                    saver.save(engine, progress)
             is_done = progress.epoch == training.num_epochs and not progress.validation_due
             if is_stopped and not is_done:
-                stops.check(world, run_dir, progress.step)
+                stops.check(world, saver.run_dir, progress.step)
 
 
 def _questions_per_step(table: QuestionTable, config: Config, per_step: int) -> int:
@@ -204,49 +193,3 @@ def _after_validation(progress: Progress, score: float | None) -> Progress:
 def _stops_early(progress: Progress, config: Config) -> bool:
     patience = config.training.early_stopping_patience
     return patience is not None and progress.epochs_without_improvement >= patience
-
-
-def _save(
-    engine: TrainingEngine,
-    progress: Progress,
-    identity: Identity,
-    config: Config,
-    run_dir: Path,
-    lock: RunLock | None,
-    world: World,
-) -> None:
-    """Writes a checkpoint; a rank that dies after this has one to go back to."""
-    state = engine.state(keep=world.is_main)  # gathers: all ranks
-
-    def write() -> None:
-        if state is not None:
-            if lock is not None:
-                lock.check()
-            save_checkpoint(run_dir, state, progress, identity, config)
-            prune_checkpoints(run_dir, config.run.keep_checkpoints)
-
-    world.together(write)
-
-
-def _save_score(
-    engine: TrainingEngine,
-    progress: Progress,
-    identity: Identity,
-    config: Config,
-    run_dir: Path,
-    lock: RunLock | None,
-    world: World,
-) -> None:
-    """Writes what a validation changed into the checkpoint of its step."""
-    if not world.broadcast(has_checkpoint(run_dir, progress.step)):  # resumed from the folder of another run
-        _save(engine, progress, identity, config, run_dir, lock, world)
-
-    def write() -> None:
-        if world.is_main:
-            if lock is not None:
-                lock.check()
-            rewrite_progress(run_dir, progress)
-            if progress.best_step == progress.step:
-                mark_best(run_dir, progress.step)
-
-    world.together(write)

@@ -56,6 +56,7 @@ from artkv.training.engine import TrainableState, TrainingEngine
 from artkv.training.loop import TrainingData, Validate, fit, total_steps
 from artkv.training.preemption import StopRequests, job_end_time, remove_marker
 from artkv.training.run_lock import RunLock, run_lock
+from artkv.training.saving import Saver
 from artkv.training.status import recorded_state
 
 _PICTURES_IN_TENSORBOARD = 8
@@ -178,7 +179,8 @@ def _train_from(
         if val_tables:
             validate = _validation(model, val_tables[0], val_texts[0], val_paintings[0], settings, log, world, stops)
         begin_training(steps)
-        progress = fit(engine, data, config, identity, progress, run_dir, log, world, validate, stops, lock)
+        saver = Saver(run_dir, config, identity, lock, world)
+        progress = fit(engine, data, config, progress, saver, log, world, validate, stops)
     finally:
         log.close()
     engine.close()

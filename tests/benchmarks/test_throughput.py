@@ -1,6 +1,6 @@
 """The throughput, profile and scaling scripts at toy size, their formulas, and the turns that they take."""
 
-import importlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -36,20 +36,19 @@ def run_script(name: str, *arguments: str, timeout: float) -> subprocess.Complet
 
 @pytest.mark.system
 def test_throughput_of_the_main_rows(tmp_path: Path) -> None:
-    """The losses of artkv, of all its savings off, and of two peers agree; ratios are those of the figures."""
-    pytest.importorskip(
-        "iopath", reason="LAVIS's Blip2OPT, a peer alone, needs it: pip install iopath omegaconf fairscale"
-    )
+    """The losses of artkv with savings off and of its peers agree; ratios are those of the figures."""
     path = tmp_path / "throughput.json"
-    wanted = ["artkv, all three off", "last logits", "LAVIS"]
+    wanted = ["logits off", "all three off", "last logits"]
+    if importlib.util.find_spec("iopath"):  # LAVIS's Blip2OPT imports it: pip install 'artkv[benchmarks]'
+        wanted.append("LAVIS")
     done = run_script("throughput.py", "--threads", "1", "--json", str(path), "--rows", *wanted, timeout=400)
     report = json.loads(path.read_text())
     rows = {row["name"]: row for row in report["rows"]}
-    assert rows.keys() == {
+    assert rows.keys() - {"LAVIS Blip2OPT, plain loop"} == {
+        "artkv, answer-only logits off",
         "artkv, all three off",
         "transformers Trainer",
         "transformers Trainer, last logits only",
-        "LAVIS Blip2OPT, plain loop",
     }
     assert report["losses_agree"] is True
     assert report["worst_loss_difference"] < 1e-5  # 4e-7 seen
@@ -61,7 +60,7 @@ def test_throughput_of_the_main_rows(tmp_path: Path) -> None:
         assert row["of_allowed"] == pytest.approx(row["times_reference"] / row["allowed"])
         assert row["peak_bytes"] >= row["start_bytes"] > 0
         assert f"| {row['name']} |" in done.stdout
-    assert rows["transformers Trainer, last logits only"]["flops"] < trainer["flops"]
+    assert rows["transformers Trainer, last logits only"]["formula_flops"] < trainer["formula_flops"]
 
 
 @pytest.mark.system

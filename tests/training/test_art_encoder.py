@@ -29,7 +29,6 @@ from artkv.training.art_encoder_data import (
     check_pictures,
     read_style_data,
 )
-from artkv.training.art_encoder_state import write_tensors
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 FAST = {
@@ -176,18 +175,6 @@ def test_killed_and_resumed_is_the_same_to_the_bit(
         for folder in (tmp_path, uninterrupted)
     )
     assert ours == theirs
-
-
-def test_a_kill_while_writing_leaves_the_file_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def killed(*_: object) -> None:
-        raise Killed
-
-    file = tmp_path / "state.safetensors"
-    write_tensors(file, {"a": torch.ones(2)}, {})
-    monkeypatch.setattr("artkv.training.art_encoder_state.os.replace", killed)
-    with pytest.raises(Killed):
-        write_tensors(file, {"a": torch.zeros(2)}, {})
-    assert torch.equal(tensors(file)["a"], torch.ones(2))
 
 
 def test_a_damaged_state_is_refused(folders: Path, tmp_path: Path) -> None:

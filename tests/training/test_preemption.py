@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 import artkv.feature_cache.filling as filling
-import artkv.training.checkpoint as checkpoint_module
-import artkv.training.loop as loop
 import artkv.training.run as run_module
+import artkv.training.saving as saving
+import artkv.whole_file as whole_file
 from artkv.config import Config
 from artkv.errors import Preempted, RunFailed
 from artkv.training.checkpoint import load_checkpoint, load_latest
@@ -36,7 +36,7 @@ def stops() -> Iterator[StopRequests]:
 
 @pytest.fixture(scope="module")
 def undisturbed() -> dict[str, Any]:
-    """What an undisturbed run leaves; the first test that needs it fills it in."""
+    """What `whole` gives; the first test that needs it fills it in."""
     return {}
 
 
@@ -55,7 +55,9 @@ def left_by(run_dir: Path) -> dict[str, Any]:
     }
 
 
-def expected(undisturbed: dict[str, Any], run_training: Train, tmp_path: Path) -> dict[str, Any]:
+@pytest.fixture
+def whole(undisturbed: dict[str, Any], run_training: Train, tmp_path: Path) -> dict[str, Any]:
+    """What an undisturbed run leaves."""
     if not undisturbed:
         run_training([f"run.output_dir={tmp_path / 'undisturbed'}"])
         undisturbed |= left_by(tmp_path / "undisturbed")
@@ -74,16 +76,14 @@ def marker(run_dir: Path) -> dict[str, Any]:
 # anyway, after an epoch's last step, whose validation is still due (or in that), and after the run's last one.
 @pytest.mark.parametrize(("step", "stopped_at"), [(1, 2), (3, 4), (5, 6), (8, 9), (9, 9), (17, 18)])
 def test_a_signal_stops_after_the_next_step_and_the_resume_makes_up_for_everything(
-    undisturbed: dict[str, Any],
+    whole: dict[str, Any],
     run_training: Train,
     tiny_config: Config,
-    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     stops: StopRequests,
     step: int,
     stopped_at: int,
 ) -> None:
-    whole = expected(undisturbed, run_training, tmp_path)
     run_dir = tiny_config.run.output_dir
     rows: list[list[int]] = []
     before = time.time()
@@ -114,14 +114,12 @@ def test_a_run_that_is_done_with_its_last_step_is_done(
 
 
 def test_a_stop_while_validating_breaks_that_off_and_the_resume_does_it_once(
-    undisturbed: dict[str, Any],
+    whole: dict[str, Any],
     run_training: Train,
     tiny_config: Config,
-    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     stops: StopRequests,
 ) -> None:
-    whole = expected(undisturbed, run_training, tmp_path)
     answer_questions = run_module.answer_questions
     with monkeypatch.context() as patch:
 
@@ -138,27 +136,26 @@ def test_a_stop_while_validating_breaks_that_off_and_the_resume_does_it_once(
 
 
 def test_a_validation_that_was_due_in_another_folder_is_saved_into_this_one(
-    undisturbed: dict[str, Any],
+    whole: dict[str, Any],
     run_training: Train,
     tiny_config: Config,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     stops: StopRequests,
 ) -> None:
-    whole = expected(undisturbed, run_training, tmp_path)
     with monkeypatch.context() as patch:
         at_step(8, send(signal.SIGTERM), patch)
         with pytest.raises(Preempted, match="after step 9"):
             run_training(stops=stops)
     other = tmp_path / "other"
     rewritten = []
-    rewrite = loop.rewrite_progress
+    rewrite = saving.rewrite_progress
 
     def rewrite_progress(run_dir: Path, progress: Any) -> None:
         rewrite(run_dir, progress)
         rewritten.append((run_dir, load_checkpoint(run_dir / "checkpoints" / "step_00000009").progress.best_step))
 
-    monkeypatch.setattr(loop, "rewrite_progress", rewrite_progress)
+    monkeypatch.setattr(saving, "rewrite_progress", rewrite_progress)
     run_training([f"run.output_dir={other}", "run.keep_checkpoints=9"], resume=str(tiny_config.run.output_dir))
     assert rewritten[0] == (other, 9)
     assert (other / "best" / "checkpoint.json").is_file()
@@ -166,19 +163,17 @@ def test_a_validation_that_was_due_in_another_folder_is_saved_into_this_one(
 
 
 def test_a_kill_between_score_and_checkpoint_logs_the_validation_once(
-    undisturbed: dict[str, Any],
+    whole: dict[str, Any],
     run_training: Train,
     tiny_config: Config,
-    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    whole = expected(undisturbed, run_training, tmp_path)
 
     def killed(*arguments: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "rewrite_progress", killed)
+        patch.setattr(saving, "rewrite_progress", killed)
         with pytest.raises(KeyboardInterrupt):
             run_training()
     run_training(resume="auto")
@@ -186,25 +181,24 @@ def test_a_kill_between_score_and_checkpoint_logs_the_validation_once(
 
 
 def test_signals_while_a_checkpoint_is_written_leave_it_whole(
-    undisturbed: dict[str, Any],
+    whole: dict[str, Any],
     run_training: Train,
     tiny_config: Config,
-    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     stops: StopRequests,
 ) -> None:
-    whole = expected(undisturbed, run_training, tmp_path)
-    sync, signals = checkpoint_module._sync, 0
+    sync, signals = whole_file._sync, 0
 
     def signalled(path: Path) -> None:
         nonlocal signals
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            os.kill(os.getpid(), number)
-            signals += 1
+        if "checkpoints" in path.parts:
+            for number in (signal.SIGTERM, signal.SIGUSR1):
+                os.kill(os.getpid(), number)
+                signals += 1
         sync(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint_module, "_sync", signalled)
+        patch.setattr(whole_file, "_sync", signalled)
         with pytest.raises(Preempted, match="stopped by SIGTERM after step 5"):
             run_training(stops=stops)
     assert signals > 10
