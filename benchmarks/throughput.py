@@ -7,7 +7,7 @@ Nothing is downloaded: a random BLIP-2 with the true model's proportions is made
 ArtQuest-like questions. Each row is a process that runs its own training loop and stands still between two steps while
 another has its turn; a figure is the median of --rounds turns. Before the first step the losses on the same questions
 are compared. Beside each row: FLOPs a question, counted on a real step, and what share of the machine's rate in large
-matrix products it reached.
+matrix products it reached. Figures are in docs/throughput.md.
 """
 
 import argparse
