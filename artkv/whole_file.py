@@ -19,9 +19,9 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         write(temporary)
         inside = sorted(temporary.iterdir()) if temporary.is_dir() else []
         for written in [*inside, temporary]:
-            _sync(written)
+            sync(written)
         temporary.replace(path)
-        _sync(path.parent)
+        sync(path.parent)
     finally:
         _remove(temporary)
 
@@ -33,7 +33,7 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Waits until a file's content or a folder's entries are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -23,13 +23,13 @@ def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
     assert [entry.name for entry in path.parent.iterdir()] == ["file"]
 
 
-@pytest.mark.parametrize("where", ["write", "_sync", "replace"])
+@pytest.mark.parametrize("where", ["write", "sync", "replace"])
 def test_a_kill_leaves_the_file_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     path = tmp_path / "file"
     path.write_text("before")
     with monkeypatch.context() as patch:
-        if where == "_sync":
-            patch.setattr("artkv.whole_file._sync", killed)
+        if where == "sync":
+            patch.setattr("artkv.whole_file.sync", killed)
         if where == "replace":
             patch.setattr(Path, "replace", killed)
 

@@ -11,7 +11,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
 from artkv.batch import Batch, PackedQuestions, QuestionBatch
 from artkv.datasets.order import EpochPlan, MicroBatch, TrainingShard, evaluation_shard
@@ -25,7 +24,7 @@ from artkv.datasets.tokenized_table import TokenizedTable
 _BATCHES_READY = 2
 
 
-class QuestionDataset(Dataset):
+class QuestionDataset:
     """Builds the `Batch` of each micro-batch in a sequence of them.
 
     with_answers: true for training (labels on the answers), false for generation (prompts alone).

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from artkv.errors import UserError
+from artkv.whole_file import sync
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
 
@@ -23,11 +24,7 @@ def write_whole(path: Path, content: bytes) -> None:
     try:
         while not _is_written(path, content):
             pass
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync(path.parent)
     except OSError as error:
         raise UserError(
             f"{path.parent}: {path.name} cannot be written ({error.strerror}); give frozen.feature_cache a folder that "

@@ -187,7 +187,7 @@ def test_signals_while_a_checkpoint_is_written_leave_it_whole(
     monkeypatch: pytest.MonkeyPatch,
     stops: StopRequests,
 ) -> None:
-    sync, signals = whole_file._sync, 0
+    sync, signals = whole_file.sync, 0
 
     def signalled(path: Path) -> None:
         nonlocal signals
@@ -198,7 +198,7 @@ def test_signals_while_a_checkpoint_is_written_leave_it_whole(
         sync(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(whole_file, "_sync", signalled)
+        patch.setattr(whole_file, "sync", signalled)
         with pytest.raises(Preempted, match="stopped by SIGTERM after step 5"):
             run_training(stops=stops)
     assert signals > 10
