@@ -19,6 +19,7 @@ from artkv.frozen.quantised import quantise_linears
 from artkv.frozen.streaming import StreamedBlocks, stream_blocks
 from artkv.kv_modulation import KVPrefix, PrefixedCrossAttention, install_prefixed_cross_attention
 from artkv.models.blip2_files import Blip2Files
+from artkv.models.cpu_attention import CPU_ATTENTION
 from artkv.models.opt_answer_columns import read_answer_columns
 
 # Everything on the device, for evaluation and wherever memory is no concern.
@@ -118,6 +119,8 @@ class LoadedBlip2(ABC):
         # Before any LoRA adapter renames the layers it wraps.
         self._parameters = self._neutrally_named("")
         modules.root.eval().requires_grad_(False)
+        if device.type == "cpu":
+            self.language_model.set_attn_implementation(CPU_ATTENTION)
         install_prefixed_cross_attention(
             list(modules.cross_attention.values()),
             modules.attention_attribute,

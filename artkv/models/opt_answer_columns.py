@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.opt.modeling_opt import eager_attention_forward
 
 
 def read_answer_columns(block: nn.Module) -> None:
@@ -32,7 +33,7 @@ def read_answer_columns(block: nn.Module) -> None:
 
 
 def _at_columns(block: Any, hidden_RLD: Tensor, mask_R1LL: Tensor, columns_RC: Tensor) -> Tensor:
-    """`OPTDecoderLayer.forward` under SDPA in eval mode, with queries at `columns_RC` only."""
+    """`OPTDecoderLayer.forward` in eval mode, with queries at `columns_RC` only."""
     attention = block.self_attn
     num_rows, num_columns, _ = hidden_RLD.shape
     places_RC = columns_RC + num_columns * torch.arange(num_rows, device=columns_RC.device)[:, None]
@@ -46,14 +47,16 @@ def _at_columns(block: Any, hidden_RLD: Tensor, mask_R1LL: Tensor, columns_RC: T
 
     is_pre_norm = block.do_layer_norm_before
     normed_RLD = block.self_attn_layer_norm(hidden_RLD) if is_pre_norm else hidden_RLD
-    out_RHCW = scaled_dot_product_attention(
+    attend = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager_attention_forward)
+    out_RCHW, _ = attend(
+        attention,
         heads(attention.q_proj(at_places(normed_RLD)) * attention.scaling),
         heads(attention.k_proj(normed_RLD)),
         heads(attention.v_proj(normed_RLD)),
-        attn_mask=at_places(mask_R1LL.squeeze(1))[:, None],
-        scale=1.0,  # the query is scaled, as in OPT
+        at_places(mask_R1LL.squeeze(1))[:, None],
+        scaling=1.0,  # the query is scaled, as in OPT
     )
-    hidden_RCD = at_places(hidden_RLD) + attention.out_proj(out_RHCW.transpose(1, 2).flatten(2))
+    hidden_RCD = at_places(hidden_RLD) + attention.out_proj(out_RCHW.flatten(2))
     if not is_pre_norm:
         hidden_RCD = block.self_attn_layer_norm(hidden_RCD)
     normed_RCD = block.final_layer_norm(hidden_RCD) if is_pre_norm else hidden_RCD
