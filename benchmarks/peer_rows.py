@@ -105,11 +105,17 @@ def padded_on_the_left(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return batch
 
 
+def opt_attention() -> str:
+    """The faster of transformers' own two where OPT passes gradients on: what an expert would set."""
+    return "sdpa" if torch.cuda.is_available() else "eager"
+
+
 def stock_blip2(world_folder: Path, dtype: torch.dtype) -> Blip2ForConditionalGeneration:
     """transformers' BLIP-2 with all frozen but what artkv trains of it, the Q-Former's cross-attention."""
     model = Blip2ForConditionalGeneration.from_pretrained(
         world_folder / "blip2", dtype=dtype, attn_implementation="sdpa"
     )
+    model.language_model.set_attn_implementation(opt_attention())
     model.requires_grad_(False)
     for layer in model.qformer.encoder.layer:
         if layer.has_cross_attention:
@@ -218,6 +224,7 @@ def run_lavis(
     dtype = resolve_dtype(dtype_name, torch.device("cpu"))
     data = Questions(world_folder, size_name, text, dtype)
     model = lavis_blip2_opt(SIZES[size_name], data.tokenizer, dtype)
+    model.opt_model.set_attn_implementation(opt_attention())
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY, fused=True)
 
