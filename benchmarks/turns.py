@@ -104,10 +104,15 @@ class Contestant:
         self._log = log
         self._connection, theirs = multiprocessing.Pipe()
         context = multiprocessing.get_context("spawn")
-        self._process = context.Process(
-            target=_main, args=(target, theirs, arguments, log, dict(environment)), name=name
-        )
-        self._process.start()
+        self._process = context.Process(target=_main, args=(target, theirs, arguments, log), name=name)
+        # Before it starts: OpenMP reads its settings once, when the conductor's own imports are repeated in there.
+        before = dict(os.environ)
+        os.environ.update(environment)
+        try:
+            self._process.start()
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
         theirs.close()
 
     def wait_until_ready(self) -> None:
@@ -175,10 +180,7 @@ def resident_bytes() -> int | None:
     return int(path.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if path.is_file() else None
 
 
-def _main(
-    target: str, connection: Connection, arguments: tuple[Any, ...], log: Path, environment: Mapping[str, str]
-) -> None:
-    os.environ.update(environment)
+def _main(target: str, connection: Connection, arguments: tuple[Any, ...], log: Path) -> None:
     with log.open("w", encoding="utf-8") as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())

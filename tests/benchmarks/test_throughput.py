@@ -235,6 +235,33 @@ def test_a_contestant_that_dies_says_why(module: Any, tmp_path: Path) -> None:
     contestant.close()
 
 
+_ASKS_FOR_THREADS = """
+import sys
+from pathlib import Path
+import torch
+import turns
+
+def run(stand):
+    stand.actions["threads"] = torch.get_num_threads
+    stand.boundary(0)
+
+if __name__ == "__main__":
+    contestant = turns.Contestant("one", "script:run", (), Path(sys.argv[1]), {"OMP_NUM_THREADS": "1"})
+    contestant.wait_until_ready()
+    print(contestant.ask("threads"))
+    contestant.close()
+"""
+
+
+def test_a_contestant_has_its_own_threads(tmp_path: Path) -> None:
+    """In a script that imports torch itself, as the real ones do, and so before the contestant's own function runs."""
+    (tmp_path / "script.py").write_text(_ASKS_FOR_THREADS)
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'benchmarks'}:{tmp_path}", "OMP_NUM_THREADS": "2"}
+    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "log")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.split() == ["1"], done.stderr[-3000:]
+
+
 def test_spans_leave_out_those_inside(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     profile = module("profile_step")
     now = iter([0.0, 1.0, 3.0, 7.0, 15.0, 31.0])
