@@ -63,7 +63,8 @@ def streamed_twin(
     """The same model with its layers streamed; on the CPU a slot that is not waited for holds NaN."""
     twin = on_meta(model)
     storage = storage or ("bf16" if model.dtype == torch.bfloat16 else "fp32")
-    host = HostBlocks.build(readers_of(layers_of(model)), storage)
+    masters = copy.deepcopy(model).cpu()  # where a file's tensors are
+    host = HostBlocks.build(readers_of(layers_of(masters)), storage)
     arguments = (host, model.device, model.dtype)
     if transport is not None:
         made = transport(*arguments)
