@@ -22,12 +22,12 @@ from artkv.evaluation.results import write_results
 from artkv.evaluation.scores import Scores
 from artkv.feature_cache import cache_settings, decoded_before, prepare_features
 from artkv.frozen.host_blocks import Gather
-from artkv.models.backends import Together
+from artkv.models.assembly import build_model
+from artkv.models.backbone.backends import Together
+from artkv.models.backbone.blip2_backbone import alone
 from artkv.models.frozen_encoders import painting_transform
 from artkv.models.kv_modulated_blip2 import KVModulatedBlip2
-from artkv.models.loaded_blip2 import alone
-from artkv.models.loading import build_model
-from artkv.training.checkpoint import (
+from artkv.run_folder.checkpoint import (
     check_fits,
     check_same_frozen_weights,
     read_adapter,

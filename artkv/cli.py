@@ -77,7 +77,7 @@ def evaluate(options: argparse.Namespace) -> int:
     from artkv.distributed import process_group
     from artkv.evaluation.answering import ALL_ABLATIONS, Ablation
     from artkv.evaluation.scores import format_table
-    from artkv.training.checkpoint import read_config, resolve_checkpoint
+    from artkv.run_folder.checkpoint import read_config, resolve_checkpoint
 
     folder = resolve_checkpoint(Path(options.checkpoint))
     config = override_config(read_config(folder), options.set)
@@ -93,7 +93,7 @@ def evaluate(options: argparse.Namespace) -> int:
 
 def status(options: argparse.Namespace) -> int:
     """Tells how far a run is."""
-    from artkv.training.status import format_status, read_status
+    from artkv.run_folder.status import format_status, read_status
 
     print(format_status(read_status(Path(options.run))))
     return DONE
@@ -103,7 +103,7 @@ def ask(options: argparse.Namespace) -> int:
     """Answers one question about one picture."""
     from artkv.api import load_model
     from artkv.config import override_config
-    from artkv.training.checkpoint import read_config, resolve_checkpoint
+    from artkv.run_folder.checkpoint import read_config, resolve_checkpoint
 
     folder = resolve_checkpoint(Path(options.checkpoint))
     config = override_config(read_config(folder), options.set)
@@ -134,8 +134,8 @@ def cache(options: argparse.Namespace) -> int:
 def export(options: argparse.Namespace) -> int:
     """Writes a checkpoint for others to load."""
     from artkv.config import override_config
-    from artkv.training.checkpoint import read_config, resolve_checkpoint
-    from artkv.training.export import export as write_export
+    from artkv.export import export as write_export
+    from artkv.run_folder.checkpoint import read_config, resolve_checkpoint
 
     folder = resolve_checkpoint(Path(options.checkpoint))
     config = override_config(read_config(folder), options.set)
@@ -149,7 +149,7 @@ def check(options: argparse.Namespace) -> int:
     from artkv.config import load_config
     from artkv.distributed import single_process
     from artkv.feature_cache import cache_settings, find_cache_problems
-    from artkv.planning.preflight import find_obstacles
+    from artkv.preflight import find_obstacles
 
     config = load_config(options.config, options.set)
     obstacles = find_obstacles(config)
@@ -176,8 +176,8 @@ def plan(options: argparse.Namespace) -> int:
 
 def art_encoder(options: argparse.Namespace) -> int:
     """Trains the art encoder."""
-    from artkv.training.art_encoder import train_art_encoder
-    from artkv.training.art_encoder_arguments import settings_from_arguments
+    from artkv.art_encoder.arguments import settings_from_arguments
+    from artkv.art_encoder.training import train_art_encoder
 
     result = train_art_encoder(settings_from_arguments(options))
     print(f"best top-1 {result.scores.top1:.3f} in epoch {result.epoch}; efficientnet.checkpoint: {result.checkpoint}")
@@ -285,7 +285,7 @@ def _parser(chosen: str | None = None) -> argparse.ArgumentParser:
 
     verb = _add_verb(verbs, "art-encoder", art_encoder, "train an EfficientNet on WikiArt's styles")
     if chosen == "art-encoder":
-        from artkv.training.art_encoder_arguments import add_arguments as add_art_encoder_arguments
+        from artkv.art_encoder.arguments import add_arguments as add_art_encoder_arguments
 
         add_art_encoder_arguments(verb)
 

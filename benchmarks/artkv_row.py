@@ -81,7 +81,7 @@ def loss_of_all_logits(model: KVModulatedBlip2, visual_IKD: Tensor, questions: A
     """`KVModulatedBlip2.answer_loss` without answer-only logits: the last block and the logits everywhere."""
     language_model = model.backbone.language_model
     if hasattr(questions, "answer_columns"):
-        from artkv.models.packed_sequences import packed_embeddings, tree_attention_mask
+        from artkv.models.opt.packed_sequences import packed_embeddings, tree_attention_mask
 
         text_RLD = language_model.get_input_embeddings()(questions.token_ids)
         hidden = language_model.model.decoder(

@@ -30,8 +30,8 @@ from safetensors.torch import save_file
 from transformers import Blip2Config, Blip2ForConditionalGeneration, BlipImageProcessor
 
 from artkv.config import load_config
+from artkv.datasets.batches import evaluation_loader
 from artkv.datasets.image_index import ImageIndex
-from artkv.datasets.loading import evaluation_loader
 from artkv.datasets.order import plan_epoch
 from artkv.datasets.table import read_table
 from artkv.datasets.tokenized_table import tokenize_table

@@ -33,11 +33,12 @@ from artkv.config import (
 from artkv.config.deepspeed import fill_deepspeed_config, load_deepspeed_config
 from artkv.datasets.tokenization import collate_questions, encode_for_training
 from artkv.distributed import World, process_group
+from artkv.models.assembly import BuiltModel, build_model
 from artkv.models.efficientnet import create_efficientnet
-from artkv.models.loading import BuiltModel, build_model
 from artkv.monitoring.memory import peak_device_bytes, peak_host_bytes
 from artkv.quickstart.tokenizer import train_tokenizer
-from artkv.training.engine import TrainableState, TrainingEngine
+from artkv.run_folder.state import TrainableState
+from artkv.training.engine import TrainingEngine
 from artkv.training.step import train_step
 
 _TEXT = "Question: In which style is this painting of a harbour at dusk? Short answer: impressionism\n"

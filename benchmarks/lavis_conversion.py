@@ -31,10 +31,10 @@ from torch import Tensor
 from transformers import OPTConfig
 
 from artkv.config import ModelConfig
-from artkv.models.blip2_files import open_blip2, stock_blip2
-from artkv.models.blip2_writing import MergedSource, write_lavis_file, write_transformers_folder
-from artkv.models.lavis_names import to_lavis
-from artkv.models.transformers_backend import open_transformers_backbone
+from artkv.models.backbone.transformers_backend import open_transformers_backbone
+from artkv.models.files.blip2_files import open_blip2, stock_blip2
+from artkv.models.files.blip2_writing import MergedSource, write_lavis_file, write_transformers_folder
+from artkv.models.files.lavis_names import to_lavis
 from artkv.planning.shapes import BLIP2_OPT_2_7B, read_blip2_config
 from artkv.quickstart.tokenizer import train_tokenizer
 

@@ -10,7 +10,7 @@ from random_world import Size, blip2_config
 from torch import nn
 from transformers import BertConfig, OPTForCausalLM
 
-from artkv.models import lavis_compatibility as compatibility
+from artkv.models.backbone import lavis_compatibility as compatibility
 
 
 class _QFormer(nn.Module):

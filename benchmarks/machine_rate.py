@@ -4,7 +4,7 @@ import torch
 from torch.nn.functional import linear
 from turns import Stand
 
-from artkv.models.precision import resolve_dtype
+from artkv.models.backbone.backends import resolve_dtype
 
 
 def run_products(stand: Stand, rows: int, width: int, out_width: int, dtype_name: str, products: int) -> None:

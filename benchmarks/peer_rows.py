@@ -28,7 +28,7 @@ from turns import Stand
 from artkv.config import EfficientNetConfig
 from artkv.datasets.pictures import PaintingTransform, open_picture
 from artkv.datasets.tokenization import encode_for_training
-from artkv.models.precision import resolve_dtype
+from artkv.models.backbone.backends import resolve_dtype
 from artkv.monitoring.memory import peak_host_bytes
 
 _LEARNING_RATE = 1e-4

@@ -352,7 +352,7 @@ def new_report(options: argparse.Namespace, folder: Path, size_name: str) -> Rep
     import torch
     from transformers import AutoTokenizer
 
-    from artkv.models.precision import resolve_dtype
+    from artkv.models.backbone.backends import resolve_dtype
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = AutoTokenizer.from_pretrained(folder / "blip2")

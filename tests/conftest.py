@@ -4,7 +4,7 @@ import csv
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ from transformers import (
 from artkv.config import Config, load_config
 from artkv.distributed import World, process_group
 from artkv.quickstart.tokenizer import train_tokenizer
+from tests.training_runs import run_training as run_training  # a fixture
 
 # Tiny shapes gain nothing from more, and processes that tests start inherit it.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -130,6 +131,19 @@ def tiny_world(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: PreTrai
 def tiny_config(tiny_world: Path, tmp_path: Path) -> Config:
     """Settings of a run on `tiny_world` that writes into the test's own folder."""
     return load_config(tiny_world / "config.yaml", [f"run.output_dir={tmp_path / 'run'}"])
+
+
+@pytest.fixture
+def settings(tiny_config: Config) -> Callable[..., Config]:
+    """The tiny config with changed sections: `settings(kv_modulation={"gate": "zero"})`."""
+
+    def changed(**sections: dict) -> Config:
+        tree = tiny_config.model_dump()
+        for section, values in sections.items():
+            tree[section] |= values
+        return Config.model_validate(tree)
+
+    return changed
 
 
 @pytest.fixture

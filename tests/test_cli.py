@@ -19,7 +19,7 @@ from artkv.config import override_config
 from artkv.distributed import World
 from artkv.evaluation.answering import Ablation
 from artkv.frozen.host_blocks import HostBlocks
-from artkv.training.checkpoint import read_config, resolve_checkpoint
+from artkv.run_folder.checkpoint import read_config, resolve_checkpoint
 from artkv.training.run import train
 
 

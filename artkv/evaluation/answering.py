@@ -8,7 +8,7 @@ import torch
 
 from artkv.batch import Batch, PaintingViews, QuestionBatch
 from artkv.config import DatasetConfig, EvaluationConfig
-from artkv.datasets.loading import evaluation_loader
+from artkv.datasets.batches import evaluation_loader
 from artkv.datasets.order import plan_evaluation
 from artkv.datasets.painting_source import PaintingSource
 from artkv.datasets.records import format_problems

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from artkv.distributed import World
 from artkv.errors import UserError
 from artkv.feature_cache.files import write_whole
-from artkv.file_hash import file_sha256
+from artkv.files import file_sha256
 
 # The key of the blank picture of the question-only baseline, which is no file.
 BLANK = hashlib.sha256(b"the blank picture").hexdigest()

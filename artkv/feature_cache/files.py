@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from artkv.errors import UserError
-from artkv.whole_file import sync
+from artkv.files import sync
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
 

@@ -25,7 +25,7 @@ from typing_extensions import Self
 
 from artkv.config import EfficientNetConfig
 from artkv.errors import UserError
-from artkv.models.weight_files import tensor_digest
+from artkv.models.files.weight_files import tensor_digest
 
 # Averaged weights first, as timm's own loader prefers them: they are what a training's scores were measured on.
 _WRAPPERS = (

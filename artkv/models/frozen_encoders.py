@@ -12,16 +12,16 @@ from artkv.batch import PaintingFeatures, PaintingViews
 from artkv.config import EfficientNetConfig, FrozenConfig, ModelConfig
 from artkv.datasets.pictures import PaintingTransform
 from artkv.frozen.host_blocks import Gather
-from artkv.models.backbone import Blip2Backbone, ImageSettings
-from artkv.models.backends import open_backbone
+from artkv.models.backbone.backends import open_backbone, resolve_dtype
+from artkv.models.backbone.blip2_backbone import Blip2Backbone
 from artkv.models.efficientnet import (
     EfficientNetEncoder,
     create_efficientnet,
     efficientnet_state_tensors,
     load_efficientnet,
 )
-from artkv.models.precision import resolve_dtype
-from artkv.models.weight_files import combined_digest, digests
+from artkv.models.files.blip2_files import ImageSettings
+from artkv.models.files.weight_files import combined_digest, digests
 
 # Beside the weights: torchvision's larger networks have another one than timm's.
 _EPS = "settings.batchnorm_eps"

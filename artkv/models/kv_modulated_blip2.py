@@ -14,10 +14,9 @@ from torch import Tensor, nn
 
 from artkv.batch import Batch, PackedQuestions, PaintingFeatures, PaintingViews, QuestionBatch
 from artkv.kv_modulation import KVPrefix, KVPrefixGenerator
-from artkv.models.answer_generation import generate_token_ids
-from artkv.models.answer_loss import answer_cross_entropy
-from artkv.models.backbone import Blip2Backbone
-from artkv.models.packed_sequences import packed_embeddings, tree_attention_mask
+from artkv.models.backbone.blip2_backbone import Blip2Backbone
+from artkv.models.opt.answers import answer_cross_entropy, generate_token_ids
+from artkv.models.opt.packed_sequences import packed_embeddings, tree_attention_mask
 
 
 class AnswerLoss(NamedTuple):

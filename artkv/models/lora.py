@@ -8,7 +8,7 @@ from peft import inject_adapter_in_model
 from torch import Tensor, nn
 
 from artkv.config import LoraConfig
-from artkv.models.backbone import Blip2Backbone
+from artkv.models.backbone.blip2_backbone import Blip2Backbone
 
 # As in the LoRA paper (Hu et al. 2021, section 4.2): queries and values.
 _OPT_TARGETS = r".*\.self_attn\.(q_proj|v_proj)"

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from artkv.whole_file import write_whole
+from artkv.files import write_whole
 
 Kind = Literal["train", "validation"]
 

@@ -18,8 +18,8 @@ from torch.utils._pytree import tree_leaves
 from artkv.batch import PaintingFeatures, PaintingViews
 from artkv.config.sizes import parse_size
 from artkv.errors import UserError
-from artkv.models.answer_loss import answer_cross_entropy
-from artkv.models.packed_sequences import tree_attention_mask
+from artkv.models.opt.answers import answer_cross_entropy
+from artkv.models.opt.packed_sequences import tree_attention_mask
 from artkv.planning.batch_shape import BatchShape, Sequences, sequences
 from artkv.planning.shapes import ModelShapes
 

@@ -22,12 +22,11 @@ from transformers import (
 from artkv.config import Config, ModelConfig
 from artkv.errors import UserError
 from artkv.kv_modulation import KVPrefixGenerator
-from artkv.models.backbone import ImageSettings
-from artkv.models.blip2_files import Blip2Files, read_lavis_config
+from artkv.models.backbone.transformers_backend import TransformersBackbone
 from artkv.models.efficientnet import EfficientNetEncoder, create_efficientnet
+from artkv.models.files.blip2_files import Blip2Files, ImageSettings, read_lavis_config
 from artkv.models.kv_modulated_blip2 import FrozenParts, KVModulatedBlip2
 from artkv.models.lora import add_lora
-from artkv.models.transformers_backend import TransformersBackbone
 
 BLIP2_OPT_2_7B = "Salesforce/blip2-opt-2.7b"
 

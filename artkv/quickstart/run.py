@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 
 from artkv.api import evaluate
+from artkv.art_encoder.arguments import ArtEncoderSettings
+from artkv.art_encoder.training import train_art_encoder
 from artkv.config import Config, dump_config, load_config, recipe_path
 from artkv.distributed import single_process
 from artkv.errors import RunFailed, UserError
@@ -17,8 +19,6 @@ from artkv.evaluation.answering import ALL_ABLATIONS, AS_TRAINED
 from artkv.evaluation.scores import Estimate, Scores, format_table
 from artkv.quickstart.paintings import STYLES
 from artkv.quickstart.world import World, make_world
-from artkv.training.art_encoder import train_art_encoder
-from artkv.training.art_encoder_arguments import ArtEncoderSettings
 
 # What a run of the world shows when everything works.
 _LEAST_EXACT_MATCH = 0.9

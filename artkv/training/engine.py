@@ -4,8 +4,7 @@ import contextlib
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import deepspeed
@@ -21,25 +20,12 @@ from torch import Tensor, nn
 
 from artkv.batch import Batch
 from artkv.models.kv_modulated_blip2 import AnswerLoss, KVModulatedBlip2
+from artkv.run_folder.state import TrainableState
 
 _ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 # DeepSpeed calls collectives by names that torch 2.14 has renamed; nothing that a user could change.
 warnings.filterwarnings("ignore", r"`torch\.distributed\.", FutureWarning)
-
-
-@dataclass(frozen=True)
-class TrainableState:
-    """What training changes: fp32 masters, Adam's moments and its step count, by parameter name.
-
-    All tensors are fp32, on the CPU, in the parameters' shapes. Where nothing was trained yet the
-    moments are empty and adam_step is 0.
-    """
-
-    masters: Mapping[str, Tensor]
-    exp_avg: Mapping[str, Tensor]
-    exp_avg_sq: Mapping[str, Tensor]
-    adam_step: int
 
 
 class TrainingEngine:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from artkv.config import Config
-from artkv.datasets.loading import training_loader
+from artkv.datasets.batches import training_loader
 from artkv.datasets.order import plan_epoch
 from artkv.datasets.packing import PackingSettings
 from artkv.datasets.painting_source import PaintingSource
@@ -18,11 +18,10 @@ from artkv.monitoring.memory import peak_device_bytes, peak_host_bytes
 from artkv.monitoring.run_log import RunLog
 from artkv.monitoring.stragglers import OwnTime, Stragglers
 from artkv.monitoring.throughput import StepClock
-from artkv.training.checkpoint import Progress
+from artkv.run_folder.state import Progress
 from artkv.training.engine import TrainingEngine
 from artkv.training.preemption import StopRequests
 from artkv.training.saving import Saver
-from artkv.training.schedule import learning_rate
 from artkv.training.step import seed_step, train_step
 
 # Scores a validation: called with the steps done, on all ranks; returns the exact match, None if it was broken off.
@@ -156,6 +155,22 @@ def fit(
             is_done = progress.epoch == training.num_epochs and not progress.validation_due
             if is_stopped and not is_done:
                 stops.check(world, saver.run_dir, progress.step)
+
+
+def learning_rate(
+    peak: float, questions_before: int, questions_after: int, warmup_questions: int, total_questions: int
+) -> float:
+    """Linear warm-up to `peak`, then linear decay to 0, for the step that sees the questions between.
+
+    The warm-up takes the count after the step and the decay the count before it, so the first step moves
+    and the last one does too. With steps of equal size this is transformers'
+    `get_linear_schedule_with_warmup`, one step ahead while warming up. Counting questions and not steps
+    keeps the schedule when batches are packed or the number of ranks changes.
+    """
+    if questions_after <= warmup_questions:
+        return peak * questions_after / warmup_questions
+    decaying = max(1, total_questions - warmup_questions)
+    return peak * min(1.0, max(0, total_questions - questions_before) / decaying)
 
 
 def _questions_per_step(table: QuestionTable, config: Config, per_step: int) -> int:

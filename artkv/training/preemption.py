@@ -7,8 +7,6 @@ all ranks' flags with a number that it reduces anyway, so they stop after the sa
 `preempted.json` for the script that requeues the job.
 """
 
-import json
-import os
 import signal
 import subprocess
 import threading
@@ -19,12 +17,11 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from artkv.errors import Preempted, RunFailed
-from artkv.whole_file import write_whole
+from artkv.run_folder.marker import write_marker
 
 if TYPE_CHECKING:  # torch takes seconds, in which a command would not listen yet
     from artkv.distributed import World
 
-MARKER = "preempted.json"
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -119,14 +116,3 @@ def job_end_time(environment: Mapping[str, str]) -> float | None:
         return float(text.split()[0])
     except (ValueError, IndexError):  # NONE, N/A: a job without an end
         return None
-
-
-def write_marker(run_dir: Path, step: int, reason: str) -> None:
-    """Writes `run_dir/preempted.json`, whole or absent; called on rank 0 alone."""
-    record = {"step": step, "reason": reason, "time": time.time(), "job": os.environ.get("SLURM_JOB_ID")}
-    write_whole(run_dir / MARKER, lambda path: path.write_text(json.dumps(record), encoding="utf-8"))
-
-
-def remove_marker(run_dir: Path) -> None:
-    """Removes the marker of an earlier start, if there is one; called on rank 0 alone."""
-    (run_dir / MARKER).unlink(missing_ok=True)

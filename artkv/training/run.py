@@ -30,18 +30,15 @@ from artkv.evaluation.answering import (
     tokenize_checked,
 )
 from artkv.feature_cache import cache_settings, decoded_before, prepare_features
+from artkv.models.assembly import BuiltModel, build_model
 from artkv.models.frozen_encoders import painting_transform
 from artkv.models.kv_modulated_blip2 import KVModulatedBlip2
-from artkv.models.loading import BuiltModel, build_model
 from artkv.monitoring.environment import environment_report
 from artkv.monitoring.rank_log import rank_log
 from artkv.monitoring.run_log import RunLog
 from artkv.monitoring.tensorboard_log import AnsweredQuestion
-from artkv.planning.preflight import check_output_folder
-from artkv.training.checkpoint import (
+from artkv.run_folder.checkpoint import (
     Checkpoint,
-    Identity,
-    Progress,
     check_fits,
     check_same_frozen_weights,
     check_same_settings,
@@ -52,12 +49,14 @@ from artkv.training.checkpoint import (
     resolve_checkpoint,
     set_aside_newer,
 )
-from artkv.training.engine import TrainableState, TrainingEngine
+from artkv.run_folder.marker import remove_marker
+from artkv.run_folder.run_lock import RunLock, check_output_folder, run_lock
+from artkv.run_folder.state import Identity, Progress, TrainableState
+from artkv.run_folder.status import recorded_state
+from artkv.training.engine import TrainingEngine
 from artkv.training.loop import TrainingData, Validate, fit, total_steps
-from artkv.training.preemption import StopRequests, job_end_time, remove_marker
-from artkv.training.run_lock import RunLock, run_lock
+from artkv.training.preemption import StopRequests, job_end_time
 from artkv.training.saving import Saver
-from artkv.training.status import recorded_state
 
 _PICTURES_IN_TENSORBOARD = 8
 

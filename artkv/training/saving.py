@@ -5,17 +5,10 @@ from pathlib import Path
 
 from artkv.config import Config
 from artkv.distributed import World
-from artkv.training.checkpoint import (
-    Identity,
-    Progress,
-    has_checkpoint,
-    mark_best,
-    prune_checkpoints,
-    rewrite_progress,
-    save_checkpoint,
-)
+from artkv.run_folder.checkpoint import has_checkpoint, mark_best, prune_checkpoints, rewrite_progress, save_checkpoint
+from artkv.run_folder.run_lock import RunLock
+from artkv.run_folder.state import Identity, Progress
 from artkv.training.engine import TrainingEngine
-from artkv.training.run_lock import RunLock
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from artkv.batch import PackedQuestions
-from artkv.datasets.loading import training_loader
+from artkv.datasets.batches import training_loader
 from artkv.datasets.order import plan_epoch
 from artkv.datasets.packing import (
     PackingSettings,
@@ -22,8 +22,8 @@ from artkv.datasets.packing import (
 from artkv.datasets.painting_source import DecodedPictures
 from artkv.datasets.table import QuestionTable
 from artkv.datasets.tokenized_table import tokenize_table
-from tests.datasets.test_batch_loading import PROMPT, TRANSFORM
-from tests.datasets.test_batch_loading import table as table  # a fixture
+from tests.datasets.test_batches import PROMPT, TRANSFORM
+from tests.datasets.test_batches import table as table  # a fixture
 
 NUM_VISUAL = 4
 SETTINGS = PackingSettings(NUM_VISUAL, hidden_size=64)

@@ -12,7 +12,7 @@ import torch
 from artkv.api import load_model
 from artkv.batch import PaintingFeatures, PaintingViews
 from artkv.config import Config, override_config
-from artkv.datasets.loading import evaluation_loader
+from artkv.datasets.batches import evaluation_loader
 from artkv.datasets.order import plan_evaluation
 from artkv.datasets.painting_source import DecodedPictures
 from artkv.datasets.table import QuestionTable
@@ -125,20 +125,20 @@ def test_ablations_see_the_same_with_and_without(config: Config, table: Question
 
 
 def test_ask_about_a_new_picture_loads_the_encoders(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    from artkv.models.loaded_blip2 import LoadedBlip2
+    from artkv.models.backbone.blip2_backbone import Blip2Backbone
 
     prepare(config)
     picture = tables_of(config, "val")[0].painting_paths[0]
     asked = ["What is thing 0?", "Who?"]
     expected = load_model(override_config(config, ["frozen.feature_cache=null"]), device="cpu").ask(picture, asked)
     loaded: list[str] = []
-    true_place = LoadedBlip2._place_blocks
+    true_place = Blip2Backbone._place_blocks
 
-    def place(self: LoadedBlip2, stack_name: str, gather: Any) -> None:
+    def place(self: Blip2Backbone, stack_name: str, gather: Any) -> None:
         loaded.append(stack_name)
         true_place(self, stack_name, gather)
 
-    monkeypatch.setattr(LoadedBlip2, "_place_blocks", place)
+    monkeypatch.setattr(Blip2Backbone, "_place_blocks", place)
     before = {path: path.stat().st_mtime_ns for path in Path(config.frozen.feature_cache).rglob("*")}  # type: ignore[arg-type]
     model = load_model(config, device="cpu")
     assert loaded == ["opt"]

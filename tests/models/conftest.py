@@ -9,7 +9,7 @@ import torch
 from artkv.batch import Batch, PaintingViews
 from artkv.config import Config
 from artkv.datasets.tokenization import collate_questions, encode_for_training
-from artkv.models.loading import BuiltModel, build_model
+from artkv.models.assembly import BuiltModel, build_model
 
 QUESTIONS = [("What is it?", "oil"), ("Who painted this picture of a thing?", "Jan van Eyck"), ("Style?", "a b")]
 PAINTING_OF_QUESTION = [0, 1, 0]

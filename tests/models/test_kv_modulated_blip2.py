@@ -10,8 +10,8 @@ from transformers import Blip2ForConditionalGeneration
 
 from artkv.batch import Batch, PaintingFeatures
 from artkv.datasets.tokenization import IGNORED_LABEL, collate_questions, encode_prompt
+from artkv.models.assembly import BuiltModel
 from artkv.models.kv_modulated_blip2 import KVModulatedBlip2
-from artkv.models.loading import BuiltModel
 from tests.models.conftest import PAINTING_OF_QUESTION, PROMPT, QUESTIONS, training_batch, views
 
 Build = Callable[..., BuiltModel]

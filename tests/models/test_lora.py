@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from artkv.models.loading import BuiltModel
+from artkv.models.assembly import BuiltModel
 from tests.models.conftest import training_batch
 
 Build = Callable[..., BuiltModel]

@@ -1,25 +1,9 @@
-"""The tiny model twice: in shapes, and for real."""
+"""The tiny model for real, beside its shapes."""
 
-from collections.abc import Callable
-
-import pytest
 import torch
 
 from artkv.config import Config, FrozenConfig
-from artkv.models.loading import BuiltModel, build_model
-
-
-@pytest.fixture
-def settings(tiny_config: Config) -> Callable[..., Config]:
-    """The tiny config with changed sections: `settings(kv_modulation={"gate": "zero"})`."""
-
-    def changed(**sections: dict) -> Config:
-        tree = tiny_config.model_dump()
-        for section, values in sections.items():
-            tree[section] |= values
-        return Config.model_validate(tree)
-
-    return changed
+from artkv.models.assembly import BuiltModel, build_model
 
 
 def build(config: Config) -> BuiltModel:

@@ -24,7 +24,8 @@ from artkv.planning.memory import (
     trainable_memory,
 )
 from artkv.planning.shapes import model_shapes
-from artkv.training.engine import TrainableState, TrainingEngine
+from artkv.run_folder.state import TrainableState
+from artkv.training.engine import TrainingEngine
 from tests.planning.conftest import build
 
 BATCH = BatchShape(paintings=6, questions=16, text_tokens=40)

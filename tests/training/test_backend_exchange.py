@@ -12,8 +12,8 @@ from torch import Tensor
 from artkv.api import load_model
 from artkv.config import Config, override_config
 from artkv.errors import UserError
-from artkv.training.checkpoint import load_checkpoint
-from tests.training.conftest import Stopped, Train, final_adapter
+from artkv.run_folder.checkpoint import load_checkpoint
+from tests.training_runs import Stopped, Train, final_adapter
 
 BACKENDS = ["transformers", "lavis"]
 OTHER = dict(zip(BACKENDS, reversed(BACKENDS), strict=True))

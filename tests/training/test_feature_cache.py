@@ -12,8 +12,8 @@ from artkv.config import Config, override_config
 from artkv.distributed import World
 from artkv.errors import UserError
 from artkv.evaluation.answering import ALL_ABLATIONS
-from artkv.models.loading import build_model
-from tests.training.conftest import Stopped, Train, final_adapter, final_bytes
+from artkv.models.assembly import build_model
+from tests.training_runs import Stopped, Train, final_adapter, final_bytes
 
 
 def forbid_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,9 +22,9 @@ def forbid_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
     def poisoned(*_: Any, **__: Any) -> None:
         raise AssertionError("an encoder was loaded or a picture decoded")
 
-    monkeypatch.setattr("artkv.models.transformers_backend.TransformersBackbone.load_vit", poisoned)
+    monkeypatch.setattr("artkv.models.backbone.transformers_backend.TransformersBackbone.load_vit", poisoned)
     monkeypatch.setattr("artkv.models.frozen_encoders.load_efficientnet", poisoned)
-    monkeypatch.setattr("artkv.models.loading.load_efficientnet", poisoned)
+    monkeypatch.setattr("artkv.models.assembly.load_efficientnet", poisoned)
     monkeypatch.setattr("artkv.datasets.painting_source.open_picture", poisoned)
     monkeypatch.setattr("artkv.datasets.table.picture_damage", poisoned)
     monkeypatch.setattr("artkv.feature_cache.filling.open_picture", poisoned)

@@ -12,14 +12,15 @@ from typing import Any
 import pytest
 
 import artkv.feature_cache.filling as filling
+import artkv.files as whole_file
 import artkv.training.run as run_module
 import artkv.training.saving as saving
-import artkv.whole_file as whole_file
 from artkv.config import Config
 from artkv.errors import Preempted, RunFailed
-from artkv.training.checkpoint import load_checkpoint, load_latest
-from artkv.training.preemption import SIGNALS, StopRequests, job_end_time, remove_marker, write_marker
-from tests.training.conftest import Train, at_step, final_bytes
+from artkv.run_folder.checkpoint import load_checkpoint, load_latest
+from artkv.run_folder.marker import remove_marker, write_marker
+from artkv.training.preemption import SIGNALS, StopRequests, job_end_time
+from tests.training_runs import Train, at_step, final_bytes
 
 # Two epochs of 9 steps, a checkpoint each 4 steps.
 STEPS = 18

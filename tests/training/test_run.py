@@ -15,8 +15,8 @@ import artkv.training.run as run_module
 from artkv.config import Config, override_config
 from artkv.errors import RunFailed, UserError
 from artkv.models.kv_modulated_blip2 import AnswerLoss, KVModulatedBlip2
-from artkv.training.checkpoint import load_checkpoint
-from tests.training.conftest import Stopped, Train, final_adapter, final_bytes
+from artkv.run_folder.checkpoint import load_checkpoint
+from tests.training_runs import Stopped, Train, final_adapter, final_bytes
 
 BACKENDS = ["transformers", "lavis"]
 BACKENDS_AND_DTYPES = [("transformers", "float32"), ("transformers", "bfloat16"), ("lavis", "bfloat16")]

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from artkv.batch import Batch
 from artkv.distributed import World
+from artkv.models.assembly import BuiltModel
 from artkv.models.kv_modulated_blip2 import AnswerLoss, KVModulatedBlip2
-from artkv.models.loading import BuiltModel
 from artkv.training.step import seed_step, train_step
 from tests.models.conftest import build as build  # a fixture
 from tests.models.conftest import build_on as build_on

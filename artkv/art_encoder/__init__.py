@@ -1,0 +1,1 @@
+"""Training of the art encoder: an EfficientNet on WikiArt's styles."""

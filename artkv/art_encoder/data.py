@@ -1,0 +1,312 @@
+"""Styles and pictures for the art encoder: reading, checking, splitting, and the order of training.
+
+Everything random here is a pure function of (seed, epoch), and of the draw for augmentation, so that neither
+the number of worker processes nor a stop and resume changes what is drawn.
+"""
+
+import csv
+import hashlib
+import os
+import random
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+from tqdm import tqdm
+
+from artkv.art_encoder.timm_parts import PictureTransform
+from artkv.datasets.columns import PathColumn
+from artkv.datasets.pictures import open_picture, picture_damage
+from artkv.errors import UserError
+
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+_SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test"}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture and its style.
+
+    name: its path relative to the data, which stays when the data are moved.
+    place: where it is named, for messages: the folder, or the CSV's line as FILE:LINE.
+    """
+
+    path: Path
+    name: str
+    style: str
+    place: str
+
+
+@dataclass(frozen=True)
+class StyleData:
+    """The two sets of pictures; `classes` are the styles of the training set, sorted."""
+
+    classes: tuple[str, ...]
+    training: tuple[Picture, ...]
+    validation: tuple[Picture, ...]
+
+    def digest(self) -> str:
+        """A SHA-256 of styles, names and split: equal for the same data in another folder."""
+        hashed = hashlib.sha256(repr(self.classes).encode())
+        for part in (self.training, self.validation):
+            hashed.update(repr([(picture.name, picture.style) for picture in part]).encode())
+        return hashed.hexdigest()
+
+
+def read_style_data(
+    data: Path, image_root: Path | None, validation: Path | None, validation_fraction: float, seed: int
+) -> StyleData:
+    """Reads style folders or a CSV, splits off a stratified validation set where none is given.
+
+    The pictures are not opened; that is for `check_pictures`. Raises one UserError that lists every problem.
+    """
+    problems: list[str] = []
+    pictures = _read_pictures(data, image_root, problems)
+    classes = tuple(sorted({picture.style for picture in pictures}))
+    if pictures and len(classes) < 2:
+        problems.append(f"{data}: has only the style {classes[0]!r}; a classifier needs at least 2")
+    if classes and set(map(str.lower, classes)) <= _SPLIT_NAMES:
+        problems.append(
+            f"{data}: holds {', '.join(classes)}, which are no styles; name the folder of training styles as the "
+            "data and the other with --validation"
+        )
+    if validation is None:
+        training, held_out = _split(pictures, validation_fraction, seed, problems)
+    else:
+        training, held_out = pictures, _read_pictures(validation, image_root, problems)
+        trained = {picture.path.resolve() for picture in training}
+        for picture in held_out:
+            if picture.style not in classes:
+                problems.append(
+                    f"{picture.place}: {picture.name}: the style {picture.style!r} does not occur in {data}"
+                )
+            if picture.path.resolve() in trained:
+                problems.append(f"{picture.place}: {picture.name} is also a training picture; keep it in one set")
+    if problems:
+        raise _data_error(problems)
+    return StyleData(classes, tuple(training), tuple(held_out))
+
+
+def check_pictures(pictures: Sequence[Picture], memory: Path) -> None:
+    """Decodes every picture once, so that a damaged one stops the training before it starts.
+
+    `memory` is a file that records the last set found whole, by path, size and time: it is not decoded again.
+    Raises one UserError that lists every picture which cannot be read.
+    """
+    hashed = hashlib.sha256()
+    for picture in pictures:
+        if picture.path.is_file():
+            status = picture.path.stat()
+            hashed.update(f"{picture.path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        else:
+            hashed.update(f"{picture.path}\0missing\n".encode())
+    if memory.is_file() and memory.read_text() == hashed.hexdigest():
+        return
+    # decoders release the interpreter's lock; more threads would only hold more pictures in memory
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        found = tqdm(
+            pool.map(_picture_problem, pictures),
+            total=len(pictures),
+            desc="checking pictures",
+            unit="picture",
+            disable=None,
+        )
+        problems = [problem for problem in found if problem]
+    if problems:
+        raise _data_error(problems)
+    memory.parent.mkdir(parents=True, exist_ok=True)
+    memory.write_text(hashed.hexdigest())
+
+
+class PictureDataset(Dataset[tuple[Tensor, int]]):
+    """Transformed pictures and the indices of their styles.
+
+    The key is a picture's index, or (index, seed): the transform's random numbers then depend on that seed alone.
+    """
+
+    def __init__(self, pictures: Sequence[Picture], classes: Sequence[str], transform: PictureTransform) -> None:
+        index = {style: number for number, style in enumerate(classes)}
+        self.paths = PathColumn(picture.path for picture in pictures)
+        self.styles = np.array([index[picture.style] for picture in pictures])
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, int]:
+        index, seed = key if isinstance(key, tuple) else (key, 0)
+        picture = open_picture(self.paths[index])
+        with _own_random_numbers(seed):
+            return self.transform(picture), int(self.styles[index])
+
+
+class BalancedBatches(Sampler[list[tuple[int, int]]]):
+    """Batches of (index, augmentation seed) of one epoch, drawn evenly over styles; set `epoch` before iterating.
+
+    A style with n pictures gets a share of the epoch in proportion to n^(1 - balance): equal shares at 1. Within a
+    style no picture comes again before all others have come. Every batch is full, as BatchNorm and mixup want it.
+    """
+
+    def __init__(self, styles: NDArray[np.int64], batch_size: int, balance: float, seed: int) -> None:
+        self.styles = styles
+        self.batch_size = batch_size
+        self.balance = balance
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return max(1, -(-len(self.styles) // self.batch_size))
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = self.order()
+        seeds = np.random.SeedSequence([self.seed, self.epoch, 1]).generate_state(len(order))
+        for start in range(0, len(order), self.batch_size):
+            stop = start + self.batch_size
+            yield list(zip(order[start:stop].tolist(), seeds[start:stop].tolist(), strict=True))
+
+    def order(self) -> NDArray[np.int64]:
+        """The indices of the epoch's pictures, a whole number of batches."""
+        rng = np.random.default_rng([self.seed, self.epoch, 0])
+        total = len(self) * self.batch_size
+        counts = np.bincount(self.styles)
+        shares = np.where(counts > 0, counts.astype(np.float64) ** (1.0 - self.balance), 0.0)
+        exact = total * shares / shares.sum()
+        quotas = np.floor(exact).astype(np.int64)
+        # what rounding leaves goes to the largest remainders, in a random order where they are equal
+        by_remainder = np.lexsort((rng.random(len(counts)), -np.round(exact - quotas, 9)))
+        quotas[by_remainder[: total - quotas.sum()]] += 1
+        drawn = []
+        for style, quota in enumerate(quotas):
+            members = np.flatnonzero(self.styles == style)
+            if quota:
+                rounds = [rng.permutation(members) for _ in range(-(-int(quota) // len(members)))]
+                drawn.append(np.concatenate(rounds)[:quota])
+        return rng.permutation(np.concatenate(drawn))
+
+
+@contextmanager
+def _own_random_numbers(seed: int) -> Iterator[None]:
+    """Seeds Python's, NumPy's and PyTorch's CPU generators, all of which transforms use, and puts them back."""
+    python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPU's generator too
+        yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        torch.set_rng_state(torch_state)
+
+
+def _read_pictures(source: Path, image_root: Path | None, problems: list[str]) -> list[Picture]:
+    if source.is_dir():
+        pictures = _read_style_folders(source, problems)
+    elif source.is_file():
+        pictures = _read_csv(source, image_root or source.parent, problems)
+    else:
+        problems.append(f"{source}: does not exist; give a folder of style folders or a CSV with columns image, style")
+        return []
+    if not pictures and not problems:
+        problems.append(f"{source}: names no pictures")
+    return pictures
+
+
+def _read_style_folders(root: Path, problems: list[str]) -> list[Picture]:
+    """The pictures of root/STYLE/, sub-folders included; hidden files and files of other kinds are left out."""
+    pictures = []
+    folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not folders:
+        problems.append(f"{root}: holds no folders; it must hold one folder of pictures for each style")
+    for folder in folders:
+        files = sorted(
+            path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")
+        )
+        if not files:
+            problems.append(f"{folder}: the style {folder.name!r} has no pictures; add some or remove the folder")
+        pictures += [Picture(path, str(path.relative_to(root)), folder.name, str(folder)) for path in files]
+    return pictures
+
+
+def _read_csv(file: Path, image_root: Path, problems: list[str]) -> list[Picture]:
+    """The rows of a CSV with columns image and style; other columns are left out."""
+    pictures: list[Picture] = []
+    first_line: dict[str, int] = {}
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.reader(stream, strict=True)
+            header = [name.strip() for name in next(reader, [])]
+            missing = [name for name in ("image", "style") if header.count(name) != 1]
+            if missing:
+                problems.append(
+                    f"{file}:1: needs one column named {' and one named '.join(missing)}; "
+                    f"its columns are {', '.join(header) or 'none'}"
+                )
+                return []
+            image_column, style_column = header.index("image"), header.index("style")
+            next_line = reader.line_num + 1
+            for row in reader:
+                line, next_line = next_line, reader.line_num + 1
+                place = f"{file}:{line}"
+                if not row:
+                    continue
+                if len(row) != len(header):
+                    problems.append(
+                        f"{place}: the row has {len(row)} fields, the header {len(header)}; put double quotes "
+                        "around a text that holds a comma"
+                    )
+                    continue
+                image, style = row[image_column].strip(), row[style_column].strip()
+                if not image or not style:
+                    problems.append(f"{place}: empty {'style' if image else 'image'}; fill it in or remove the row")
+                    continue
+                if first_line.setdefault(image, line) != line:
+                    problems.append(f"{place}: {image} is named in line {first_line[image]} already; keep one of them")
+                    continue
+                pictures.append(Picture(image_root / image, image, style, place))
+    except (UnicodeDecodeError, csv.Error) as error:
+        problems.append(f"{file}: not readable as CSV in UTF-8 ({error})")
+    return pictures
+
+
+def _split(
+    pictures: Sequence[Picture], fraction: float, seed: int, problems: list[str]
+) -> tuple[list[Picture], list[Picture]]:
+    """Splits off a part of each style, at least one picture; the rest keeps its order."""
+    by_style: dict[str, list[Picture]] = defaultdict(list)
+    for picture in sorted(pictures, key=lambda picture: picture.name):
+        by_style[picture.style].append(picture)
+    held_out: set[str] = set()
+    for number, (style, members) in enumerate(sorted(by_style.items())):
+        if len(members) < 2:
+            problems.append(
+                f"{members[0].place}: {members[0].name} is the only picture of the style {style!r}, which needs "
+                "at least 2: one to train on and one to validate on"
+            )
+            continue
+        count = min(len(members) - 1, max(1, round(fraction * len(members))))
+        chosen = np.random.default_rng([seed, number]).permutation(len(members))[:count]
+        held_out.update(members[index].name for index in chosen)
+    return (
+        [picture for picture in pictures if picture.name not in held_out],
+        [picture for picture in pictures if picture.name in held_out],
+    )
+
+
+def _picture_problem(picture: Picture) -> str | None:
+    damage = picture_damage(picture.path)
+    return damage and f"{picture.place}: {damage}"
+
+
+def _data_error(problems: Sequence[str]) -> UserError:
+    count = Counter(problems)
+    noun = "problem" if len(count) == 1 else "problems"
+    return UserError(f"the art encoder's data have {len(count)} {noun}:\n  " + "\n  ".join(count))

@@ -1,0 +1,138 @@
+"""Writes a checkpoint for others to load: the adapter alone, or a whole BLIP-2 with what was trained merged in."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from artkv.config import Config
+from artkv.errors import UserError
+from artkv.files import write_whole
+from artkv.models.files.blip2_files import Blip2Files, open_blip2
+from artkv.models.files.blip2_writing import MergedSource, write_lavis_file, write_transformers_folder
+from artkv.models.files.weight_files import combined_digest, tensor_digest
+from artkv.models.frozen_encoders import remembered_efficientnet_digests
+from artkv.run_folder.adapter_file import KV_PREFIX, write_adapter
+from artkv.run_folder.checkpoint import (
+    check_same_frozen_weights,
+    read_adapter,
+    read_frozen_hash,
+    read_step,
+    resolve_checkpoint,
+)
+
+Format = Literal["adapter", "transformers", "lavis"]
+Part = Literal["vit", "opt"]
+
+_PREFIX_NAMES = ("kv_prefix_generator.", "kv_prefix_gate")
+
+
+def export(
+    checkpoint: Path, config: Config, format: Format, output: Path, leave_out: Sequence[Part] = ()
+) -> list[Path]:
+    """Writes a checkpoint in `format` and returns what it wrote; each file or folder is whole or absent.
+
+    adapter: one safetensors file. transformers: a folder for `Blip2ForConditionalGeneration.from_pretrained`.
+    lavis: a `.pth` for `Blip2OPT` of LAVIS; `leave_out` leaves parts to be loaded from elsewhere.
+    The prefix generator goes beside the latter two, as an adapter file on the exported model.
+
+    Args:
+        checkpoint: as for `resolve_checkpoint`.
+        config: the checkpoint's, perhaps with paths changed.
+
+    Raises:
+        UserError: if the checkpoint or the weights that it was trained on cannot be read or do not belong together,
+            or the output is there already.
+    """
+    checkpoint = resolve_checkpoint(checkpoint)
+    if leave_out and format != "lavis":
+        raise UserError(f"--leave-out {' '.join(leave_out)}: is for --format lavis; leave it out")
+    suffix = {"adapter": ".safetensors", "transformers": "", "lavis": ".pth"}[format]
+    if suffix and output.suffix != suffix:
+        raise UserError(f"--output {output}: is a {suffix} file with --format {format}; give a name that ends so")
+    prefix_file = output.with_suffix(f".{KV_PREFIX}")  # beside a LAVIS file
+    for path in [output, *([prefix_file] if format == "lavis" else [])]:
+        if path.exists():
+            raise UserError(f"--output {output}: {path} is there already; remove it or give another name")
+    trained = read_adapter(checkpoint)
+    if format == "adapter":
+        frozen_hash, step = read_frozen_hash(checkpoint), read_step(checkpoint)
+        write_whole(output, lambda path: write_adapter(path, trained, config, frozen_hash, step))
+        return [output]
+
+    exporting = _Merging(checkpoint, config, trained)
+    if format == "transformers":
+
+        def write_folder(folder: Path) -> None:
+            folder.mkdir()
+            write_transformers_folder(exporting.files, exporting.merged, folder)
+            if exporting.prefix:
+                exporting.write_prefix(folder / KV_PREFIX, {"blip2": "./"})
+
+        write_whole(output, write_folder)
+        return [output]
+
+    if "opt" in leave_out and any(name.startswith("language_model.") for name in exporting.merged.merged):
+        raise UserError("--leave-out opt: the checkpoint trained LoRA in it; leave the option out")
+    model = {
+        "blip2": f"./{output.name}",
+        "opt": config.model.opt or config.model.blip2,
+        "vit": str(config.model.vit) if "vit" in leave_out and config.model.vit else None,
+    }
+    write_whole(output, lambda path: write_lavis_file(exporting.files, exporting.merged, path, leave_out))
+    if not exporting.prefix:
+        return [output]
+    try:
+        write_whole(prefix_file, lambda path: exporting.write_prefix(path, model))
+    except BaseException:
+        output.unlink()  # neither without the other
+        raise
+    return [output, prefix_file]
+
+
+class _Merging:
+    """A checkpoint and the BLIP-2 that it was trained on, opened and found to belong together.
+
+    merged: BLIP-2's tensors with what was trained. prefix: the trainables that are none of BLIP-2's.
+    """
+
+    def __init__(self, checkpoint: Path, config: Config, trained: dict[str, Tensor]) -> None:
+        self.files: Blip2Files = open_blip2(config.model)
+        self.prefix = {name: tensor for name, tensor in trained.items() if name.startswith(_PREFIX_NAMES)}
+        self._config = config
+        self._step = read_step(checkpoint)
+        digests = self.files.weight_digests()
+        if config.kv_modulation.enabled:
+            digests |= remembered_efficientnet_digests(config.efficientnet)
+        frozen = {name: digest for name, digest in digests.items() if name not in trained}
+        check_same_frozen_weights(checkpoint, read_frozen_hash(checkpoint), combined_digest(frozen))
+        lora = config.trainable.lora
+        blip2 = {name: tensor for name, tensor in trained.items() if name not in self.prefix}
+        self.merged = MergedSource(self.files, blip2, lora.alpha / lora.rank)
+        # Of the exported model, all of which is frozen beside the prefix.
+        self._digests = digests | {name: tensor_digest(self.merged.tensor(name)) for name in self.merged.merged}
+
+    def write_prefix(self, path: Path, model: dict[str, Any]) -> None:
+        """Writes the prefix generator as an adapter on the exported model; `model` is where that is.
+
+        `generator` in its metadata is what `KVPrefixGenerator` is made with.
+        """
+        tree = self._config.model_dump(mode="json")
+        tree["model"] |= {"opt": None, "vit": None} | model
+        tree["trainable"] = {"qformer_cross_attention": False, "lora": {"targets": []}}
+        kv = self._config.kv_modulation
+        first: Tensor = self.prefix["kv_prefix_generator.mlp.0.weight"]
+        hidden_size = first.shape[0]
+        qformer = self.files.config.qformer_config
+        frequency = qformer.cross_attention_frequency
+        generator = {
+            "feature_dim": first.shape[1],
+            "hidden_size": hidden_size,
+            "num_prefix_tokens": kv.num_prefix_tokens,
+            "num_heads": qformer.num_attention_heads,
+            "num_layers": None if kv.shared_across_layers else -(-qformer.num_hidden_layers // frequency),
+        }
+        config = Config.model_validate(tree)
+        frozen_hash = combined_digest(self._digests)
+        write_adapter(path, self.prefix, config, frozen_hash, self._step, {"generator": generator})

@@ -1,0 +1,1 @@
+"""What artkv does to OPT: attention, packed sequences, columns of answers, loss and decoding."""

@@ -1,0 +1,117 @@
+"""An adapter in one file: what a checkpoint trained, with what it takes to use it. safetensors, and JSON for metadata.
+
+Metadata values are text in this format, so each is JSON: `format_version`, `base_model`, `step`,
+`frozen_hash` and `sha256` (of the tensors), and a section of settings under its name: `model`, `efficientnet`,
+`kv_modulation`, `trainable`, `frozen`, `evaluation`, `dataset` (the prompt alone) and `training` (the seed alone).
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from artkv.config import Config
+from artkv.errors import UserError
+from artkv.files import save_tensors
+
+FORMAT_VERSION = 1
+
+# The prefix generator beside an exported model: in a transformers folder, or with a LAVIS file's name in front.
+KV_PREFIX = "kv_prefix.safetensors"
+
+_SECTIONS = ("model", "efficientnet", "kv_modulation", "trainable", "frozen", "evaluation")
+
+
+def write_adapter(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    config: Config,
+    frozen_hash: str,
+    step: int,
+    more: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes the trainables, by backend-neutral name, with the settings of `config` that they depend on.
+
+    more: further metadata, as values that JSON knows.
+    """
+    tree = config.model_dump(mode="json")
+    description: dict[str, Any] = {name: tree[name] for name in _SECTIONS}
+    description["frozen"] |= {"feature_cache": None}  # a folder of this machine
+    description |= {
+        "format_version": FORMAT_VERSION,
+        "base_model": config.model.blip2,
+        "step": step,
+        "frozen_hash": frozen_hash,
+        "sha256": _sha256(tensors),
+        "dataset": {"prompt": config.dataset.prompt},
+        "training": {"seed": config.training.seed},
+    }
+    description |= more or {}
+    metadata = {"format": "pt"} | {name: json.dumps(value) for name, value in description.items()}
+    save_tensors(tensors, path, metadata)
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """The metadata of an adapter file, each value read from JSON.
+
+    Raises:
+        UserError: if it is no adapter file, or of another version of the format.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: not a readable safetensors file ({error}); export it again") from None
+    if not {"format_version", "frozen_hash", "sha256", "model"} <= metadata.keys():
+        raise UserError(
+            f"{path}: is no adapter of artkv export (its metadata has {sorted(metadata)[:5]}); "
+            "give a checkpoint's folder, or a file that artkv export --format adapter wrote"
+        )
+    description = {name: json.loads(text) for name, text in metadata.items() if name != "format"}
+    if description["format_version"] != FORMAT_VERSION:
+        raise UserError(
+            f"{path}: has adapter format {description['format_version']}, this artkv reads {FORMAT_VERSION}; "
+            "use the version of artkv that wrote it"
+        )
+    return description
+
+
+def adapter_config(path: Path) -> Config:
+    """The settings to use an adapter with; what the file does not say has its default.
+
+    A base model with a path relative to the file, as `artkv export` writes beside a whole model, comes back absolute.
+    """
+    description = read_description(path)
+    tree = {name: description[name] for name in (*_SECTIONS, "dataset", "training")}
+    beside = path.parent / tree["model"]["blip2"]
+    if tree["model"]["blip2"].startswith("./") and beside.exists():
+        tree["model"]["blip2"] = str(beside.resolve())
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(f"{path}: its settings are not this version's ({error}); use the artkv that wrote it") from None
+
+
+def adapter_tensors(path: Path) -> dict[str, Tensor]:
+    """The trainables of an adapter file, verified."""
+    description = read_description(path)
+    tensors = load_file(path)
+    if _sha256(tensors) != description["sha256"]:
+        raise UserError(f"{path}: its tensors do not match their checksum; the file is damaged, export it again")
+    return tensors
+
+
+def _sha256(tensors: Mapping[str, Tensor]) -> str:
+    sha = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().to("cpu").contiguous()
+        sha.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
+        sha.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return sha.hexdigest()

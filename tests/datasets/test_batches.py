@@ -1,0 +1,270 @@
+"""Whole batches, the same from any number of workers."""
+
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from artkv.batch import Batch
+from artkv.datasets.batches import QuestionDataset, evaluation_loader, training_loader
+from artkv.datasets.order import plan_epoch, plan_evaluation
+from artkv.datasets.painting_source import DecodedPictures
+from artkv.datasets.pictures import PaintingTransform, open_picture
+from artkv.datasets.table import ImageIndex, QuestionTable, read_table
+from artkv.datasets.tokenization import encode_for_training, encode_prompt
+from artkv.datasets.tokenized_table import tokenize_table
+from artkv.errors import UserError
+
+PROMPT = "Question: {question} Short answer:"
+TRANSFORM = PaintingTransform(8, (0.5,) * 3, (0.5,) * 3, 10, (0.4,) * 3, (0.2,) * 3)
+NUM_PAINTINGS = 9
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> QuestionTable:
+    """Nine paintings of one colour each, one to five questions, a painting's rows not adjacent."""
+    (tmp_path / "images").mkdir()
+    lines = ["image,question,answer"]
+    for painting in range(NUM_PAINTINGS):
+        Image.new("RGB", (16, 12), (25 * painting, 0, 0)).save(tmp_path / f"images/{painting}.png")
+        lines += [f"{painting}.png,What is {painting} {n}?,answer {painting}{n}" for n in range(1 + painting % 5)]
+    order = np.random.default_rng(0).permutation(len(lines) - 1) + 1
+    (tmp_path / "train.csv").write_text("\n".join([lines[0], *[lines[i] for i in order]]))
+    return read_table(tmp_path / "train.csv", ImageIndex(tmp_path / "images"))
+
+
+def load_training(table: QuestionTable, tokenizer: Any, **changes: Any) -> list[list[Batch]]:
+    plan = plan_epoch(table.painting_of_row, batch_size=4, seed=1, epoch=changes.pop("epoch", 0))
+    settings: dict[str, Any] = {
+        "first_step": 0, "accumulation": 1, "rank": 0, "world": 1, "workers": 1, "pin_memory": False
+    } | changes  # fmt: skip
+    settings["micro_batches_per_step"] = settings["accumulation"] * settings["world"]
+    tokenized, _ = tokenize_table(table, tokenizer, PROMPT)
+    return list(training_loader(table, tokenized, plan, DecodedPictures(table, TRANSFORM), **settings))
+
+
+def load_evaluation(table: QuestionTable, tokenizer: Any, **changes: Any) -> list[Batch]:
+    plan = plan_evaluation(table.painting_of_row, batch_size=4)
+    settings: dict[str, Any] = {"rank": 0, "world": 1, "workers": 1, "pin_memory": False} | changes
+    tokenized, _ = tokenize_table(table, tokenizer, PROMPT)
+    return list(evaluation_loader(table, tokenized, plan, DecodedPictures(table, TRANSFORM), **settings))
+
+
+def assert_same(one: Batch, other: Batch) -> None:
+    assert one.rows == other.rows
+    for part in ("paintings", "questions"):
+        for name, value in vars(getattr(one, part)).items():
+            assert torch.equal(value, getattr(getattr(other, part), name)), name
+
+
+def painting_number(table: QuestionTable, row: int) -> int:
+    return int(table.painting_paths[table.painting_of_row[row]].stem)
+
+
+def check_views(table: QuestionTable, batch: Batch) -> None:
+    """Each question's painting_index leads to its own painting's colour, in both views."""
+    assert len(batch.paintings) == len({painting_number(table, row) for row in batch.rows})
+    for row, place in zip(batch.rows, batch.questions.painting_index.tolist(), strict=True):
+        red = 25 * painting_number(table, row) / 255
+        vit, efficientnet = batch.paintings.vit_pixels[place], batch.paintings.efficientnet_pixels[place]
+        assert vit.shape == (3, 8, 8)
+        assert efficientnet.shape == (3, 10, 10)
+        torch.testing.assert_close(vit[0], torch.full((8, 8), (red - 0.5) / 0.5))
+        torch.testing.assert_close(efficientnet[0], torch.full((10, 10), (red - 0.4) / 0.2))
+
+
+def check_texts(table: QuestionTable, tokenizer: Any, batch: Batch, with_answers: bool) -> None:
+    for index, row in enumerate(batch.rows):
+        length = int(batch.questions.attention_mask[index].sum())
+        ids = batch.questions.input_ids[index, :length].tolist()
+        labels = batch.questions.labels[index].tolist()
+        if with_answers:
+            expected = encode_for_training(tokenizer, PROMPT, table.questions[row], table.answers[row])
+            assert (ids, labels[:length]) == expected
+            assert set(labels[length:]) <= {-100}
+        else:
+            assert ids == encode_prompt(tokenizer, PROMPT, table.questions[row])
+            assert set(labels) == {-100}
+
+
+def test_training_batches(table: QuestionTable, tiny_tokenizer: Any) -> None:
+    steps = load_training(table, tiny_tokenizer)
+    for (batch,) in steps:
+        check_views(table, batch)
+        check_texts(table, tiny_tokenizer, batch, with_answers=True)
+        assert batch.questions.weight.tolist() == [1.0] * len(batch.rows)
+    assert sorted(row for (batch,) in steps for row in batch.rows) == list(range(len(table)))
+
+
+@pytest.mark.parametrize(("world", "accumulation"), [(1, 1), (2, 1), (3, 2), (4, 1)])
+def test_weights_count_each_question_once(
+    table: QuestionTable, tiny_tokenizer: Any, world: int, accumulation: int
+) -> None:
+    counted = np.zeros(len(table))
+    num_steps = set()
+    for rank in range(world):
+        steps = load_training(table, tiny_tokenizer, rank=rank, world=world, accumulation=accumulation)
+        num_steps.add(len(steps))
+        for step in steps:
+            assert len(step) == accumulation
+            for batch in step:
+                np.add.at(counted, list(batch.rows), batch.questions.weight.numpy())
+    assert counted.tolist() == [1.0] * len(table)
+    assert len(num_steps) == 1
+
+
+def test_a_step_is_the_same_however_it_is_split(table: QuestionTable, tiny_tokenizer: Any) -> None:
+    alone = load_training(table, tiny_tokenizer, accumulation=4)
+    by_two = [load_training(table, tiny_tokenizer, accumulation=2, world=2, rank=rank) for rank in range(2)]
+    by_four = [load_training(table, tiny_tokenizer, world=4, rank=rank) for rank in range(4)]
+    for step, whole in enumerate(alone):
+        split = [by_two[rank][step][micro_step] for micro_step in range(2) for rank in range(2)]
+        for one, other in zip(whole, split, strict=True):
+            assert_same(one, other)
+        for one, other in zip(whole, [ranks[step][0] for ranks in by_four], strict=True):
+            assert_same(one, other)
+
+
+def test_resuming_in_the_middle_gives_the_remaining_batches(table: QuestionTable, tiny_tokenizer: Any) -> None:
+    whole = load_training(table, tiny_tokenizer, accumulation=2)
+    rest = load_training(table, tiny_tokenizer, accumulation=2, first_step=2)
+    assert len(rest) == len(whole) - 2 > 1
+    for one, other in zip(whole[2:], rest, strict=True):
+        for a, b in zip(one, other, strict=True):
+            assert_same(a, b)
+
+
+def test_any_number_of_workers_gives_the_same_batches(
+    table: QuestionTable, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though later batches are ready first: paintings take longer the earlier they come."""
+    alone = load_training(table, tiny_tokenizer)
+    prepared: list[int] = []
+    item = QuestionDataset.__getitem__
+
+    def slow_at_first(dataset: QuestionDataset, index: int) -> Batch:
+        time.sleep(max(0.0, 0.2 - 0.1 * index))
+        prepared.append(index)
+        return item(dataset, index)
+
+    monkeypatch.setattr(QuestionDataset, "__getitem__", slow_at_first)
+    together = load_training(table, tiny_tokenizer, workers=3)
+    assert prepared != sorted(prepared)
+    assert len(alone) == len(together)
+    for (one,), (other,) in zip(alone, together, strict=True):
+        assert_same(one, other)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_few_batches_are_prepared_ahead_and_none_after_the_end(
+    table: QuestionTable, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    prepared: list[int] = []
+    item = QuestionDataset.__getitem__
+
+    def counting(dataset: QuestionDataset, index: int) -> Batch:
+        prepared.append(index)
+        return item(dataset, index)
+
+    monkeypatch.setattr(QuestionDataset, "__getitem__", counting)
+    tokenized, _ = tokenize_table(table, tiny_tokenizer, PROMPT)
+    plan = plan_epoch(table.painting_of_row, batch_size=2, seed=1, epoch=0)
+    steps = training_loader(
+        table, tokenized, plan, DecodedPictures(table, TRANSFORM),
+        first_step=0, micro_batches_per_step=1, accumulation=1, rank=0, world=1, workers=workers, pin_memory=False,
+    )  # fmt: skip
+    next(steps)
+    ahead = workers + 2
+    deadline = time.monotonic() + 60
+    while len(prepared) < ahead:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    time.sleep(0.2)
+    assert len(prepared) == ahead < plan.num_steps(1)
+    assert "artkv-batches_0" in {thread.name for thread in threading.enumerate()}
+    steps.close()
+    assert len(prepared) == ahead
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("artkv-batches")]
+
+
+def test_training_random_numbers_are_not_drawn_from(table: QuestionTable, tiny_tokenizer: Any) -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    load_training(table, tiny_tokenizer)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_evaluation_batches(table: QuestionTable, tiny_tokenizer: Any, world: int) -> None:
+    asked = []
+    for rank in range(world):
+        for batch in load_evaluation(table, tiny_tokenizer, rank=rank, world=world):
+            check_views(table, batch)
+            check_texts(table, tiny_tokenizer, batch, with_answers=False)
+            assert batch.questions.weight.tolist() == [1.0] * len(batch.rows)
+            asked += batch.rows
+    assert sorted(asked) == list(range(len(table)))
+
+
+def test_evaluation_with_answers_and_blank_pictures(table: QuestionTable, tiny_tokenizer: Any) -> None:
+    grey_vit, grey_efficientnet = TRANSFORM.blank()
+    for batch in load_evaluation(table, tiny_tokenizer, with_answers=True, blank=True):
+        check_texts(table, tiny_tokenizer, batch, with_answers=True)
+        assert torch.equal(batch.paintings.vit_pixels, grey_vit.expand(len(batch.paintings), -1, -1, -1))
+        assert torch.equal(
+            batch.paintings.efficientnet_pixels, grey_efficientnet.expand(len(batch.paintings), -1, -1, -1)
+        )
+
+
+def test_art_encoder_can_look_at_another_painting(table: QuestionTable, tiny_tokenizer: Any) -> None:
+    art_source = np.roll(np.arange(NUM_PAINTINGS), 1)
+    for batch in load_evaluation(table, tiny_tokenizer, art_source=art_source):
+        for row, place in zip(batch.rows, batch.questions.painting_index.tolist(), strict=True):
+            painting = int(table.painting_of_row[row])
+            own = TRANSFORM(open_picture(table.painting_paths[painting]))[0]
+            others = TRANSFORM(open_picture(table.painting_paths[int(art_source[painting])]))[1]
+            assert torch.equal(batch.paintings.vit_pixels[place], own)
+            assert torch.equal(batch.paintings.efficientnet_pixels[place], others)
+
+
+def test_each_painting_is_decoded_once_a_micro_batch(
+    table: QuestionTable, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[Path] = []
+
+    def counting(path: Path) -> Image.Image:
+        decoded.append(path)
+        return open_picture(path)
+
+    monkeypatch.setattr("artkv.datasets.painting_source.open_picture", counting)
+    steps = load_training(table, tiny_tokenizer)
+    expected = [len({painting_number(table, row) for row in batch.rows}) for (batch,) in steps]
+    assert len(decoded) == sum(expected) < len(table)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_picture_that_fails_later_is_named(table: QuestionTable, tiny_tokenizer: Any, workers: int) -> None:
+    path = table.painting_paths[table.painting_of_row[3]]
+    os.truncate(path, 40)
+    rows = np.flatnonzero(table.painting_of_row == table.painting_of_row[3])
+    with pytest.raises(UserError) as error:
+        load_training(table, tiny_tokenizer, workers=workers)
+    message = str(error.value)
+    assert message.startswith(tuple(f"{table.place(int(row))}: picture {path}: " for row in rows))
+    assert "replace the file" in message
+    assert "Traceback" not in message
+
+
+def test_inconsistent_splits_are_refused(table: QuestionTable, tiny_tokenizer: Any) -> None:
+    plan = plan_epoch(table.painting_of_row, batch_size=4, seed=1, epoch=0)
+    with pytest.raises(ValueError, match="3 micro-batches a step are not 2 ranks x 2 micro-steps"):
+        training_loader(
+            table, tokenize_table(table, tiny_tokenizer, PROMPT)[0], plan, DecodedPictures(table, TRANSFORM),
+            first_step=0, micro_batches_per_step=3, accumulation=2, rank=0, world=2, workers=1, pin_memory=False,
+        )  # fmt: skip
