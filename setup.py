@@ -43,6 +43,7 @@ setup(
         "dev": [
             "bitsandbytes>=0.46",
             "pytest>=8.3",
+            "pytest-xdist>=3.6",
             "ruff>=0.9",
             "mypy>=1.14",
             "types-PyYAML",

@@ -1,26 +1,34 @@
 """artkv trains BLIP-2 to answer questions about paintings, with key/value prefixes from an art encoder.
 
-from artkv import load_config, load_model
-model = load_model(load_config("my.yaml"), checkpoint="outputs/demo/checkpoints/latest")
+from artkv import load_model
+model = load_model(checkpoint="outputs/demo/best")
 print(model.ask("painting.jpg", "Which style is this?"))
 """
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from artkv.api import load_model
+    from artkv.api import evaluate, load_model
     from artkv.config import load_config
     from artkv.kv_modulation import KVPrefixGenerator
 
 __version__ = "0.1.0"
-__all__ = ["KVPrefixGenerator", "__version__", "load_config", "load_model"]
+__all__ = ["KVPrefixGenerator", "__version__", "evaluate", "load_config", "load_model"]
 
 # Imported when first asked for: torch and transformers take seconds that `artkv --help` need not wait.
 _HOMES = {
     "KVPrefixGenerator": "artkv.kv_modulation",
+    "evaluate": "artkv.api",
     "load_config": "artkv.config",
     "load_model": "artkv.api",
 }
+
+# peft imports bitsandbytes wherever it is installed, which warns on CPUs with AVX512-BF16 that the package `kernels` is
+# missing, from which it would take one 4-bit product. It has another of its own.
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
+    lambda record: "from kernels-community" not in str(record.msg)
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,20 @@
-"""The typed records that the layers pass along.
+"""The typed records that the layers pass along, and the letters of all shapes.
 
-Letters in tensor names: Q questions, I paintings (images), T text tokens, N image tokens, D width,
-R packed rows, L columns of a row, P pieces, C columns that predict, A answer tokens.
+A tensor's name may end in its shape, a letter a dimension: `visual_IKD` is (paintings, query tokens, OPT's width). A
+letter means one thing everywhere:
+
+    I  paintings (images)                              A  answer tokens
+    Q  questions                                       G  pieces: questions of one painting that share visual tokens
+    N  image tokens of the ViT                         Z  cross-attention layers of the Q-Former
+    P  prefix tokens                                   H  heads of an attention
+    K  query tokens: the visual tokens of a painting   X  width of a head
+    T  text tokens                                     V  width of the ViT
+    S  positions of an unpacked sequence, K + T        W  width of the Q-Former
+    R  rows of a packed batch                          D  width of OPT
+    L  columns of a packed row                         F  width of the art features
+    C  columns of it that are computed                 E  edge of a picture, pixels
+    O  outputs of a classifier: vocabulary, styles     M  metrics of a score
+    B  bootstrap samples                               1, 3  that many
 """
 
 from dataclasses import dataclass, fields, replace
@@ -23,7 +36,7 @@ class _Movable:
         return replace(self, **moved)  # type: ignore[type-var]
 
     def pin_memory(self) -> Self:
-        """Page-locks every tensor, so that the copy to the device can overlap; DataLoader calls it."""
+        """Page-locks every tensor, so that the copy to the device can overlap."""
         pinned = {}
         for field in fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
@@ -36,7 +49,7 @@ class _Movable:
 class PaintingViews(_Movable):
     """The two views that the frozen encoders get of each painting, from one decode.
 
-    vit_pixels: (I, 3, S, S) float32, CLIP-normalised, S the ViT's image size.
+    vit_pixels: (I, 3, E, E) float32, CLIP-normalised, E the ViT's image size.
     efficientnet_pixels: (I, 3, E, E) float32, ImageNet-normalised, E the EfficientNet's image size.
     """
 
@@ -51,8 +64,8 @@ class PaintingViews(_Movable):
 class PaintingFeatures(_Movable):
     """What the frozen encoders say of each painting.
 
-    image_features: (I, N, D_vit), the ViT's tokens after its last LayerNorm.
-    art_features: (I, 1536) for EfficientNet-B3, pooled; None where no prefix is made of them.
+    image_features: (I, N, V), the ViT's tokens after its last LayerNorm.
+    art_features: (I, F), F = 1536 for EfficientNet-B3, pooled; None where no prefix is made of them.
     """
 
     image_features: Tensor
@@ -99,8 +112,8 @@ class PackedQuestions(_Movable):
     token_ids: (R, L) int64, the text; any id at visual tokens and padding.
     position_ids: (R, L) int64, the position that the token has in its own question's unpacked sequence.
     subtree_end: (R, L) int64; column i of a row attends to column j where `j <= i < subtree_end[j]`.
-    piece_places: (P,) int64, where each piece's visual tokens begin in the flattened (R, L).
-    piece_painting: (P,) int64, each piece's row in the paintings of the batch.
+    piece_places: (G,) int64, where each piece's visual tokens begin in the flattened (R, L).
+    piece_painting: (G,) int64, each piece's row in the paintings of the batch.
     answer_columns: (R, C) int64, the columns of each row that predict answer tokens, filled up with 0.
     answer_places: (A,) int64, where in the flattened (R, C) each answer token is predicted.
     answer_ids: (A,) int64, the answers' and newlines' ids.
@@ -134,3 +147,23 @@ class Batch(_Movable):
     paintings: PaintingViews | PaintingFeatures
     questions: QuestionBatch | PackedQuestions
     rows: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class EncoderIdentity:
+    """What the features depend on beside the pictures, each part as a hash or as JSON that is equal for equal parts.
+
+    dtype: of the ViT's features. vit_view, art_view: size, mean and std of what each encoder sees. art_*: None
+    without an EfficientNet.
+    """
+
+    dtype: str
+    vit_weights: str
+    vit_settings: str
+    vit_view: str
+    art_weights: str | None = None
+    art_view: str | None = None
+
+    def without_art(self) -> "EncoderIdentity":
+        """The ViT's part."""
+        return replace(self, art_weights=None, art_view=None)

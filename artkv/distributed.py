@@ -6,7 +6,6 @@ this one process.
 """
 
 import json
-import logging
 import os
 import socket
 import subprocess
@@ -29,8 +28,6 @@ _KNOWN = "artkv_known_on_all_ranks"
 if not torch.cuda.is_available():
     # Before DeepSpeed is imported, by whatever library: it warns on each rank when it finds no GPU unasked.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
-# peft imports bitsandbytes where it is installed, which then warns of kernels that it does not need.
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 _LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _SRUN_VARIABLES = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS")
@@ -92,19 +89,17 @@ class World:
         outcomes = self._exchange(_Outcome.of(failure))
         if failure is not None and not isinstance(failure, UserError):
             raise _known(failure)
-        _raise_others_failure(outcomes)
-        messages = [outcome.message if isinstance(outcome, _Outcome) else None for outcome in outcomes]
-        told = {text: rank for rank, text in reversed(list(enumerate(messages))) if text is not None}
-        if told:
-            everywhere = len(told) == 1 and None not in messages
-            lines = [text if everywhere else f"[rank {rank}] {text}" for text, rank in reversed(told.items())]
-            raise _known(UserError("\n".join(lines), on_all_ranks=True))
+        _raise_failures(outcomes)
         return result[0]
+
+    def on_main(self, action: Callable[[], T]) -> T | None:
+        """Does `action` on rank 0 alone, None on the others; if it raises, all ranks raise, as `together` does."""
+        return self.together(lambda: action() if self.is_main else None)
 
     def gather(self, value: T) -> list[T]:
         """Every rank's `value` (a small picklable object) in the order of ranks, on every rank."""
         values = self._exchange(value)
-        _raise_others_failure(values)  # of a rank that has left an action which goes on here
+        _raise_failures(values)  # of a rank that has left an action which goes on here
         return values
 
     def _exchange(self, value: T) -> list[T]:
@@ -134,7 +129,8 @@ def _known(error: Exception) -> Exception:
     return error
 
 
-def _raise_others_failure(outcomes: list[Any]) -> None:
+def _raise_failures(outcomes: list[Any]) -> None:
+    """Raises what all ranks raise if some of them failed; values of ranks that gather may be among the outcomes."""
     failed = {
         rank: outcome.message
         for rank, outcome in enumerate(outcomes)
@@ -142,6 +138,12 @@ def _raise_others_failure(outcomes: list[Any]) -> None:
     }
     if failed:
         raise _known(RunFailed("\n".join(f"rank {rank} failed: {message}" for rank, message in failed.items())))
+    messages = [outcome.message if isinstance(outcome, _Outcome) else None for outcome in outcomes]
+    told = {text: rank for rank, text in reversed(list(enumerate(messages))) if text is not None}
+    if told:
+        everywhere = len(told) == 1 and None not in messages
+        lines = [text if everywhere else f"[rank {rank}] {text}" for text, rank in reversed(told.items())]
+        raise _known(UserError("\n".join(lines), on_all_ranks=True))
 
 
 class Place(NamedTuple):
@@ -271,7 +273,7 @@ def process_group(timeout_minutes: float) -> Iterator[World]:
     """
     rank, local_rank, size = launched_place(os.environ) or Place(0, 0, 1)
     timeout = timedelta(minutes=timeout_minutes)
-    device = _device(local_rank)
+    device = rank_device(local_rank)
     if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // _local_size(os.environ, size)))
     if size > 1 and "RANK" not in os.environ:
@@ -315,9 +317,12 @@ def process_group(timeout_minutes: float) -> Iterator[World]:
     dist.destroy_process_group()
 
 
-def single_process() -> World:
-    """The world of one process that needs no process group, for evaluating or asking without a launcher."""
-    return World(0, 0, 1, _device(0))
+def single_process(device: torch.device | None = None) -> World:
+    """The world of one process that needs no process group, for evaluating or asking without a launcher.
+
+    device: by default the first CUDA device, or the CPU.
+    """
+    return World(0, 0, 1, rank_device(0) if device is None else device)
 
 
 def _local_size(environment: Mapping[str, str], size: int) -> int:
@@ -375,7 +380,8 @@ def _device_name(device: torch.device) -> str:
     return f"{torch.cuda.get_device_properties(device).uuid}{part}"
 
 
-def _device(local_rank: int) -> torch.device:
+def rank_device(local_rank: int) -> torch.device:
+    """The device of this host's rank of that number; raises UserError where there are fewer GPUs."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     count = torch.cuda.device_count()

@@ -14,13 +14,7 @@ from artkv.models.files.blip2_writing import MergedSource, write_lavis_file, wri
 from artkv.models.files.weight_files import combined_digest, tensor_digest
 from artkv.models.frozen_encoders import remembered_efficientnet_digests
 from artkv.run_folder.adapter_file import KV_PREFIX, write_adapter
-from artkv.run_folder.checkpoint import (
-    check_same_frozen_weights,
-    read_adapter,
-    read_frozen_hash,
-    read_step,
-    resolve_checkpoint,
-)
+from artkv.run_folder.checkpoint import Checkpoint
 
 Format = Literal["adapter", "transformers", "lavis"]
 Part = Literal["vit", "opt"]
@@ -29,7 +23,7 @@ _PREFIX_NAMES = ("kv_prefix_generator.", "kv_prefix_gate")
 
 
 def export(
-    checkpoint: Path, config: Config, format: Format, output: Path, leave_out: Sequence[Part] = ()
+    checkpoint: Checkpoint, config: Config, format: Format, output: Path, leave_out: Sequence[Part] = ()
 ) -> list[Path]:
     """Writes a checkpoint in `format` and returns what it wrote; each file or folder is whole or absent.
 
@@ -38,14 +32,12 @@ def export(
     The prefix generator goes beside the latter two, as an adapter file on the exported model.
 
     Args:
-        checkpoint: as for `resolve_checkpoint`.
         config: the checkpoint's, perhaps with paths changed.
 
     Raises:
         UserError: if the checkpoint or the weights that it was trained on cannot be read or do not belong together,
             or the output is there already.
     """
-    checkpoint = resolve_checkpoint(checkpoint)
     if leave_out and format != "lavis":
         raise UserError(f"--leave-out {' '.join(leave_out)}: is for --format lavis; leave it out")
     suffix = {"adapter": ".safetensors", "transformers": "", "lavis": ".pth"}[format]
@@ -55,10 +47,9 @@ def export(
     for path in [output, *([prefix_file] if format == "lavis" else [])]:
         if path.exists():
             raise UserError(f"--output {output}: {path} is there already; remove it or give another name")
-    trained = read_adapter(checkpoint)
+    trained = checkpoint.adapter()
     if format == "adapter":
-        frozen_hash, step = read_frozen_hash(checkpoint), read_step(checkpoint)
-        write_whole(output, lambda path: write_adapter(path, trained, config, frozen_hash, step))
+        write_whole(output, lambda path: write_adapter(path, trained, config, checkpoint.frozen_hash, checkpoint.step))
         return [output]
 
     exporting = _Merging(checkpoint, config, trained)
@@ -97,16 +88,16 @@ class _Merging:
     merged: BLIP-2's tensors with what was trained. prefix: the trainables that are none of BLIP-2's.
     """
 
-    def __init__(self, checkpoint: Path, config: Config, trained: dict[str, Tensor]) -> None:
+    def __init__(self, checkpoint: Checkpoint, config: Config, trained: dict[str, Tensor]) -> None:
         self.files: Blip2Files = open_blip2(config.model)
         self.prefix = {name: tensor for name, tensor in trained.items() if name.startswith(_PREFIX_NAMES)}
         self._config = config
-        self._step = read_step(checkpoint)
+        self._step = checkpoint.step
         digests = self.files.weight_digests()
         if config.kv_modulation.enabled:
             digests |= remembered_efficientnet_digests(config.efficientnet)
         frozen = {name: digest for name, digest in digests.items() if name not in trained}
-        check_same_frozen_weights(checkpoint, read_frozen_hash(checkpoint), combined_digest(frozen))
+        checkpoint.check_frozen_weights(combined_digest(frozen))
         lora = config.trainable.lora
         blip2 = {name: tensor for name, tensor in trained.items() if name not in self.prefix}
         self.merged = MergedSource(self.files, blip2, lora.alpha / lora.rank)

@@ -12,12 +12,12 @@ from turns import Stand
 import artkv.training.loop
 from artkv.batch import Batch, PaintingViews
 from artkv.config import Config
-from artkv.distributed import World, process_group
+from artkv.distributed import process_group
 from artkv.models.kv_modulated_blip2 import AnswerLoss, KVModulatedBlip2
 from artkv.monitoring.memory import peak_host_bytes
 from artkv.training.engine import TrainingEngine
+from artkv.training.loop import StepReport, step_together
 from artkv.training.run import train
-from artkv.training.step import StepReport, train_step
 
 
 def run_artkv(stand: Stand, tree: dict[str, Any], has_answer_logits: bool = True, compiled: Sequence[str] = ()) -> None:
@@ -28,9 +28,7 @@ def run_artkv(stand: Stand, tree: dict[str, Any], has_answer_logits: bool = True
 
     engines: list[TrainingEngine] = []
 
-    def step_at_boundary(
-        engine: TrainingEngine, batches: Sequence[Batch], learning_rate: float, world: World, *stopping: Any
-    ) -> StepReport:
+    def step_at_boundary(engine: TrainingEngine, batches: Sequence[Batch], *others: Any) -> StepReport:
         if not engines:
             engines.append(engine)
             for part in compiled:
@@ -39,10 +37,10 @@ def run_artkv(stand: Stand, tree: dict[str, Any], has_answer_logits: bool = True
         stand.actions["trainables"] = lambda: [(p.numel(), p.element_size()) for p in engine.model.parameters()]
         stand.boundary(sum(len(batch.rows) for batch in batches))
         with stand.step():
-            return train_step(engine, batches, learning_rate, world, *stopping)
+            return step_together(engine, batches, *others)
 
     stand.actions["peak_bytes"] = peak_host_bytes
-    artkv.training.loop.train_step = step_at_boundary
+    artkv.training.loop.step_together = step_at_boundary
     with process_group(timeout_minutes=10) as world:
         train(Config.model_validate(tree), None, world)
 
@@ -54,7 +52,7 @@ def compile_part(model: KVModulatedBlip2, part: str) -> None:
     """
     modules: dict[str, list[Any]] = {
         "opt": list(model.backbone.language_model.model.decoder.layers),
-        "trainable": [model.backbone.qformer, model._frozen.generator],
+        "trainable": [model.backbone.qformer, model.parts.generator],
     }
     for module in modules[part]:
         module.compile(dynamic=True)

@@ -33,9 +33,10 @@ from artkv.config import load_config
 from artkv.datasets.batches import evaluation_loader
 from artkv.datasets.image_index import ImageIndex
 from artkv.datasets.order import plan_epoch
+from artkv.datasets.question_set import QuestionSet
 from artkv.datasets.table import read_table
 from artkv.datasets.tokenized_table import tokenize_table
-from artkv.distributed import process_group
+from artkv.distributed import process_group, single_process
 from artkv.feature_cache.reading import CachedPaintings
 from artkv.feature_cache.shards import RECORDS_A_SHARD, Shard, read_header, write_shard
 from artkv.models.efficientnet import create_efficientnet
@@ -71,10 +72,11 @@ def measure_reading(folder: Path, num_records: int, per_batch: int, rounds: int)
     table = _table(folder, num_records)
     tokenizer = train_tokenizer(_TEXTS, vocab_size=400)
     tokenized, _ = tokenize_table(table, tokenizer, "Question: {question} Short answer:")
+    questions = QuestionSet(table, tokenized, source)
     plan = plan_epoch(table.painting_of_row, per_batch * _QUESTIONS_A_PAINTING, seed=0, epoch=0)
 
     def by_thread() -> None:
-        for _ in evaluation_loader(table, tokenized, plan, source, 0, 1, 1, pin_memory=False, with_answers=True):
+        for _ in evaluation_loader(questions, plan, single_process(), workers=1, with_answers=True):
             pass
 
     def by_reading() -> None:

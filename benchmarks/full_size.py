@@ -23,11 +23,10 @@ from transformers import Blip2Config, Blip2ForConditionalGeneration, BlipImagePr
 
 from artkv.batch import Batch, PaintingViews
 from artkv.config import (
+    Config,
     EfficientNetConfig,
     FrozenConfig,
-    KVModulationConfig,
     ModelConfig,
-    TrainableConfig,
     TrainingConfig,
 )
 from artkv.config.deepspeed import fill_deepspeed_config, load_deepspeed_config
@@ -39,7 +38,7 @@ from artkv.monitoring.memory import peak_device_bytes, peak_host_bytes
 from artkv.quickstart.tokenizer import train_tokenizer
 from artkv.run_folder.state import TrainableState
 from artkv.training.engine import TrainingEngine
-from artkv.training.step import train_step
+from artkv.training.step import answer_token_count, train_step
 
 _TEXT = "Question: In which style is this painting of a harbour at dusk? Short answer: impressionism\n"
 _SHARD_BYTES = 2 * 10**9
@@ -118,19 +117,16 @@ def train(options: argparse.Namespace, world: World) -> dict[str, object]:
     frozen = FrozenConfig(opt=options.opt)
     if options.opt == "stream":
         frozen = FrozenConfig(opt="stream", slots=options.slots, storage=options.storage)
-    built = build_model(
-        ModelConfig(blip2=str(options.folder), dtype=options.dtype),
-        EfficientNetConfig(checkpoint=options.folder / "efficientnet_b3.safetensors"),
-        KVModulationConfig(),
-        TrainableConfig(),
-        frozen,
-        seed=0,
-        device=world.device,
-        gather=world.gather,
+    training = TrainingConfig(batch_size=options.questions, activation_checkpointing=False, seed=0)
+    config = Config(
+        model=ModelConfig(blip2=str(options.folder), dtype=options.dtype),
+        efficientnet=EfficientNetConfig(checkpoint=options.folder / "efficientnet_b3.safetensors"),
+        frozen=frozen,
+        training=training,
     )
+    built = build_model(config, world)
     loading_seconds = time.perf_counter() - began
     model = built.model
-    training = TrainingConfig(batch_size=options.questions)
     deepspeed_config = fill_deepspeed_config(
         load_deepspeed_config("zero2_bf16.json"), training, 1, world.size,
         model.backbone.dtype == torch.bfloat16, sum(p.numel() for p in model.parameters()),
@@ -144,8 +140,10 @@ def train(options: argparse.Namespace, world: World) -> dict[str, object]:
     for _ in range(options.steps):
         loads_before = opt.total_loads if opt else 0
         began = time.perf_counter()
-        report = train_step(engine, [batch], 1e-4, world)
-        losses.append(float(report.loss_sum))  # waits for the device
+        on_device = [batch.to(world.device)]
+        answer_tokens = world.all_reduce_sum(answer_token_count(on_device))
+        loss_sum = train_step(engine, on_device, 1e-4, answer_tokens, world.size)
+        losses.append(float(loss_sum))  # waits for the device
         seconds.append(time.perf_counter() - began)
         loads.append(opt.total_loads - loads_before if opt else 0)
         if world.is_main:

@@ -41,14 +41,15 @@ from transformers import Blip2Config, Blip2QFormerConfig, Blip2VisionConfig
 
 from artkv.config import Config, KVModulationConfig, ModelConfig
 from artkv.errors import UserError
-from artkv.planning.memory import Activations, BatchShape, activations, peak_activation_bytes
+from artkv.planning.activations import Activations, activations, peak_activation_bytes
+from artkv.planning.batch_shape import BatchShape
 from artkv.planning.shapes import model_shapes
 
 MEASURED = "measured"
 OUT_OF_MEMORY = "out of memory"
 OUT_OF_TIME = "left out: the time was up"
 
-_MOST_ROUNDS = {"toy": 2, "full": 5}
+_MAX_ROUNDS = {"toy": 2, "full": 5}
 _NEAR_RESIDENT = 1.1
 _SLOW_STEP_SECONDS = 0.5
 # What must be left for a mode of which nothing is known yet.
@@ -183,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for mode in modes:
                 bench.visit_with_delays(mode)
             bench.visit_without_waits(modes)
-            for _ in range(1, _MOST_ROUNDS[size]):
+            for _ in range(1, _MAX_ROUNDS[size]):
                 for mode in modes:
                     bench.next_visit(mode)
         finally:  # after a CUDA error nothing works any more, and closing the kept modes may fail: what there is counts
@@ -283,7 +284,7 @@ def predict(opt: RandomOpt, modes: Sequence[Mode], sizes: Sequence[int], report:
                 opt.num_blocks,
                 mode.recompute,
                 encodes=False,
-                # As `artkv plan` takes them: see artkv/planning/plan.py.
+                # As `artkv plan` takes them: see artkv/planning/prediction.py.
                 extra_outputs=2 if mode.quantisation == "int8" else 0,
                 workspace_bytes=0 if mode.quantisation is None else largest_bytes,
             )

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import OPTConfig, OPTForCausalLM
 
-from artkv.distributed import process_group
+from artkv.distributed import process_group, single_process
 from artkv.errors import UserError
 from artkv.frozen.block_layout import TensorReader, block_layout
 from artkv.frozen.host_blocks import HostBlocks
@@ -104,7 +104,7 @@ class RandomOpt:
     def masters(self, storage: Storage) -> HostBlocks:
         """The blocks in host memory, made at the first call; page-locked on CUDA by the first transport."""
         if storage not in self._masters:
-            self._masters[storage] = HostBlocks.build(self._random_blocks(), storage)
+            self._masters[storage] = HostBlocks.build(self._random_blocks(), storage, single_process(self.device))
         return self._masters[storage]
 
     def block_values(self, index: int) -> dict[str, Tensor]:
@@ -279,9 +279,7 @@ def streamed(
     else:
         made = CpuTransport(host, opt.device, COMPUTE_DTYPE, poison=True)
     layers = list(model.model.decoder.layers)
-    stack = stream_blocks(
-        layers, host, opt.device, COMPUTE_DTYPE, slots, resident_blocks, memory_budget_bytes, transport=made
-    )
+    stack = stream_blocks(layers, made, slots, resident_blocks, memory_budget_bytes)
     yield Opened(partial(opt.step, model), made, lambda: stack.total_loads)
 
 

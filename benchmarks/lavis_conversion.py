@@ -31,11 +31,12 @@ from torch import Tensor
 from transformers import OPTConfig
 
 from artkv.config import ModelConfig
+from artkv.distributed import single_process
 from artkv.models.backbone.transformers_backend import open_transformers_backbone
-from artkv.models.files.blip2_files import open_blip2, stock_blip2
+from artkv.models.files.blip2_files import BLIP2_OPT_2_7B, open_blip2, stock_blip2
 from artkv.models.files.blip2_writing import MergedSource, write_lavis_file, write_transformers_folder
 from artkv.models.files.lavis_names import to_lavis
-from artkv.planning.shapes import BLIP2_OPT_2_7B, read_blip2_config
+from artkv.planning.shapes import read_blip2_config
 from artkv.quickstart.tokenizer import train_tokenizer
 
 STAGES = ("open", "folder", "pth", "resident")
@@ -90,7 +91,8 @@ def run_stage(stage: str, files: Path) -> dict[str, object]:
             written = files / "converted.pth"
             write_lavis_file(opened, merged, written)
         else:
-            open_transformers_backbone(opened, torch.bfloat16, torch.device("cpu")).load()
+            device = torch.device("cpu")
+            open_transformers_backbone(opened, torch.bfloat16, device).load(single_process(device))
         seconds = time.perf_counter() - began
         memory.sample()
     if written is not None:

@@ -33,7 +33,7 @@ from artkv.monitoring.memory import peak_host_bytes
 
 _LEARNING_RATE = 1e-4
 _WEIGHT_DECAY = 0.01
-_MOST_PICTURES = 64
+_MAX_PICTURES = 64
 
 
 class Questions(torch.utils.data.Dataset):
@@ -58,8 +58,8 @@ class Questions(torch.utils.data.Dataset):
             size.image_size, vit.image_mean, vit.image_std, size.efficientnet_size, art.mean, art.std
         )
         names = list(dict.fromkeys(row["image"] for row in self.rows))
-        self._picture_of = {name: number % _MOST_PICTURES for number, name in enumerate(names)}
-        pixels = [transform.vit_view(open_picture(world_folder / "images" / n)) for n in names[:_MOST_PICTURES]]
+        self._picture_of = {name: number % _MAX_PICTURES for number, name in enumerate(names)}
+        pixels = [transform.vit_view(open_picture(world_folder / "images" / n)) for n in names[:_MAX_PICTURES]]
         self._pixels = torch.stack(pixels).to(dtype)
 
     def __len__(self) -> int:

@@ -35,12 +35,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import artkv.training.loop
 from artkv.config import Config
 from artkv.config.deepspeed import load_deepspeed_config
-from artkv.distributed import World, process_group
+from artkv.distributed import process_group
 from artkv.monitoring.memory import peak_device_bytes, peak_host_bytes
 from artkv.monitoring.run_log import RunLog
 from artkv.training.engine import TrainingEngine
 from artkv.training.run import train
-from artkv.training.step import NumberToHost
+from artkv.training.stops import NumberToHost
 
 FORWARD, BACKWARD = "forward", "backward"
 _INSIDE = (FORWARD, BACKWARD)
@@ -297,21 +297,21 @@ def _patched(observer: _Observer) -> Iterator[None]:
     """artkv's own functions with spans around them, and its step with the observer before it."""
     loop: Any = artkv.training.loop
     patched: list[tuple[Any, str]] = [
-        (loop, "train_step"), (loop, "training_loader"), (TrainingEngine, "forward"), (TrainingEngine, "backward"),
+        (loop, "step_together"), (loop, "training_loader"), (TrainingEngine, "forward"), (TrainingEngine, "backward"),
         (TrainingEngine, "step"), (RunLog, "train"), (RunLog, "advance"),
     ]  # fmt: skip
     originals = [getattr(owner, name) for owner, name in patched]
     spans = observer.spans
 
-    def step(engine: TrainingEngine, batches: Any, learning_rate: float, world: World, *stopping: Any) -> Any:
+    def step(engine: TrainingEngine, *others: Any) -> Any:
         observer.boundary(engine)
         with spans("batch to the device, count of tokens"):
-            return originals[0](engine, batches, learning_rate, world, *stopping)
+            return originals[0](engine, *others)
 
     def loader(*inputs: Any, **options: Any) -> Iterator[Any]:
         return _spanned_items(spans, originals[1](*inputs, **options))
 
-    loop.train_step, loop.training_loader = step, loader
+    loop.step_together, loop.training_loader = step, loader
     spans.wrap(TrainingEngine, "forward", FORWARD)
     spans.wrap(TrainingEngine, "backward", BACKWARD)
     spans.wrap(TrainingEngine, "step", "DeepSpeed's optimizer step")

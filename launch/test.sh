@@ -1,10 +1,26 @@
 #!/usr/bin/env bash
-# From a bare clone: installs, checks style and types, and runs all tests.
+# From a bare clone: installs, the tools of the tests too, checks style and types, and runs all tests.
 # Arguments go to pytest, such as tests/datasets or -m 'not system'.
 set -euo pipefail
+export EXTRAS=dev
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 ruff check --quiet .
 ruff format --check --quiet .
 shellcheck launch/*.sh launch/*.sbatch .ci/run tests/system/cluster/*.sh
 mypy
-pytest --quiet "$@"
+# First what can run side by side, then what needs the machine to itself: launchers, clusters, measurements.
+exit_code=0
+for part in none only; do
+  options=(--quiet "--system=$part")
+  [ "$part" = none ] && options+=(--numprocesses=auto --maxprocesses=8)
+  ended=0
+  pytest "${options[@]}" "$@" || ended=$?
+  case $ended in
+    0) found=yes ;;
+    1) found=yes exit_code=1 ;;
+    5) ;; # none of the wanted tests is of this part
+    *) exit "$ended" ;;
+  esac
+done
+[ "${found:-no}" = yes ] || exit 5
+exit "$exit_code"

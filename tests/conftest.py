@@ -30,7 +30,30 @@ from tests.training_runs import run_training as run_training  # a fixture
 
 # Tiny shapes gain nothing from more, and processes that tests start inherit it.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Nothing is compiled here. Else each rank that DeepSpeed trains on imports the compiler, for 1.1 s of CPU time.
+os.environ["TORCHDYNAMO_DISABLE"] = "1"
 torch.set_num_threads(1)
+# Of whoever started these tests through a script of launch/: what is printed to be pasted would be spelled for him.
+for variable in ("ARTKV_CALLER_FOLDER", "ARTKV_CALLER_PATH"):
+    os.environ.pop(variable, None)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--system",
+        choices=["only", "none", "too"],
+        default="too",
+        help="whether to run the tests marked `system`, beside which nothing else may run",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    wanted = config.getoption("--system")
+    if wanted != "too":
+        left_out = {item for item in items if (item.get_closest_marker("system") is not None) != (wanted == "only")}
+        config.hook.pytest_deselected(items=list(left_out))
+        items[:] = [item for item in items if item not in left_out]
+
 
 TINY_TEXTS = [
     "Question: Which style is this? Short answer: baroque\n",
@@ -115,7 +138,10 @@ def tiny_world(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: PreTrai
             folder = root / "images" / ("sub" if painting % 2 else "")
             folder.mkdir(parents=True, exist_ok=True)
             name = f"{split}{painting}.png"
-            Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(folder / name)
+            # Squares of one colour: as noise, the samples in TensorBoard would take a third of a run to compress. The
+            # files are not compressed, so that all are of one size.
+            squares = rng.integers(0, 256, (5, 6, 3), dtype=np.uint8).repeat(8, axis=0).repeat(8, axis=1)
+            Image.fromarray(squares).save(folder / name, compress_level=0)
             for number in range(1 + painting % 4):
                 answer = ("oil", "canvas", "Jan van Eyck")[(painting + number) % 3]
                 rows.append([name, f"What is thing {number}?", answer, f"{split}{painting}-{number}", "thing"])

@@ -1,7 +1,11 @@
 """The command line on a run of the tiny world: exit codes, messages, results, and the use from Python."""
 
 import csv
+import importlib.util
 import json
+import logging
+import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,14 +16,16 @@ import pytest
 import torch
 from PIL import Image
 
+import artkv
 import artkv.cli as cli
 from artkv import KVPrefixGenerator, load_config, load_model
 from artkv.api import evaluate
+from artkv.arguments import VERBS, make_parser
 from artkv.config import override_config
 from artkv.distributed import World
 from artkv.evaluation.answering import Ablation
 from artkv.frozen.host_blocks import HostBlocks
-from artkv.run_folder.checkpoint import read_config, resolve_checkpoint
+from artkv.run_folder.checkpoint import open_checkpoint
 from artkv.training.run import train
 
 
@@ -69,18 +75,18 @@ def test_evaluate_writes_and_prints_every_ablation(
 def test_evaluating_ranks_share_one_copy_of_what_streams(
     trained_run: Path, one_process: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The masters are made with the ranks' own gather, as in training, and not by each rank for itself."""
-    gathers: list[object] = []
+    """The masters are made in the ranks' own world, as in training, and not by each rank for itself."""
+    worlds: list[World] = []
     true_build = HostBlocks.build
 
-    def build(blocks: Any, storage: Any, gather: Any) -> HostBlocks:
-        gathers.append(gather)
-        return true_build(blocks, storage, gather)
+    def build(blocks: Any, storage: Any, world: World) -> HostBlocks:
+        worlds.append(world)
+        return true_build(blocks, storage, world)
 
     monkeypatch.setattr(HostBlocks, "build", build)
-    config = override_config(read_config(resolve_checkpoint(trained_run)), ["frozen.opt=stream", "frozen.vit=stream"])
-    evaluate(config, trained_run, "val", [Ablation("on", "on")], one_process)
-    assert gathers == [one_process.gather, one_process.gather]
+    config = override_config(open_checkpoint(trained_run).config, ["frozen.opt=stream", "frozen.vit=stream"])
+    evaluate(trained_run, "val", [Ablation("on", "on")], config, one_process)
+    assert worlds == [one_process, one_process]
 
 
 def test_ask_gives_the_evaluations_answer(
@@ -238,15 +244,149 @@ def test_check_names_twelve_kinds_of_damage_by_their_lines_and_train_stops_befor
     assert not (tmp_path / "run").exists()
 
 
-def test_usage_help_and_the_launchers_argument() -> None:
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "artkv", *arguments], capture_output=True, text=True, timeout=60, check=False
-        )
+def run_artkv(
+    *arguments: str, environment: dict[str, str] | None = None
+) -> tuple[subprocess.CompletedProcess[str], set[str]]:
+    """A fresh process's result, and the packages that it imported."""
+    command = [sys.executable, "-X", "importtime", "-m", "artkv", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
+    timed = [line for line in result.stderr.splitlines() if line.startswith("import time:")]
+    assert timed
+    result.stderr = "".join(f"{line}\n" for line in result.stderr.splitlines() if line not in timed)
+    return result, {line.rsplit("|")[-1].strip().split(".")[0] for line in timed}
 
-    assert run("trian").returncode == 2
-    assert run().returncode == 2
-    assert "SECTION.KEY=VALUE" in run("--local_rank=1", "train", "--help").stdout
-    quick = "import sys, artkv.cli; artkv.cli._parser().format_help(); assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", quick], check=True, timeout=60)
-    assert "--image-size" in run("art-encoder", "--help").stdout
+
+@pytest.mark.parametrize("verb", [None, *VERBS])
+def test_help_imports_nothing_that_takes_time(verb: str | None) -> None:
+    result, packages = run_artkv(*([] if verb is None else [verb]), "--help")
+    assert result.returncode == 0
+    assert result.stderr == ""
+    assert "artkv" in packages
+    assert packages.isdisjoint({"torch", "numpy", "transformers"})
+    # The art encoder's options are the fields of its settings.
+    assert packages.isdisjoint({"pydantic", "yaml"}) or verb == "art-encoder"
+    if verb is not None:
+        for example in VERBS[verb].examples:
+            assert f"  {example}\n" in result.stdout
+        assert ("--set SECTION.KEY=VALUE" in result.stdout) == (verb not in ("status", "art-encoder"))
+    assert verb != "art-encoder" or "--image-size" in result.stdout
+    assert verb != "plan" or "--gpu-memory" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ("trian --config x.yaml", 2, "did you mean 'train'?"),
+        ("conquer", 2, "no verb 'conquer' among train, evaluate, "),
+        ("", 2, "VERB"),
+        ("train --confg x.yaml", 2, "--config"),
+        ("train --config x.yaml --epochs 3", 2, "unrecognized arguments: --epochs 3"),
+        ("train --config nowhere.yaml", 1, "config nowhere.yaml: cannot be read"),
+        ("cache --config nowhere.yaml", 1, "config nowhere.yaml: cannot be read"),
+        ("check --config nowhere.yaml", 1, "config nowhere.yaml: cannot be read"),
+        ("plan --config nowhere.yaml", 1, "config nowhere.yaml: cannot be read"),
+        ("evaluate --checkpoint nowhere", 1, "nowhere: no checkpoint there"),
+        ("ask --checkpoint nowhere x.png What?", 1, "nowhere: no checkpoint there"),
+        ("export --checkpoint nowhere --format adapter --output x", 1, "nowhere: no checkpoint there"),
+        ("art-encoder --data x --epochs 0", 1, "--epochs 0: "),
+        ("status nowhere", 1, "nowhere: is no folder"),
+        ("quickstart --output-dir nowhere --set training.sed=3", 1, "did you mean 'seed'?"),
+    ],
+)
+def test_what_is_mistyped_is_told_before_imports_that_take_time(arguments: str, code: int, message: str) -> None:
+    result, packages = run_artkv(*arguments.split())
+    assert result.returncode == code
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert "torch" not in packages
+
+
+def test_the_examples_are_commands() -> None:
+    parser = make_parser(VERBS)
+    for name, verb in VERBS.items():
+        for example in verb.examples:
+            words = shlex.split(example)
+            assert parser.parse_args(words[words.index("artkv") + 1 :]).verb == name
+
+
+def test_the_launchers_argument_before_the_verb_is_passed_over() -> None:
+    result, _ = run_artkv("--local_rank=1", "train", "--help")
+    assert result.returncode == 0
+    assert "--resume WHERE" in result.stdout
+
+
+def test_importing_artkv_and_its_config_takes_no_torch() -> None:
+    program = (
+        "import sys, artkv; artkv.load_config; assert 'torch' not in sys.modules; artkv.evaluate, artkv.load_model"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    for name in artkv.__all__:
+        assert getattr(artkv, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'train_model'"):
+        artkv.train_model  # noqa: B018
+
+
+def test_bitsandbytes_does_not_ask_for_kernels_and_may_say_all_else() -> None:
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    asked = "Failed to load CPU gemm_4bit_forward from kernels-community: %s. Please make sure you already `pip install"
+    for message, is_shown in ((asked, False), ("Another matter: %s", True)):
+        record = logger.makeRecord(logger.name, logging.WARNING, "ops.py", 1, message, ("why",), None)
+        assert bool(logger.filter(record)) == is_shown
+    bitsandbytes = importlib.util.find_spec("bitsandbytes")
+    if bitsandbytes is not None and bitsandbytes.origin is not None:
+        source = Path(bitsandbytes.origin).parent / "backends" / "cpu" / "ops.py"
+        assert f'"{asked}' in source.read_text()
+
+
+def test_train_tells_what_to_type_next_and_evaluate_where_its_files_are(
+    trained_run: Path,
+    tiny_world: Path,
+    capsys: pytest.CaptureFixture[str],
+    in_process: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("ARTKV_CALLER_PATH", raising=False)
+    monkeypatch.delenv("ARTKV_CALLER_FOLDER", raising=False)
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+    arguments = ["train", "--config", str(tiny_world / "config.yaml"), "--set", f"run.output_dir={trained_run}"]
+    again = [*arguments, "--set", "training.num_epochs=1", "--resume", "auto"]  # nothing is left to train
+    assert cli.main(again) == 0
+    done, *hints = capsys.readouterr().out.splitlines()
+    assert done.startswith("done after ")
+    assert hints == [
+        "next:",
+        f"  artkv evaluate --checkpoint {trained_run}/best --split val --all-ablations",
+        f"  tensorboard --logdir {trained_run}",
+    ]
+    assert cli.main(shlex.split(hints[1])[1:]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == (
+        f"predictions.csv and metrics.json: in {trained_run}/eval, val-on, val-off, val-shuffled, val-on-blank"
+    )
+    monkeypatch.setenv("ARTKV_CALLER_PATH", "")  # started by a program
+    assert cli.main(again) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+def test_the_checkpoint_that_was_taken_is_told(
+    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained_run, run, symlinks=True)
+    newest = open_checkpoint(run).path
+    older = newest.with_name("step_00000001")
+    shutil.copytree(newest, older)
+    (run / "best").unlink()
+    (run / "best").symlink_to(Path("checkpoints") / older.name)
+    monkeypatch.chdir(tmp_path)
+
+    def told(checkpoint: Path, output: str) -> str:
+        words = ["export", "--checkpoint", str(checkpoint), "--format", "adapter", "--output", f"{output}.safetensors"]
+        assert cli.main(words) == 0
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    assert told(run, "a") == f"artkv: checkpoint run/checkpoints/{newest.name} (newest; run/best is step_00000001)"
+    assert told(run / "best", "b") == "artkv: checkpoint run/checkpoints/step_00000001 (best)"
+    (run / "best").unlink()
+    assert told(run, "c") == f"artkv: checkpoint run/checkpoints/{newest.name} (newest)"

@@ -17,7 +17,7 @@ from transformers import Blip2ForConditionalGeneration, Blip2Processor, PreTrain
 
 import artkv.export as export_module
 import artkv.models.files.blip2_writing as blip2_writing
-from artkv.api import LoadedModel, evaluate, load_model
+from artkv.api import evaluate, load_model
 from artkv.batch import PaintingViews
 from artkv.cli import main
 from artkv.config import Config, ModelConfig, override_config
@@ -27,7 +27,8 @@ from artkv.evaluation.answering import Ablation
 from artkv.export import export
 from artkv.models.files.blip2_files import open_blip2
 from artkv.run_folder.adapter_file import read_description
-from artkv.run_folder.checkpoint import read_adapter, read_config, resolve_checkpoint
+from artkv.run_folder.checkpoint import Checkpoint, open_checkpoint
+from artkv.session import Session
 from tests.models.lavis_writing import LavisFolder, lavis_state, write_lavis_folder, write_tokenizer_as_published
 from tests.training_runs import Train
 
@@ -48,7 +49,7 @@ def picture(tiny_world: Path) -> Path:
 class Run:
     """A trained run and what it answers."""
 
-    checkpoint: Path
+    checkpoint: Checkpoint
     config: Config
     adapter: dict[str, Tensor]
 
@@ -65,18 +66,22 @@ def of_lavis(lavis: LavisFolder, kind: str) -> list[str]:
 def train(run_training: Train, config: Config, overrides: Sequence[str]) -> Run:
     quick = ["training.num_epochs=1", "evaluation.each_epoch=false", "training.learning_rate=0.01"]
     run_training([*quick, *overrides])
-    folder = resolve_checkpoint(config.run.output_dir)
-    return Run(folder, read_config(folder), read_adapter(folder))
+    opened = open_checkpoint(config.run.output_dir)
+    return Run(opened, opened.config, opened.adapter())
 
 
-def visual_tokens(loaded: LoadedModel, picture: Path, use_prefix: bool = True) -> Tensor:
+def load_exported(path: Path) -> Session:
+    return load_model(checkpoint=path)
+
+
+def visual_tokens(loaded: Session, picture: Path, use_prefix: bool = True) -> Tensor:
     with torch.no_grad():
         views = [view[None] for view in loaded.transform(Image.open(picture).convert("RGB"))]
         features = loaded.model.encode(PaintingViews(*views))
         return loaded.model.visual_tokens(features, use_prefix)
 
 
-def assert_same_model(found: LoadedModel, expected: LoadedModel, picture: Path) -> None:
+def assert_same_model(found: Session, expected: Session, picture: Path) -> None:
     """Bit for bit: the same tensors compute."""
     for use_prefix in (True, False):
         one, other = (visual_tokens(model, picture, use_prefix) for model in (found, expected))
@@ -92,14 +97,14 @@ def test_an_adapter_is_one_file_that_answers_as_its_checkpoint(
     cache = f"frozen.feature_cache={tmp_path / 'features'}"
     run = train(run_training, tiny_config, [*of_lavis(lavis, kind), "kv_modulation.gate=zero", cache])
     file = tmp_path / "painter.safetensors"
-    assert main(["export", "--checkpoint", str(run.checkpoint), "--format", "adapter", "--output", str(file)]) == 0
+    assert main(["export", "--checkpoint", str(run.checkpoint.path), "--format", "adapter", "--output", str(file)]) == 0
     assert capsys.readouterr().out.strip() == str(file)
     with safe_open(file, framework="pt") as opened:
         metadata = {name: json.loads(text) for name, text in opened.metadata().items() if name != "format"}
     assert metadata["format_version"] == 1
     assert metadata["base_model"] == run.config.model.blip2
     assert metadata["kv_modulation"] == json.loads(run.config.kv_modulation.model_dump_json())
-    assert metadata["frozen_hash"] == json.loads((run.checkpoint / "checkpoint.json").read_text())["identity"][
+    assert metadata["frozen_hash"] == json.loads((run.checkpoint.path / "checkpoint.json").read_text())["identity"][
         "frozen_hash"
     ]  # fmt: skip
     assert "run" not in metadata
@@ -108,20 +113,20 @@ def test_an_adapter_is_one_file_that_answers_as_its_checkpoint(
     tensors = load_file(file)
     assert tensors.keys() == run.adapter.keys()
     assert all(torch.equal(tensors[name], run.adapter[name]) for name in tensors)
-    assert_same_model(load_model(read_config(file), file), load_model(run.config, run.checkpoint), picture)
+    assert_same_model(load_exported(file), load_model(run.config, run.checkpoint.path), picture)
 
     assert main(["ask", "--checkpoint", str(file), str(picture), QUESTIONS[0]]) == 0
     answer = capsys.readouterr().out
-    assert main(["ask", "--checkpoint", str(run.checkpoint), str(picture), QUESTIONS[0]]) == 0
+    assert main(["ask", "--checkpoint", str(run.checkpoint.path), str(picture), QUESTIONS[0]]) == 0
     assert capsys.readouterr().out == answer
     if kind == "folder":
         sets = [f"dataset.val={tiny_world / 'val.csv'}", f"dataset.image_root={tiny_world / 'images'}"]
-        settings = override_config(read_config(file), sets)
-        results = evaluate(settings, file, "val", [Ablation("on", "on")], one_process)
-        assert results == evaluate(run.config, run.checkpoint, "val", [Ablation("on", "on")], one_process)
+        settings = override_config(open_checkpoint(file).config, sets)
+        results = evaluate(file, "val", [Ablation("on", "on")], settings, one_process)
+        assert results == evaluate(run.checkpoint, "val", [Ablation("on", "on")], world=one_process)
         assert (tmp_path / "painter" / "eval" / "val-on" / "metrics.json").is_file()
         # Exported again from the file: the same, but for the order of the metadata, which the format leaves open.
-        export(file, read_config(file), "adapter", tmp_path / "again.safetensors")
+        export(open_checkpoint(file), open_checkpoint(file).config, "adapter", tmp_path / "again.safetensors")
         assert read_description(tmp_path / "again.safetensors") == read_description(file)
         assert (tmp_path / "again.safetensors").stat().st_size == file.stat().st_size
 
@@ -144,12 +149,12 @@ def test_a_transformers_folder_loads_in_stock_transformers_and_answers_as_the_ch
     assert moved == sum(not name.startswith("kv_prefix") for name in run.adapter) > 0
 
     file = output / "kv_prefix.safetensors"
-    expected_model = load_model(run.config, run.checkpoint)
-    assert_same_model(load_model(read_config(file), file), expected_model, picture)
+    expected_model = load_model(run.config, run.checkpoint.path)
+    assert_same_model(load_exported(file), expected_model, picture)
     # It may be moved, the folder stands for the file in it, and LAVIS's weights keep their eps.
     moved_output = output.rename(tmp_path / "moved")
-    assert resolve_checkpoint(moved_output) == moved_output / file.name
-    assert_same_model(load_model(read_config(resolve_checkpoint(moved_output)), moved_output), expected_model, picture)
+    assert open_checkpoint(moved_output).path == moved_output / file.name
+    assert_same_model(load_exported(moved_output), expected_model, picture)
     assert "tmp" not in (moved_output / "config.json").read_text()  # no path of the machine
 
 
@@ -162,12 +167,12 @@ def test_stock_transformers_with_the_documented_lines_answers_as_artkv(
     run = train(run_training, tiny_config, overrides)
     export(run.checkpoint, run.config, "transformers", tmp_path / "exported")
     shutil.copy(picture, tmp_path / "painting.jpg")
-    page = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[1] / "docs" / "checkpoints.md").read_text(encoding="utf-8")
     code = page.split("<!-- executed by tests/test_export.py -->\n\n```python\n")[1].split("```")[0]
     monkeypatch.chdir(tmp_path)
     scope: dict[str, Any] = {}
     exec(compile(code, "docs/checkpoints.md", "exec"), scope)
-    loaded = load_model(run.config, run.checkpoint)
+    loaded = load_model(run.config, run.checkpoint.path)
     with torch.no_grad():
         found = scope["model"].get_image_features(scope["pixels"]).pooler_output
     expected = visual_tokens(loaded, picture)
@@ -194,7 +199,7 @@ def test_a_lavis_file_loads_back_and_answers_as_the_checkpoint(
     # Nothing is written twice, or with what lies round it: a bias is part of a longer one.
     assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in state.values())
     assert output.stat().st_size < 1.2 * sum(t.numel() * t.element_size() for t in base.parameters())
-    assert_same_model(load_model(read_config(prefix), prefix), load_model(run.config, run.checkpoint), picture)
+    assert_same_model(load_exported(prefix), load_model(run.config, run.checkpoint.path), picture)
 
 
 def test_a_lavis_file_fills_the_modules_of_lavis(
@@ -224,7 +229,7 @@ def test_parts_can_be_left_out_as_lavis_leaves_them_out(
     kept -= {name for name in kept if ".word_embeddings." in name or ".intermediate." in name or "0.output." in name}
     assert {name for name in state if ".output." not in name} == {name for name in kept if ".output." not in name}
     prefix = tmp_path / "small.kv_prefix.safetensors"
-    assert_same_model(load_model(read_config(prefix), prefix), load_model(run.config, run.checkpoint), picture)
+    assert_same_model(load_exported(prefix), load_model(run.config, run.checkpoint.path), picture)
 
 
 @pytest.mark.parametrize("format", ["transformers", "lavis"])
@@ -236,7 +241,7 @@ def test_lora_is_merged(
     output = tmp_path / ("merged" if format == "transformers" else "merged.pth")
     written = export(run.checkpoint, run.config, format, output)
     prefix = output / "kv_prefix.safetensors" if format == "transformers" else written[1]
-    config = read_config(prefix)
+    config = open_checkpoint(prefix).config
     assert config.trainable.lora.targets == ()
     source, base = open_blip2(config.model).source, open_blip2(run.config.model).source
     pairs = [name.removesuffix(".lora_A.weight") for name in run.adapter if name.endswith(".lora_A.weight")]
@@ -247,7 +252,7 @@ def test_lora_is_merged(
         assert b.abs().max() > 1e-4  # trained
         # fp32 against fp64 of values up to 1; worst seen 6e-8.
         torch.testing.assert_close(source.tensor(f"{name}.weight").double(), expected, rtol=0, atol=1e-6)
-    merged, adapted = load_model(config, prefix), load_model(run.config, run.checkpoint)
+    merged, adapted = load_model(config, prefix), load_model(run.config, run.checkpoint.path)
     # W x + B A x against (W + B A) x: rounding of fp32; worst seen 2e-5 of values up to 10.
     torch.testing.assert_close(visual_tokens(merged, picture), visual_tokens(adapted, picture), rtol=1e-4, atol=1e-4)
     assert merged.ask(picture, QUESTIONS) == adapted.ask(picture, QUESTIONS)
@@ -385,16 +390,16 @@ def test_a_damaged_or_foreign_adapter_file_is_told(
     whole = file.read_bytes()
     file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(UserError, match="do not match their checksum"):
-        load_model(read_config(file), file)
+        load_exported(file)
     file.write_bytes(whole[:200])
     with pytest.raises(UserError, match="not a readable safetensors file"):
-        read_config(file)
+        open_checkpoint(file)
     with pytest.raises(UserError, match="is no adapter of artkv export"):
-        read_config(run.checkpoint / "adapter.safetensors")
+        open_checkpoint(run.checkpoint.path / "adapter.safetensors")
     file.write_bytes(whole)
     with pytest.raises(UserError, match="is an adapter and holds no optimizer state; resume from a checkpoint's fold"):
         run_training([*of_lavis(lavis, "folder"), f"run.output_dir={tmp_path / 'new'}"], resume=str(file))
-    config = override_config(read_config(file), [f"model.blip2={lavis.finetuned}", f"model.opt={lavis.opt}"])
+    config = override_config(open_checkpoint(file).config, [f"model.blip2={lavis.finetuned}", f"model.opt={lavis.opt}"])
     assert load_model(config, file)  # the same weights in another format
     with pytest.raises(UserError, match="was trained with efficientnet"):
         load_model(override_config(config, ["efficientnet.image_size=64"]), file)

@@ -1,6 +1,9 @@
 """Which part of artkv may import which, and where third-party libraries are allowed."""
 
 import ast
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
@@ -13,10 +16,11 @@ ROOT = Path(__file__).resolve().parents[1] / "artkv"
 LAYERS = {
     "errors": 0, "config": 0, "files": 0, "distributed": 0, "batch": 0,
     "datasets": 1, "kv_modulation": 1, "frozen": 1, "monitoring": 1, "run_folder": 1,
-    "models": 2,
-    "evaluation": 3, "planning": 3, "feature_cache": 3, "art_encoder": 3,
+    "models": 2, "feature_cache": 2,
+    "session": 3, "evaluation": 3, "planning": 3, "art_encoder": 3,
     "training": 4,
-    "export": 5, "preflight": 5, "api": 5, "quickstart": 5, "cli": 5, "__main__": 5, "__init__": 5,
+    "export": 5, "preflight": 5, "api": 5, "quickstart": 5, "shell": 5, "arguments": 5, "cli": 5, "__main__": 5,
+    "__init__": 5,
 }  # fmt: skip
 MIXED = {0, 5}
 
@@ -149,3 +153,31 @@ def test_checker_finds(relative: str, source: str) -> None:
 )
 def test_checker_allows(relative: str, source: str) -> None:
     assert violations(relative, source) == []
+
+
+@pytest.mark.parametrize(
+    ("modules", "unwanted"),
+    [
+        # torch takes seconds: of `artkv --help` and `artkv status`, and before SIGUSR1 is listened for.
+        (
+            [
+                "artkv.cli", "artkv.training.preemption", "artkv.run_folder", "artkv.run_folder.layout",
+                "artkv.run_folder.marker", "artkv.run_folder.run_lock", "artkv.run_folder.state",
+                "artkv.run_folder.status",
+            ],
+            ["torch", "pydantic", "yaml"],
+        ),
+        # A trained run is read where DeepSpeed is not installed; of transformers and accelerate, none imports it.
+        (["artkv.run_folder.checkpoint", "artkv.run_folder.checkpoints", "artkv.export", "artkv.api"], ["deepspeed"]),
+    ],
+)  # fmt: skip
+def test_what_is_light_imports_nothing_heavy(modules: list[str], unwanted: list[str]) -> None:
+    """In a process of its own, one module after the other."""
+    code = (
+        "import importlib, json, sys\n"
+        f"for module in {modules}:\n"
+        "    importlib.import_module(module)\n"
+        f"    print(json.dumps([module, [name for name in {unwanted} if name in sys.modules]]))\n"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert [json.loads(line) for line in printed.splitlines()] == [[module, []] for module in modules]

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from artkv.run_folder.state import Progress
     from artkv.training.engine import TrainingEngine
     from artkv.training.preemption import StopRequests
-    from artkv.training.step import StepReport
 
 Train = Callable[..., "Progress"]
 
@@ -29,7 +28,8 @@ class Stopped(Exception):
 def run_training(tiny_config: Config, one_process: World, monkeypatch: pytest.MonkeyPatch) -> Train:
     """`run_training(overrides, resume=None, stop_before_step=None)`: one process, the tiny world.
 
-    seen_rows, if given, collects the rows that each step trains on, fillers left out. stops: what may ask for a stop.
+    seen_rows, if given, collects the rows that each step trains on, fillers left out.
+    requests: what may ask for a stop.
     """
 
     # DeepSpeed takes seconds, which tests of other parts need not wait for.
@@ -41,11 +41,11 @@ def run_training(tiny_config: Config, one_process: World, monkeypatch: pytest.Mo
         resume: str | None = None,
         stop_before_step: int | None = None,
         seen_rows: list[list[int]] | None = None,
-        stops: "StopRequests | None" = None,
+        requests: "StopRequests | None" = None,
     ) -> "Progress":
         steps_done = 0
 
-        def train_step(engine: "TrainingEngine", batches: list[Batch], *others: Any) -> "StepReport":
+        def train_step(engine: "TrainingEngine", batches: list[Batch], *others: Any) -> "Tensor":
             nonlocal steps_done
             if steps_done == stop_before_step:
                 raise Stopped
@@ -60,7 +60,7 @@ def run_training(tiny_config: Config, one_process: World, monkeypatch: pytest.Mo
         true_train_step = loop.train_step
         with monkeypatch.context() as patch:
             patch.setattr(loop, "train_step", train_step)
-            return train(override_config(tiny_config, overrides), resume, one_process, stops)
+            return train(override_config(tiny_config, overrides), resume, one_process, requests)
 
     return run
 

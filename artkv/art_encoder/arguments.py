@@ -21,8 +21,7 @@ class ArtEncoderSettings(BaseModel):
         "or a CSV file with columns image, style"
     )
     image_root: Path | None = Field(
-        default=None,
-        description="folder to which a CSV's image column is relative; by default the CSV's own folder",
+        default=None, description="folder to which a CSV's image column is relative; by default the CSV's own folder"
     )
     validation: Path | None = Field(
         default=None,
@@ -30,10 +29,7 @@ class ArtEncoderSettings(BaseModel):
         "is split off, the same one for the same seed",
     )
     validation_fraction: float = Field(
-        default=0.1,
-        gt=0,
-        lt=1,
-        description="part of each style that is split off where no validation set is given",
+        default=0.1, gt=0, lt=1, description="part of each style that is split off where no validation set is given"
     )
     output_dir: Path = Field(
         default=Path("outputs/art_encoder"),
@@ -61,9 +57,7 @@ class ArtEncoderSettings(BaseModel):
     )
     batch_size: int = Field(default=64, ge=2, description="pictures a step; halve it if the GPU's memory overflows")
     learning_rate: float = Field(
-        default=3e-4,
-        gt=0,
-        description="AdamW's highest rate, reached after the warm-up; scale it with the batch size",
+        default=3e-4, gt=0, description="AdamW's highest rate, reached after the warm-up; scale it with the batch size"
     )
     minimum_learning_rate: float = Field(
         default=1e-6, ge=0, description="rate at which the cosine schedule ends after the last step"

@@ -69,11 +69,7 @@ def save_state(
 
 
 def load_state(
-    path: Path,
-    run: Mapping[str, Any],
-    model: nn.Module,
-    averaged: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    path: Path, run: Mapping[str, Any], model: nn.Module, averaged: nn.Module, optimizer: torch.optim.Optimizer
 ) -> Standing:
     """Puts back what `save_state` wrote; raises UserError where it belongs to other settings or data."""
     groups: dict[str, dict[str, Tensor]] = {"model": {}, "averaged": {}, "optimizer": {}}

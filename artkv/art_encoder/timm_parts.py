@@ -2,7 +2,7 @@
 
 Everything here is a factory over plain values; the loop that uses them is in artkv/art_encoder/training.py.
 
-Letters in shapes: B pictures of a batch, E the side of a picture in pixels, C styles.
+Letters in shapes are explained in `artkv.batch`; O are the styles.
 """
 
 from collections.abc import Callable
@@ -20,18 +20,16 @@ from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from artkv.models.efficientnet import create_efficientnet, load_backbone
+from artkv.models.efficientnet import create_efficientnet, load_weights
 
 PictureTransform = Callable[[Image.Image], Tensor]
 TargetMixer = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+MovingAverage = ModelEmaV3
+Schedule = CosineLRScheduler
 
 
 def create_classifier(
-    architecture: str,
-    num_classes: int,
-    drop_rate: float,
-    drop_path_rate: float,
-    initial_checkpoint: Path | None = None,
+    architecture: str, num_classes: int, drop_rate: float, drop_path_rate: float, initial_checkpoint: Path | None = None
 ) -> EfficientNet:
     """An EfficientNet that classifies into `num_classes` styles, in float32 on the CPU.
 
@@ -44,7 +42,7 @@ def create_classifier(
     nn.init.normal_(model.classifier.weight, std=0.01)
     nn.init.zeros_(model.classifier.bias)
     if initial_checkpoint is not None:
-        load_backbone(model, initial_checkpoint, architecture)
+        load_weights(model, initial_checkpoint, architecture)
     else:
         _start_residual_blocks_as_identity(model)
     return model
@@ -100,10 +98,11 @@ def evaluation_transform(image_size: int) -> PictureTransform:
 def target_mixer(
     num_classes: int, label_smoothing: float, mixup: float, cutmix: float, mix_probability: float
 ) -> TargetMixer:
-    """Turns pictures (B, 3, E, E) and styles (B,) int64 into mixed pictures and soft targets (B, C) float32.
+    """Turns pictures (I, 3, E, E) and styles (I,) int64 into mixed pictures and soft targets (I, O) float32.
 
     `mixup` and `cutmix` are the alphas of their Beta distributions, 0 for never; a batch is mixed with probability
-    `mix_probability`. Random numbers come from NumPy's global generator; B must be even where either is above 0.
+    `mix_probability`. Random numbers come from NumPy's global generator. The batch must be even where
+    either is above 0.
     """
     if mixup == 0 and cutmix == 0:
 
@@ -121,7 +120,7 @@ def target_mixer(
 
 
 def soft_target_loss() -> nn.Module:
-    """The mean cross-entropy of logits (B, C) against soft targets (B, C)."""
+    """The mean cross-entropy of logits (I, O) against soft targets (I, O)."""
     return SoftTargetCrossEntropy()
 
 

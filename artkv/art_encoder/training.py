@@ -4,7 +4,7 @@ Single process, one GPU or the CPU. All randomness is seeded by (seed, epoch), a
 the end of each epoch, so a training that was killed at any moment and resumed ends with the same weights, bit for
 bit on a CPU with the same number of threads, as one that was not.
 
-Letters in shapes: B pictures of a batch, C styles.
+Letters in shapes are explained in `artkv.batch`.
 """
 
 import csv
@@ -24,22 +24,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from artkv.art_encoder.arguments import ArtEncoderSettings
-from artkv.art_encoder.data import (
-    BalancedBatches,
-    PictureDataset,
-    StyleData,
-    check_pictures,
-    read_style_data,
-)
-from artkv.art_encoder.state import (
-    ArtEncoderScores,
-    Standing,
-    StyleScore,
-    load_state,
-    save_state,
-    write_tensors,
-)
+from artkv.art_encoder.data import BalancedBatches, PictureDataset, StyleData, check_pictures, read_style_data
+from artkv.art_encoder.state import ArtEncoderScores, Standing, StyleScore, load_state, save_state, write_tensors
 from artkv.art_encoder.timm_parts import (
+    MovingAverage,
+    Schedule,
     TargetMixer,
     averaged_model,
     create_classifier,
@@ -51,7 +40,7 @@ from artkv.art_encoder.timm_parts import (
     training_transform,
 )
 from artkv.errors import RunFailed, UserError
-from artkv.monitoring.progress import Progress
+from artkv.monitoring.progress import ProgressLine
 
 _STATE_FILE = "state.safetensors"
 # What may differ between a stop and a resume without changing the result, or is recorded otherwise: the data by
@@ -74,6 +63,22 @@ class ArtEncoderResult:
     scores: ArtEncoderScores
 
 
+@dataclass(frozen=True)
+class _Parts:
+    """What a training works with: the model that trains, its moving average, and the batches of an epoch."""
+
+    model: nn.Module
+    averaged: MovingAverage
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    mixer: TargetMixer
+    batches: BalancedBatches
+    training_loader: DataLoader[tuple[Tensor, int]]
+    statistics_loader: DataLoader[tuple[Tensor, int]]
+    validation_loader: DataLoader[tuple[Tensor, int]]
+    device: torch.device
+
+
 def train_art_encoder(settings: ArtEncoderSettings) -> ArtEncoderResult:
     """Trains, evaluating the averaged weights each epoch, and keeps the best epoch's in the output folder.
 
@@ -89,8 +94,63 @@ def train_art_encoder(settings: ArtEncoderSettings) -> ArtEncoderResult:
         settings.data, settings.image_root, settings.validation, settings.validation_fraction, settings.seed
     )
     check_pictures(data.training + data.validation, output / "checked_pictures")
-    device = _device(settings.device)
+    parts = _assemble(settings, data)
+    run = {"settings": settings.model_dump(mode="json", exclude=_FREE_SETTINGS), "data": data.digest()}
+    standing = Standing()
+    if state_file.exists():
+        standing = load_state(state_file, run, parts.model, parts.averaged.module, parts.optimizer)
+    else:
+        output.mkdir(parents=True, exist_ok=True)
+    _keep_metrics(output / "metrics.jsonl", standing.epochs_done)
+    checkpoint = output / f"{settings.architecture}.safetensors"
 
+    steps = len(parts.batches)
+    progress = ProgressLine(settings.epochs * steps, standing.epochs_done * steps)
+    for epoch in range(standing.epochs_done + 1, settings.epochs + 1):
+        started = time.perf_counter()
+        train_loss = _train_epoch(settings, parts, epoch, progress)
+        train_seconds = time.perf_counter() - started
+        estimate_batchnorm(parts.averaged.module, parts.statistics_loader, parts.device)
+        scores = evaluate(parts.averaged.module, parts.validation_loader, data.classes, parts.device)
+
+        _append_metrics(
+            output / "metrics.jsonl",
+            {
+                "epoch": epoch,
+                "step": epoch * steps,
+                "train_loss": train_loss,
+                "learning_rate": parts.optimizer.param_groups[0]["lr"],
+                "validation_loss": scores.loss,
+                "top1": scores.top1,
+                "top5": scores.top5,
+                "mean_style_top1": scores.mean_style_top1,
+                "train_seconds": train_seconds,
+                "pictures_per_second": steps * settings.batch_size / train_seconds,
+            },
+        )
+        standing.epochs_done = epoch
+        is_best = standing.improves(scores)
+        if is_best:
+            standing.best, standing.best_epoch = scores, epoch
+            _write_per_style(output / "per_style.csv", scores)
+            metadata = _checkpoint_metadata(settings, data.classes, epoch, scores)
+            write_tensors(checkpoint, parts.averaged.module.state_dict(), metadata)
+        # last, because what is written above is written again, the same, by a resume from the epoch before
+        save_state(state_file, run, standing, parts.model, parts.averaged.module, parts.optimizer)
+        progress.note(
+            f"epoch {epoch}/{settings.epochs}: train loss {train_loss:.3f}, top-1 {scores.top1:.3f}, top-5 "
+            f"{scores.top5:.3f}, mean over styles "
+            f"{scores.mean_style_top1:.3f}{' (best so far)' if is_best else ''}"
+        )
+    progress.close()
+    if standing.best is None or not checkpoint.is_file():
+        raise UserError(f"{checkpoint} is gone, though {state_file} says that it was written; train in a new folder")
+    return ArtEncoderResult(checkpoint, data.classes, standing.best_epoch, standing.best)
+
+
+def _assemble(settings: ArtEncoderSettings, data: StyleData) -> _Parts:
+    """A training's parts before its first step, from the settings' seed."""
+    device = _device(settings.device)
     torch.manual_seed(settings.seed)
     model = create_classifier(
         settings.architecture,
@@ -109,81 +169,34 @@ def train_art_encoder(settings: ArtEncoderSettings) -> ArtEncoderResult:
         optimizer, total_steps, round(settings.warmup_fraction * total_steps), settings.minimum_learning_rate
     )
     mixer = target_mixer(
-        len(data.classes),
-        settings.label_smoothing,
-        settings.mixup,
-        settings.cutmix,
-        settings.mix_probability,
+        len(data.classes), settings.label_smoothing, settings.mixup, settings.cutmix, settings.mix_probability
     )
-    run = {"settings": settings.model_dump(mode="json", exclude=_FREE_SETTINGS), "data": data.digest()}
-    standing = Standing()
-    if state_file.exists():
-        standing = load_state(state_file, run, model, averaged.module, optimizer)
-    else:
-        output.mkdir(parents=True, exist_ok=True)
-    _keep_metrics(output / "metrics.jsonl", standing.epochs_done)
-    checkpoint = output / f"{settings.architecture}.safetensors"
-
-    progress = Progress(total_steps, standing.epochs_done * len(batches))
-    for epoch in range(standing.epochs_done + 1, settings.epochs + 1):
-        started = time.perf_counter()
-        _seed_epoch(settings.seed, epoch)
-        batches.epoch = epoch
-        step = (epoch - 1) * len(batches)
-        losses = torch.zeros((), device=device)
-        model.train()
-        for number, (pixels, styles) in enumerate(training_loader, start=1):
-            step += 1
-            schedule.step_update(step)
-            losses += train_step(model, optimizer, mixer, pixels.to(device), styles.to(device), settings.max_grad_norm)
-            averaged.update(model, step=step)
-            if number % _STEPS_BETWEEN_LOSS_READINGS == 0 or number == len(batches):
-                train_loss = _finite(losses.item() / number, epoch, step)
-                progress.show(loss=train_loss)
-            progress.advance()
-        train_seconds = time.perf_counter() - started
-        estimate_batchnorm(averaged.module, statistics_loader, device)
-        scores = evaluate(averaged.module, validation_loader, data.classes, device)
-
-        _append_metrics(
-            output / "metrics.jsonl",
-            {
-                "epoch": epoch,
-                "step": step,
-                "train_loss": train_loss,
-                "learning_rate": optimizer.param_groups[0]["lr"],
-                "validation_loss": scores.loss,
-                "top1": scores.top1,
-                "top5": scores.top5,
-                "mean_style_top1": scores.mean_style_top1,
-                "train_seconds": train_seconds,
-                "pictures_per_second": len(batches) * settings.batch_size / train_seconds,
-            },
-        )
-        standing.epochs_done = epoch
-        is_best = standing.improves(scores)
-        if is_best:
-            standing.best, standing.best_epoch = scores, epoch
-            _write_per_style(output / "per_style.csv", scores)
-            write_tensors(
-                checkpoint,
-                averaged.module.state_dict(),
-                _checkpoint_metadata(settings, data.classes, epoch, scores),
-            )
-        # last, because what is written above is written again, the same, by a resume from the epoch before
-        save_state(state_file, run, standing, model, averaged.module, optimizer)
-        progress.note(
-            f"epoch {epoch}/{settings.epochs}: train loss {train_loss:.3f}, top-1 {scores.top1:.3f}, top-5 "
-            f"{scores.top5:.3f}, mean over styles "
-            f"{scores.mean_style_top1:.3f}{' (best so far)' if is_best else ''}"
-        )
-    progress.close()
-    if standing.best is None or not checkpoint.is_file():
-        raise UserError(f"{checkpoint} is gone, though {state_file} says that it was written; train in a new folder")
-    return ArtEncoderResult(checkpoint, data.classes, standing.best_epoch, standing.best)
+    return _Parts(
+        model, averaged, optimizer, schedule, mixer, batches, training_loader, statistics_loader, validation_loader,
+        device,
+    )  # fmt: skip
 
 
-def train_step(
+def _train_epoch(settings: ArtEncoderSettings, parts: _Parts, epoch: int, progress: ProgressLine) -> float:
+    """Trains on the batches of `epoch`, counted from 1; returns their mean loss."""
+    _seed_epoch(settings.seed, epoch)
+    parts.batches.epoch = epoch
+    losses = torch.zeros((), device=parts.device)
+    parts.model.train()
+    step = (epoch - 1) * len(parts.batches)
+    for number, (pixels, styles) in enumerate(parts.training_loader, start=1):
+        parts.schedule.step_update(step + number)
+        on_device = pixels.to(parts.device), styles.to(parts.device)
+        losses += train_on_batch(parts.model, parts.optimizer, parts.mixer, *on_device, settings.max_grad_norm)
+        parts.averaged.update(parts.model, step=step + number)
+        if number % _STEPS_BETWEEN_LOSS_READINGS == 0 or number == len(parts.batches):
+            train_loss = _finite(losses.item() / number, epoch, step + number)
+            progress.show(loss=train_loss)
+        progress.advance()
+    return train_loss
+
+
+def train_on_batch(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     mixer: TargetMixer,
@@ -191,7 +204,7 @@ def train_step(
     styles: Tensor,
     max_grad_norm: float,
 ) -> Tensor:
-    """One optimizer step on pixels (B, 3, E, E) and styles (B,); returns the loss, shape (), on the device."""
+    """One optimizer step on pixels (I, 3, E, E) and styles (I,); returns the loss, shape (), on the device."""
     pixels, targets = mixer(pixels, styles)
     with _precision(pixels.device):
         logits = model(pixels)

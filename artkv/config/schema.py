@@ -92,8 +92,7 @@ class TrainableConfig(Section):
     """What trains beside the prefix generator."""
 
     qformer_cross_attention: Bool = Field(
-        default=True,
-        description="true: query, key, value, output and LayerNorm of each cross-attention block train",
+        default=True, description="true: query, key, value, output and LayerNorm of each cross-attention block train"
     )
     lora: LoraConfig = LoraConfig()
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from artkv.errors import UserError
 
-_MOST_PLACES_SHOWN = 5
+_MAX_PLACES_SHOWN = 5
 
 
 class ImageIndex:
@@ -41,8 +41,8 @@ class ImageIndex:
         if len(places) == 1:
             return self.root / places[0]
         if places:
-            shown = ", ".join(repr(place) for place in places[:_MOST_PLACES_SHOWN])
-            more = f" and {len(places) - _MOST_PLACES_SHOWN} more" if len(places) > _MOST_PLACES_SHOWN else ""
+            shown = ", ".join(repr(place) for place in places[:_MAX_PLACES_SHOWN])
+            more = f" and {len(places) - _MAX_PLACES_SHOWN} more" if len(places) > _MAX_PLACES_SHOWN else ""
             raise UserError(f"picture {name!r} is ambiguous: {shown}{more} under {self.root}; give one of these paths")
         near = self._nearly(relative)
         remedy = (

@@ -6,9 +6,8 @@ micro-batches in a row, M = world * gradient accumulation, so the same M gives t
 number of ranks. Nothing here depends on the ranks except who takes which micro-batch.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import overload
 
 import numpy as np
 
@@ -75,10 +74,6 @@ class EpochPlan:
     @property
     def num_micro_batches(self) -> int:
         return len(self.row_offsets) - 1
-
-    @property
-    def num_questions(self) -> int:
-        return len(self.rows)
 
     @property
     def num_groups(self) -> int:
@@ -176,62 +171,19 @@ def plan_evaluation(painting_of_row: np.ndarray, batch_size: int) -> EpochPlan:
     return micro_batches(groups, np.arange(groups.num_paintings), batch_size)
 
 
-class _MicroBatches(Sequence[MicroBatch]):
-    """A sequence computed on demand, so that workers hold arrays and not a list of objects."""
-
-    def __iter__(self) -> Iterator[MicroBatch]:
-        return (self[index] for index in range(len(self)))
-
-    @overload
-    def __getitem__(self, index: int) -> MicroBatch: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[MicroBatch]: ...
-    def __getitem__(self, index: int | slice) -> MicroBatch | Sequence[MicroBatch]:
-        if isinstance(index, slice):
-            return [self._at(i) for i in range(*index.indices(len(self)))]
-        if not 0 <= index < len(self):
-            raise IndexError(f"micro-batch {index} of {len(self)}")
-        return self._at(index)
-
-    def _at(self, index: int) -> MicroBatch:
-        raise NotImplementedError
-
-
-class TrainingShard(_MicroBatches):
+def training_micro_batches(
+    plan: EpochPlan, first_step: int, accumulation: int, rank: int, world: int
+) -> Iterator[MicroBatch]:
     """A rank's micro-batches from `first_step` to the epoch's end, `accumulation` a step, fillers included."""
-
-    def __init__(self, plan: EpochPlan, first_step: int, accumulation: int, rank: int, world: int) -> None:
-        self._plan = plan
-        self._first_step = first_step
-        self._accumulation = accumulation
-        self._rank = rank
-        self._world = world
-
-    def __len__(self) -> int:
-        num_steps = self._plan.num_steps(self._accumulation * self._world)
-        return max(0, num_steps - self._first_step) * self._accumulation
-
-    def _at(self, index: int) -> MicroBatch:
-        step, micro_step = divmod(index, self._accumulation)
-        index_in_step = micro_step * self._world + self._rank
-        return self._plan.micro_batch(self._first_step + step, index_in_step, self._accumulation * self._world)
+    per_step = accumulation * world
+    for step in range(first_step, plan.num_steps(per_step)):
+        for micro_step in range(accumulation):
+            yield plan.micro_batch(step, micro_step * world + rank, per_step)
 
 
-class _EvaluationShard(_MicroBatches):
-    def __init__(self, plan: EpochPlan, rank: int, world: int) -> None:
-        self._plan = plan
-        self._indices = range(rank, plan.num_micro_batches, world)
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def _at(self, index: int) -> MicroBatch:
-        return self._plan[self._indices[index]]
-
-
-def evaluation_shard(plan: EpochPlan, rank: int, world: int) -> Sequence[MicroBatch]:
+def evaluation_micro_batches(plan: EpochPlan, rank: int, world: int) -> Iterator[MicroBatch]:
     """A rank's micro-batches of an evaluation: each question on one rank, once, with no fillers.
 
     Ranks may get different numbers of micro-batches, so no collective may run once a micro-batch.
     """
-    return _EvaluationShard(plan, rank, world)
+    return (plan[index] for index in range(rank, plan.num_micro_batches, world))

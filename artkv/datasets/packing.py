@@ -7,7 +7,7 @@ i < subtree_end[j], so one integer a token says who sees whom.
 
 An answer's last token, the newline, predicts nothing and is left out of the input.
 
-Letters in tensor names are those of `artkv.batch`.
+Letters in shapes are explained in `artkv.batch`.
 """
 
 import heapq
@@ -23,10 +23,10 @@ from artkv.batch import PackedQuestions
 from artkv.datasets.tokenization import IGNORED_LABEL, EncodedQuestion
 
 # The mask holds two bytes (bf16) for each column of its row a token, so this bounds it to 8 KB a token.
-MOST_COLUMNS = 4096
+MAX_COLUMNS = 4096
 
 # Splitting repeats visual tokens; more pieces than these never paid where it was tried (docs/packing.md).
-_MOST_SPLITS = 4
+_MAX_SPLITS = 4
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,12 @@ class PackingSettings:
     """What packing needs to know of the model.
 
     num_visual_tokens: of each painting. hidden_size: the language model's, which weighs attention against products.
-    most_columns: of a row, unless a single question takes more.
+    max_columns: of a row, unless a single question takes more.
     """
 
     num_visual_tokens: int
     hidden_size: int
-    most_columns: int = MOST_COLUMNS
+    max_columns: int = MAX_COLUMNS
 
 
 class Piece(NamedTuple):
@@ -150,16 +150,16 @@ def choose_layout(
         for painting in range(max(painting_index) + 1)
     ]
     num_visual = settings.num_visual_tokens
-    whole = _split(texts, groups, settings.most_columns, num_visual)
+    whole = _split(texts, groups, settings.max_columns, num_visual)
     longest = max(whole, key=lambda piece: piece.num_columns)
     best: list[list[Piece]] = []
     lowest = np.inf
-    for splits in range(1, _MOST_SPLITS + 1):
+    for splits in range(1, _MAX_SPLITS + 1):
         pieces = whole if splits == 1 else _split(texts, groups, _limit(texts, longest, splits, num_visual), num_visual)
         for num_rows in range(1, len(pieces) + 1):
             rows = balance(pieces, num_rows)
             num_columns = max(sum(piece.num_columns for piece in row) for row in rows)
-            if num_columns > max(settings.most_columns, longest.num_columns):
+            if num_columns > max(settings.max_columns, longest.num_columns):
                 continue
             cost = layout_cost(num_rows, num_columns, settings.hidden_size)
             if cost < lowest:
@@ -187,16 +187,16 @@ def balance(pieces: Sequence[Piece], num_rows: int) -> list[list[Piece]]:
 
 
 def _split(
-    texts: Sequence[list[int]], groups: Sequence[Sequence[int]], most_columns: int, num_visual: int
+    texts: Sequence[list[int]], groups: Sequence[Sequence[int]], max_columns: int, num_visual: int
 ) -> list[Piece]:
-    """Cuts each painting's sorted questions into pieces of at most `most_columns`, or of one question."""
+    """Cuts each painting's sorted questions into pieces of at most `max_columns`, or of one question."""
     pieces = []
     for painting, questions in enumerate(groups):
         current: list[int] = []
         num_columns = num_visual
         for question in questions:
             new = len(texts[question]) - (_shared_length(texts[current[-1]], texts[question]) if current else 0)
-            if current and num_columns + new > most_columns:
+            if current and num_columns + new > max_columns:
                 pieces.append(Piece(painting, tuple(current), num_columns))
                 current, num_columns, new = [], num_visual, len(texts[question])
             current.append(question)

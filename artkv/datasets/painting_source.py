@@ -1,6 +1,6 @@
 """Where a batch's paintings come from: pictures decoded now, or features computed before.
 
-Letters in shapes: I paintings of a batch.
+Letters in shapes are explained in `artkv.batch`.
 """
 
 from typing import Protocol
@@ -42,7 +42,7 @@ class DecodedPictures:
         self._lines[table.painting_of_row[::-1]] = table.line_numbers[::-1]
 
     def load(self, paintings: np.ndarray, art_paintings: np.ndarray, pin_memory: bool) -> PaintingViews:
-        """(I, 3, S, S) and (I, 3, E, E)."""
+        """(I, 3, E, E), each with the edge that its encoder wants."""
         views = [self._views(int(p), int(a)) for p, a in zip(paintings, art_paintings, strict=True)]
         return PaintingViews(_stacked([v for v, _ in views], pin_memory), _stacked([e for _, e in views], pin_memory))
 

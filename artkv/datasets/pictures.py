@@ -14,8 +14,8 @@ from artkv.errors import UserError
 # Museum scans of 200 million pixels are real. PIL warns above its limit (89 million by default) and
 # refuses above twice the limit, as a guard against small files that unpack to fill the memory; this
 # guard warns from 250 million pixels on and refuses from 500 million on, 1.5 GB as RGB.
-MOST_PIXELS = 500_000_000
-Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2
+MAX_PIXELS = 500_000_000
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
 
 _EXIF_ORIENTATION = 0x0112
 _TURN_OF_ORIENTATION = {
@@ -123,7 +123,7 @@ def _decode(path: Path, small: bool, content: bytes | None = None) -> Image.Imag
         reason = "an empty file (0 bytes)" if path.stat().st_size == 0 else "not a picture of a known format"
         raise UserError(f"picture {path}: {reason}; {_REPLACE}") from None
     except Image.DecompressionBombError:
-        raise UserError(f"picture {path}: more than {MOST_PIXELS:,} pixels; scale it down") from None
+        raise UserError(f"picture {path}: more than {MAX_PIXELS:,} pixels; scale it down") from None
     except Exception as error:  # the decoders raise OSError, SyntaxError, ValueError, struct.error, ...
         raise UserError(f"picture {path}: damaged ({error}); {_REPLACE}") from None
 
@@ -172,8 +172,8 @@ def _per_channel(values: Sequence[float]) -> np.ndarray:
 
 def _normalised(picture: Image.Image, mean: np.ndarray, std: np.ndarray) -> Tensor:
     # In NumPy, because threads that prepare batches would each start PyTorch's own threads for this.
-    pixels_CHW = np.asarray(picture).transpose(2, 0, 1).astype(np.float32, order="C")
-    pixels_CHW /= 255
-    pixels_CHW -= mean
-    pixels_CHW /= std
-    return torch.from_numpy(pixels_CHW)
+    pixels_3EE = np.asarray(picture).transpose(2, 0, 1).astype(np.float32, order="C")
+    pixels_3EE /= 255
+    pixels_3EE -= mean
+    pixels_3EE /= std
+    return torch.from_numpy(pixels_3EE)

@@ -12,7 +12,7 @@ from artkv.errors import UserError
 REQUIRED_COLUMNS = ("image", "question", "answer")
 OPTIONAL_COLUMNS = ("question_id", "question_type")
 
-_MOST_PROBLEMS_SHOWN = 50
+_MAX_PROBLEMS_SHOWN = 50
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Problem:
         return f"{self.path}:{self.line}: {self.message}"
 
 
-def format_problems(problems: Sequence[Problem], most: int = _MOST_PROBLEMS_SHOWN) -> str:
+def format_problems(problems: Sequence[Problem], most: int = _MAX_PROBLEMS_SHOWN) -> str:
     """The problems one a line, the first `most` of them, then how many more there are."""
     lines = [str(problem) for problem in problems[:most]]
     if len(problems) > most:

@@ -18,8 +18,8 @@ from artkv.errors import UserError
 __all__ = ["ImageIndex", "Problem", "QuestionTable", "find_problems", "format_problems", "read_table"]
 
 # Decoding releases the interpreter lock. More threads than this would only hold more pictures in memory.
-_MOST_DECODING_THREADS = 8
-_MOST_LINES_SHOWN = 10
+_MAX_DECODING_THREADS = 8
+_MAX_LINES_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def _damaged_pictures(
     all_rows.pop(None, None)
     own = list(all_rows.items())[rank::world_size]
     rows_of_path = {path: rows for path, rows in own if not is_decodable(path)}
-    threads = min(_MOST_DECODING_THREADS, os.cpu_count() or 1)
+    threads = min(_MAX_DECODING_THREADS, os.cpu_count() or 1)
     problems = []
     with ThreadPoolExecutor(threads) as pool:
         damages = pool.map(picture_damage, rows_of_path)
@@ -189,6 +189,6 @@ def _lines_by(keys: Iterable) -> dict:
 def _also(lines: list[int]) -> str:
     if len(lines) == 1:
         return ""
-    shown = ", ".join(str(line) for line in lines[1 : _MOST_LINES_SHOWN + 1])
-    more = f" and {len(lines) - 1 - _MOST_LINES_SHOWN} more" if len(lines) - 1 > _MOST_LINES_SHOWN else ""
+    shown = ", ".join(str(line) for line in lines[1 : _MAX_LINES_SHOWN + 1])
+    more = f" and {len(lines) - 1 - _MAX_LINES_SHOWN} more" if len(lines) - 1 > _MAX_LINES_SHOWN else ""
     return f" (also named in line{'s' if len(lines) > 2 else ''} {shown}{more})"

@@ -11,7 +11,7 @@ from artkv.datasets.tokenization import IGNORED_LABEL, EncodedQuestion, Tokenize
 from artkv.errors import UserError
 
 # Texts that are handed to the tokenizer at once: enough for its threads, few enough to hold as Python strings.
-_ROWS_AT_ONCE = 4096
+ROWS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ def tokenize_table(
     lengths = np.zeros(len(table), dtype=np.int64)
     prompt_lengths = np.zeros(len(table), dtype=np.int64)
     problems: list[Problem] = []
-    for start in range(0, len(table), _ROWS_AT_ONCE):
-        rows = range(start, min(start + _ROWS_AT_ONCE, len(table)))
+    for start in range(0, len(table), ROWS_AT_ONCE):
+        rows = range(start, min(start + ROWS_AT_ONCE, len(table)))
         prompts = encode_prompts(tokenizer, prompt_template, [table.questions[row] for row in rows])
         answers = encode_answers(tokenizer, [table.answers[row] for row in rows])
         ids: list[int] = []
@@ -86,7 +86,7 @@ def tokenize_table(
 
 
 def too_long_questions(
-    tokenized: TokenizedTable, table: QuestionTable, num_visual_tokens: int, max_new_tokens: int, most_positions: int
+    tokenized: TokenizedTable, table: QuestionTable, num_visual_tokens: int, max_new_tokens: int, max_positions: int
 ) -> list[Problem]:
     """A problem for each row whose visual tokens, question and answer do not fit into the language model.
 
@@ -94,12 +94,12 @@ def too_long_questions(
     an assertion inside a kernel that names nothing.
     """
     needed = num_visual_tokens + np.maximum(tokenized.lengths, tokenized.prompt_lengths + max_new_tokens)
-    rows: Sequence[int] = np.flatnonzero((needed > most_positions) & (tokenized.lengths > 0)).tolist()
+    rows: Sequence[int] = np.flatnonzero((needed > max_positions) & (tokenized.lengths > 0)).tolist()
     return [
         Problem(
             table.path,
             int(table.line_numbers[row]),
-            f"the row needs {needed[row]} positions, the language model has {most_positions}; shorten its texts",
+            f"the row needs {needed[row]} positions, the language model has {max_positions}; shorten its texts",
         )
         for row in rows
     ]

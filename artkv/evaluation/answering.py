@@ -1,19 +1,17 @@
 """Answers every question of a table, each exactly once, with the prefix on, off or shuffled."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
 from artkv.batch import Batch, PaintingViews, QuestionBatch
-from artkv.config import DatasetConfig, EvaluationConfig
+from artkv.config import Config
 from artkv.datasets.batches import evaluation_loader
 from artkv.datasets.order import plan_evaluation
-from artkv.datasets.painting_source import PaintingSource
-from artkv.datasets.records import format_problems
+from artkv.datasets.question_set import QuestionSet
 from artkv.datasets.table import QuestionTable
-from artkv.datasets.tokenized_table import TokenizedTable, tokenize_table, too_long_questions
 from artkv.distributed import World
 from artkv.errors import UserError
 from artkv.evaluation.scores import Scores, score_predictions, shuffled_painting_index
@@ -46,14 +44,17 @@ AS_TRAINED = Ablation()
 QUESTION_ONLY = Ablation("on", "blank")
 ALL_ABLATIONS = (AS_TRAINED, Ablation("off"), Ablation("shuffled"), QUESTION_ONLY)
 # Batches of a rank between two meetings: a meeting waits for the slowest rank, a stop for the next meeting.
-_BATCHES_BETWEEN_MEETINGS = 4
+BATCHES_BETWEEN_MEETINGS = 4
 
 
 @dataclass(frozen=True)
 class AnsweringSettings:
-    """How answers are generated. prompt: with {question}. workers: decoding processes of a rank."""
+    """How answers are generated.
 
-    prompt: str
+    batch_size: most questions of a rank at once. workers: threads of a rank that prepare batches. seed: of whose
+    prefix a painting gets where they are shuffled.
+    """
+
     batch_size: int
     max_new_tokens: int
     workers: int
@@ -64,34 +65,17 @@ class GaveUp(Exception):
     """Answering was broken off, on all ranks together."""
 
 
-def answering_settings(dataset: DatasetConfig, evaluation: EvaluationConfig, seed: int) -> AnsweringSettings:
+def answering_settings(config: Config) -> AnsweringSettings:
     """How a config has questions answered."""
-    return AnsweringSettings(dataset.prompt, evaluation.batch_size, evaluation.max_new_tokens, dataset.workers, seed)
-
-
-def tokenize_checked(
-    model: KVModulatedBlip2, tables: Sequence[QuestionTable], settings: AnsweringSettings
-) -> list[TokenizedTable]:
-    """The tables' token ids; raises `UserError` that names every row too long for the language model."""
-    backbone = model.backbone
-    tokenized_tables, problems = [], []
-    for table in tables:
-        tokenized, wrong = tokenize_table(table, backbone.tokenizer, settings.prompt)
-        wrong += too_long_questions(
-            tokenized, table, backbone.num_query_tokens, settings.max_new_tokens, backbone.most_positions
-        )
-        tokenized_tables.append(tokenized)
-        problems += sorted(wrong, key=lambda problem: problem.line)
-    if problems:
-        raise UserError(format_problems(problems))
-    return tokenized_tables
+    evaluation = config.evaluation
+    return AnsweringSettings(
+        evaluation.batch_size, evaluation.max_new_tokens, config.dataset.workers, config.training.seed
+    )
 
 
 def answer_questions(
     model: KVModulatedBlip2,
-    table: QuestionTable,
-    tokenized: TokenizedTable,
-    paintings: PaintingSource,
+    questions: QuestionSet,
     settings: AnsweringSettings,
     world: World,
     ablation: Ablation = AS_TRAINED,
@@ -106,21 +90,12 @@ def answer_questions(
     """
     if ablation.prefix == "shuffled" and ablation.image == "blank":
         raise UserError("prefix shuffled with image blank: all blank pictures have one prefix; choose one of the two")
-    art_source = None
+    table, art_source = questions.table, None
     if ablation.prefix == "shuffled":
         art_source = shuffled_painting_index(table.num_paintings, settings.seed)
     plan = plan_evaluation(table.painting_of_row, settings.batch_size)
     batches = evaluation_loader(
-        table,
-        tokenized,
-        plan,
-        paintings,
-        world.rank,
-        world.size,
-        settings.workers,
-        pin_memory=world.device.type == "cuda",
-        blank=ablation.image == "blank",
-        art_source=art_source,
+        questions, plan, world, settings.workers, blank=ablation.image == "blank", art_source=art_source
     )
     answered: dict[int, str] = {}
     with torch.no_grad():
@@ -130,7 +105,7 @@ def answer_questions(
             if batch is not None:
                 answered |= _answers(model, batch, settings, world, ablation)
                 advance(len(batch.rows))
-            if gives_up is not None and round_number % _BATCHES_BETWEEN_MEETINGS == 0 and _any(gives_up(), world):
+            if gives_up is not None and round_number % BATCHES_BETWEEN_MEETINGS == 0 and _any(gives_up(), world):
                 raise GaveUp
     everything: dict[int, str] = {}
     for part, gave_up in world.gather((answered, gives_up is not None and gives_up())):

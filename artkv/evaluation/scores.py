@@ -1,7 +1,7 @@
 """Scores of predicted answers, with intervals that respect that questions share paintings.
 
-All scores are fractions from 0 to 1. Letters in array names: N questions, C clusters (paintings),
-M metrics, B bootstrap samples.
+All scores are fractions from 0 to 1. Letters in array names are explained in `artkv.batch`; I are paintings, or
+whatever else the questions cluster in.
 """
 
 from collections import Counter
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sacrebleu.metrics import BLEU
+from typing_extensions import Self
 
 from artkv.errors import UserError
 
@@ -75,6 +76,15 @@ class Scores:
             "by_type": {name: group.to_json() for name, group in self.by_type.items()},
         }
 
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> Self:
+        """What `to_json` gave."""
+
+        def group(given: Mapping[str, Any]) -> GroupScores:
+            return GroupScores(**{**given, **{metric: Estimate(**given[metric]) for metric in METRICS}})
+
+        return cls(group(tree["overall"]), {name: group(given) for name, given in tree["by_type"].items()})
+
 
 def exact_match(prediction: str, answer: str) -> float:
     """1 where both sides are the same text once lower-cased, else 0.
@@ -118,7 +128,7 @@ def score_predictions(
 ) -> Scores:
     """Scores `predictions` against `answers`, overall and per question type.
 
-    All sequences are N long. `cluster` names each question's painting: the bootstrap then draws whole
+    All sequences are Q long. `cluster` names each question's painting: the bootstrap then draws whole
     paintings with replacement, because the questions of one painting are not independent. Without
     it, questions are drawn. A type's interval draws only from the paintings that have the type. A
     group of a single cluster has the interval 0 to 1, since one draw cannot show any spread.
@@ -139,15 +149,15 @@ def score_predictions(
     if bootstrap_samples < 1:
         raise ValueError(f"bootstrap_samples = {bootstrap_samples}: must be at least 1")
 
-    values_NM = _score_pairs(predictions, answers)
-    cluster_N = np.arange(count) if cluster is None else np.asarray(cluster)
-    types_N = np.array([name or UNTYPED for name in question_types], dtype=object)
-    overall = _score_group(values_NM, cluster_N, bootstrap_samples, seed)
+    values_QM = _score_pairs(predictions, answers)
+    cluster_Q = np.arange(count) if cluster is None else np.asarray(cluster)
+    types_Q = np.array([name or UNTYPED for name in question_types], dtype=object)
+    overall = _score_group(values_QM, cluster_Q, bootstrap_samples, seed)
     by_type = {}
     if any(question_types):
-        for name in sorted(set(types_N), key=lambda name: (name == UNTYPED, name)):
-            chosen_N = types_N == name
-            by_type[name] = _score_group(values_NM[chosen_N], cluster_N[chosen_N], bootstrap_samples, seed)
+        for name in sorted(set(types_Q), key=lambda name: (name == UNTYPED, name)):
+            chosen_Q = types_Q == name
+            by_type[name] = _score_group(values_QM[chosen_Q], cluster_Q[chosen_Q], bootstrap_samples, seed)
     return Scores(overall, by_type)
 
 
@@ -191,7 +201,7 @@ def shuffled_painting_index(num_paintings: int, seed: int) -> NDArray[np.int64]:
 
 
 def _score_pairs(predictions: Iterable[str], answers: Iterable[str]) -> NDArray[np.float64]:
-    """(N, M) scores in the order of METRICS; equal pairs, of which there are many, are scored once."""
+    """(Q, M) scores in the order of METRICS; equal pairs, of which there are many, are scored once."""
     known: dict[tuple[str, str], tuple[float, ...]] = {}
     rows = []
     for pair in zip(predictions, answers, strict=True):
@@ -208,39 +218,39 @@ def _score_pairs(predictions: Iterable[str], answers: Iterable[str]) -> NDArray[
 
 
 def _score_group(
-    values_NM: NDArray[np.float64], cluster_N: NDArray[Any], bootstrap_samples: int, seed: int
+    values_QM: NDArray[np.float64], cluster_Q: NDArray[Any], bootstrap_samples: int, seed: int
 ) -> GroupScores:
-    names_C, position_N = np.unique(cluster_N, return_inverse=True)
-    clusters = len(names_C)
-    size_C = np.bincount(position_N, minlength=clusters)
-    sums_CM = np.zeros((clusters, len(METRICS)))
-    np.add.at(sums_CM, position_N, values_NM)
-    mean_M = values_NM.mean(axis=0)
+    names_I, position_Q = np.unique(cluster_Q, return_inverse=True)
+    clusters = len(names_I)
+    size_I = np.bincount(position_Q, minlength=clusters)
+    sums_IM = np.zeros((clusters, len(METRICS)))
+    np.add.at(sums_IM, position_Q, values_QM)
+    mean_M = values_QM.mean(axis=0)
     if clusters == 1:
         low_M, high_M = np.zeros_like(mean_M), np.ones_like(mean_M)
     else:
-        means_BM = _bootstrap_means(sums_CM, size_C, bootstrap_samples, seed)
+        means_BM = _bootstrap_means(sums_IM, size_I, bootstrap_samples, seed)
         low_M, high_M = np.percentile(means_BM, [2.5, 97.5], axis=0)
     estimates = {
         metric: Estimate(float(mean_M[i]), float(low_M[i]), float(high_M[i])) for i, metric in enumerate(METRICS)
     }
-    return GroupScores(count=len(values_NM), clusters=clusters, **estimates)
+    return GroupScores(count=len(values_QM), clusters=clusters, **estimates)
 
 
 def _bootstrap_means(
-    sums_CM: NDArray[np.float64], size_C: NDArray[np.int64], bootstrap_samples: int, seed: int
+    sums_IM: NDArray[np.float64], size_I: NDArray[np.int64], bootstrap_samples: int, seed: int
 ) -> NDArray[np.float64]:
-    """(B, M) means over questions, each of C clusters drawn with replacement."""
+    """(B, M) means over questions, each of I clusters drawn with replacement."""
     generator = np.random.default_rng(seed)
-    clusters = len(size_C)
-    sums_and_size = np.column_stack([sums_CM, size_C])
+    clusters = len(size_I)
+    sums_and_size = np.column_stack([sums_IM, size_I])
     means = []
     for start in range(0, bootstrap_samples, _SAMPLES_AT_ONCE):
         samples = min(_SAMPLES_AT_ONCE, bootstrap_samples - start)
-        drawn_BC = generator.integers(clusters, size=(samples, clusters))
-        offset_BC = drawn_BC + clusters * np.arange(samples)[:, None]
-        times_BC = np.bincount(offset_BC.ravel(), minlength=samples * clusters).reshape(samples, clusters)
-        totals = times_BC @ sums_and_size
+        drawn_BI = generator.integers(clusters, size=(samples, clusters))
+        offset_BI = drawn_BI + clusters * np.arange(samples)[:, None]
+        times_BI = np.bincount(offset_BI.ravel(), minlength=samples * clusters).reshape(samples, clusters)
+        totals = times_BI @ sums_and_size
         means.append(totals[:, :-1] / totals[:, -1:])
     return np.concatenate(means)
 

@@ -3,19 +3,10 @@
 from artkv.feature_cache.preparation import (
     CachedTables,
     CacheSettings,
-    cache_settings,
+    check_cache,
     decoded_before,
-    find_cache_problems,
     prepare_features,
     verify_store,
 )
 
-__all__ = [
-    "CacheSettings",
-    "CachedTables",
-    "cache_settings",
-    "decoded_before",
-    "find_cache_problems",
-    "prepare_features",
-    "verify_store",
-]
+__all__ = ["CacheSettings", "CachedTables", "check_cache", "decoded_before", "prepare_features", "verify_store"]

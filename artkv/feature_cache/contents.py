@@ -12,15 +12,15 @@ from tqdm import tqdm
 
 from artkv.distributed import World
 from artkv.errors import UserError
-from artkv.feature_cache.files import write_whole
+from artkv.feature_cache.shared_files import write_shared
 from artkv.files import file_sha256
 
 # The key of the blank picture of the question-only baseline, which is no file.
 BLANK = hashlib.sha256(b"the blank picture").hexdigest()
 
 # A file changed so shortly before it was hashed could change again within a tick of its file system's clock.
-_SETTLED_SECONDS = 2.0
-_MOST_THREADS = 8
+SETTLED_SECONDS = 2.0
+_MAX_THREADS = 8
 
 # Of a file: size, time of its content, time of its inode. The last moves even when a tool puts the others back.
 _State = tuple[int, int, int]
@@ -54,7 +54,7 @@ class PictureMemo:
         if not self._has_news:
             return
         files = {name: [*(state or ()), content] for name, (state, content) in sorted(self._known.items())}
-        write_whole(self._path, json.dumps(files).encode())
+        write_shared(self._path, json.dumps(files).encode())
 
 
 def picture_contents(paths: Sequence[Path], memo: PictureMemo, world: World) -> dict[str, str]:
@@ -74,7 +74,7 @@ def picture_contents(paths: Sequence[Path], memo: PictureMemo, world: World) -> 
 def _look_at(paths: Sequence[Path], memo: PictureMemo, show: bool) -> dict[str, tuple[_State | None, str]]:
     known = {str(path): memo.get(path) for path in paths}
     unknown = [name for name, found in known.items() if found is None]
-    with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as pool:
         hashed = tqdm(
             pool.map(_hash, unknown), total=len(unknown), desc="hashing pictures", unit="picture", leave=False,
             disable=None if show and unknown else True,
@@ -91,7 +91,7 @@ def _hash(name: str) -> tuple[str, tuple[_State | None, str]]:
     except OSError as error:
         raise UserError(f"picture {name}: cannot be read ({error.strerror}); put it back") from None
     changed_at = max(before.st_mtime, before.st_ctime)
-    is_settled = _state_of(before) == _state_of(after) and changed_at < time.time() - _SETTLED_SECONDS
+    is_settled = _state_of(before) == _state_of(after) and changed_at < time.time() - SETTLED_SECONDS
     return name, (_state_of(before) if is_settled else None, content)
 
 

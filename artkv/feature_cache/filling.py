@@ -12,26 +12,44 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from artkv.batch import PaintingViews
+from artkv.batch import EncoderIdentity, PaintingFeatures, PaintingViews
 from artkv.datasets.pictures import PaintingTransform, open_picture
 from artkv.distributed import World
 from artkv.errors import UserError
 from artkv.feature_cache.contents import BLANK
 from artkv.feature_cache.shards import RECORDS_A_SHARD, write_shard
-from artkv.models.frozen_encoders import FrozenEncoders
 
 # Part of the format: another number rounds differently.
-_BATCH = 16
+RECORDS_A_BATCH = 16
 # Pictures decoded ahead of the encoders, 1.7 MB each at 224 and 300 pixels.
-_DECODED_AHEAD = 4 * _BATCH
-_MOST_DECODERS = 16
+_DECODED_AHEAD = 4 * RECORDS_A_BATCH
+_MAX_DECODERS = 16
 
 _Views = tuple[Tensor, Tensor]
+
+
+class Encoders(Protocol):
+    """What features come from.
+
+    device: where it computes. transform: makes the views that it wants of a picture. identity: what its features
+    depend on.
+    """
+
+    device: torch.device
+    transform: PaintingTransform
+    identity: EncoderIdentity
+
+    def load(self, world: World) -> None:
+        """Reads the weights; all ranks call it alike."""
+
+    def encode(self, views: PaintingViews) -> PaintingFeatures:
+        """The features of paintings whose views are on the device."""
 
 
 def plan_shards(missing: Sequence[str]) -> list[list[str]]:
@@ -49,35 +67,34 @@ def decoding_threads(wanted: int, world: World) -> int:
     host = socket.gethostname()
     places = world.gather((host, cores))
     num_sharing = sum(other == host and not cores.isdisjoint(theirs) for other, theirs in places)
-    return max(1, wanted, min(_MOST_DECODERS, len(cores) // num_sharing))
+    return max(1, wanted, min(_MAX_DECODERS, len(cores) // num_sharing))
 
 
 def fill(
     shard_folder: Path,
     fingerprint: str,
-    missing: Sequence[str],
-    path_of: Mapping[str, Path],
-    encoders: FrozenEncoders,
+    missing: Mapping[str, Path | None],
+    encoders: Encoders,
     decoders: int,
     world: World,
-    between_rounds: Callable[[bool], None] = lambda has_shards: None,
+    after_each_batch: Callable[[bool], None] = lambda has_shards: None,
 ) -> None:
-    """Computes and writes the records of `missing`, SHA-256 of pictures; called on all ranks with the same.
+    """Computes and writes the records of the pictures that are `missing`; called on all ranks with the same.
 
-    path_of: a file with these bytes. decoders: threads of a rank, or more; see `decoding_threads`. Ranks meet after
-    each batch, so that an error of one ends all of them soon, and none waits longer than for a batch: 160 s at a slow
-    CPU's 10 s a picture. Then `between_rounds` is called on all of them, and told whether there are shards already,
-    which last.
+    missing: for each picture's SHA-256 a file with these bytes, None for the blank one. decoders: threads of a rank, or
+    more; see `decoding_threads`. Ranks meet after each batch, so that an error of one ends all of them soon, and none
+    waits longer than for a batch: 160 s at a slow CPU's 10 s a picture. Then `after_each_batch` is called on all of
+    them, and told whether there are shards already, which last.
     """
-    world.together(lambda: encoders.load(world.gather))
+    world.together(lambda: encoders.load(world))
     decoders = decoding_threads(decoders, world)
-    shards = plan_shards(missing)
+    shards = plan_shards(list(missing))
     own = shards[world.rank :: world.size]
     rounds = -(-len(shards) // world.size)
-    meetings = -(-RECORDS_A_SHARD // _BATCH) + 1  # a shard's batches, and its writing
+    meetings = -(-RECORDS_A_SHARD // RECORDS_A_BATCH) + 1  # a shard's batches, and its writing
     bar = tqdm(total=len(missing), desc="encoding pictures", unit="picture", disable=None if world.is_main else True)
     with bar, ThreadPoolExecutor(decoders) as pool:
-        views = _decoded_ahead(pool, [content for shard in own for content in shard], path_of, encoders.transform)
+        views = _decoded_ahead(pool, [content for shard in own for content in shard], missing, encoders.transform)
 
         def make(contents: list[str]) -> Iterator[None]:
             images: list[Tensor] = []
@@ -94,23 +111,23 @@ def fill(
                 making = make(own[number]) if number < len(own) else iter(())
                 for meeting in range(meetings):
                     world.together(lambda making=making: next(making, None))  # type: ignore[misc]
-                    between_rounds(number > 0 or meeting == meetings - 1)
+                    after_each_batch(number > 0 or meeting == meetings - 1)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
 
 
 def _encode(
-    views: Iterator[_Views], number: int, encoders: FrozenEncoders, advance: Callable[[], None]
+    views: Iterator[_Views], number: int, encoders: Encoders, advance: Callable[[], None]
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Features of the next pictures, on the CPU, in batches of one shape whose last is filled up with zeros."""
-    for start in range(0, number, _BATCH):
-        count = min(_BATCH, number - start)
+    for start in range(0, number, RECORDS_A_BATCH):
+        count = min(RECORDS_A_BATCH, number - start)
         batch: list[_Views] = []
         for _ in range(count):
             batch.append(next(views))
             advance()
-        batch += [(torch.zeros_like(batch[0][0]), torch.zeros_like(batch[0][1]))] * (_BATCH - count)
+        batch += [(torch.zeros_like(batch[0][0]), torch.zeros_like(batch[0][1]))] * (RECORDS_A_BATCH - count)
         stacked = PaintingViews(torch.stack([v for v, _ in batch]), torch.stack([e for _, e in batch]))
         features = encoders.encode(stacked.to(encoders.device))
         art = features.art_features
@@ -118,7 +135,7 @@ def _encode(
 
 
 def _decoded_ahead(
-    pool: ThreadPoolExecutor, contents: Sequence[str], path_of: Mapping[str, Path], transform: PaintingTransform
+    pool: ThreadPoolExecutor, contents: Sequence[str], path_of: Mapping[str, Path | None], transform: PaintingTransform
 ) -> Iterator[_Views]:
     waiting: deque[Future[_Views]] = deque()
     for content in contents:
@@ -129,10 +146,11 @@ def _decoded_ahead(
         yield waiting.popleft().result()
 
 
-def _views(content: str, path_of: Mapping[str, Path], transform: PaintingTransform) -> _Views:
+def _views(content: str, path_of: Mapping[str, Path | None], transform: PaintingTransform) -> _Views:
     if content == BLANK:
         return transform.blank()
     path = path_of[content]
+    assert path is not None
     try:
         data = path.read_bytes()
     except OSError as error:

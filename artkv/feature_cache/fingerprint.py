@@ -6,8 +6,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from artkv.batch import EncoderIdentity
 from artkv.errors import UserError
-from artkv.models.frozen_encoders import EncoderIdentity
 
 # Of the files, and of everything that is done to a picture that no other part of the fingerprint tells.
 FORMAT = 1
@@ -50,7 +50,7 @@ def read(path: Path) -> EncoderIdentity:
     return EncoderIdentity(**tree)
 
 
-def check_fits(folder: Path, found: EncoderIdentity, wanted: EncoderIdentity) -> None:
+def check_identity(folder: Path, found: EncoderIdentity, wanted: EncoderIdentity) -> None:
     """Raises `UserError` with every reason why features of `found` are not those that `wanted` would compute.
 
     A wanted identity without an EfficientNet fits features that have one.

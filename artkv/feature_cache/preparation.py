@@ -11,33 +11,35 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from artkv.config import Config, EfficientNetConfig, FrozenConfig, ModelConfig
 from artkv.datasets.table import QuestionTable
 from artkv.distributed import World
 from artkv.errors import UserError
 from artkv.feature_cache import fingerprint
 from artkv.feature_cache.contents import BLANK, PictureMemo, picture_contents
-from artkv.feature_cache.files import remove_abandoned
-from artkv.feature_cache.filling import fill
+from artkv.feature_cache.filling import Encoders, fill
 from artkv.feature_cache.reading import CachedPaintings
 from artkv.feature_cache.shards import read_header, verify
+from artkv.feature_cache.shared_files import remove_abandoned
 from artkv.feature_cache.store import SHARDS, FeatureStore, create_store, open_store
-from artkv.models.frozen_encoders import FrozenEncoders, open_frozen_encoders
 
 # How long another host's file may take to be seen through a network file system.
-_SEEN_WITHIN_SECONDS = 60.0
+SEEN_WITHIN_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
 class CacheSettings:
-    """What a cache is filled and read by. has_art: whether prefixes are made. decoders: see `fill`."""
+    """What a cache is filled and read by.
+
+    has_art: whether prefixes are made. knows_art_encoder: whether art features could be made. decoders: see `fill`.
+    open_encoders: checks the encoders' files, those of the art encoder too where it is told True, and loads nothing;
+    raises `UserError` for what is wrong with them.
+    """
 
     folder: Path
-    model: ModelConfig
-    efficientnet: EfficientNetConfig
-    frozen: FrozenConfig
     has_art: bool
+    knows_art_encoder: bool
     decoders: int
+    open_encoders: Callable[[bool, World], Encoders]
 
 
 @dataclass(frozen=True)
@@ -55,15 +57,6 @@ class CachedTables:
         return CachedPaintings(self.store.shards, places, self.has_art)
 
 
-def cache_settings(config: Config) -> CacheSettings:
-    """The settings of a config that has a cache; raises `UserError` for one that has none."""
-    folder = config.frozen.feature_cache
-    if folder is None:
-        raise UserError("frozen.feature_cache is not set; give a folder, with --set frozen.feature_cache=FOLDER")
-    has_art, workers = config.kv_modulation.enabled, config.dataset.workers
-    return CacheSettings(folder, config.model, config.efficientnet, config.frozen, has_art, workers)
-
-
 def decoded_before(folder: Path | None) -> Callable[[Path], bool]:
     """Tells the pictures that were decoded for this cache and have not changed since, for they need no check."""
     if folder is None:
@@ -77,15 +70,15 @@ def prepare_features(
     settings: CacheSettings,
     tables: Sequence[QuestionTable],
     world: World,
-    between_rounds: Callable[[bool], None] = lambda has_shards: None,
+    after_each_batch: Callable[[bool], None] = lambda has_shards: None,
 ) -> CachedTables:
     """Computes what the cache lacks of the tables' pictures, and of the blank one; called on all ranks.
 
-    Encoders are loaded only if something is missing, and are gone when this returns. between_rounds: see `fill`.
+    Encoders are loaded only if something is missing, and are gone when this returns. after_each_batch: see `fill`.
     Raises `UserError` with the reason where the folder's features are not those that these encoders would compute.
     """
     paths = [path for table in tables for path in table.painting_paths]
-    store, contents = _filled(settings, paths, world, between_rounds)
+    store, contents = _filled(settings, paths, world, after_each_batch)
     gc.collect()  # streamed blocks are in reference cycles
     if world.device.type == "cuda":
         torch.cuda.empty_cache()  # what the encoders took, for training
@@ -93,11 +86,11 @@ def prepare_features(
 
 
 def _filled(
-    settings: CacheSettings, paths: Sequence[Path], world: World, between_rounds: Callable[[bool], None]
+    settings: CacheSettings, paths: Sequence[Path], world: World, after_each_batch: Callable[[bool], None]
 ) -> tuple[FeatureStore, dict[str, str]]:
     """The store with nothing missing, and SHA-256 of each picture by path."""
     folder = settings.folder
-    store, encoders = world.together(lambda: _open(settings, world.device))
+    store, encoders = world.together(lambda: _open(settings, world))
     memo = PictureMemo(folder / "pictures.json")
     contents = picture_contents(paths, memo, world)
     path_of = {content: Path(name) for name, content in contents.items()}
@@ -106,9 +99,10 @@ def _filled(
     missing = world.broadcast(sorted(wanted - store.place_of.keys()))
     began = time.monotonic()
     if missing:
-        world.together(lambda: _begin(folder, encoders) if world.is_main else None)
+        world.on_main(lambda: _begin(folder, encoders))
         kind = fingerprint.digest(encoders.identity)
-        fill(folder / SHARDS, kind, missing, path_of, encoders, settings.decoders, world, between_rounds)
+        pictures = {content: path_of.get(content) for content in missing}
+        fill(folder / SHARDS, kind, pictures, encoders, settings.decoders, world, after_each_batch)
     found = store
     store = world.together(lambda: found if wanted <= found.place_of.keys() else _open_complete(folder, wanted))
     if missing and world.is_main:
@@ -148,29 +142,25 @@ def verify_store(folder: Path, world: World) -> int:
     return sum(world.gather(world.together(check_share)))
 
 
-def find_cache_problems(settings: CacheSettings, device: torch.device) -> list[str]:
-    """Why the cache cannot be used, if it cannot; its records are not read."""
-    try:
-        _open(settings, device)
-    except UserError as error:
-        return [str(error)]
-    return []
+def check_cache(settings: CacheSettings, world: World) -> None:
+    """Raises `UserError` with the reason why the cache cannot be used, if it cannot; its records are not read."""
+    _open(settings, world)
 
 
-def _open(settings: CacheSettings, device: torch.device) -> tuple[FeatureStore, FrozenEncoders]:
+def _open(settings: CacheSettings, world: World) -> tuple[FeatureStore, Encoders]:
     """The folder, once it is known to fit, and the encoders that would fill it."""
     store = open_store(settings.folder)
     # A control run may add pictures to a cache that has art features, if it knows the EfficientNet.
     has_found_art = store.found is not None and store.found.art_weights is not None
-    fills_art = settings.has_art or (has_found_art and settings.efficientnet.checkpoint is not None)
-    encoders = open_frozen_encoders(settings.model, settings.efficientnet, settings.frozen, fills_art, device)
+    fills_art = settings.has_art or (has_found_art and settings.knows_art_encoder)
+    encoders = settings.open_encoders(fills_art, world)
     if store.found is not None:
         wanted = encoders.identity if settings.has_art else encoders.identity.without_art()
-        fingerprint.check_fits(settings.folder, store.found, wanted)
+        fingerprint.check_identity(settings.folder, store.found, wanted)
     return store, encoders
 
 
-def _begin(folder: Path, encoders: FrozenEncoders) -> None:
+def _begin(folder: Path, encoders: Encoders) -> None:
     """Makes the folder, or checks that what is to be added is of the same kind."""
     try:
         create_store(folder, encoders.identity)
@@ -179,7 +169,7 @@ def _begin(folder: Path, encoders: FrozenEncoders) -> None:
             f"frozen.feature_cache = {folder}: cannot be written ({error.strerror}); give another"
         ) from None
     found = fingerprint.read(folder / "cache.json")
-    fingerprint.check_fits(folder, found, encoders.identity)
+    fingerprint.check_identity(folder, found, encoders.identity)
     if found.art_weights is not None and encoders.identity.art_weights is None:
         raise UserError(
             f"frozen.feature_cache = {folder}: has EfficientNet features, and pictures are missing in it; set "
@@ -189,7 +179,7 @@ def _begin(folder: Path, encoders: FrozenEncoders) -> None:
 
 def _open_complete(folder: Path, wanted: set[str]) -> FeatureStore:
     """The folder with all that rank 0 found in it or the ranks have written, as soon as this host sees it."""
-    until = time.monotonic() + _SEEN_WITHIN_SECONDS
+    until = time.monotonic() + SEEN_WITHIN_SECONDS
     while True:
         store = open_store(folder)
         lacking = wanted - store.place_of.keys()

@@ -5,7 +5,7 @@ rather than a mapping, because it takes no page fault for each 4 KiB, does not g
 read, and answers a file that was cut off with a short read instead of SIGBUS. The files stay safetensors, which
 others may map.
 
-Letters in tensor names: I paintings of a batch, N image tokens, V the ViT's width, F the art features' width.
+Letters in tensor names are explained in `artkv.batch`.
 """
 
 import os
@@ -24,7 +24,7 @@ from artkv.errors import UserError
 from artkv.feature_cache.shards import Block, Shard
 
 # Files kept open: a part of what the system allows a process.
-_MOST_OPEN_FILES = 256
+_MAX_OPEN_FILES = 256
 
 
 class CachedPaintings:
@@ -45,7 +45,7 @@ class CachedPaintings:
         self._art_offsets = np.array([shard.art.offset if shard.art else -1 for shard in shards], dtype=np.int64)
         self._files: OrderedDict[int, int] = OrderedDict()
         self._lock = threading.Lock()
-        self._most_files = min(_MOST_OPEN_FILES, max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
+        self._max_files = min(_MAX_OPEN_FILES, max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
 
     def load(self, paintings: np.ndarray, art_paintings: np.ndarray, pin_memory: bool) -> PaintingFeatures:
         """(I, N, V) in the compute dtype and (I, F) float32."""
@@ -88,7 +88,7 @@ class CachedPaintings:
         if shard in self._files:
             self._files.move_to_end(shard)
             return self._files[shard]
-        while len(self._files) >= self._most_files:
+        while len(self._files) >= self._max_files:
             os.close(self._files.popitem(last=False)[1])
         path: Path = self._paths[shard]
         try:

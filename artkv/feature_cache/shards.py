@@ -3,7 +3,7 @@
 A shard tells in its metadata which pictures it holds (SHA-256 of their files' bytes, sorted), a checksum of each
 record and the fingerprint of what made it. Its name follows from the pictures, its bytes from all of these.
 
-Letters in tensor names: R records of a shard, N image tokens, V the ViT's width, F the art features' width.
+Letters in tensor names are explained in `artkv.batch`; each record is a picture's.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from artkv.errors import UserError
-from artkv.feature_cache.files import write_whole
+from artkv.feature_cache.shared_files import write_shared
 
 # A file of 46 MB of ViT-g's bf16 features; a kill loses at most that.
 RECORDS_A_SHARD = 64
@@ -64,12 +64,12 @@ def shard_name(contents: Sequence[str]) -> str:
 
 
 def write_shard(
-    folder: Path, fingerprint: str, contents: Sequence[str], image_features_RNV: Tensor, art_features_RF: Tensor | None
+    folder: Path, fingerprint: str, contents: Sequence[str], image_features_INV: Tensor, art_features_IF: Tensor | None
 ) -> None:
     """Writes one shard, whole or not at all. Tensors are on the CPU, contents sorted."""
-    tensors = {_IMAGE: image_features_RNV.contiguous()}
-    if art_features_RF is not None:
-        tensors[_ART] = art_features_RF.contiguous()
+    tensors = {_IMAGE: image_features_INV.contiguous()}
+    if art_features_IF is not None:
+        tensors[_ART] = art_features_IF.contiguous()
     described = {
         "fingerprint": fingerprint,
         "contents": list(contents),
@@ -78,7 +78,7 @@ def write_shard(
         ],
     }
     # One key: safetensors does not keep the order of several, and the bytes shall be the same each time.
-    write_whole(folder / shard_name(contents), save(tensors, {"artkv": json.dumps(described)}))
+    write_shared(folder / shard_name(contents), save(tensors, {"artkv": json.dumps(described)}))
 
 
 def read_header(path: Path) -> Shard:

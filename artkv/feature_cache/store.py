@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
+from artkv.batch import EncoderIdentity
 from artkv.errors import UserError
 from artkv.feature_cache import fingerprint
-from artkv.feature_cache.files import write_whole
 from artkv.feature_cache.shards import Block, Shard, read_header
-from artkv.models.frozen_encoders import EncoderIdentity
+from artkv.feature_cache.shared_files import write_shared
 
 SHARDS = "shards"
 
@@ -67,7 +67,7 @@ class FeatureStore:
             for s in self.shards
         ]
         content = json.dumps({"format": fingerprint.FORMAT, "shards": entries})
-        write_whole(self.folder / "index.json", content.encode())
+        write_shared(self.folder / "index.json", content.encode())
         self._is_indexed = True
 
 
@@ -98,7 +98,7 @@ def create_store(folder: Path, identity: EncoderIdentity) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "cache.json"
     if not path.is_file():
-        write_whole(path, fingerprint.to_json(identity).encode())
+        write_shared(path, fingerprint.to_json(identity).encode())
     (folder / SHARDS).mkdir(exist_ok=True)
 
 

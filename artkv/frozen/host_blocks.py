@@ -10,8 +10,8 @@ import logging
 import mmap
 import os
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,12 +20,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from artkv.errors import UserError
+from artkv.distributed import World
 from artkv.frozen.block_layout import BlockLayout, Storage, TensorReader, block_layout
 
 log = logging.getLogger(__name__)
-
-Gather = Callable[[Any], list[Any]]
 
 _CUDA_HOST_REGISTER_PORTABLE = 1
 
@@ -39,13 +37,6 @@ class _Offer(NamedTuple):
     layout: BlockLayout
     num_blocks: int
     fd: int
-
-
-class _Failure(NamedTuple):
-    """What one rank tells all others when it could not go on, so that none waits for it."""
-
-    message: str
-    is_users: bool
 
 
 @dataclass(eq=False)
@@ -63,11 +54,7 @@ class HostBlocks:
     is_pinned: bool = False
 
     @staticmethod
-    def build(
-        blocks: Sequence[Mapping[str, TensorReader]],
-        storage: Storage,
-        gather: Gather = lambda value: [value],
-    ) -> "HostBlocks":
+    def build(blocks: Sequence[Mapping[str, TensorReader]], storage: Storage, world: World) -> "HostBlocks":
         """Packs the blocks into memory that all ranks of this node map, on one of them; all ranks call it alike.
 
         The first rank of each node calls each reader once and lets go of each tensor before it reads the next
@@ -75,26 +62,20 @@ class HostBlocks:
         ranks no reader is called.
 
         blocks: for each block, readers by parameter name inside the block (`self_attn.q_proj.weight`).
-        gather: a collective that gives every rank's small picklable value on every rank, in one order, such as
-            `World.gather`. It may span nodes. The default is for a single process.
 
-        Raises:
-            UserError: where a reader did, on every rank.
-            ValueError: if there is no block, or the blocks are not alike (RuntimeError on the other ranks).
-            RuntimeError: if a rank failed or cannot map the memory, on every rank.
+        Raises, on every rank as `World.together` does:
+            UserError: where a reader did.
+            ValueError: if there is no block, or the blocks are not alike.
+            RuntimeError: if a rank cannot map the memory.
         """
-        places = gather(_place())
+        places = world.gather(_place())
         builder = next(place for place in places if place[0] == _place()[0])
-        with _built(blocks, storage) if builder == _place() else _nothing_built() as (mine, host, error):
-            offers = gather((_place(), mine))
-            _raise_failures([offer for _, offer in offers], error)
-            if host is None:
-                offer = next(offer for place, offer in offers if place == builder)
-                host, mine, error = _map(builder, offer)
+        with _memory_file() if builder == _place() else nullcontext() as fd:
+            built = world.together(lambda: None if fd is None else _pack_all(blocks, storage, fd))
+            mine = None if fd is None or built is None else _Offer(built.layout, len(blocks), fd)
+            offer: Any = world.gather(mine)[places.index(builder)]
             # The builder's descriptor stays open until all have mapped the memory.
-            _raise_failures(gather(mine if isinstance(mine, _Failure) else None), error)
-        assert host is not None
-        return host
+            return world.together(lambda: _map(builder[1], offer) if built is None else built)
 
     @property
     def num_bytes(self) -> int:
@@ -142,25 +123,13 @@ def _place() -> tuple[tuple[str, str], int]:
 
 
 @contextmanager
-def _built(
-    blocks: Sequence[Mapping[str, TensorReader]], storage: Storage
-) -> Iterator[tuple[_Offer | _Failure, HostBlocks | None, Exception | None]]:
-    """Builds the masters; their descriptor is open inside the `with`. An error is handed on, not raised."""
+def _memory_file() -> Iterator[int]:
+    """The descriptor of new memory without a name, closed at the end of the `with`."""
     fd = os.memfd_create("artkv-frozen-blocks", os.MFD_CLOEXEC)
     try:
-        try:
-            host = _pack_all(blocks, storage, fd)
-            result: Any = (_Offer(host.layout, len(blocks), fd), host, None)
-        except Exception as error:
-            result = (_failure(error), None, error)
-        yield result
+        yield fd
     finally:
         os.close(fd)
-
-
-@contextmanager
-def _nothing_built() -> Iterator[tuple[None, None, None]]:
-    yield None, None, None
 
 
 def _pack_all(blocks: Sequence[Mapping[str, TensorReader]], storage: Storage, fd: int) -> HostBlocks:
@@ -179,22 +148,19 @@ def _pack_all(blocks: Sequence[Mapping[str, TensorReader]], storage: Storage, fd
     return host
 
 
-def _map(
-    builder: tuple[tuple[str, str], int], offer: _Offer
-) -> tuple[HostBlocks | None, _Failure | None, Exception | None]:
-    path = f"/proc/{builder[1]}/fd/{offer.fd}"
+def _map(pid: int, offer: _Offer) -> HostBlocks:
+    path = f"/proc/{pid}/fd/{offer.fd}"
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
-            return _mapped(fd, offer.layout, offer.num_blocks), None, None
+            return _mapped(fd, offer.layout, offer.num_blocks)
         finally:
             os.close(fd)
     except OSError as error:
-        reason = RuntimeError(
+        raise RuntimeError(
             f"{path}: the frozen weights of this node's first rank cannot be opened ({error}); "
             "start a node's ranks as one user and without separate sandboxes"
-        )
-        return None, _failure(reason), reason
+        ) from None
 
 
 def _mapped(fd: int, layout: BlockLayout, num_blocks: int) -> HostBlocks:
@@ -206,17 +172,3 @@ def _mapped(fd: int, layout: BlockLayout, num_blocks: int) -> HostBlocks:
 
 def _stride(layout: BlockLayout) -> int:
     return -(-layout.packed_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
-
-
-def _failure(error: Exception) -> _Failure:
-    return _Failure(str(error), isinstance(error, UserError))
-
-
-def _raise_failures(outcomes: list[Any], mine: Exception | None) -> None:
-    """Raises on every rank if any failed: its own error on the rank that failed, its message on the others."""
-    failures = [outcome for outcome in outcomes if isinstance(outcome, _Failure)]
-    if mine is not None:
-        raise mine
-    if failures:
-        message = failures[0].message
-        raise UserError(message) if failures[0].is_users else RuntimeError(f"another rank failed: {message}")

@@ -4,10 +4,11 @@ How a loader uses it, on every rank alike:
 
     1. Build the model on the meta device and give every tensor outside the blocks (embeddings, final LayerNorm,
        buffers) its value; leave the blocks' parameters on meta.
-    2. `host = HostBlocks.build(readers, storage, gather=world.gather)` with, for each block, one reader per
+    2. `host = HostBlocks.build(readers, storage, world)` with, for each block, one reader per
        parameter name inside the block.
     3. `model.eval().requires_grad_(False)`.
-    4. `streamed = stream_blocks(layers, host, device, compute_dtype, slots, resident_blocks, budget)`.
+    4. `transport = transport_for(host, device, compute_dtype)`, and
+       `streamed = stream_blocks(layers, transport, slots, resident_blocks, budget)`.
 
 LoRA adapters may be injected before step 4 or after it: a block's weights are found by module object, which
 peft keeps when it wraps a layer, and names are compared without peft's `.base_layer`. peft creates an adapter on
@@ -19,22 +20,20 @@ before the first call, which asserts it. The blocks stay in eval mode; do not al
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from torch import nn
 
 from artkv.frozen.block_call import BlockBinding, streamed_forward
-from artkv.frozen.host_blocks import HostBlocks
 from artkv.frozen.recompute import recompute_blocks
 from artkv.frozen.residency import count_resident, device_bytes, spread_evenly
 from artkv.frozen.ring import BlockRing
-from artkv.frozen.transport import Transport, transport_for
+from artkv.frozen.transport import Transport
 
 
 class StreamedBlocks:
     """A stack of blocks under streaming, and what it has moved so far; made by `stream_blocks`.
 
     resident: indices of the blocks that stay on the device.
-    num_slots: at most as many as there are streamed blocks.
+    ring, layout: the slots, and how a block is packed. num_slots: at most as many as there are streamed blocks.
     device_bytes: device memory of resident blocks, slots and staging buffer.
     """
 
@@ -42,11 +41,10 @@ class StreamedBlocks:
         self.num_blocks = num_blocks
         self.resident = tuple(resident)
         self.num_slots = len(ring.slots)
-        self._ring = ring
-        self._transport = ring.transport
-        self._layout = ring.transport.host.layout
+        self.ring = ring
+        self.layout = ring.transport.host.layout
         self.device_bytes = device_bytes(
-            self._layout,
+            self.layout,
             ring.transport.compute_dtype,
             num_blocks,
             self.num_slots,
@@ -57,69 +55,66 @@ class StreamedBlocks:
     @property
     def loads(self) -> dict[int, int]:
         """How often each streamed block was copied to the device, by block index."""
-        return dict(zip(self._ring.blocks, self._ring.loads, strict=True))
+        return dict(zip(self.ring.blocks, self.ring.loads, strict=True))
 
     @property
     def total_loads(self) -> int:
         """All copies of blocks so far; resident blocks are not counted."""
-        return sum(self._ring.loads)
+        return sum(self.ring.loads)
 
     @property
     def bytes_moved(self) -> int:
         """Bytes copied from host to device so far, as they are stored; resident blocks are not counted."""
-        return self.total_loads * self._layout.packed_bytes
+        return self.total_loads * self.layout.packed_bytes
 
     @property
     def live_slots(self) -> int:
         """Slots that hold a block or are being filled; never above `num_slots`."""
-        return self._ring.live_slots
+        return self.ring.live_slots
 
     def summary(self) -> str:
         """One line for the log: where the blocks are, and what has been moved."""
-        host = self._transport.host
+        host, device = self.ring.transport.host, self.ring.transport.device
         pinned = ", page-locked" if host.is_pinned else ""
         return (
-            f"{self.num_blocks} frozen blocks of {self._layout.packed_bytes / 1e6:.1f} MB ({self._layout.storage}, "
+            f"{self.num_blocks} frozen blocks of {self.layout.packed_bytes / 1e6:.1f} MB ({self.layout.storage}, "
             f"{host.num_bytes / 1e9:.2f} GB of host memory a node{pinned}); {self.num_slots} slots and "
-            f"{len(self.resident)} resident blocks take {self.device_bytes / 1e6:.1f} MB on {self._transport.device}; "
+            f"{len(self.resident)} resident blocks take {self.device_bytes / 1e6:.1f} MB on {device}; "
             f"{self.total_loads} loads, {self.bytes_moved / 1e9:.2f} GB moved so far"
         )
 
 
 def stream_blocks(
     blocks: Sequence[nn.Module],
-    host: HostBlocks,
-    device: torch.device,
-    compute_dtype: torch.dtype,
+    transport: Transport,
     slots: int = 2,
     resident_blocks: int | Literal["auto"] = 0,
     memory_budget_bytes: int | None = None,
-    transport: Transport | None = None,
 ) -> StreamedBlocks:
-    """Makes `blocks` compute with the weights in `host`, fetched block by block; the module's top says when.
+    """Makes `blocks` compute with weights in host memory, fetched block by block; the module's top says when.
 
     Each call with gradients is a checkpoint, for resident blocks too: backward recomputes the block's inside.
 
     blocks: all of a stack, in the order in which they are called; equal in their parameters' names and shapes.
-        The parameters that are in `host` are on the meta device here.
-    compute_dtype: of the slots; stored weights are copied, cast or dequantised to it.
+        The parameters that are in host memory are on the meta device here.
+    transport: where the weights are, how slots are filled with them, and the slots' device and dtype.
     slots: blocks on the device at a time, beside the resident ones. 2 let a copy run beside the computing, more
         even out varying times, 1 is the least memory.
     resident_blocks: how many stay on the device, spread evenly; `auto`: as many as `memory_budget_bytes` holds.
     memory_budget_bytes: limit of device memory for this stack; see `count_resident`.
-    transport: how slots are filled, if not in the device's usual way.
 
     Raises:
         UserError: if slots, resident blocks or budget do not fit.
-        ValueError: if the blocks' parameters are not those of `host`, or a block is in training mode.
+        ValueError: if the blocks' parameters are not those in host memory, or a block is in training mode.
     """
+    host = transport.host
     if len(blocks) != len(host.packed):
         raise ValueError(f"{len(blocks)} blocks, but the host holds {len(host.packed)}")
     bindings = [BlockBinding(index, block, host.layout) for index, block in enumerate(blocks)]
-    transport = transport or transport_for(host, device, compute_dtype)
     num_resident = count_resident(
-        resident_blocks, memory_budget_bytes, host.layout, compute_dtype, len(blocks), slots, transport.is_staged
-    )
+        resident_blocks, memory_budget_bytes, host.layout, transport.compute_dtype, len(blocks), slots,
+        transport.is_staged,
+    )  # fmt: skip
     resident = spread_evenly(num_resident, len(blocks))
     for index in resident:
         slot = transport.new_slot()

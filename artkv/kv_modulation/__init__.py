@@ -4,9 +4,4 @@ from artkv.kv_modulation.attention import KVPrefix, PrefixedCrossAttention
 from artkv.kv_modulation.generator import KVPrefixGenerator
 from artkv.kv_modulation.installation import install_prefixed_cross_attention
 
-__all__ = [
-    "KVPrefix",
-    "KVPrefixGenerator",
-    "PrefixedCrossAttention",
-    "install_prefixed_cross_attention",
-]
+__all__ = ["KVPrefix", "KVPrefixGenerator", "PrefixedCrossAttention", "install_prefixed_cross_attention"]

@@ -1,7 +1,6 @@
 """Cross-attention whose keys and values begin with a prefix.
 
-Letters in tensor names: B paintings, H heads, Q query tokens, N image tokens, P prefix tokens,
-D head width, W hidden width, L cross-attention layers.
+Letters in tensor names are explained in `artkv.batch`.
 """
 
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ class KVPrefix:
 
     So recomputation in backward sees what forward saw, and two graphs can be alive at once.
 
-    k, v: (B, H, P, D) for all cross-attention layers, or (L, B, H, P, D), one for each.
+    k, v: (I, H, P, X) for all cross-attention layers, or (Z, I, H, P, X), one for each.
     gate: (1,), one for all layers, or None for no gate.
     """
 
@@ -27,7 +26,7 @@ class KVPrefix:
     gate: Tensor | None = None
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
-        """k and v, each (B, H, P, D), of cross-attention layer `index`."""
+        """k and v, each (I, H, P, X), of cross-attention layer `index`."""
         if self.k.dim() == 4:
             return self.k, self.v
         return self.k[index], self.v[index]
@@ -61,42 +60,42 @@ class PrefixedCrossAttention(nn.Module):
         kv_prefix: KVPrefix | None = None,
         **_: Any,
     ) -> tuple[Tensor, None]:
-        """The attention output (B, Q, W) and, as in the stock layer under SDPA, no weights.
+        """The attention output (I, K, W) and, as in the stock layer under SDPA, no weights.
 
-        hidden_states: (B, Q, W). encoder_hidden_states: (B, N, W_image).
-        encoder_attention_mask: broadcastable to (B, H, Q, N), bool or additive, or None for all ones.
+        hidden_states: (I, K, W). encoder_hidden_states: (I, N, V).
+        encoder_attention_mask: broadcastable to (I, H, K, N), bool or additive, or None for all ones.
         attention_mask belongs to self-attention and is not used, as in the stock layer.
         """
         if encoder_hidden_states is None:
             raise ValueError("cross-attention needs encoder_hidden_states, the image features")
-        query_BHQD = self._heads(self.query(hidden_states))
-        key_BHND = self._heads(self.key(encoder_hidden_states))
-        value_BHND = self._heads(self.value(encoder_hidden_states))
+        query_IHKX = self._heads(self.query(hidden_states))
+        key_IHNX = self._heads(self.key(encoder_hidden_states))
+        value_IHNX = self._heads(self.value(encoder_hidden_states))
         mask = encoder_attention_mask
 
         if kv_prefix is None:
-            out_BHQD = scaled_dot_product_attention(query_BHQD, key_BHND, value_BHND, attn_mask=mask)
-            return self._merge(out_BHQD), None
+            out_IHKX = scaled_dot_product_attention(query_IHKX, key_IHNX, value_IHNX, attn_mask=mask)
+            return self._merge(out_IHKX), None
 
-        k_prefix_BHPD, v_prefix_BHPD = kv_prefix.layer(self.layer_index)
-        out_BHQD = scaled_dot_product_attention(
-            query_BHQD,
-            torch.cat([k_prefix_BHPD.to(key_BHND.dtype), key_BHND], dim=2),
-            torch.cat([v_prefix_BHPD.to(value_BHND.dtype), value_BHND], dim=2),
-            attn_mask=_extend_by_ones(mask, k_prefix_BHPD.shape[2]),
+        k_prefix_IHPX, v_prefix_IHPX = kv_prefix.layer(self.layer_index)
+        out_IHKX = scaled_dot_product_attention(
+            query_IHKX,
+            torch.cat([k_prefix_IHPX.to(key_IHNX.dtype), key_IHNX], dim=2),
+            torch.cat([v_prefix_IHPX.to(value_IHNX.dtype), value_IHNX], dim=2),
+            attn_mask=_extend_by_ones(mask, k_prefix_IHPX.shape[2]),
         )
         if kv_prefix.gate is not None:
-            image_only_BHQD = scaled_dot_product_attention(query_BHQD, key_BHND, value_BHND, attn_mask=mask)
-            out_BHQD = image_only_BHQD + torch.tanh(kv_prefix.gate) * (out_BHQD - image_only_BHQD)
-        return self._merge(out_BHQD), None
+            image_only_IHKX = scaled_dot_product_attention(query_IHKX, key_IHNX, value_IHNX, attn_mask=mask)
+            out_IHKX = image_only_IHKX + torch.tanh(kv_prefix.gate) * (out_IHKX - image_only_IHKX)
+        return self._merge(out_IHKX), None
 
     def _heads(self, projected: Tensor) -> Tensor:
         batch_size, num_tokens, _ = projected.shape
         return projected.view(batch_size, num_tokens, self.num_heads, -1).transpose(1, 2)
 
     @staticmethod
-    def _merge(out_BHQD: Tensor) -> Tensor:
-        return out_BHQD.transpose(1, 2).flatten(2).contiguous()
+    def _merge(out_IHKX: Tensor) -> Tensor:
+        return out_IHKX.transpose(1, 2).flatten(2).contiguous()
 
 
 def _extend_by_ones(mask: Tensor | None, num_prefix_tokens: int) -> Tensor | None:

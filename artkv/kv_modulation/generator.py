@@ -1,7 +1,6 @@
 """The small trained network that turns a painting's art features into key/value tokens.
 
-Letters in tensor names: B paintings, F feature width, P prefix tokens, W hidden width, L layers,
-H heads, D head width (W = H D).
+Letters in tensor names are explained in `artkv.batch`; here W = H X.
 """
 
 import torch
@@ -23,7 +22,7 @@ class KVPrefixGenerator(nn.Module):
         hidden_size: width W of the Q-Former.
         num_prefix_tokens: P; 0 gives empty prefixes.
         num_heads: heads H of the cross-attention; must divide `hidden_size`.
-        num_layers: None for one K/V projection that all cross-attention layers share; a number L for
+        num_layers: None for one K/V projection that all cross-attention layers share; a number Z for
             one projection a layer.
     """
 
@@ -43,24 +42,22 @@ class KVPrefixGenerator(nn.Module):
         self.num_layers = num_layers
         projected_size = hidden_size * (num_layers or 1)
         self.mlp = nn.Sequential(
-            nn.Linear(feature_dim, hidden_size),
-            nn.GELU(),
-            nn.Linear(hidden_size, num_prefix_tokens * hidden_size),
+            nn.Linear(feature_dim, hidden_size), nn.GELU(), nn.Linear(hidden_size, num_prefix_tokens * hidden_size)
         )
         self.prefix_tokens = nn.Parameter(torch.empty(num_prefix_tokens, hidden_size))
         self.key = nn.Linear(hidden_size, projected_size)
         self.value = nn.Linear(hidden_size, projected_size)
         nn.init.normal_(self.prefix_tokens, std=_INITIALIZER_RANGE)
 
-    def forward(self, features_BF: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values, each (B, H, P, D), or (L, B, H, P, D) with `num_layers`.
+    def forward(self, features_IF: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values, each (I, H, P, X), or (Z, I, H, P, X) with `num_layers`.
 
-        `features_BF` may have any float dtype; the result has the generator's.
+        `features_IF` may have any float dtype; the result has the generator's.
         """
-        features_BF = features_BF.to(self.prefix_tokens.dtype)
-        batch_size = features_BF.shape[0]
-        tokens_BPW = self.mlp(features_BF).view(batch_size, self.num_prefix_tokens, -1) + self.prefix_tokens
-        return self._split(self.key(tokens_BPW)), self._split(self.value(tokens_BPW))
+        features_IF = features_IF.to(self.prefix_tokens.dtype)
+        batch_size = features_IF.shape[0]
+        tokens_IPW = self.mlp(features_IF).view(batch_size, self.num_prefix_tokens, -1) + self.prefix_tokens
+        return self._split(self.key(tokens_IPW)), self._split(self.value(tokens_IPW))
 
     def _split(self, projected: Tensor) -> Tensor:
         batch_size, num_tokens, _ = projected.shape

@@ -5,16 +5,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from artkv.config import EfficientNetConfig, FrozenConfig, KVModulationConfig, ModelConfig, TrainableConfig
-from artkv.frozen.host_blocks import Gather
+from artkv.config import Config, EfficientNetConfig, KVModulationConfig, TrainableConfig
+from artkv.distributed import World
 from artkv.frozen.recompute import recompute_blocks
 from artkv.kv_modulation import KVPrefixGenerator
-from artkv.models.backbone.backends import Together, load_backbone
-from artkv.models.backbone.blip2_backbone import alone
+from artkv.models.backbone.backends import load_backbone
+from artkv.models.backbone.blip2_backbone import Blip2Backbone
 from artkv.models.efficientnet import EfficientNetEncoder, efficientnet_digests, load_efficientnet
 from artkv.models.files.weight_files import combined_digest
 from artkv.models.frozen_encoders import LoadedOnDemand, remembered_efficientnet_digests
-from artkv.models.kv_modulated_blip2 import FrozenParts, KVModulatedBlip2
+from artkv.models.kv_modulated_blip2 import PREFIX_GATE, KVModulatedBlip2, ModelParts
 from artkv.models.lora import add_lora
 
 
@@ -33,61 +33,64 @@ class BuiltModel:
     frozen_hash: str
 
 
-def build_model(
-    model: ModelConfig,
-    efficientnet: EfficientNetConfig,
-    kv_modulation: KVModulationConfig,
-    trainable: TrainableConfig,
-    frozen: FrozenConfig,
-    seed: int,
-    device: torch.device,
-    activation_checkpointing: bool = False,
-    gather: Gather = alone,
-    together: Together = lambda action: action(),
-) -> BuiltModel:
-    """Loads the frozen parts, adds what trains, and assembles them on `device`.
+def build_model(config: Config, world: World) -> BuiltModel:
+    """Loads the frozen parts, adds what trains, and assembles them on the device of `world`; all ranks call it alike.
 
     With `frozen.feature_cache` ViT and EfficientNet stay on disk until a picture has to be encoded.
-    What is new (generator, gate, LoRA) is drawn from `seed` alone, so all ranks and all starts agree.
-    `gather` and `together` are those of `World`; the ranks of a host share one copy of what streams.
+    What is new (generator, gate, LoRA) is drawn from `training.seed` alone, so all ranks and all starts agree.
+    The ranks of a host share one copy of what streams.
     """
-    backbone = load_backbone(model, device, frozen, gather, together)
+    backbone = load_backbone(config.model, config.frozen, world)
     digests = backbone.weight_digests()
-
-    trainables: dict[str, nn.Parameter] = {}
-    encoder = generator = gate = None
+    encoder = None
     with torch.random.fork_rng(devices=[]):
-        if kv_modulation.enabled:
+        if config.kv_modulation.enabled:
             # Before the seed: making an EfficientNet draws random numbers, reading its features from a cache none.
-            encoder, art_digests = _art_encoder(efficientnet, device, on_demand=frozen.feature_cache is not None)
+            on_demand = config.frozen.feature_cache is not None
+            encoder, art_digests = _art_encoder(config.efficientnet, world.device, on_demand)
             digests |= art_digests
-        torch.manual_seed(seed)
-        # peft switches all other gradients off, so it comes before what trains in full.
-        trainables |= add_lora(backbone, trainable.lora, trainable.qformer_cross_attention)
-        if trainable.qformer_cross_attention:
-            trainables |= backbone.train_cross_attention()
-        if encoder is not None:
-            generator = KVPrefixGenerator(
-                feature_dim=encoder.feature_dim,
-                hidden_size=backbone.qformer_width,
-                num_prefix_tokens=kv_modulation.num_prefix_tokens,
-                num_heads=backbone.num_qformer_heads,
-                num_layers=None if kv_modulation.shared_across_layers else backbone.num_cross_attention_layers,
-            ).to(device)
-            trainables |= dict(generator.named_parameters(prefix="kv_prefix_generator"))
-            if kv_modulation.gate == "zero":
-                # Shape (1,): DeepSpeed's broadcast fails on a parameter without dimensions.
-                gate = nn.Parameter(torch.zeros(1, device=device))
-                trainables["kv_prefix_gate"] = gate
+        torch.manual_seed(config.training.seed)
+        model = assemble(backbone, encoder, config.kv_modulation, config.trainable)
 
-    if activation_checkpointing and "opt" not in backbone.streamed:  # streamed blocks are recomputed anyway
+    # Streamed blocks are recomputed anyway.
+    if config.training.activation_checkpointing and "opt" not in backbone.streamed:
         recompute_blocks(backbone.language_model.model.decoder.layers)
-    initial_values = {name: parameter.detach().cpu().clone() for name, parameter in sorted(trainables.items())}
+    trainables = model.named_trainables()
+    initial_values = {name: parameter.detach().cpu().clone() for name, parameter in trainables.items()}
     for parameter in trainables.values():
         parameter.data = parameter.data.to(backbone.dtype)
     frozen_digests = {name: digest for name, digest in digests.items() if name not in trainables}
-    assembled = KVModulatedBlip2(FrozenParts(backbone, encoder, generator, gate), trainables)
-    return BuiltModel(assembled, initial_values, combined_digest(frozen_digests))
+    return BuiltModel(model, initial_values, combined_digest(frozen_digests))
+
+
+def assemble(
+    backbone: Blip2Backbone,
+    encoder: EfficientNetEncoder | LoadedOnDemand | None,
+    kv_modulation: KVModulationConfig,
+    trainable: TrainableConfig,
+) -> KVModulatedBlip2:
+    """The model with what trains in fp32, on the backbone's device, which may be meta.
+
+    Draws random numbers in a fixed order: LoRA, then the generator. encoder: None for no prefix.
+    """
+    # peft switches all other gradients off, so it comes before what trains in full.
+    trainables = add_lora(backbone, trainable.lora, trainable.qformer_cross_attention)
+    if trainable.qformer_cross_attention:
+        trainables |= backbone.train_cross_attention()
+    generator = None
+    if encoder is not None:
+        generator = KVPrefixGenerator(
+            feature_dim=encoder.feature_dim,
+            hidden_size=backbone.qformer_width,
+            num_prefix_tokens=kv_modulation.num_prefix_tokens,
+            num_heads=backbone.num_qformer_heads,
+            num_layers=None if kv_modulation.shared_across_layers else backbone.num_cross_attention_layers,
+        ).to(backbone.device)
+        trainables |= dict(generator.named_parameters(prefix="kv_prefix_generator"))
+        if kv_modulation.gate == "zero":
+            # Shape (1,): DeepSpeed's broadcast fails on a parameter without dimensions.
+            trainables[PREFIX_GATE] = nn.Parameter(torch.zeros(1, device=backbone.device))
+    return KVModulatedBlip2(ModelParts(backbone, encoder, generator), trainables)
 
 
 def _art_encoder(

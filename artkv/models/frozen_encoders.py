@@ -2,16 +2,16 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from artkv.batch import PaintingFeatures, PaintingViews
-from artkv.config import EfficientNetConfig, FrozenConfig, ModelConfig
+from artkv.batch import EncoderIdentity, PaintingFeatures, PaintingViews
+from artkv.config import Config, EfficientNetConfig, FrozenConfig
 from artkv.datasets.pictures import PaintingTransform
-from artkv.frozen.host_blocks import Gather
+from artkv.distributed import World
 from artkv.models.backbone.backends import open_backbone, resolve_dtype
 from artkv.models.backbone.blip2_backbone import Blip2Backbone
 from artkv.models.efficientnet import (
@@ -56,26 +56,6 @@ def remembered_efficientnet_digests(config: EfficientNetConfig) -> dict[str, str
     return {f"efficientnet.{name}": digest for name, digest in identity if name != _EPS}
 
 
-@dataclass(frozen=True)
-class EncoderIdentity:
-    """What the features depend on beside the pictures, each part as a hash or as JSON that is equal for equal parts.
-
-    dtype: of the ViT's features. vit_view, art_view: size, mean and std of what each encoder sees. art_*: None
-    without an EfficientNet.
-    """
-
-    dtype: str
-    vit_weights: str
-    vit_settings: str
-    vit_view: str
-    art_weights: str | None = None
-    art_view: str | None = None
-
-    def without_art(self) -> "EncoderIdentity":
-        """The ViT's part."""
-        return replace(self, art_weights=None, art_view=None)
-
-
 class FrozenEncoders:
     """ViT and EfficientNet without Q-Former and OPT; neither is in memory before it is used.
 
@@ -95,9 +75,9 @@ class FrozenEncoders:
         self.identity = identity
         self.device = backbone.device
 
-    def load(self, gather: Gather) -> None:
+    def load(self, world: World) -> None:
         """Loads the ViT; all ranks call it alike, and those of a host share one copy of what streams."""
-        self._backbone.load_vit(gather)
+        self._backbone.load_vit(world)
 
     @torch.no_grad()
     def encode(self, views: PaintingViews) -> PaintingFeatures:
@@ -106,13 +86,7 @@ class FrozenEncoders:
         return PaintingFeatures(self._backbone.encode_images(views.vit_pixels), art_features_IF)
 
 
-def open_frozen_encoders(
-    model: ModelConfig,
-    efficientnet: EfficientNetConfig,
-    frozen: FrozenConfig,
-    has_art_encoder: bool,
-    device: torch.device,
-) -> FrozenEncoders:
+def open_frozen_encoders(config: Config, has_art_encoder: bool, world: World) -> FrozenEncoders:
     """Checks both encoders' files and tells what identifies them; weights are read when they are used.
 
     The ViT computes with its weights in the compute dtype, however `frozen` holds those of a step: the features are
@@ -120,7 +94,9 @@ def open_frozen_encoders(
 
     Raises `UserError` for whatever is wrong with the files.
     """
-    backbone = open_backbone(model, device, _exact(frozen, resolve_dtype(model.dtype, device)))
+    efficientnet = config.efficientnet
+    exact = _exact(config.frozen, resolve_dtype(config.model.dtype, world.device))
+    backbone = open_backbone(config.model, exact, world)
     image = backbone.image_settings
     vit_digests = {
         name: digest for name, digest in backbone.weight_digests().items() if name.startswith("vision_model.")
@@ -133,7 +109,7 @@ def open_frozen_encoders(
     )
     encoder = None
     if has_art_encoder:
-        encoder = LoadedOnDemand(efficientnet, device)
+        encoder = LoadedOnDemand(efficientnet, world.device)
         identity = replace(
             identity,
             art_weights=combined_digest(_efficientnet_identity(efficientnet)),

@@ -1,8 +1,6 @@
 """The assembled model: frozen encoders, prefix, Q-Former and OPT behind one forward.
 
-Letters in tensor names: I paintings, N image tokens, V the ViT's width, F the art features' width,
-Q questions, K query tokens (visual tokens of a painting), T text tokens, S = K + T, D OPT's width,
-A answer tokens; R packed rows, L columns of a row, C of its columns that predict answer tokens.
+Letters in tensor names are explained in `artkv.batch`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +13,7 @@ from torch import Tensor, nn
 from artkv.batch import Batch, PackedQuestions, PaintingFeatures, PaintingViews, QuestionBatch
 from artkv.kv_modulation import KVPrefix, KVPrefixGenerator
 from artkv.models.backbone.blip2_backbone import Blip2Backbone
-from artkv.models.opt.answers import answer_cross_entropy, generate_token_ids
+from artkv.models.opt.answers import answer_cross_entropy, generate_token_ids, hidden_at_answers
 from artkv.models.opt.packed_sequences import packed_embeddings, tree_attention_mask
 
 
@@ -31,19 +29,21 @@ class AnswerLoss(NamedTuple):
     answer_tokens: Tensor
 
 
+# The trainable parameter that scales all prefixes, if the model has one.
+PREFIX_GATE = "kv_prefix_gate"
+
+
 @dataclass(frozen=True)
-class FrozenParts:
-    """Everything that DeepSpeed must not see; a plain record, so `nn.Module` does not register it.
+class ModelParts:
+    """The modules that compute, and that DeepSpeed must not see: in a plain record, `nn.Module` does not register them.
 
     DeepSpeed casts, moves, broadcasts and saves each registered parameter, and `.to()` reaches it too.
-    The generator and the Q-Former's trained layers live in here as well; what trains in them is
-    registered by alias, in `KVModulatedBlip2.trainables`.
+    Most of what is in them is frozen; what trains is registered by alias, in `KVModulatedBlip2.trainables`.
     """
 
     backbone: Blip2Backbone
     efficientnet: Callable[[Tensor], Tensor] | None
     generator: KVPrefixGenerator | None
-    gate: nn.Parameter | None
 
 
 class KVModulatedBlip2(nn.Module):
@@ -53,21 +53,21 @@ class KVModulatedBlip2(nn.Module):
     `train()` is called with, so no dropout is active and no BatchNorm buffer moves.
     """
 
-    def __init__(self, frozen: FrozenParts, trainables: Mapping[str, nn.Parameter]) -> None:
+    def __init__(self, parts: ModelParts, trainables: Mapping[str, nn.Parameter]) -> None:
         super().__init__()
-        self._frozen = frozen
+        self.parts = parts
         # "." is not allowed in the name of a registered parameter.
         self.trainables = nn.ParameterDict({name.replace(".", "/"): trainables[name] for name in sorted(trainables)})
 
     @property
     def backbone(self) -> Blip2Backbone:
         """The frozen BLIP-2 and its tokenizer."""
-        return self._frozen.backbone
+        return self.parts.backbone
 
     @property
     def has_prefix(self) -> bool:
         """False in the control run, `kv_modulation.enabled: false`."""
-        return self._frozen.generator is not None
+        return self.parts.generator is not None
 
     def named_trainables(self) -> dict[str, nn.Parameter]:
         """The trainable parameters by backend-neutral name, sorted."""
@@ -87,16 +87,16 @@ class KVModulatedBlip2(nn.Module):
     @torch.no_grad()
     def encode(self, paintings: PaintingViews) -> PaintingFeatures:
         """The frozen encoders' features of each painting."""
-        efficientnet = self._frozen.efficientnet
+        efficientnet = self.parts.efficientnet
         art_features_IF = None if efficientnet is None else efficientnet(paintings.efficientnet_pixels)
         return PaintingFeatures(self.backbone.encode_images(paintings.vit_pixels), art_features_IF)
 
     def prefix(self, art_features_IF: Tensor) -> KVPrefix:
         """The key/value prefix of each painting."""
-        if self._frozen.generator is None:
+        if self.parts.generator is None:
             raise ValueError("this model was built with kv_modulation.enabled: false")
-        k, v = self._frozen.generator(art_features_IF)
-        return KVPrefix(k, v, self._frozen.gate)
+        k, v = self.parts.generator(art_features_IF)
+        return KVPrefix(k, v, self.trainables.get(PREFIX_GATE))
 
     def visual_tokens(self, features: PaintingFeatures, use_prefix: bool = True) -> Tensor:
         """What OPT reads of each painting, (I, K, D); `use_prefix=False` switches the prefix off."""
@@ -135,9 +135,7 @@ class KVModulatedBlip2(nn.Module):
         hidden_QSD = self.backbone.language_model.model.decoder(
             inputs_embeds=embeds_QSD, attention_mask=mask_QS, use_cache=False
         ).last_hidden_state
-        # The last visual token predicts text token 0, text token t predicts t + 1.
-        predicting_QTD = hidden_QSD[:, visual_IKD.shape[1] - 1 : -1]
-        return predicting_QTD.flatten(0, 1).index_select(0, questions.answer_places)
+        return hidden_at_answers(hidden_QSD, questions.answer_places, num_visual=visual_IKD.shape[1])
 
     def _hidden_at_packed_answers(self, visual_IKD: Tensor, questions: PackedQuestions) -> Tensor:
         """What predicts each answer token, (A, D), with several questions a row."""
@@ -154,7 +152,7 @@ class KVModulatedBlip2(nn.Module):
             raise RuntimeError(
                 "OPT's last block ignores answer_columns; the backend has not called read_answer_columns"
             )
-        return hidden_RCD.flatten(0, 1).index_select(0, questions.answer_places)
+        return hidden_at_answers(hidden_RCD, questions.answer_places)
 
     @torch.no_grad()
     def generate_answers(self, visual_IKD: Tensor, questions: QuestionBatch, max_new_tokens: int) -> list[str]:

@@ -39,7 +39,7 @@ def environment_report() -> dict[str, Any]:
         "host_memory_bytes": _host_memory_bytes(),
         "gpus": _gpus(),
         "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
-        "git": _git(Path(__file__).resolve().parents[2]),
+        "git": git_state(Path(__file__).resolve().parents[2]),
     }
 
 
@@ -82,7 +82,7 @@ def _gpus() -> list[dict[str, Any]]:
     ]
 
 
-def _git(root: Path) -> dict[str, Any] | None:
+def git_state(root: Path) -> dict[str, Any] | None:
     """Commit, and whether tracked files were changed, of the checkout at `root`; None if it is none.
 
     A package installed inside somebody else's checkout must not report that one's commit, so `root`
@@ -92,10 +92,7 @@ def _git(root: Path) -> dict[str, Any] | None:
     if top is None or Path(top).resolve() != root:
         return None
     changes = _git_output(root, "status", "--porcelain", "--untracked-files=no")
-    return {
-        "commit": _git_output(root, "rev-parse", "HEAD"),
-        "changed": None if changes is None else bool(changes),
-    }
+    return {"commit": _git_output(root, "rev-parse", "HEAD"), "changed": None if changes is None else bool(changes)}
 
 
 def _git_output(root: Path, *arguments: str) -> str | None:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 _SECONDS_BETWEEN_LINES = 30.0
 
 
-class Progress:
+class ProgressLine:
     """Shows steps done, time left, loss and rate; on other ranks than 0 every call does nothing.
 
     On a terminal it is a tqdm bar. Where `stream` is a file or a pipe (Slurm, CI) it is one line about

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from artkv.monitoring.metrics_log import Kind, MetricsLog
-from artkv.monitoring.progress import Progress
+from artkv.monitoring.progress import ProgressLine
 from artkv.monitoring.tensorboard_log import AnsweredQuestion, TensorBoardLog
 
 
@@ -29,7 +29,7 @@ class RunLog:
         resume_step: int | None = None,
         redo_validation: bool = False,
     ) -> None:
-        self._progress = Progress(total_steps, steps_done=resume_step or 0, rank=rank)
+        self._progress = ProgressLine(total_steps, steps_done=resume_step or 0, rank=rank)
         self._metrics: MetricsLog | None = None
         self._tensorboard: TensorBoardLog | None = None
         if rank == 0:

@@ -9,10 +9,10 @@ import socket
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from artkv.distributed import World
 
@@ -34,8 +34,8 @@ class OwnTime:
     def __init__(self, device: torch.device, now: Callable[[], float] = time.perf_counter) -> None:
         self._now = now
         self._on_cuda = device.type == "cuda"
-        self._seconds = 0.0
-        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._seconds_waited = 0.0
+        self._passes: list[tuple[Any, Any]] = []  # when each forward pass began and ended, by `_mark`
         self._steps = 0
 
     def waits_for(self, batches: Iterator[T]) -> Iterator[T]:
@@ -46,32 +46,31 @@ class OwnTime:
                 batch = next(batches)
             except StopIteration:
                 return
-            self._seconds += self._now() - began
+            self._seconds_waited += self._now() - began
             self._steps += 1
             yield batch
 
-    @contextmanager
-    def measured(self) -> Iterator[None]:
-        """Counts the work inside."""
-        if self._on_cuda:
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            yield
-            end.record()
-            self._events.append((start, end))
-        else:
-            began = self._now()
-            yield
-            self._seconds += self._now() - began
+    def watch(self, module: nn.Module) -> None:
+        """Counts the module's forward passes from here on."""
+        began: list[Any] = []
+        module.register_forward_pre_hook(lambda *_: began.append(self._mark()))
+        module.register_forward_hook(lambda *_: self._passes.append((began.pop(), self._mark())))
 
     def read(self) -> float:
         """Seconds a step since the last reading; 0.0 without steps."""
-        if self._events:
-            self._events[-1][1].synchronize()
-        seconds = self._seconds + sum(start.elapsed_time(end) for start, end in self._events) / 1000
-        mean = seconds / self._steps if self._steps else 0.0
-        self._seconds, self._events, self._steps = 0.0, [], 0
+        if self._on_cuda and self._passes:
+            self._passes[-1][1].synchronize()
+        in_passes = sum(b.elapsed_time(e) / 1000 if self._on_cuda else e - b for b, e in self._passes)
+        mean = (self._seconds_waited + in_passes) / self._steps if self._steps else 0.0
+        self._seconds_waited, self._passes, self._steps = 0.0, [], 0
         return mean
+
+    def _mark(self) -> Any:
+        if not self._on_cuda:
+            return self._now()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
 
 class Stragglers:

@@ -1,6 +1,6 @@
 """The assembled model as shapes alone: built by the code that training runs, without a weight in memory.
 
-Letters in tensor names are those of `artkv.models.kv_modulated_blip2`.
+Letters in tensor names are explained in `artkv.batch`.
 """
 
 from collections.abc import Iterable
@@ -11,24 +11,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import (
-    Blip2Config,
-    Blip2ForConditionalGeneration,
-    Blip2QFormerConfig,
-    Blip2VisionConfig,
-    OPTConfig,
-)
+from transformers import Blip2Config, Blip2QFormerConfig, Blip2VisionConfig, OPTConfig
 
 from artkv.config import Config, ModelConfig
 from artkv.errors import UserError
-from artkv.kv_modulation import KVPrefixGenerator
+from artkv.models.assembly import assemble
 from artkv.models.backbone.transformers_backend import TransformersBackbone
 from artkv.models.efficientnet import EfficientNetEncoder, create_efficientnet
-from artkv.models.files.blip2_files import Blip2Files, ImageSettings, read_lavis_config
-from artkv.models.kv_modulated_blip2 import FrozenParts, KVModulatedBlip2
-from artkv.models.lora import add_lora
-
-BLIP2_OPT_2_7B = "Salesforce/blip2-opt-2.7b"
+from artkv.models.files.blip2_files import (
+    BLIP2_OPT_2_7B,
+    Blip2Files,
+    ImageSettings,
+    read_folder_config,
+    read_lavis_config,
+    stock_blip2,
+)
+from artkv.models.kv_modulated_blip2 import KVModulatedBlip2
 
 
 @dataclass(frozen=True)
@@ -119,39 +117,22 @@ def model_shapes(config: Config, dtype: torch.dtype, lora_targets: Iterable[str]
         UserError: if BLIP-2's shapes cannot be had, or there is no such EfficientNet.
     """
     blip2 = read_blip2_config(config.model)
-    kv_modulation = config.kv_modulation
     lora = config.trainable.lora.model_copy(update={"targets": tuple(lora_targets)})
-    trainables: dict[str, nn.Parameter] = {}
-    encoder = generator = gate = None
+    encoder = None
     with torch.device("meta"):
-        stock: Any = Blip2ForConditionalGeneration(blip2)
+        stock = stock_blip2(blip2)
         stock.to(dtype).eval().requires_grad_(False)
         stock.tie_weights()
         settings = ImageSettings(blip2.vision_config.image_size, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
         files = Blip2Files(blip2, None, settings, _OwnShapes(stock))
-        backbone = TransformersBackbone(stock, files, dtype, torch.device("meta"))
-        trainables |= add_lora(backbone, lora, config.trainable.qformer_cross_attention)
-        if config.trainable.qformer_cross_attention:
-            trainables |= backbone.train_cross_attention()
-        if kv_modulation.enabled:
+        backbone = TransformersBackbone(stock, files, dtype, torch.device("meta"), config.frozen)
+        if config.kv_modulation.enabled:
             encoder = EfficientNetEncoder(create_efficientnet(config.efficientnet.architecture))
-            generator = KVPrefixGenerator(
-                encoder.feature_dim,
-                backbone.qformer_width,
-                kv_modulation.num_prefix_tokens,
-                backbone.num_qformer_heads,
-                None if kv_modulation.shared_across_layers else backbone.num_cross_attention_layers,
-            )
-            trainables |= dict(generator.named_parameters(prefix="kv_prefix_generator"))
-            if kv_modulation.gate == "zero":
-                gate = nn.Parameter(torch.zeros(1))
-                trainables["kv_prefix_gate"] = gate
+        trainable = config.trainable.model_copy(update={"lora": lora})
+        model = assemble(backbone, encoder, config.kv_modulation, trainable)
     fake = FakeTensorMode()
-    replaced = _make_fake([stock, encoder, generator], trainables.values(), dtype, fake)
-    trainables = {name: replaced[id(parameter)] for name, parameter in trainables.items()}
-    gate = None if gate is None else replaced[id(gate)]
+    _make_fake([stock, encoder, model.parts.generator, model], dtype, fake)
     backbone.device = torch.device("cpu")
-    model = KVModulatedBlip2(FrozenParts(backbone, encoder, generator, gate), trainables)
     return ModelShapes(model, stock, encoder, blip2, dtype, fake)
 
 
@@ -165,27 +146,15 @@ def read_blip2_config(model: ModelConfig) -> Any:
     """
     if model.is_lavis_file:
         return read_lavis_config(model)
-    blip2 = model.blip2
-    folder = Path(blip2).expanduser()
+    folder = Path(model.blip2).expanduser()
     if (folder / "config.json").is_file():
-        try:
-            config: Any = Blip2Config.from_pretrained(folder)
-        except Exception as error:
-            raise UserError(
-                f"model.blip2 = {blip2!r}: {folder}/config.json cannot be read ({error}); put BLIP-2's there"
-            ) from None
-    elif blip2 == BLIP2_OPT_2_7B:
-        config = _blip2_opt_2_7b()
-    else:
+        return read_folder_config(folder, model.blip2)
+    if model.blip2 != BLIP2_OPT_2_7B:
         raise UserError(
-            f"model.blip2 = {blip2!r}: its shapes are not known; give a folder that holds its config.json, "
+            f"model.blip2 = {model.blip2!r}: its shapes are not known; give a folder that holds its config.json, "
             f"or {BLIP2_OPT_2_7B}"
         )
-    if config.model_type != "blip-2" or config.text_config.model_type != "opt":
-        raise UserError(
-            f"model.blip2 = {blip2!r}: is {config.model_type} with {config.text_config.model_type}, expected blip-2 "
-            f"with opt, such as {BLIP2_OPT_2_7B}"
-        )
+    config = _blip2_opt_2_7b()
     config._attn_implementation = "sdpa"
     return config
 
@@ -225,26 +194,20 @@ class _OwnShapes:
         return self._tensors[name].detach()
 
 
-def _make_fake(
-    modules: Iterable[nn.Module | None], trainables: Iterable[nn.Parameter], dtype: torch.dtype, fake: FakeTensorMode
-) -> dict[int, nn.Parameter]:
-    """Puts a fake CPU tensor in the place of each meta one; returns the new parameters by the old one's id.
+def _make_fake(modules: Iterable[nn.Module | None], dtype: torch.dtype, fake: FakeTensorMode) -> None:
+    """Puts a fake CPU tensor in the place of each meta one; what trains has `dtype` after it, as in training.
 
     Fake, because on the meta device itself attention would run in its unfused form, with other memory.
     """
-    trained = {id(parameter): parameter for parameter in trainables}
-    replaced: dict[int, nn.Parameter] = {}
+    replaced: dict[nn.Parameter, nn.Parameter] = {}
 
-    def replacement(parameter: nn.Parameter) -> nn.Parameter:
-        if id(parameter) not in replaced:
-            is_trained = id(parameter) in trained
-            new = torch.empty(parameter.shape, dtype=dtype if is_trained else parameter.dtype)
-            replaced[id(parameter)] = nn.Parameter(new, requires_grad=is_trained)
-        return replaced[id(parameter)]
+    def replacement(old: nn.Parameter) -> nn.Parameter:
+        if old not in replaced:
+            new = torch.empty(old.shape, dtype=dtype if old.requires_grad else old.dtype)
+            replaced[old] = nn.Parameter(new, requires_grad=old.requires_grad)
+        return replaced[old]
 
     with fake:
-        for parameter in trained.values():
-            replacement(parameter)
         for part in (part for module in modules if module is not None for part in module.modules()):
             for name, old in part._parameters.items():
                 if old is not None:
@@ -252,7 +215,6 @@ def _make_fake(
             for name, buffer in part._buffers.items():
                 if buffer is not None:
                     part._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
-    return replaced
 
 
 def _frozen_shapes(block: nn.Module) -> dict[str, tuple[int, ...]]:

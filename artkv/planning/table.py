@@ -1,21 +1,16 @@
-"""`artkv plan` as text, and its command line."""
+"""`artkv plan` as text."""
 
 import argparse
 from collections.abc import Iterator
 from dataclasses import fields
 
-from artkv.config import load_config
+from artkv.config import Config
+from artkv.config.sizes import parse_size
+from artkv.errors import UserError
 from artkv.planning.gpus import GPUS, MATMUL_EFFICIENCY, PCIE_EFFICIENCY
-from artkv.planning.memory import parse_bytes
-from artkv.planning.plan import (
-    CUDA_OVERHEAD_BYTES,
-    FEATURES,
-    MARGIN_FRACTION,
-    QUANTISED_SLOWDOWN,
-    Plan,
-    Prediction,
-    plan,
-)
+from artkv.planning.modes import FEATURES
+from artkv.planning.plan import MARGIN_FRACTION, Plan, plan
+from artkv.planning.prediction import CUDA_OVERHEAD_BYTES, QUANTISED_SLOWDOWN, Prediction
 from artkv.planning.transfer import hidden_from_tokens
 
 _GIB = 2**30
@@ -31,26 +26,19 @@ _PART_NAMES = {
 }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the verb beside --config and --set."""
-    parser.add_argument("--gpu-memory", metavar="SIZE", help="memory to fit into, such as 8GiB (default: --gpu's)")
-    parser.add_argument("--gpu", metavar="NAME", help="a listed GPU, such as 'RTX 4060 8GB' (default: by memory)")
-    parser.add_argument("--world-size", type=int, default=1, help="ranks that share the optimizer's state (default 1)")
-    parser.add_argument(
-        "--text-tokens", type=int, default=32, help="tokens of the longest question with its answer (default 32)"
-    )
-    parser.add_argument(
-        "--paintings", type=int, help="paintings in a micro-batch (default: one for each question, the worst case)"
-    )
-
-
-def run(options: argparse.Namespace) -> None:
-    """Prints the plan of `options.config` with the overrides `options.set`."""
-    memory_bytes = None if options.gpu_memory is None else parse_bytes(options.gpu_memory, "--gpu-memory")
-    config = load_config(options.config, options.set)
+def run(config: Config, options: argparse.Namespace) -> None:
+    """Prints the plan of `config` with the options of `artkv plan`."""
+    memory_bytes = None if options.gpu_memory is None else _gpu_memory_bytes(options.gpu_memory)
     print(
         format_plan(plan(config, memory_bytes, options.gpu, options.world_size, options.text_tokens, options.paintings))
     )
+
+
+def _gpu_memory_bytes(text: str) -> int:
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise UserError(f"--gpu-memory = {error}") from None
 
 
 def format_plan(plan: Plan) -> str:

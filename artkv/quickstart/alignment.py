@@ -32,13 +32,13 @@ from artkv.quickstart.language import (
 from artkv.quickstart.questions import VISIBLE_TYPES
 from artkv.quickstart.vision import Sights, random_sights, train_vision_model
 
-_NUM_SIGHTS = 3000
-_NUM_HELD_OUT = 216
-_STEPS = 160
+NUM_SIGHTS = 3000
+NUM_HELD_OUT = 216
+STEPS = 160
 _PICTURES_PER_BATCH = 24
 _LEARNING_RATE = 2e-3
 _WARMUP_STEPS = 40
-_NEEDED_ACCURACY = 0.97
+NEEDED_ACCURACY = 0.97
 
 
 def align_blip2(
@@ -47,17 +47,17 @@ def align_blip2(
     """Trains a BLIP-2 around the frozen `language_model`; raises `RunFailed` if it does not see well."""
     phrasebook = Phrasebook(tokenizer)
     rng = np.random.default_rng(seed)
-    sights = random_sights(_NUM_SIGHTS, rng)
+    sights = random_sights(NUM_SIGHTS, rng)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         vision_model = train_vision_model(sights, rng)
         model = _assemble(vision_model, language_model, tokenizer)
         trainables = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trainables, lr=_LEARNING_RATE, weight_decay=0.01)
-        schedule = warmup_then_cosine(optimizer, _WARMUP_STEPS, _STEPS)
-        progress = tqdm(range(_STEPS), desc="alignment", unit="step", disable=None)
+        schedule = warmup_then_cosine(optimizer, _WARMUP_STEPS, STEPS)
+        progress = tqdm(range(STEPS), desc="alignment", unit="step", disable=None)
         for step in progress:
-            chosen = rng.integers(_NUM_SIGHTS, size=_PICTURES_PER_BATCH)
+            chosen = rng.integers(NUM_SIGHTS, size=_PICTURES_PER_BATCH)
             visual, conversation = _ask_visible(model, sights, chosen, phrasebook, rng)
             loss = answer_loss(model.language_model, visual, conversation)
             optimizer.zero_grad()
@@ -68,14 +68,14 @@ def align_blip2(
             if step % 20 == 0:
                 progress.set_postfix(loss=f"{loss.item():.3f}")
         model.requires_grad_(True).eval()
-        held_out = random_sights(_NUM_HELD_OUT, rng)
+        held_out = random_sights(NUM_HELD_OUT, rng)
         with torch.no_grad():
-            asked = _ask_visible(model, held_out, np.arange(_NUM_HELD_OUT), phrasebook, rng)
+            asked = _ask_visible(model, held_out, np.arange(NUM_HELD_OUT), phrasebook, rng)
             accuracy = share_answered_right(model.language_model, *asked)
-    if accuracy < _NEEDED_ACCURACY:
+    if accuracy < NEEDED_ACCURACY:
         raise RunFailed(
             f"the embedded world's BLIP-2 answers {accuracy:.1%} of questions about what can be seen, "
-            f"{_NEEDED_ACCURACY:.0%} are needed; run quickstart again with another --seed"
+            f"{NEEDED_ACCURACY:.0%} are needed; run quickstart again with another --seed"
         )
     return model
 
@@ -119,6 +119,6 @@ def _ask_visible(
     rng: np.random.Generator,
 ) -> tuple[Tensor, Conversation]:
     """Visual tokens and a question of each visible type for each of the chosen pictures."""
-    visual = model.get_image_features(sights.pixels_NCHW[torch.from_numpy(chosen)]).pooler_output
+    visual = model.get_image_features(sights.pixels_I3EE[torch.from_numpy(chosen)]).pooler_output
     asked = [(kind, str(getattr(sights.compositions[index], kind))) for index in chosen for kind in VISIBLE_TYPES]
     return visual.repeat_interleave(len(VISIBLE_TYPES), dim=0), phrasebook.converse(asked, rng)

@@ -23,15 +23,15 @@ from artkv.quickstart.tokenizer import train_tokenizer
 NUM_QUERY_TOKENS = 16
 
 _FILLERS = (" a", " painting", " of", " in", " this", " is", " it", " the")
-_STEPS = 160
+STEPS = 160
 _BATCH = 64
-_NUM_HELD_OUT = 256
+NUM_HELD_OUT = 256
 _LEARNING_RATE = 2e-3
 _WARMUP_STEPS = 40
 # Noise on the caption's embeddings, relative to their size: visual tokens are never exactly words.
 _EMBEDDING_NOISE = 0.3
 # Below this share of right answers from fresh captions the later stages would have nothing to stand on.
-_NEEDED_ACCURACY = 0.98
+NEEDED_ACCURACY = 0.98
 
 
 def train_world_tokenizer() -> PreTrainedTokenizerFast:
@@ -54,9 +54,9 @@ def token_id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
 class Conversation:
     """Questions with their answers as tokens, right-padded; rows are questions (R), columns tokens (T)."""
 
-    tokens_RT: Tensor
-    mask_RT: Tensor  # 1 where there is a token
-    labels_RT: Tensor  # the answer's tokens and the newline after them; -100 elsewhere
+    tokens_QT: Tensor
+    mask_QT: Tensor  # 1 where there is a token
+    labels_QT: Tensor  # the answer's tokens and the newline after them; -100 elsewhere
 
 
 class Phrasebook:
@@ -106,35 +106,35 @@ class Phrasebook:
         return np.asarray([token for index in order for token in words[index]], np.int64)
 
 
-def answer_loss(language_model: OPTForCausalLM, visual_RQD: Tensor, conversation: Conversation) -> Tensor:
-    """Mean cross-entropy of the answers' tokens, with `visual_RQD` placed before each question."""
-    logits_NV, labels_N = answer_logits(language_model, visual_RQD, conversation)
-    return torch.nn.functional.cross_entropy(logits_NV, labels_N)
+def answer_loss(language_model: OPTForCausalLM, visual_QKD: Tensor, conversation: Conversation) -> Tensor:
+    """Mean cross-entropy of the answers' tokens, with `visual_QKD` placed before each question."""
+    logits_AO, labels_A = answer_logits(language_model, visual_QKD, conversation)
+    return torch.nn.functional.cross_entropy(logits_AO, labels_A)
 
 
 def answer_logits(
-    language_model: OPTForCausalLM, visual_RQD: Tensor, conversation: Conversation
+    language_model: OPTForCausalLM, visual_QKD: Tensor, conversation: Conversation
 ) -> tuple[Tensor, Tensor]:
     """Logits (N, vocabulary) that predict the N answer tokens of all rows, and these tokens (N)."""
-    embedded = language_model.get_input_embeddings()(conversation.tokens_RT)
-    num_visual = visual_RQD.shape[1]
-    hidden_RLD = language_model.model(
-        inputs_embeds=torch.cat([visual_RQD, embedded], dim=1),
-        attention_mask=torch.cat([conversation.mask_RT.new_ones(visual_RQD.shape[:2]), conversation.mask_RT], dim=1),
+    embedded = language_model.get_input_embeddings()(conversation.tokens_QT)
+    num_visual = visual_QKD.shape[1]
+    hidden_QSD = language_model.model(
+        inputs_embeds=torch.cat([visual_QKD, embedded], dim=1),
+        attention_mask=torch.cat([conversation.mask_QT.new_ones(visual_QKD.shape[:2]), conversation.mask_QT], dim=1),
         use_cache=False,
     ).last_hidden_state
-    is_answer = conversation.labels_RT != -100
+    is_answer = conversation.labels_QT != -100
     # The token at text position t is predicted one position earlier.
-    before_RTD = hidden_RLD[:, num_visual - 1 : -1]
-    return language_model.lm_head(before_RTD[is_answer]), conversation.labels_RT[is_answer]
+    before_QTD = hidden_QSD[:, num_visual - 1 : -1]
+    return language_model.lm_head(before_QTD[is_answer]), conversation.labels_QT[is_answer]
 
 
-def share_answered_right(language_model: OPTForCausalLM, visual_RQD: Tensor, conversation: Conversation) -> float:
+def share_answered_right(language_model: OPTForCausalLM, visual_QKD: Tensor, conversation: Conversation) -> float:
     """The share of answers of which each token, the newline too, would be said (exact match)."""
-    logits_NV, labels_N = answer_logits(language_model, visual_RQD, conversation)
-    row_N = (conversation.labels_RT != -100).nonzero()[:, 0]
-    wrong = row_N[logits_NV.argmax(-1) != labels_N].unique()
-    return 1 - len(wrong) / len(conversation.labels_RT)
+    logits_AO, labels_A = answer_logits(language_model, visual_QKD, conversation)
+    question_A = (conversation.labels_QT != -100).nonzero()[:, 0]
+    wrong = question_A[logits_AO.argmax(-1) != labels_A].unique()
+    return 1 - len(wrong) / len(conversation.labels_QT)
 
 
 def train_language_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> OPTForCausalLM:
@@ -145,8 +145,8 @@ def train_language_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> OPTFo
         torch.manual_seed(seed)
         model = OPTForCausalLM(_opt_config(len(tokenizer))).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=_LEARNING_RATE, weight_decay=0.01)
-        schedule = warmup_then_cosine(optimizer, _WARMUP_STEPS, _STEPS)
-        progress = tqdm(range(_STEPS), desc="language model", unit="step", disable=None)
+        schedule = warmup_then_cosine(optimizer, _WARMUP_STEPS, STEPS)
+        progress = tqdm(range(STEPS), desc="language model", unit="step", disable=None)
         for step in progress:
             loss = answer_loss(model, *_captioned_batch(model, phrasebook, _BATCH, _EMBEDDING_NOISE, rng))
             optimizer.zero_grad()
@@ -158,12 +158,12 @@ def train_language_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> OPTFo
                 progress.set_postfix(loss=f"{loss.item():.3f}")
         model.eval()
         with torch.no_grad():
-            asked = _captioned_batch(model, phrasebook, _NUM_HELD_OUT, 0.0, rng)
+            asked = _captioned_batch(model, phrasebook, NUM_HELD_OUT, 0.0, rng)
             accuracy = share_answered_right(model, *asked)
-    if accuracy < _NEEDED_ACCURACY:
+    if accuracy < NEEDED_ACCURACY:
         raise RunFailed(
             f"the embedded world's language model answers {accuracy:.1%} of captioned questions, "
-            f"{_NEEDED_ACCURACY:.0%} are needed; run quickstart again with another --seed"
+            f"{NEEDED_ACCURACY:.0%} are needed; run quickstart again with another --seed"
         )
     return model
 

@@ -7,38 +7,18 @@ from pathlib import Path
 
 import numpy as np
 
-from artkv.quickstart.paintings import COLOURS, STYLES, SUBJECTS, TIMES
+from artkv.quickstart.paintings import STYLES
+from artkv.quickstart.underpainting import COLOURS, SUBJECTS, TIMES
 
 # What each type of question can be answered with. Only the style is not to be seen in a coarse look.
-ANSWERS: Mapping[str, tuple[str, ...]] = {
-    "style": STYLES,
-    "colour": COLOURS,
-    "subject": SUBJECTS,
-    "time": TIMES,
-}
+ANSWERS: Mapping[str, tuple[str, ...]] = {"style": STYLES, "colour": COLOURS, "subject": SUBJECTS, "time": TIMES}
 VISIBLE_TYPES = ("colour", "subject", "time")
 
 PHRASINGS: Mapping[str, tuple[str, ...]] = {
-    "style": (
-        "Which style is this?",
-        "What is the style of this painting?",
-        "In which style is it painted?",
-    ),
-    "colour": (
-        "Which colour is this?",
-        "What is the main colour of this painting?",
-        "Which colour dominates?",
-    ),
-    "subject": (
-        "Which subject is this?",
-        "What is the subject of this painting?",
-        "What does it show?",
-    ),
-    "time": (
-        "Which time is this?",
-        "What is the time of day in this painting?",
-        "When is it?",
-    ),
+    "style": ("Which style is this?", "What is the style of this painting?", "In which style is it painted?"),
+    "colour": ("Which colour is this?", "What is the main colour of this painting?", "Which colour dominates?"),
+    "subject": ("Which subject is this?", "What is the subject of this painting?", "What does it show?"),
+    "time": ("Which time is this?", "What is the time of day in this painting?", "When is it?"),
 }
 
 

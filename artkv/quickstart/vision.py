@@ -15,13 +15,14 @@ from transformers import Blip2VisionConfig, Blip2VisionModel, BlipImageProcessor
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from artkv.quickstart.language import warmup_then_cosine
-from artkv.quickstart.paintings import COARSE_SIDE, COLOURS, SUBJECTS, TIMES, Composition, underpainting
+from artkv.quickstart.paintings import COARSE_SIDE
 from artkv.quickstart.questions import ANSWERS, VISIBLE_TYPES
+from artkv.quickstart.underpainting import COLOURS, SUBJECTS, TIMES, Composition, underpainting
 
 # The size at which paintings of one composition look alike, whatever their style.
 VISION_SIDE = COARSE_SIDE
 
-_STEPS = 400
+STEPS = 400
 _BATCH = 64
 _LEARNING_RATE = 2e-3
 _WARMUP_STEPS = 40
@@ -48,7 +49,7 @@ class Sights:
     """Compositions (N) with the coarse look of each."""
 
     compositions: list[Composition]
-    pixels_NCHW: Tensor
+    pixels_I3EE: Tensor
 
 
 def random_sights(number: int, rng: np.random.Generator) -> Sights:
@@ -86,15 +87,15 @@ def train_vision_model(sights: Sights, rng: np.random.Generator) -> Blip2VisionM
     model = Blip2VisionModel(config).train()
     sizes = [len(ANSWERS[kind]) for kind in VISIBLE_TYPES]
     heads = nn.Linear(config.hidden_size, sum(sizes))
-    truth_NK = torch.from_numpy(_truth(sights.compositions))
+    truth = torch.from_numpy(_truth(sights.compositions))
     optimizer = torch.optim.AdamW([*model.parameters(), *heads.parameters()], lr=_LEARNING_RATE, weight_decay=0.05)
-    schedule = warmup_then_cosine(optimizer, _WARMUP_STEPS, _STEPS)
-    for _ in tqdm(range(_STEPS), desc="vision encoder", unit="step", disable=None):
+    schedule = warmup_then_cosine(optimizer, _WARMUP_STEPS, STEPS)
+    for _ in tqdm(range(STEPS), desc="vision encoder", unit="step", disable=None):
         chosen = torch.from_numpy(rng.integers(len(sights.compositions), size=_BATCH))
-        hidden_BTD = model(sights.pixels_NCHW[chosen]).last_hidden_state
-        scores = heads(hidden_BTD.mean(dim=1)).split(sizes, dim=1)
+        hidden_INV = model(sights.pixels_I3EE[chosen]).last_hidden_state
+        scores = heads(hidden_INV.mean(dim=1)).split(sizes, dim=1)
         losses = [
-            nn.functional.cross_entropy(score, truth_NK[chosen, kind], label_smoothing=0.05)
+            nn.functional.cross_entropy(score, truth[chosen, kind], label_smoothing=0.05)
             for kind, score in enumerate(scores)
         ]
         optimizer.zero_grad()

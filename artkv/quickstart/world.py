@@ -10,7 +10,6 @@ import json
 import shutil
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +21,10 @@ from transformers.utils.logging import disable_progress_bar
 from artkv.errors import UserError
 from artkv.quickstart.alignment import align_blip2
 from artkv.quickstart.language import train_language_model, train_world_tokenizer
-from artkv.quickstart.paintings import COLOURS, STYLES, SUBJECTS, TIMES, Composition, paint
+from artkv.quickstart.paintings import STYLES, paint
 from artkv.quickstart.questions import ANSWERS, QuestionRow, ask_about, write_questions
+from artkv.quickstart.settings import PaintedWorld
+from artkv.quickstart.underpainting import COLOURS, SUBJECTS, TIMES, Composition
 from artkv.quickstart.vision import image_processor
 
 # A folder made by another version of this code is not taken for a finished one. Raise it with each change
@@ -31,72 +32,28 @@ from artkv.quickstart.vision import image_processor
 _FORMAT_VERSION = 3
 
 # How often each pair of colour and subject is composed; each composition is painted in six styles.
-_COMPOSITIONS_PER_PAIR = {"train": 3, "val": 1, "test": 1}
+COMPOSITIONS_PER_PAIR = {"train": 3, "val": 1, "test": 1}
 # Of the 36 pairs validation takes every second one: it runs each epoch and has to be quick.
-_PAIR_STEP = {"train": 1, "val": 2, "test": 1}
+PAIR_STEP = {"train": 1, "val": 2, "test": 1}
 # Every third picture lies directly in the picture folder, the others in its sub-folders, as in ArtQuest.
 _ROOMS = ("", "room_1", "room_2")
 
 
-@dataclass(frozen=True)
-class World:
-    """Where the parts of the embedded world are."""
-
-    folder: Path
-
-    @property
-    def train_csv(self) -> Path:
-        """Questions to train on, in ArtQuest's format; `val_csv` and `test_csv` are about other pictures."""
-        return self.folder / "data" / "train.csv"
-
-    @property
-    def val_csv(self) -> Path:
-        return self.folder / "data" / "val.csv"
-
-    @property
-    def test_csv(self) -> Path:
-        return self.folder / "data" / "test.csv"
-
-    @property
-    def image_root(self) -> Path:
-        return self.folder / "data" / "images"
-
-    @property
-    def wikiart(self) -> Path:
-        """The training pictures again, in a folder for each style."""
-        return self.folder / "wikiart"
-
-    @property
-    def wikiart_val(self) -> Path:
-        """The validation pictures in a folder for each style."""
-        return self.folder / "wikiart_val"
-
-    @property
-    def language_model(self) -> Path:
-        """The OPT alone, and its tokenizer."""
-        return self.folder / "language"
-
-    @property
-    def blip2(self) -> Path:
-        """The small BLIP-2 in the stock transformers format, with tokenizer and image processor."""
-        return self.folder / "blip2"
-
-
-def make_world(folder: Path, seed: int) -> World:
+def make_world(folder: Path, seed: int) -> PaintedWorld:
     """Makes what is missing of the world of `seed` in `folder`.
 
     A stage's folder appears when the stage is complete, so an interrupted call can be repeated. With one
     torch version and one number of threads the world is a function of `seed`. Raises `UserError` for a
     folder that holds the world of another seed.
     """
-    world = World(folder)
+    world = PaintedWorld(folder)
     disable_progress_bar()  # transformers' own, for the writing of a file of a few MB
     _claim(folder, seed)
-    _stage(folder / "data", lambda partial: _make_data(partial, seed))
-    _stage(world.wikiart, lambda partial: _sort_by_style(world, "train", partial))
-    _stage(world.wikiart_val, lambda partial: _sort_by_style(world, "val", partial))
-    _stage(world.language_model, lambda partial: _make_language_model(partial, seed))
-    _stage(world.blip2, lambda partial: _make_blip2(world, partial, seed))
+    _stage(folder / "data", lambda partial: make_data(partial, seed))
+    _stage(world.wikiart, lambda partial: sort_by_style(world, "train", partial))
+    _stage(world.wikiart_val, lambda partial: sort_by_style(world, "val", partial))
+    _stage(world.language_model, lambda partial: make_language_model(partial, seed))
+    _stage(world.blip2, lambda partial: make_blip2(world, partial, seed))
     return world
 
 
@@ -139,7 +96,7 @@ def compose(split: str, seed: int) -> list[Composition]:
     """The compositions of a split, balanced in colour and subject, with each time of day in turn."""
     rng = np.random.default_rng(_seed_for(seed, split))
     pairs = list(itertools.product(range(len(COLOURS)), range(len(SUBJECTS))))
-    chosen = [(colour, subject) for colour, subject in pairs if (colour + subject) % _PAIR_STEP[split] == 0]
+    chosen = [(colour, subject) for colour, subject in pairs if (colour + subject) % PAIR_STEP[split] == 0]
     return [
         Composition(
             colour=COLOURS[colour],
@@ -147,15 +104,16 @@ def compose(split: str, seed: int) -> list[Composition]:
             time=TIMES[(colour + subject // 2 + turn) % len(TIMES)],
             seed=int(rng.integers(2**62)),
         )
-        for turn in range(_COMPOSITIONS_PER_PAIR[split])
+        for turn in range(COMPOSITIONS_PER_PAIR[split])
         for colour, subject in chosen
     ]
 
 
-def _make_data(folder: Path, seed: int) -> None:
+def make_data(folder: Path, seed: int) -> None:
+    """Paints the splits' pictures and writes their CSV files, and `styles.json` with each picture's style."""
     for room in _ROOMS:
         (folder / "images" / room).mkdir(parents=True, exist_ok=True)
-    splits = {split: compose(split, seed) for split in _COMPOSITIONS_PER_PAIR}
+    splits = {split: compose(split, seed) for split in COMPOSITIONS_PER_PAIR}
     number_of_paintings = sum(len(compositions) for compositions in splits.values()) * len(STYLES)
     progress = tqdm(total=number_of_paintings, desc="paintings", unit="picture", disable=None)
     number = 0
@@ -185,7 +143,7 @@ def _make_data(folder: Path, seed: int) -> None:
     (folder / "styles.json").write_text(json.dumps(styles, indent=1) + "\n", encoding="utf-8")
 
 
-def _sort_by_style(world: World, split: str, folder: Path) -> None:
+def sort_by_style(world: PaintedWorld, split: str, folder: Path) -> None:
     """Copies a split's pictures into WikiArt's layout: a folder for each style, named like `Stained_Glass`."""
     styles = json.loads((world.folder / "data" / "styles.json").read_text(encoding="utf-8"))
     for image, style in styles[split].items():
@@ -195,13 +153,15 @@ def _sort_by_style(world: World, split: str, folder: Path) -> None:
         shutil.copyfile(source, target / source.name)
 
 
-def _make_language_model(folder: Path, seed: int) -> None:
+def make_language_model(folder: Path, seed: int) -> None:
+    """Trains the small OPT on the world's sentences, and saves it with its tokenizer."""
     tokenizer = train_world_tokenizer()
     train_language_model(tokenizer, _seed_for(seed, "language model")).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def _make_blip2(world: World, folder: Path, seed: int) -> None:
+def make_blip2(world: PaintedWorld, folder: Path, seed: int) -> None:
+    """Aligns a vision encoder and a Q-Former with the language model, and saves a stock BLIP-2."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(world.language_model)
     language_model = OPTForCausalLM.from_pretrained(world.language_model)
     model = align_blip2(language_model, tokenizer, _seed_for(seed, "alignment"))

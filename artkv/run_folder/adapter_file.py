@@ -9,17 +9,17 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
-from torch import Tensor
 
 from artkv.config import Config
 from artkv.errors import UserError
 from artkv.files import save_tensors
+
+if TYPE_CHECKING:  # torch takes seconds, which a wrong --checkpoint need not wait for
+    from torch import Tensor
 
 FORMAT_VERSION = 1
 
@@ -31,7 +31,7 @@ _SECTIONS = ("model", "efficientnet", "kv_modulation", "trainable", "frozen", "e
 
 def write_adapter(
     path: Path,
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, "Tensor"],
     config: Config,
     frozen_hash: str,
     step: int,
@@ -83,12 +83,11 @@ def read_description(path: Path) -> dict[str, Any]:
     return description
 
 
-def adapter_config(path: Path) -> Config:
-    """The settings to use an adapter with; what the file does not say has its default.
+def adapter_config(path: Path, description: Mapping[str, Any]) -> Config:
+    """The settings to use the adapter of `description` with; what the file does not say has its default.
 
     A base model with a path relative to the file, as `artkv export` writes beside a whole model, comes back absolute.
     """
-    description = read_description(path)
     tree = {name: description[name] for name in (*_SECTIONS, "dataset", "training")}
     beside = path.parent / tree["model"]["blip2"]
     if tree["model"]["blip2"].startswith("./") and beside.exists():
@@ -99,16 +98,19 @@ def adapter_config(path: Path) -> Config:
         raise UserError(f"{path}: its settings are not this version's ({error}); use the artkv that wrote it") from None
 
 
-def adapter_tensors(path: Path) -> dict[str, Tensor]:
-    """The trainables of an adapter file, verified."""
-    description = read_description(path)
+def adapter_tensors(path: Path, sha256: str) -> dict[str, "Tensor"]:
+    """The trainables of an adapter file, verified by the checksum in its description."""
+    from safetensors.torch import load_file
+
     tensors = load_file(path)
-    if _sha256(tensors) != description["sha256"]:
+    if _sha256(tensors) != sha256:
         raise UserError(f"{path}: its tensors do not match their checksum; the file is damaged, export it again")
     return tensors
 
 
-def _sha256(tensors: Mapping[str, Tensor]) -> str:
+def _sha256(tensors: Mapping[str, "Tensor"]) -> str:
+    import torch
+
     sha = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().to("cpu").contiguous()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from artkv.errors import Preempted, UserError
 from artkv.files import write_whole
+from artkv.run_folder.layout import best_checkpoint, checkpoints_newest_first
 from artkv.run_folder.marker import MARKER
 from artkv.run_folder.run_lock import HEARTBEAT_SECONDS, LOCK, LockRecord, read_lock
 
@@ -29,8 +30,10 @@ _RECENT_RECORDS = 20
 def recorded_state(run_dir: Path, world: "World") -> Iterator[Callable[[int], None]]:
     """Keeps `run_dir/status.json`: that a start began, and how it ended; entered on all ranks, with the lock held.
 
-    Yields what is to be called, on all ranks, when the start is over and training begins, with the total of steps.
+    Yields what is to be called, on all ranks, when the start is over and training begins, with the total of steps. A
+    start that ends well without it had nothing to do: the record of a finished run then stays what it was.
     """
+    before = world.on_main(lambda: _read_if_readable(run_dir / STATE)) or {}
     hosts = list(dict.fromkeys(world.gather(socket.gethostname())))
     record: dict[str, Any] = {
         "state": "starting", "total_steps": None, "ranks": world.size, "hosts": hosts,
@@ -38,8 +41,8 @@ def recorded_state(run_dir: Path, world: "World") -> Iterator[Callable[[int], No
     }  # fmt: skip
 
     def write(**changes: Any) -> None:
+        record.update(changes)
         if world.is_main:
-            record.update(changes)
             write_whole(run_dir / STATE, lambda path: path.write_text(json.dumps(record, indent=2), encoding="utf-8"))
 
     world.together(write)
@@ -57,7 +60,11 @@ def recorded_state(run_dir: Path, world: "World") -> Iterator[Callable[[int], No
             if world.is_main and not any(_is_of_a_run(path) for path in run_dir.iterdir()):
                 (run_dir / STATE).unlink()  # a start that was wrong from the first leaves no folder
         raise
-    world.together(lambda: write(state="finished", ended=time.time()))
+    if record["total_steps"] is None and before.get("state") == "finished":
+        world.together(lambda: write(**before))
+    else:
+        total_steps = record["total_steps"] or before.get("total_steps")
+        world.together(lambda: write(state="finished", ended=time.time(), total_steps=total_steps))
 
 
 def _is_of_a_run(path: Path) -> bool:
@@ -69,7 +76,7 @@ class RunStatus:
     """What `read_status` finds out; None for what is not known (yet).
 
     state: starting, running, finished, preempted, failed or dead, and detail, a sentence to it. step: the last one
-    logged. rate_steps_per_second: over the newest records. last_checkpoint, best: names of folders.
+    logged. steps_per_second: over the newest records. last_checkpoint, best: names of folders.
     """
 
     run_dir: Path
@@ -104,7 +111,7 @@ def read_status(run_dir: Path, wait_seconds: float = 1.5 * HEARTBEAT_SECONDS) ->
     record = _read_json(run_dir / STATE)
     lock = read_lock(run_dir)
     marker = _read_json(run_dir / MARKER)
-    checkpoints = sorted(path.name for path in (run_dir / "checkpoints").glob("step_*"))
+    checkpoints = checkpoints_newest_first(run_dir)
     if record is None and lock is None and marker is None and not checkpoints:
         raise UserError(
             f"{run_dir}: holds no run (no {STATE}, run.lock or checkpoints); give the run.output_dir of a run"
@@ -113,8 +120,7 @@ def read_status(run_dir: Path, wait_seconds: float = 1.5 * HEARTBEAT_SECONDS) ->
     state, detail = _state(run_dir, record, lock, marker, wait_seconds)
     last = training[-1] if training else {}
     validation = validations[-1] if validations else {}
-    best = run_dir / "best"
-    saved_step = int(checkpoints[-1].removeprefix("step_")) if checkpoints else 0
+    saved_step = int(checkpoints[0].removeprefix("step_")) if checkpoints else 0
     seconds = [entry["step_seconds"] for entry in training[-_RECENT_RECORDS:] if entry.get("step_seconds")]
     slowest = last.get("slowest_rank")
     return RunStatus(
@@ -126,8 +132,8 @@ def read_status(run_dir: Path, wait_seconds: float = 1.5 * HEARTBEAT_SECONDS) ->
         steps_per_second=1 / statistics.median(seconds) if seconds else None,
         questions_per_second=last.get("questions_per_second"),
         loss=last.get("loss"),
-        last_checkpoint=checkpoints[-1] if checkpoints else None,
-        best=best.readlink().name if best.is_symlink() else None,
+        last_checkpoint=checkpoints[0] if checkpoints else None,
+        best=best_checkpoint(run_dir),
         validation_step=validation.get("step"),
         exact_match=validation.get("exact_match"),
         slowest_rank=None if slowest is None else int(slowest),
@@ -202,6 +208,12 @@ def _read_json(path: Path) -> Mapping[str, Any] | None:
     if not isinstance(content, dict):
         raise UserError(f"{path}: is not what artkv writes; give the run.output_dir of a run")
     return content
+
+
+def _read_if_readable(path: Path) -> Mapping[str, Any] | None:
+    with suppress(UserError, OSError):
+        return _read_json(path)
+    return None
 
 
 def _read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -1,3 +1,1 @@
-"""Training under DeepSpeed: engine, step, loop, checkpoints."""
-
-import artkv.distributed  # noqa: F401  (tells DeepSpeed its accelerator, before anything here imports it)
+"""Training under DeepSpeed: a run's wiring, its loop, its step, its engine, its stops."""

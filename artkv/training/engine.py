@@ -7,6 +7,9 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+import artkv.distributed  # noqa: F401  (tells DeepSpeed its accelerator before it is imported)
+
+# isort: split
 import deepspeed
 import torch
 from deepspeed.utils import (

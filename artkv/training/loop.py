@@ -1,63 +1,65 @@
 """The training loop: one linear function, from the first step to the last."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
-import torch
+from torch import Tensor
 
+from artkv.batch import Batch
 from artkv.config import Config
 from artkv.datasets.batches import training_loader
 from artkv.datasets.order import plan_epoch
 from artkv.datasets.packing import PackingSettings
-from artkv.datasets.painting_source import PaintingSource
 from artkv.datasets.table import QuestionTable
-from artkv.datasets.tokenized_table import TokenizedTable
 from artkv.distributed import World
 from artkv.errors import RunFailed
-from artkv.monitoring.memory import peak_device_bytes, peak_host_bytes
 from artkv.monitoring.run_log import RunLog
-from artkv.monitoring.stragglers import OwnTime, Stragglers
-from artkv.monitoring.throughput import StepClock
 from artkv.run_folder.state import Progress
+from artkv.session import Session
 from artkv.training.engine import TrainingEngine
-from artkv.training.preemption import StopRequests
+from artkv.training.measures import StepMeasures
 from artkv.training.saving import Saver
-from artkv.training.step import seed_step, train_step
+from artkv.training.step import answer_token_count, seed_step, train_step
+from artkv.training.stops import NumberToHost, RunStops
 
 # Scores a validation: called with the steps done, on all ranks; returns the exact match, None if it was broken off.
 Validate = Callable[[int], float | None]
 
 
-@dataclass(frozen=True)
-class TrainingData:
-    """What the loop trains on: the table, its texts' token ids and its paintings.
+class StepReport(NamedTuple):
+    """What a step says of itself, on the device.
 
-    packing: how questions are packed; None: one row a question.
+    loss_sum: this rank's summed token losses. answer_tokens: all ranks' and micro-steps' answer tokens.
+    stop_votes: how many ranks asked to stop when it began.
     """
 
-    table: QuestionTable
-    tokenized: TokenizedTable
-    paintings: PaintingSource
-    workers: int
-    packing: PackingSettings | None
+    loss_sum: Tensor
+    answer_tokens: Tensor
+    stop_votes: NumberToHost
 
 
-def total_steps(table: QuestionTable, batch_size: int, seed: int, num_epochs: int, per_step: int) -> int:
-    """Optimizer steps of the whole run; epochs differ by a few, as paintings fill micro-batches differently."""
-    plans = (plan_epoch(table.painting_of_row, batch_size, seed, epoch) for epoch in range(num_epochs))
+def total_steps(table: QuestionTable, config: Config, per_step: int) -> int:
+    """Optimizer steps of the whole run; epochs differ by a few, as paintings fill micro-batches differently.
+
+    per_step: micro-batches of a step, those of all ranks.
+    """
+    training = config.training
+    plans = (
+        plan_epoch(table.painting_of_row, training.batch_size, training.seed, epoch)
+        for epoch in range(training.num_epochs)
+    )
     return sum(plan.num_steps(per_step) for plan in plans)
 
 
 def fit(
+    session: Session,
     engine: TrainingEngine,
-    data: TrainingData,
-    config: Config,
     progress: Progress,
     saver: Saver,
     log: RunLog,
-    world: World,
+    stops: RunStops,
     validate: Validate | None,
-    stops: StopRequests,
 ) -> Progress:
     """Trains from `progress` to the last epoch's end, or to an early stop; returns where it ended.
 
@@ -65,96 +67,92 @@ def fit(
     a checkpoint; rank 0 alone writes. Raises `Preempted`, on all ranks, once a stop that any of them was asked
     for is saved.
     """
-    training = config.training
-    per_step = saver.identity.micro_batches_per_step
-    warmup_questions = training.warmup_steps * _questions_per_step(data.table, config, per_step)
-    total_questions = training.num_epochs * len(data.table)
+    config, world, questions = session.config, session.world, session.questions["train"]
+    training, table = config.training, questions.table
+    per_step = engine.accumulation * world.size
+    warmup_questions = training.warmup_steps * _questions_per_step(table, config, per_step)
+    total_questions = training.num_epochs * len(table)
     skipped_before_start = progress.skipped_steps
-    clock = StepClock()
-    own_time = OwnTime(world.device)
-    stragglers = Stragglers(world)
-    window_loss = torch.zeros((), device=world.device)
-    window_tokens = torch.zeros((), device=world.device)
+    measures = StepMeasures(engine, world)
 
-    while True:
+    while True:  # a turn is the validation that is due, and then an epoch
         # An epoch's last step is saved at the bottom of this loop, with its validation due, and validated here: so a
         # run that ends in between, or in the validation, does that first when it is resumed.
         if progress.validation_due:
-            with clock.paused():
+            with measures.paused():
                 score = None if validate is None else validate(progress.step)
                 if score is None and validate is not None:
-                    stops.check(world, saver.run_dir, progress.step)
+                    stops.stop_if_asked()  # and it was: that is why there is no score
                 progress = _after_validation(progress, score)
                 saver.save_score(engine, progress)
-                stops.has_gained = True
-        if progress.epoch == training.num_epochs or _stops_early(progress, config):
+                stops.note_gain()
+        if is_finished(progress, config):
             return progress
-        plan = plan_epoch(data.table.painting_of_row, training.batch_size, training.seed, progress.epoch)
-        epoch_steps = plan.num_steps(per_step)
+        plan = plan_epoch(table.painting_of_row, training.batch_size, training.seed, progress.epoch)
         first_step = plan.step_at_groups(progress.groups_consumed, per_step)
         seen_before_epoch = progress.questions_seen - plan.questions_before_step(first_step, per_step)
         batches_of_steps = training_loader(
-            data.table, data.tokenized, plan, data.paintings, first_step, per_step, engine.accumulation,
-            world.rank, world.size, data.workers,
-            pin_memory=world.device.type == "cuda", packing=data.packing,
-        )  # fmt: skip
-        for epoch_step, batches in enumerate(own_time.waits_for(clock.waiting_for(batches_of_steps)), start=first_step):
+            questions, plan, first_step, engine.accumulation, world, config.dataset.workers, _packing(session)
+        )
+        for epoch_step, batches in enumerate(measures.waits_for(batches_of_steps), start=first_step):
             questions_after = seen_before_epoch + plan.questions_before_step(epoch_step + 1, per_step)
+            groups_after = plan.groups_before_step(epoch_step + 1, per_step)
             lr = learning_rate(
                 training.learning_rate, progress.questions_seen, questions_after, warmup_questions, total_questions
             )
             seed_step(training.seed, progress.step, world.rank)
-            report = train_step(engine, batches, lr, world, own_time, stops.reason is not None)
-            window_loss += report.loss_sum
-            window_tokens += report.answer_tokens
-
-            is_epoch_end = epoch_step + 1 == epoch_steps
-            groups_after = plan.groups_before_step(epoch_step + 1, per_step)
+            report = step_together(engine, batches, lr, stops, world)
+            measures.step_done(
+                report.loss_sum,
+                report.answer_tokens,
+                questions=questions_after - progress.questions_seen,
+                paintings=groups_after - plan.groups_before_step(epoch_step, per_step),
+            )
+            is_epoch_end = epoch_step + 1 == plan.num_steps(per_step)
             progress = _after_step(
                 progress, is_epoch_end, groups_after, questions_after, skipped_before_start + engine.skipped_steps,
                 validates=validate is not None,
             )  # fmt: skip
-            clock.step_done(
-                questions=questions_after - seen_before_epoch - plan.questions_before_step(epoch_step, per_step),
-                paintings=groups_after - plan.groups_before_step(epoch_step, per_step),
-            )
             log.advance()
-            stops.has_gained = True
+            stops.note_gain(progress.step)
 
-            gives_up = progress.nonfinite_steps_in_a_row >= training.max_nonfinite_steps
+            has_diverged = progress.nonfinite_steps_in_a_row >= training.max_nonfinite_steps
             is_stopped = report.stop_votes.read() > 0
-            if progress.step % config.run.log_every == 0 or is_epoch_end or gives_up or is_stopped:
-                # The one place between steps where ranks meet and the host waits for the device.
-                own_seconds, note = stragglers.compare(own_time.read())
+            if progress.step % config.run.log_every == 0 or is_epoch_end or has_diverged or is_stopped:
+                # Ranks meet here and the host waits for the device; else between steps only to save and to validate.
+                metrics, note = measures.read(lr, progress, epochs_done=questions_after / len(table))
                 if note is not None:
                     log.note(f"step {progress.step}: {note}")
-                metrics = {
-                    "loss": world.all_reduce_sum(window_loss) / window_tokens,
-                    "learning_rate": lr,
-                    "grad_norm": engine.grad_norm(),
-                    "epoch": seen_before_epoch / len(data.table)
-                    + plan.questions_before_step(epoch_step + 1, per_step) / len(data.table),
-                    "questions_seen": float(progress.questions_seen),
-                    "skipped_steps": float(progress.skipped_steps),
-                    "peak_device_bytes": float(peak_device_bytes()),
-                    "peak_host_bytes": float(peak_host_bytes()),
-                    **clock.read(),
-                    **own_seconds,
-                }
                 log.train(progress.step, metrics)
-                window_loss, window_tokens = torch.zeros_like(window_loss), torch.zeros_like(window_tokens)
-            if gives_up:
-                raise RunFailed(
-                    f"step {progress.step}: loss or gradient was not finite in "
-                    f"{progress.nonfinite_steps_in_a_row} steps in a row; lower training.learning_rate, or look at "
-                    "the loss in metrics.jsonl; the checkpoints before this are good"
-                )
-            with clock.paused():
+            if has_diverged:
+                raise _diverged(progress)
+            with measures.paused():
                 if is_epoch_end or is_stopped or progress.step % config.run.checkpoint_every == 0:
                     saver.save(engine, progress)
-            is_done = progress.epoch == training.num_epochs and not progress.validation_due
-            if is_stopped and not is_done:
-                stops.check(world, saver.run_dir, progress.step)
+            has_more_to_do = progress.validation_due or progress.epoch < training.num_epochs
+            if is_stopped and has_more_to_do:
+                stops.stop_if_asked()
+
+
+def step_together(
+    engine: TrainingEngine, batches: Sequence[Batch], learning_rate: float, stops: RunStops, world: World
+) -> StepReport:
+    """One optimizer step of all ranks, each on its own batches.
+
+    They meet twice: in the count of answer tokens, with which their votes to stop travel, and in DeepSpeed's
+    reductions.
+    """
+    on_device = [batch.to(world.device, non_blocking=True) for batch in batches]
+    answer_tokens, stop_votes = stops.meet(answer_token_count(on_device))
+    loss_sum = train_step(engine, on_device, learning_rate, answer_tokens, world.size)
+    return StepReport(loss_sum, answer_tokens, stop_votes)
+
+
+def is_finished(progress: Progress, config: Config) -> bool:
+    """Whether nothing is left to train, whatever validation is still due: the last epoch is over, or patience."""
+    patience = config.training.early_stopping_patience
+    is_early = patience is not None and progress.epochs_without_improvement >= patience
+    return is_early or progress.epoch >= config.training.num_epochs  # which may have been lowered since
 
 
 def learning_rate(
@@ -177,6 +175,20 @@ def _questions_per_step(table: QuestionTable, config: Config, per_step: int) -> 
     """What an average step sees: paintings stay together, so most micro-batches are not quite full."""
     plan = plan_epoch(table.painting_of_row, config.training.batch_size, config.training.seed, epoch=0)
     return round(len(table) / plan.num_steps(per_step))
+
+
+def _diverged(progress: Progress) -> RunFailed:
+    return RunFailed(
+        f"step {progress.step}: loss or gradient was not finite in {progress.nonfinite_steps_in_a_row} steps in a row; "
+        "lower training.learning_rate, or look at the loss in metrics.jsonl; the checkpoints before this are good"
+    )
+
+
+def _packing(session: Session) -> PackingSettings | None:
+    backbone = session.model.backbone
+    if not session.config.training.pack_questions:
+        return None
+    return PackingSettings(backbone.num_query_tokens, backbone.language_model_width)
 
 
 def _after_step(
@@ -203,8 +215,3 @@ def _after_validation(progress: Progress, score: float | None) -> Progress:
     if progress.best_exact_match is None or score > progress.best_exact_match:
         return replace(progress, best_exact_match=score, best_step=progress.step, epochs_without_improvement=0)
     return replace(progress, epochs_without_improvement=progress.epochs_without_improvement + 1)
-
-
-def _stops_early(progress: Progress, config: Config) -> bool:
-    patience = config.training.early_stopping_patience
-    return patience is not None and progress.epochs_without_improvement >= patience

@@ -1,10 +1,10 @@
 """Stopping a run between two steps because somebody asks for it: signals, and the end of a Slurm job's time.
 
-SIGTERM (`scancel`, a preempting job, a launcher that ends) and SIGUSR1 (`sbatch --signal=USR1@120`) set a flag
-and nothing else, so that neither a first nor a second one can damage what is being written. Until the ranks have
-met there is nothing to save, and SIGTERM ends a process: a handler would have to wait for the meeting. The loop adds up
-all ranks' flags with a number that it reduces anyway, so they stop after the same step, save, and leave
-`preempted.json` for the script that requeues the job.
+SIGTERM (`scancel`, a preempting job, a launcher that ends) and SIGUSR1 (`sbatch --signal=USR1@120`) set a flag and
+nothing else: neither a first nor a second one can damage what is being written. What the ranks do about it is in
+`stops.py`. Before the ranks have met SIGTERM ends the process as usual, since there is nothing to save yet.
+
+No torch here: a command listens before it imports it, which takes seconds.
 """
 
 import signal
@@ -12,15 +12,8 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
-
-from artkv.errors import Preempted, RunFailed
-from artkv.run_folder.marker import write_marker
-
-if TYPE_CHECKING:  # torch takes seconds, in which a command would not listen yet
-    from artkv.distributed import World
+from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
@@ -36,9 +29,6 @@ class StopRequests:
         self._signal: str | None = None
         self._walltime_stop = float("inf")
         self._before: dict[signal.Signals, Any] = {}
-        # Whether this start has saved anything that the next one need not do again, or will have when it stops: a
-        # step, a validation, a cache's shard. The same on all ranks.
-        self.has_gained = False
 
     def listen(self, *numbers: signal.Signals) -> None:
         """Takes these of `SIGNALS`, from here on, in a process's main thread; elsewhere it does nothing.
@@ -57,8 +47,8 @@ class StopRequests:
     def watch_walltime(self, end: float | None, minutes_before: float | None) -> None:
         """Asks to stop so many minutes before `end`, unix seconds; never, where either is None.
 
-        At most a quarter of the time that is left now is given up: a short job that stopped at once and was
-        queued again would do so for ever.
+        The minutes are cut to a quarter of the time that is left, so that a short job trains before it stops: one that
+        stopped at once would be queued again for ever.
         """
         if end is not None and minutes_before is not None:
             self._walltime_stop = end - min(60 * minutes_before, max(0.0, end - self._now()) / 4)
@@ -69,26 +59,6 @@ class StopRequests:
         if self._signal is None and self._now() >= self._walltime_stop:
             return "walltime"
         return self._signal
-
-    def check(self, world: "World", run_dir: Path, step: int) -> None:
-        """Stops all ranks if any of them is asked to; called on all ranks, while `step` is what is saved.
-
-        A meeting of the ranks: for between the parts of a start, and for where the loop already knows.
-        Raises `Preempted`, on all ranks, after rank 0 has written the marker; `RunFailed`, with no marker, where the
-        job's time is over before anything was gained, since a next start would do no better.
-        """
-        reasons = [reason for reason in world.gather(self.reason) if reason is not None]
-        if not reasons:
-            return
-        if reasons[0] != signal.SIGTERM.name and not self.has_gained:
-            world.barrier()
-            raise RunFailed(
-                f"stopped by {reasons[0]} before this start had gained anything on step {step}; another like it would "
-                "not either: give the job more time, or signal it later (sbatch --time, --signal, "
-                "run.stop_before_walltime_minutes)"
-            )
-        world.together(lambda: write_marker(run_dir, step, reasons[0]) if world.is_main else None)
-        raise Preempted(step, reasons[0])
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._signal = self._signal or signal.Signals(number).name

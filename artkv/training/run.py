@@ -1,4 +1,4 @@
-"""Wires a training run: data, model, engine, logs, and where it starts."""
+"""Wires a training run: where it starts, its engine, its logs, its folder."""
 
 import hashlib
 import json
@@ -6,215 +6,155 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from PIL import Image
 
 from artkv.config import Config, dump_config
 from artkv.config.deepspeed import fill_deepspeed_config, load_deepspeed_config
-from artkv.datasets.checked_tables import read_checked_tables
-from artkv.datasets.packing import PackingSettings
-from artkv.datasets.painting_source import DecodedPictures, PaintingSource
 from artkv.datasets.pictures import open_picture
 from artkv.datasets.table import QuestionTable
-from artkv.datasets.tokenized_table import TokenizedTable
 from artkv.distributed import World
 from artkv.errors import UserError
-from artkv.evaluation.answering import (
-    AnsweringSettings,
-    GaveUp,
-    answer_questions,
-    answering_settings,
-    score_answers,
-    tokenize_checked,
-)
-from artkv.feature_cache import cache_settings, decoded_before, prepare_features
-from artkv.models.assembly import BuiltModel, build_model
-from artkv.models.frozen_encoders import painting_transform
-from artkv.models.kv_modulated_blip2 import KVModulatedBlip2
+from artkv.evaluation.answering import GaveUp, answer_questions, answering_settings, score_answers
 from artkv.monitoring.environment import environment_report
 from artkv.monitoring.rank_log import rank_log
 from artkv.monitoring.run_log import RunLog
 from artkv.monitoring.tensorboard_log import AnsweredQuestion
-from artkv.run_folder.checkpoint import (
-    Checkpoint,
-    check_fits,
-    check_same_frozen_weights,
-    check_same_settings,
-    has_checkpoint,
-    load_checkpoint,
-    load_latest,
-    mark_best,
-    resolve_checkpoint,
-    set_aside_newer,
-)
+from artkv.run_folder.checkpoint import Checkpoint, open_checkpoint
+from artkv.run_folder.checkpoints import RunCheckpoints
 from artkv.run_folder.marker import remove_marker
 from artkv.run_folder.run_lock import RunLock, check_output_folder, run_lock
 from artkv.run_folder.state import Identity, Progress, TrainableState
 from artkv.run_folder.status import recorded_state
+from artkv.session import Session, pictures_folder, training_splits
 from artkv.training.engine import TrainingEngine
-from artkv.training.loop import TrainingData, Validate, fit, total_steps
+from artkv.training.loop import Validate, fit, is_finished, total_steps
 from artkv.training.preemption import StopRequests, job_end_time
 from artkv.training.saving import Saver
+from artkv.training.stops import RunStops
 
 _PICTURES_IN_TENSORBOARD = 8
 
 
+class Resumed(NamedTuple):
+    """A checkpoint to go on from, and its tensors, read and verified on every rank."""
+
+    checkpoint: Checkpoint
+    state: TrainableState
+
+
 def train(
-    config: Config,
-    resume: str | Literal["latest", "auto"] | None,
-    world: World,
-    stops: StopRequests | None = None,
+    config: Config, resume: str | Literal["latest", "auto"] | None, world: World, requests: StopRequests | None = None
 ) -> Progress:
     """Trains by `config`, from the start or from a checkpoint, and returns where it ended.
 
     resume: None for a fresh run; `latest`, the newest checkpoint of run.output_dir; `auto`, the same if
-    there is one, else a fresh run; or a path that `resolve_checkpoint` takes. stops: what may ask for an early
+    there is one, else a fresh run; or a path that `open_checkpoint` takes. requests: what may ask for an early
     stop, which raises `Preempted` once it is saved; None: nothing may. A folder that another run is using is a
     `UserError`.
     """
-    training = config.training
-    run_dir = config.run.output_dir
-    stops = stops or StopRequests()
+    training, run_dir = config.training, config.run.output_dir
+    requests = requests or StopRequests()
     end = world.broadcast(job_end_time(os.environ) if world.is_main else None)
-    stops.watch_walltime(end, config.run.stop_before_walltime_minutes)
+    requests.watch_walltime(end, config.run.stop_before_walltime_minutes)
     if training.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses to be deterministic
         torch.use_deterministic_algorithms(True)
     deepspeed_tree = world.together(lambda: load_deepspeed_config(training.deepspeed))
     world.together(lambda: check_output_folder(run_dir))
-    csv_paths, image_root = world.together(lambda: _data_paths(config))
-    tables = read_checked_tables(csv_paths, image_root, world, decoded_before(config.frozen.feature_cache))
+    session = Session(config, world, world.together(lambda: training_splits(config)))
     with run_lock(run_dir, world, config.distributed.timeout_minutes) as lock:
-        # The marker of the start before goes first, so that none that fails now is taken for a preempted one.
-        world.together(lambda: remove_marker(run_dir) if world.is_main else None)
-        # A command that is refused leaves the run's state as it is.
-        world.together(lambda: _refuse_to_overwrite(run_dir, resume) if world.is_main else None)
+        # First, the marker of an earlier start: if this one now fails, it must not look preempted.
+        world.on_main(lambda: remove_marker(run_dir))
+        # Before `recorded_state`, so that a refused command does not touch status.json.
+        world.on_main(lambda: _refuse_to_overwrite(run_dir, resume))
         with recorded_state(run_dir, world) as begin_training:
-            checkpoint = _checkpoint_to_resume(run_dir, resume, world)
-            stops.check(world, run_dir, checkpoint.progress.step if checkpoint else 0)
+            resumed = _checkpoint_to_resume(run_dir, resume, world)
+            stops = RunStops(requests, world, run_dir, resumed.checkpoint.progress.step if resumed else 0)
+            stops.stop_if_asked()
             with rank_log(run_dir, world.rank):
-                return _train_from(
-                    checkpoint, config, deepspeed_tree, tables, image_root, world, stops, lock, begin_training
-                )
+                return _train_from(resumed, session, deepspeed_tree, stops, lock, begin_training)
 
 
 def _train_from(
-    checkpoint: Checkpoint | None,
-    config: Config,
+    resumed: Resumed | None,
+    session: Session,
     deepspeed_tree: dict[str, Any],
-    tables: list[QuestionTable],
-    image_root: Path,
-    world: World,
-    stops: StopRequests,
+    stops: RunStops,
     lock: RunLock | None,
     begin_training: Callable[[int], None],
 ) -> Progress:
-    training = config.training
-    run_dir = config.run.output_dir
-    train_table, *val_tables = tables
-    data_hash = _data_hash(train_table, image_root)
+    """Checks the checkpoint to go on from against data and model, starts engine and logs, and trains."""
+    config, world = session.config, session.world
+    training, run_dir, table = config.training, config.run.output_dir, session.tables["train"]
+    data_hash = _data_hash(table, pictures_folder(config.dataset))
     accumulation = training.gradient_accumulation_steps
-    if checkpoint is not None:
-        accumulation = _accumulation_on_resume(checkpoint, config, data_hash, world)
+    if resumed is not None:
+        world.together(lambda: _check_same_questions(resumed.checkpoint, config, data_hash))
+        accumulation = _accumulation_on_resume(resumed.checkpoint, config, world)
 
-    features = None
-    if config.frozen.feature_cache is not None:
+    def after_each_batch(has_shards: bool) -> None:
+        if has_shards:
+            stops.note_gain()
+        stops.stop_if_asked()
 
-        def between_rounds(has_shards: bool) -> None:
-            stops.has_gained |= has_shards
-            stops.check(world, run_dir, 0 if checkpoint is None else checkpoint.progress.step)
-
-        features = prepare_features(cache_settings(config), [train_table, *val_tables], world, between_rounds)
-    built = world.together(
-        lambda: build_model(
-            config.model, config.efficientnet, config.kv_modulation, config.trainable, config.frozen,
-            training.seed, world.device, training.activation_checkpointing,
-            world.gather, world.together,
-        )
-    )  # fmt: skip
-    model = built.model
-    settings = answering_settings(config.dataset, config.evaluation, training.seed)
-    texts, *val_texts = world.together(lambda: tokenize_checked(model, [train_table, *val_tables], settings))
+    session.load(after_each_batch=after_each_batch)
+    model, built = session.model, session.built
     dtype = str(model.backbone.dtype).removeprefix("torch.")
     identity = Identity(built.frozen_hash, data_hash, dtype, accumulation * world.size)
     _check_ranks_agree(identity, world)
     state, progress = TrainableState(built.initial_values, {}, {}, 0), Progress()
-    if checkpoint is not None:
-        _check_belongs(checkpoint, built, identity, config)
-        state, progress = checkpoint.state, checkpoint.progress
-    stops.check(world, run_dir, progress.step)
-    engine = TrainingEngine(
-        model,
-        fill_deepspeed_config(
-            deepspeed_tree, training, accumulation, world.size,
-            model.backbone.dtype == torch.bfloat16, sum(p.numel() for p in model.parameters()),
-        ),
-        training.weight_decay,
-        state,
-    )  # fmt: skip
-    transform = painting_transform(model.backbone.image_settings, config.efficientnet)
-    packing = None
-    if training.pack_questions:
-        packing = PackingSettings(model.backbone.num_query_tokens, model.backbone.language_model_width)
-    paintings, *val_paintings = (
-        features.paintings(table) if features else DecodedPictures(table, transform)
-        for table in [train_table, *val_tables]
-    )
-    data = TrainingData(train_table, texts, paintings, config.dataset.workers, packing)
-    steps = total_steps(
-        train_table, training.batch_size, training.seed, training.num_epochs, identity.micro_batches_per_step
-    )
-    world.together(lambda: _prepare_run_folder(run_dir, config, checkpoint) if world.is_main else None)
+    if resumed is not None:
+        world.together(lambda: _check_belongs(resumed.checkpoint, session, identity))
+        state, progress = resumed.state, resumed.checkpoint.progress
+    stops.stop_if_asked()
+    if resumed is not None and world.broadcast(world.on_main(lambda: _has_nothing_to_do(resumed.checkpoint, config))):
+        return progress  # config, environment and status stay those of the start that trained
+    num_trainable = sum(parameter.numel() for parameter in model.parameters())
+    is_bf16 = model.backbone.dtype == torch.bfloat16
+    deepspeed_config = fill_deepspeed_config(deepspeed_tree, training, accumulation, world.size, is_bf16, num_trainable)
+    engine = TrainingEngine(model, deepspeed_config, training.weight_decay, state)
+    steps = total_steps(table, config, identity.micro_batches_per_step)
+    world.on_main(lambda: _prepare_run_folder(config, None if resumed is None else resumed.checkpoint))
     log = RunLog(
-        run_dir, world.rank, steps, progress.step if checkpoint else None, redo_validation=progress.validation_due
+        run_dir, world.rank, steps, progress.step if resumed else None, redo_validation=progress.validation_due
     )
     try:
         log.config(dump_config(config), step=progress.step)
-        log.note(_summary(built, train_table, steps, world))
-        stops.check(world, run_dir, progress.step)
-        validate = None
-        if val_tables:
-            validate = _validation(model, val_tables[0], val_texts[0], val_paintings[0], settings, log, world, stops)
+        log.note(_summary(session, steps))
+        stops.stop_if_asked()
         begin_training(steps)
-        saver = Saver(run_dir, config, identity, lock, world)
-        progress = fit(engine, data, config, progress, saver, log, world, validate, stops)
+        saver = Saver(RunCheckpoints(run_dir), config, identity, lock, world)
+        validate = _validation(session, log, stops) if "val" in session.questions else None
+        progress = fit(session, engine, progress, saver, log, stops, validate)
     finally:
         log.close()
     engine.close()
     return progress
 
 
-def _data_paths(config: Config) -> tuple[list[Path], Path]:
-    """The CSV files to train and validate on, and the folder of the pictures."""
-    dataset = config.dataset
-    if dataset.train is None:
-        raise UserError("dataset.train is not set; give the CSV file to train on")
-    if dataset.image_root is None:
-        raise UserError("dataset.image_root is not set; give the folder that holds the pictures")
-    if not config.evaluation.each_epoch:
-        return [dataset.train], dataset.image_root
-    if dataset.val is None:
-        raise UserError("dataset.val is not set; give a CSV file, or set evaluation.each_epoch=false")
-    return [dataset.train, dataset.val], dataset.image_root
-
-
-def _checkpoint_to_resume(run_dir: Path, resume: str | None, world: World) -> Checkpoint | None:
+def _checkpoint_to_resume(run_dir: Path, resume: str | None, world: World) -> Resumed | None:
     """Rank 0 chooses; all ranks read and verify what it chose."""
-    chosen = world.broadcast(world.together(lambda: _choose_checkpoint(run_dir, resume) if world.is_main else None))
-    return None if chosen is None else world.together(lambda: load_checkpoint(Path(chosen)))
+    chosen = world.broadcast(world.on_main(lambda: _choose_checkpoint(run_dir, resume)))
+    return None if chosen is None else world.together(lambda: _read(Path(chosen)))
+
+
+def _read(path: Path) -> Resumed:
+    checkpoint = open_checkpoint(path)
+    return Resumed(checkpoint, checkpoint.state())
 
 
 def _refuse_to_overwrite(run_dir: Path, resume: str | None) -> None:
-    if resume in ("latest", "auto") or not any((run_dir / "checkpoints").glob("step_*")):
+    if resume in ("latest", "auto") or not RunCheckpoints(run_dir).newest_first():
         return
     if resume is None:
         raise UserError(
             f"run.output_dir = {run_dir}: holds a run already; add --resume latest to go on with it, "
             "or give another folder"
         )
-    if resolve_checkpoint(Path(resume)).parent != (run_dir / "checkpoints").resolve():
+    if open_checkpoint(resume).path.parent != (run_dir / "checkpoints").resolve():
         raise UserError(
             f"run.output_dir = {run_dir}: holds a run already, and --resume {resume} is of another; give another folder"
         )
@@ -224,23 +164,27 @@ def _choose_checkpoint(run_dir: Path, resume: str | None) -> str | None:
     if resume is None:
         return None
     if resume not in ("latest", "auto"):
-        return str(resolve_checkpoint(Path(resume)))
-    checkpoint = load_latest(run_dir)
+        return str(open_checkpoint(resume).path)
+    checkpoint = RunCheckpoints(run_dir).latest()
     if checkpoint is None and resume == "latest":
         raise UserError(f"--resume latest: {run_dir} has no checkpoint; leave --resume out to start")
     return None if checkpoint is None else str(checkpoint.path)
 
 
-def _accumulation_on_resume(checkpoint: Checkpoint, config: Config, data_hash: str, world: World) -> int:
-    """The accumulation that keeps the saved run's global batch on the ranks there are now."""
-    saved = checkpoint.identity
+def _check_same_questions(checkpoint: Checkpoint, config: Config, data_hash: str) -> None:
+    """Raises `UserError` unless the order of questions can go on from the checkpoint."""
     kept = [("training", "seed"), ("training", "batch_size"), ("dataset", "prompt")]
-    check_same_settings(checkpoint.path, checkpoint.config, config, kept)
-    if saved.data_hash != data_hash:
+    checkpoint.check_same_settings(config, kept)
+    if checkpoint.identity.data_hash != data_hash:
         raise UserError(
             f"{checkpoint.path}: dataset.train = {config.dataset.train} has other rows than the run was trained "
             "on; restore that file, or start a new run"
         )
+
+
+def _accumulation_on_resume(checkpoint: Checkpoint, config: Config, world: World) -> int:
+    """The accumulation that keeps the saved run's global batch on the ranks there are now."""
+    saved = checkpoint.identity
     if saved.micro_batches_per_step % world.size:
         fitting = [n for n in range(1, saved.micro_batches_per_step + 1) if saved.micro_batches_per_step % n == 0]
         raise UserError(
@@ -269,9 +213,9 @@ def _check_ranks_agree(identity: Identity, world: World) -> None:
             )
 
 
-def _check_belongs(checkpoint: Checkpoint, built: BuiltModel, identity: Identity, config: Config) -> None:
-    check_fits(checkpoint.path, checkpoint.config, config, checkpoint.state.masters, built.initial_values)
-    check_same_frozen_weights(checkpoint.path, checkpoint.identity.frozen_hash, identity.frozen_hash)
+def _check_belongs(checkpoint: Checkpoint, session: Session, identity: Identity) -> None:
+    checkpoint.check_fits(session.config, session.built.initial_values)
+    checkpoint.check_frozen_weights(identity.frozen_hash)
     if checkpoint.identity.dtype != identity.dtype:
         raise UserError(
             f"{checkpoint.path}: was trained in {checkpoint.identity.dtype}, now {identity.dtype}; "
@@ -280,55 +224,77 @@ def _check_belongs(checkpoint: Checkpoint, built: BuiltModel, identity: Identity
         )
 
 
-def _prepare_run_folder(run_dir: Path, config: Config, checkpoint: Checkpoint | None) -> None:
+def _has_nothing_to_do(checkpoint: Checkpoint, config: Config) -> bool:
+    """Whether the run in `run.output_dir` is finished with this checkpoint; its `best` is then what it should be.
+
+    Raises `UserError` for a finished run that is to go on in another folder, where there would be nothing of it.
+    """
+    progress = checkpoint.progress
+    if not is_finished(progress, config) or progress.validation_due:
+        return False
+    checkpoints = RunCheckpoints(config.run.output_dir)
+    if not _is_own(checkpoint, config):
+        raise UserError(
+            f"{checkpoint.path}: its run is finished, and nothing would come into run.output_dir = "
+            f"{config.run.output_dir}; raise training.num_epochs, or use the run where it is",
+            on_all_ranks=True,
+        )
+    if checkpoints.newest_first()[0] != checkpoint.path.name:
+        return False  # what is newer has to be set aside
+    _mark_best(checkpoints, progress)
+    return True
+
+
+def _is_own(checkpoint: Checkpoint, config: Config) -> bool:
+    return checkpoint.path.resolve().parent == (config.run.output_dir / "checkpoints").resolve()
+
+
+def _prepare_run_folder(config: Config, checkpoint: Checkpoint | None) -> None:
     """Writes the run's files, and puts its checkpoints into the state of the one that it goes on from."""
+    run_dir = config.run.output_dir
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "config.yaml").write_text(dump_config(config), encoding="utf-8")
     (run_dir / "environment.json").write_text(json.dumps(environment_report(), indent=2), encoding="utf-8")
-    if checkpoint is None or checkpoint.path.resolve().parent != (run_dir / "checkpoints").resolve():
+    if checkpoint is None or not _is_own(checkpoint, config):
         return
-    for name in set_aside_newer(run_dir, checkpoint.progress.step):
+    checkpoints = RunCheckpoints(run_dir)
+    for name in checkpoints.set_aside_newer(checkpoint.progress.step):
         print(f"artkv: {name} is newer than the checkpoint to go on from; renamed to stale_{name}", file=sys.stderr)
-    best_step = checkpoint.progress.best_step
-    if best_step is not None and has_checkpoint(run_dir, best_step):
-        mark_best(run_dir, best_step)  # a kill between the checkpoint and its mark loses the mark
+    _mark_best(checkpoints, checkpoint.progress)
 
 
-def _summary(built: BuiltModel, table: QuestionTable, steps: int, world: World) -> str:
-    trainable = sum(p.numel() for p in built.model.parameters())
-    frozen = built.model.backbone.num_parameters
-    dtype = str(built.model.backbone.dtype).removeprefix("torch.")
+def _mark_best(checkpoints: RunCheckpoints, progress: Progress) -> None:
+    """Marks the best checkpoint anew: a kill between a checkpoint and its mark loses the mark."""
+    if progress.best_step is not None and checkpoints.has(progress.best_step):
+        checkpoints.mark_best(progress.best_step)
+
+
+def _summary(session: Session, steps: int) -> str:
+    world, table, backbone = session.world, session.tables["train"], session.model.backbone
+    trainable = sum(p.numel() for p in session.model.parameters())
+    dtype = str(backbone.dtype).removeprefix("torch.")
     return (
-        f"training {trainable / 1e6:.2f}M parameters, beside BLIP-2's {frozen / 1e6:.1f}M, in {dtype} on "
-        f"{world.size} x {world.device.type}: {len(table)} questions about {table.num_paintings} paintings, "
+        f"training {trainable / 1e6:.2f}M parameters, beside BLIP-2's {backbone.num_parameters / 1e6:.1f}M, in {dtype} "
+        f"on {world.size} x {world.device.type}: {len(table)} questions about {table.num_paintings} paintings, "
         f"{steps} steps"
     )
 
 
-def _validation(
-    model: KVModulatedBlip2,
-    table: QuestionTable,
-    texts: TokenizedTable,
-    paintings: PaintingSource,
-    settings: AnsweringSettings,
-    log: RunLog,
-    world: World,
-    stops: StopRequests,
-) -> Validate:
+def _validation(session: Session, log: RunLog, stops: RunStops) -> Validate:
+    questions, world, settings = session.questions["val"], session.world, answering_settings(session.config)
+
     def validate(step: int) -> float | None:
         try:
-            answers = answer_questions(
-                model, table, texts, paintings, settings, world, gives_up=lambda: stops.reason is not None
-            )
+            answers = answer_questions(session.model, questions, settings, world, gives_up=lambda: stops.is_asked)
         except GaveUp:
             return None
         exact_match = 0.0
         if world.is_main:
-            scores = score_answers(answers, table, bootstrap_samples=1, seed=settings.seed)  # means alone
+            scores = score_answers(answers, questions.table, bootstrap_samples=1, seed=settings.seed)  # means alone
             names = ("exact_match", "bleu", "bleu_artquest", "token_f1")
             metrics = {name: getattr(scores.overall, name).value for name in names}
             metrics |= {f"exact_match/{kind}": group.exact_match.value for kind, group in scores.by_type.items()}
-            log.validation(step, metrics, _samples(table, answers))
+            log.validation(step, metrics, _samples(questions.table, answers))
             log.note(f"step {step}: validation exact match {metrics['exact_match']:.3f}")
             exact_match = metrics["exact_match"]
         return world.broadcast(exact_match)

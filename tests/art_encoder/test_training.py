@@ -1,66 +1,30 @@
-"""The art encoder's training on tiny pictures: it learns, resumes exactly, and says what is wrong with its data."""
+"""The art encoder's training on tiny pictures: it learns, resumes exactly, and stops where its pictures are damaged."""
 
-import argparse
 import csv
 import json
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from artkv.art_encoder import training as art_encoder
-from artkv.art_encoder.arguments import ArtEncoderSettings, add_arguments, settings_from_arguments
+from artkv.art_encoder.arguments import ArtEncoderSettings
 from artkv.art_encoder.data import (
     BalancedBatches,
     PictureDataset,
-    check_pictures,
     read_style_data,
 )
-from artkv.art_encoder.timm_parts import create_classifier, evaluation_transform, target_mixer
+from artkv.art_encoder.timm_parts import create_classifier, evaluation_transform
 from artkv.art_encoder.training import evaluate, train_art_encoder
 from artkv.config import EfficientNetConfig
-from artkv.datasets.pictures import PaintingTransform
 from artkv.errors import RunFailed, UserError
 from artkv.models.efficientnet import load_efficientnet
-
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-FAST = {
-    "architecture": "efficientnet_lite0",
-    "image_size": 32,
-    "batch_size": 8,
-    "workers": 0,
-    "device": "cpu",
-    "drop_rate": 0.1,
-    "drop_path_rate": 0.1,
-}
-
-
-def write_picture(path: Path, style: str, number: int) -> None:
-    """Horizontal stripes of random warm colours, or vertical ones of cold colours."""
-    rng = np.random.default_rng([number, len(style)])
-    pixels = np.repeat(rng.integers(0, 256, (10, 1, 3), dtype=np.uint8), 4, axis=0).repeat(40, axis=1)
-    pixels[:, :, 2 if style == "rows" else 0] //= 3
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels if style == "rows" else pixels.transpose(1, 0, 2)).save(path)
-
-
-def write_styles(root: Path, count: int, styles: tuple[str, ...] = ("columns", "rows")) -> Path:
-    for style in styles:
-        for number in range(count):
-            write_picture(root / style / f"{number}.png", style, number)
-    return root
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_styles(tmp_path_factory.mktemp("styles"), 16)
+from tests.art_encoder.conftest import FAST, write_styles
 
 
 def tensors(path: Path) -> dict[str, Tensor]:
@@ -131,7 +95,7 @@ def uninterrupted(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.mark.parametrize(
     ("function", "call"),
-    [("train_step", 6), ("evaluate", 2), ("_append_metrics", 2), ("write_tensors", 1), ("save_state", 2)],
+    [("train_on_batch", 6), ("evaluate", 2), ("_append_metrics", 2), ("write_tensors", 1), ("save_state", 2)],
 )
 def test_killed_and_resumed_is_the_same_to_the_bit(
     function: str,
@@ -206,56 +170,10 @@ def test_what_must_not_change_between_stop_and_resume(folders: Path, uninterrupt
 
 
 def test_a_diverging_loss_fails_the_run(folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(art_encoder, "train_step", lambda *_: torch.tensor(float("nan")))
+    monkeypatch.setattr(art_encoder, "train_on_batch", lambda *_: torch.tensor(float("nan")))
     with pytest.raises(RunFailed, match=r"loss is nan in epoch 1.*lower --learning-rate"):
         train_art_encoder(ArtEncoderSettings(**FAST, data=folders, output_dir=tmp_path, epochs=1))
     assert not (tmp_path / "efficientnet_lite0.safetensors").exists()
-
-
-def test_the_view_validated_on_is_the_view_served() -> None:
-    rng = np.random.default_rng(0)
-    picture = Image.fromarray(rng.integers(0, 256, (57, 91, 3), dtype=np.uint8))
-    served = PaintingTransform(28, *IMAGENET, 32, *IMAGENET).efficientnet_view(picture)
-    # both resize 8-bit pixels; what follows is one subtraction and one division in float32
-    torch.testing.assert_close(evaluation_transform(32)(picture), served, atol=1e-6, rtol=0)
-
-
-def test_targets_are_smoothed_and_mixed() -> None:
-    pixels, styles = torch.arange(2.0).view(2, 1, 1, 1).expand(2, 3, 4, 4).clone(), torch.tensor([0, 2])
-    same, smooth = target_mixer(4, 0.2, 0, 0, 1.0)(pixels, styles)
-    assert torch.equal(same, pixels)
-    torch.testing.assert_close(smooth, torch.tensor([[0.85, 0.05, 0.05, 0.05], [0.05, 0.05, 0.85, 0.05]]))
-    np.random.seed(0)
-    mixed, targets = target_mixer(4, 0.0, 1.0, 0, 1.0)(pixels.clone(), styles)
-    share = mixed[0, 0, 0, 0].item()  # of picture 1 in picture 0
-    assert 0 < share < 1
-    torch.testing.assert_close(targets, torch.tensor([[1 - share, 0, share, 0], [share, 0, 1 - share, 0]]))
-
-
-def test_initial_weights_keep_the_backbone_and_replace_the_classifier(tmp_path: Path) -> None:
-    donor = create_classifier("efficientnet_lite0", 1000, 0.0, 0.0)
-    torch.save({"state_dict": donor.state_dict()}, tmp_path / "imagenet.pth")
-    model = create_classifier("efficientnet_lite0", 3, 0.0, 0.0, tmp_path / "imagenet.pth")
-    assert torch.equal(model.conv_stem.weight, donor.conv_stem.weight)
-    assert model.classifier.weight.shape == (3, 1280)
-
-
-def test_every_style_is_drawn_equally_often() -> None:
-    styles = np.array([0] * 50 + [1] * 5 + [2] * 9)
-    batches = BalancedBatches(styles, 8, balance=1.0, seed=3)
-    order = batches.order()
-    assert len(order) == 64 == 8 * len(batches)
-    assert sorted(Counter(styles[order]).values()) == [21, 21, 22]
-    drawn = Counter(order.tolist())
-    assert max(drawn[index] for index in range(50)) == 1  # none again before all others have come
-    assert {drawn[index] for index in range(50, 55)} <= {4, 5}
-    assert len({seed for batch in batches for _, seed in batch}) == 64  # each draw has its own augmentation
-
-    assert batches.order().tolist() == order.tolist()
-    batches.epoch = 1
-    assert batches.order().tolist() != order.tolist()
-    natural = styles[BalancedBatches(styles, 8, balance=0.0, seed=3).order()]
-    assert Counter(natural) == {0: 50, 1: 5, 2: 9}
 
 
 def test_each_epoch_has_its_own_order(folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,82 +186,10 @@ def test_each_epoch_has_its_own_order(folders: Path, tmp_path: Path, monkeypatch
         return order
 
     monkeypatch.setattr(BalancedBatches, "order", recorded)
-    monkeypatch.setattr(art_encoder, "train_step", lambda *_: torch.zeros(()))
+    monkeypatch.setattr(art_encoder, "train_on_batch", lambda *_: torch.zeros(()))
     train_art_encoder(ArtEncoderSettings(**FAST, data=folders, output_dir=tmp_path, epochs=2))
     assert [epoch for epoch, _ in orders] == [0, 1, 2]  # 0 is for BatchNorm's statistics
     assert len({tuple(order) for _, order in orders}) == 3
-
-
-def test_csv_and_folders_give_the_same_data(folders: Path, tmp_path: Path) -> None:
-    table = tmp_path / "styles.csv"
-    rows = [f"x,{path.relative_to(folders)},{path.parent.name}" for path in sorted(folders.rglob("*.png"))]
-    table.write_text("artist,image,style\n" + "\n".join(rows) + "\n")
-    from_csv = read_style_data(table, folders, None, 0.2, 7)
-    from_folders = read_style_data(folders, None, None, 0.2, 7)
-    assert from_csv.digest() == from_folders.digest()
-    assert Counter(picture.style for picture in from_csv.validation) == {"columns": 3, "rows": 3}
-    assert not {picture.name for picture in from_csv.validation} & {picture.name for picture in from_csv.training}
-    assert from_csv.digest() != read_style_data(table, folders, None, 0.2, 8).digest()
-
-    settings = ArtEncoderSettings(**FAST, data=table, image_root=folders, output_dir=tmp_path / "out", epochs=1)
-    assert sum(score.count for score in train_art_encoder(settings).scores.per_style) == 4
-
-
-def test_an_own_validation_set(folders: Path, tmp_path: Path) -> None:
-    data = read_style_data(folders, None, write_styles(tmp_path, 2), 0.1, 0)
-    assert (len(data.training), len(data.validation)) == (32, 4)
-
-
-def test_all_problems_of_a_csv_come_at_once(folders: Path, tmp_path: Path) -> None:
-    table = tmp_path / "styles.csv"
-    table.write_text(
-        'image,style,note\nrows/0.png,rows,"two\nlines"\nrows/1.png,,\n,rows,\nrows/2.png,rows\nrows/0.png,rows,\n'
-        "columns/0.png,columns,\n"
-    )
-    validation = tmp_path / "val.csv"
-    validation.write_text("image,style\nrows/0.png,rows\nrows/3.png,cubism\n")
-    with pytest.raises(UserError) as error:
-        read_style_data(table, folders, validation, 0.1, 0)
-    assert str(error.value).splitlines()[1:] == [
-        f"  {table}:4: empty style; fill it in or remove the row",
-        f"  {table}:5: empty image; fill it in or remove the row",
-        f"  {table}:6: the row has 2 fields, the header 3; put double quotes around a text that holds a comma",
-        f"  {table}:7: rows/0.png is named in line 2 already; keep one of them",
-        f"  {validation}:2: rows/0.png is also a training picture; keep it in one set",
-        f"  {validation}:3: rows/3.png: the style 'cubism' does not occur in {table}",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("picture,style\na.png,x\n", ":1: needs one column named image; its columns are picture, style"),
-        ("file,genre\na.png,x\n", ":1: needs one column named image and one named style"),
-        ("", "its columns are none"),
-        ("image,style\n", "names no pictures"),
-        ("image,style\na.png,one\nb.png,one\n", "has only the style 'one'; a classifier needs at least 2"),
-        ("image,style\na.png,one\nb.png,two\nc.png,two\n", ":2: a.png is the only picture of the style 'one'"),
-    ],
-)
-def test_a_csv_that_cannot_be_used(content: str, message: str, tmp_path: Path) -> None:
-    (tmp_path / "styles.csv").write_text(content)
-    with pytest.raises(UserError) as error:
-        read_style_data(tmp_path / "styles.csv", None, None, 0.1, 0)
-    assert message in str(error.value)
-
-
-def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="does not exist; give a folder of style folders or a CSV"):
-        read_style_data(tmp_path / "absent", None, None, 0.1, 0)
-    with pytest.raises(UserError, match="holds no folders"):
-        read_style_data(tmp_path, None, None, 0.1, 0)
-    write_styles(tmp_path, 2)
-    (tmp_path / "cubism").mkdir()
-    with pytest.raises(UserError, match="the style 'cubism' has no pictures"):
-        read_style_data(tmp_path, None, None, 0.1, 0)
-    write_styles(tmp_path / "split", 2, ("train", "val"))
-    with pytest.raises(UserError, match=r"train, val, which are no styles; .*--validation"):
-        read_style_data(tmp_path / "split", None, None, 0.1, 0)
 
 
 def test_damaged_pictures_stop_the_training_before_it_starts(tmp_path: Path) -> None:
@@ -356,43 +202,3 @@ def test_damaged_pictures_stop_the_training_before_it_starts(tmp_path: Path) -> 
     assert "rows/0.png: damaged" in str(error.value)
     assert "columns/1.png: not a picture" in str(error.value)
     assert not (tmp_path / "out/metrics.jsonl").exists()
-
-
-def test_whole_pictures_are_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = read_style_data(write_styles(tmp_path / "styles", 2), None, None, 0.1, 0)
-    check_pictures(data.training, tmp_path / "memory")
-    with monkeypatch.context() as patch:
-        patch.setattr("artkv.art_encoder.data.picture_damage", lambda _: pytest.fail("decoded again"))
-        check_pictures(data.training, tmp_path / "memory")
-    data.training[0].path.write_text("changed since")
-    with pytest.raises(UserError, match="not a picture"):
-        check_pictures(data.training, tmp_path / "memory")
-
-
-def parse(*arguments: str) -> ArtEncoderSettings:
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    return settings_from_arguments(parser.parse_args(arguments))
-
-
-def test_arguments() -> None:
-    settings = parse("--data", "wikiart", "--batch-size", "16", "--resume", "--validation", "val.csv")
-    assert settings == ArtEncoderSettings(data="wikiart", batch_size=16, resume=True, validation="val.csv")
-    assert settings.architecture == "efficientnet_b3"
-    assert (settings.image_size, settings.epochs, settings.learning_rate) == (300, 30, 3e-4)
-
-
-def test_wrong_arguments_are_named_together() -> None:
-    with pytest.raises(UserError) as error:
-        parse("--data", "wikiart", "--epochs", "zero", "--validation-fraction", "1.5")
-    assert "--epochs zero: " in str(error.value)
-    assert "--validation-fraction 1.5: " in str(error.value)
-    with pytest.raises(UserError, match="batch_size is 7: it must be even with mixup"):
-        parse("--data", "wikiart", "--batch-size", "7")
-    assert parse("--data", "wikiart", "--batch-size", "7", "--mixup", "0", "--cutmix", "0").batch_size == 7
-
-
-def test_help_can_be_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        parse("--help")
-    assert "(default: 0.0003)" in capsys.readouterr().out

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from artkv.training.step import NumberToHost
+from artkv.training.stops import NumberToHost
 
 ROOT = Path(__file__).parents[2]
 

@@ -317,6 +317,19 @@ def test_recipe_names_every_key_and_holds_the_defaults() -> None:
     assert values == defaults
 
 
+def test_minimal_recipe_sets_nothing_but_paths() -> None:
+    given = load_config(recipe_path("minimal.yaml")).model_dump()
+    for section, keys in RECIPE_PATHS.items():
+        assert all(given[section][key] is not None for key in keys)
+    full = load_config(recipe_path("artquest.yaml")).model_dump()
+    for tree in (given, full):
+        tree["run"].pop("output_dir")
+        for section, keys in RECIPE_PATHS.items():
+            for key in keys:
+                tree[section].pop(key)
+    assert given == full
+
+
 def test_every_field_tells_what_it_accepts() -> None:
     def fields_without(section: type[BaseModel]) -> list[str]:
         missing = []

@@ -12,13 +12,15 @@ import torch
 from PIL import Image
 
 from artkv.batch import Batch
-from artkv.datasets.batches import QuestionDataset, evaluation_loader, training_loader
-from artkv.datasets.order import plan_epoch, plan_evaluation
+from artkv.datasets.batches import BatchMaker, evaluation_loader, training_loader
+from artkv.datasets.order import MicroBatch, plan_epoch, plan_evaluation
 from artkv.datasets.painting_source import DecodedPictures
 from artkv.datasets.pictures import PaintingTransform, open_picture
+from artkv.datasets.question_set import QuestionSet
 from artkv.datasets.table import ImageIndex, QuestionTable, read_table
 from artkv.datasets.tokenization import encode_for_training, encode_prompt
 from artkv.datasets.tokenized_table import tokenize_table
+from artkv.distributed import World
 from artkv.errors import UserError
 
 PROMPT = "Question: {question} Short answer:"
@@ -39,21 +41,27 @@ def table(tmp_path: Path) -> QuestionTable:
     return read_table(tmp_path / "train.csv", ImageIndex(tmp_path / "images"))
 
 
+def rank_of(rank: int, size: int) -> World:
+    return World(rank, rank, size, torch.device("cpu"))
+
+
+def question_set(table: QuestionTable, tokenizer: Any) -> QuestionSet:
+    tokenized, _ = tokenize_table(table, tokenizer, PROMPT)
+    return QuestionSet(table, tokenized, DecodedPictures(table, TRANSFORM))
+
+
 def load_training(table: QuestionTable, tokenizer: Any, **changes: Any) -> list[list[Batch]]:
     plan = plan_epoch(table.painting_of_row, batch_size=4, seed=1, epoch=changes.pop("epoch", 0))
-    settings: dict[str, Any] = {
-        "first_step": 0, "accumulation": 1, "rank": 0, "world": 1, "workers": 1, "pin_memory": False
-    } | changes  # fmt: skip
-    settings["micro_batches_per_step"] = settings["accumulation"] * settings["world"]
-    tokenized, _ = tokenize_table(table, tokenizer, PROMPT)
-    return list(training_loader(table, tokenized, plan, DecodedPictures(table, TRANSFORM), **settings))
+    settings: dict[str, Any] = {"first_step": 0, "accumulation": 1, "workers": 1} | changes
+    settings["world"] = rank_of(settings.pop("rank", 0), settings.pop("world", 1))
+    return list(training_loader(question_set(table, tokenizer), plan, **settings))
 
 
 def load_evaluation(table: QuestionTable, tokenizer: Any, **changes: Any) -> list[Batch]:
     plan = plan_evaluation(table.painting_of_row, batch_size=4)
-    settings: dict[str, Any] = {"rank": 0, "world": 1, "workers": 1, "pin_memory": False} | changes
-    tokenized, _ = tokenize_table(table, tokenizer, PROMPT)
-    return list(evaluation_loader(table, tokenized, plan, DecodedPictures(table, TRANSFORM), **settings))
+    settings: dict[str, Any] = {"workers": 1} | changes
+    settings["world"] = rank_of(settings.pop("rank", 0), settings.pop("world", 1))
+    return list(evaluation_loader(question_set(table, tokenizer), plan, **settings))
 
 
 def assert_same(one: Batch, other: Batch) -> None:
@@ -145,15 +153,17 @@ def test_any_number_of_workers_gives_the_same_batches(
 ) -> None:
     """Though later batches are ready first: paintings take longer the earlier they come."""
     alone = load_training(table, tiny_tokenizer)
+    places = {batch.rows: place for place, (batch,) in enumerate(alone)}
     prepared: list[int] = []
-    item = QuestionDataset.__getitem__
+    make = BatchMaker.__call__
 
-    def slow_at_first(dataset: QuestionDataset, index: int) -> Batch:
-        time.sleep(max(0.0, 0.2 - 0.1 * index))
-        prepared.append(index)
-        return item(dataset, index)
+    def slow_at_first(maker: BatchMaker, micro_batch: MicroBatch) -> Batch:
+        place = places[tuple(micro_batch.rows.tolist())]
+        time.sleep(max(0.0, 0.2 - 0.1 * place))
+        prepared.append(place)
+        return make(maker, micro_batch)
 
-    monkeypatch.setattr(QuestionDataset, "__getitem__", slow_at_first)
+    monkeypatch.setattr(BatchMaker, "__call__", slow_at_first)
     together = load_training(table, tiny_tokenizer, workers=3)
     assert prepared != sorted(prepared)
     assert len(alone) == len(together)
@@ -165,20 +175,16 @@ def test_any_number_of_workers_gives_the_same_batches(
 def test_few_batches_are_prepared_ahead_and_none_after_the_end(
     table: QuestionTable, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
-    prepared: list[int] = []
-    item = QuestionDataset.__getitem__
+    prepared: list[MicroBatch] = []
+    make = BatchMaker.__call__
 
-    def counting(dataset: QuestionDataset, index: int) -> Batch:
-        prepared.append(index)
-        return item(dataset, index)
+    def counting(maker: BatchMaker, micro_batch: MicroBatch) -> Batch:
+        prepared.append(micro_batch)
+        return make(maker, micro_batch)
 
-    monkeypatch.setattr(QuestionDataset, "__getitem__", counting)
-    tokenized, _ = tokenize_table(table, tiny_tokenizer, PROMPT)
+    monkeypatch.setattr(BatchMaker, "__call__", counting)
     plan = plan_epoch(table.painting_of_row, batch_size=2, seed=1, epoch=0)
-    steps = training_loader(
-        table, tokenized, plan, DecodedPictures(table, TRANSFORM),
-        first_step=0, micro_batches_per_step=1, accumulation=1, rank=0, world=1, workers=workers, pin_memory=False,
-    )  # fmt: skip
+    steps = training_loader(question_set(table, tiny_tokenizer), plan, 0, 1, rank_of(0, 1), workers)
     next(steps)
     ahead = workers + 2
     deadline = time.monotonic() + 60
@@ -259,12 +265,3 @@ def test_a_picture_that_fails_later_is_named(table: QuestionTable, tiny_tokenize
     assert message.startswith(tuple(f"{table.place(int(row))}: picture {path}: " for row in rows))
     assert "replace the file" in message
     assert "Traceback" not in message
-
-
-def test_inconsistent_splits_are_refused(table: QuestionTable, tiny_tokenizer: Any) -> None:
-    plan = plan_epoch(table.painting_of_row, batch_size=4, seed=1, epoch=0)
-    with pytest.raises(ValueError, match="3 micro-batches a step are not 2 ranks x 2 micro-steps"):
-        training_loader(
-            table, tokenize_table(table, tiny_tokenizer, PROMPT)[0], plan, DecodedPictures(table, TRANSFORM),
-            first_step=0, micro_batches_per_step=3, accumulation=2, rank=0, world=2, workers=1, pin_memory=False,
-        )  # fmt: skip

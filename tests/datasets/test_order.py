@@ -5,27 +5,27 @@ import pytest
 
 from artkv.datasets.order import (
     EpochPlan,
-    TrainingShard,
-    evaluation_shard,
+    evaluation_micro_batches,
     micro_batches,
     painting_order,
     plan_epoch,
     plan_evaluation,
     rows_by_painting,
+    training_micro_batches,
 )
 from artkv.errors import UserError
 
 
-def table_of(num_paintings: int, most_questions: int, seed: int = 0) -> np.ndarray:
-    """painting_of_row of a table whose paintings have 1 to most_questions rows, not adjacent."""
+def table_of(num_paintings: int, max_questions: int, seed: int = 0) -> np.ndarray:
+    """painting_of_row of a table whose paintings have 1 to max_questions rows, not adjacent."""
     rng = np.random.default_rng(seed)
-    painting_of_row = np.repeat(np.arange(num_paintings), rng.integers(1, most_questions + 1, num_paintings))
+    painting_of_row = np.repeat(np.arange(num_paintings), rng.integers(1, max_questions + 1, num_paintings))
     return rng.permutation(painting_of_row)
 
 
 def steps_of(plan: EpochPlan, accumulation: int, world: int, first_step: int = 0) -> list[list[tuple]]:
     """What each step trains on, over all ranks and micro-steps: (rows, is_filler), in the plan's order."""
-    shards = [TrainingShard(plan, first_step, accumulation, rank, world) for rank in range(world)]
+    shards = [list(training_micro_batches(plan, first_step, accumulation, rank, world)) for rank in range(world)]
     assert len({len(shard) for shard in shards}) == 1
     steps = []
     for start in range(0, len(shards[0]), accumulation):
@@ -67,7 +67,7 @@ def test_greedy_filling_by_hand() -> None:
     ]
     assert plan.groups_before.tolist() == [0, 2, 3, 4, 6]
     assert plan.num_groups == 6
-    assert plan.num_questions == 14
+    assert plan.rows.size == 14
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8, 100])
@@ -156,7 +156,7 @@ def test_a_position_between_steps_is_refused() -> None:
 def test_evaluation_asks_each_question_once(world: int) -> None:
     painting_of_row = table_of(11, 6)
     plan = plan_evaluation(painting_of_row, batch_size=6)
-    shards = [list(evaluation_shard(plan, rank, world)) for rank in range(world)]
+    shards = [list(evaluation_micro_batches(plan, rank, world)) for rank in range(world)]
     assert not any(m.is_filler for shard in shards for m in shard)
     asked = np.concatenate([m.rows for shard in shards for m in shard])
     assert sorted(asked) == list(range(len(painting_of_row)))
@@ -167,4 +167,4 @@ def test_more_ranks_than_micro_batches() -> None:
     plan = plan_epoch(np.array([0, 0, 1]), batch_size=2, seed=0, epoch=0)
     steps = steps_of(plan, accumulation=1, world=5)
     assert [filler for _, filler in steps[0]] == [False, False, True, True, True]
-    assert [len(evaluation_shard(plan, rank, 5)) for rank in range(5)] == [1, 1, 0, 0, 0]
+    assert [len(list(evaluation_micro_batches(plan, rank, 5))) for rank in range(5)] == [1, 1, 0, 0, 0]

@@ -19,10 +19,9 @@ from artkv.datasets.packing import (
     pack_questions,
     prefix_tree,
 )
-from artkv.datasets.painting_source import DecodedPictures
 from artkv.datasets.table import QuestionTable
-from artkv.datasets.tokenized_table import tokenize_table
-from tests.datasets.test_batches import PROMPT, TRANSFORM
+from artkv.distributed import single_process
+from tests.datasets.test_batches import question_set
 from tests.datasets.test_batches import table as table  # a fixture
 
 NUM_VISUAL = 4
@@ -107,16 +106,16 @@ def test_a_long_group_is_cut_evenly_at_the_true_width() -> None:
     assert len(choose_layout(texts[:60], [0] * 60, PackingSettings(32, 2560))) == 1
 
 
-@pytest.mark.parametrize("most_columns", [1, 30, 60, 100])
-def test_rows_keep_to_the_bound(most_columns: int) -> None:
+@pytest.mark.parametrize("max_columns", [1, 30, 60, 100])
+def test_rows_keep_to_the_bound(max_columns: int) -> None:
     rng = random.Random(1)
     texts = [[rng.randrange(100) for _ in range(rng.randrange(5, 25))] for _ in range(12)]
     painting_index = [n // 8 for n in range(12)]
-    settings = PackingSettings(NUM_VISUAL, 2560, most_columns)
+    settings = PackingSettings(NUM_VISUAL, 2560, max_columns)
     layout = choose_layout(texts, painting_index, settings)
     check_layout(layout, texts, painting_index)
     longest_alone = NUM_VISUAL + max(map(len, texts))
-    assert max(sum(piece.num_columns for piece in row) for row in layout) <= max(most_columns, longest_alone)
+    assert max(sum(piece.num_columns for piece in row) for row in layout) <= max(max_columns, longest_alone)
 
 
 def test_balance_gives_the_longest_first_to_the_shortest_row() -> None:
@@ -153,14 +152,10 @@ def test_padding_sees_itself_alone() -> None:
 
 def test_the_loader_packs_the_same_questions(table: QuestionTable, tiny_tokenizer: Any) -> None:
     plan = plan_epoch(table.painting_of_row, batch_size=6, seed=1, epoch=0)
-    tokenized, _ = tokenize_table(table, tiny_tokenizer, PROMPT)
+    questions = question_set(table, tiny_tokenizer)
 
     def load(packing: PackingSettings | None) -> list[Any]:
-        steps = training_loader(
-            table, tokenized, plan, DecodedPictures(table, TRANSFORM),
-            first_step=0, micro_batches_per_step=2, accumulation=2, rank=0, world=1,
-            workers=1, pin_memory=False, packing=packing,
-        )  # fmt: skip
+        steps = training_loader(questions, plan, 0, 2, single_process(), workers=1, packing=packing)
         return [batch for step in steps for batch in step]
 
     plain, packed = load(None), load(SETTINGS)

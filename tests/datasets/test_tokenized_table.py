@@ -34,7 +34,7 @@ def table(tmp_path: Path) -> QuestionTable:
 def test_ids_are_those_of_single_questions(
     table: QuestionTable, tiny_tokenizer: Any, rows_at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tokenized_table, "_ROWS_AT_ONCE", rows_at_once)
+    monkeypatch.setattr(tokenized_table, "ROWS_AT_ONCE", rows_at_once)
     tokenized, problems = tokenize_table(table, tiny_tokenizer, PROMPT)
     assert problems == []
     assert len(tokenized) == len(table) == 23
@@ -70,6 +70,6 @@ def test_too_long_rows(table: QuestionTable, tiny_tokenizer: Any) -> None:
         ids, labels = tokenized.for_training(row)
         needs.append(6 + max(len(ids), labels.count(-100) + 4))
     most = sorted(set(needs))[-2]
-    problems = too_long_questions(tokenized, table, num_visual_tokens=6, max_new_tokens=4, most_positions=most)
+    problems = too_long_questions(tokenized, table, num_visual_tokens=6, max_new_tokens=4, max_positions=most)
     assert [problem.line for problem in problems] == [2 + row for row in range(23) if needs[row] > most]
     assert f"the row needs {max(needs)} positions, the language model has {most}" in problems[0].message

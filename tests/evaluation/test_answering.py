@@ -11,6 +11,7 @@ from artkv.batch import QuestionBatch
 from artkv.config import Config
 from artkv.datasets.image_index import ImageIndex
 from artkv.datasets.painting_source import DecodedPictures
+from artkv.datasets.question_set import QuestionSet
 from artkv.datasets.table import QuestionTable, read_table
 from artkv.datasets.tokenized_table import tokenize_table
 from artkv.distributed import World
@@ -18,7 +19,7 @@ from artkv.evaluation.answering import AnsweringSettings, GaveUp, answer_questio
 from tests.feature_cache.conftest import on_ranks
 
 PROMPT = "Question: {question} Short answer:"
-SETTINGS = AnsweringSettings(PROMPT, batch_size=1, max_new_tokens=3, workers=1, seed=0)
+SETTINGS = AnsweringSettings(batch_size=1, max_new_tokens=3, workers=1, seed=0)
 
 
 class Model:
@@ -45,12 +46,11 @@ def answer(tiny_config: Config, tiny_tokenizer: Any) -> Callable[..., list[str]]
     assert tiny_config.dataset.image_root is not None
     table: QuestionTable = read_table(tiny_config.dataset.val, ImageIndex(tiny_config.dataset.image_root))
     tokenized, _ = tokenize_table(table, tiny_tokenizer, PROMPT)
-    source = DecodedPictures(table, transform)  # type: ignore[arg-type]
+    questions = QuestionSet(table, tokenized, DecodedPictures(table, transform))  # type: ignore[arg-type]
 
     def run(world: World, advance: Callable[[int], None], gives_up: Callable[[], bool] | None) -> list[str]:
-        return answer_questions(
-            Model(), table, tokenized, source, SETTINGS, world, advance=advance, gives_up=gives_up  # type: ignore[arg-type]
-        )  # fmt: skip
+        model: Any = Model()
+        return answer_questions(model, questions, SETTINGS, world, advance=advance, gives_up=gives_up)
 
     return run
 
@@ -71,7 +71,7 @@ def test_all_ranks_stop_after_the_same_batch_where_one_is_asked_to(answer: Calla
 def test_a_rank_without_a_last_batch_still_meets_the_others(
     answer: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(answering, "_BATCHES_BETWEEN_MEETINGS", 1)
+    monkeypatch.setattr(answering, "BATCHES_BETWEEN_MEETINGS", 1)
     (alone,) = on_ranks(1, lambda world: answer(world, lambda number: None, lambda: False))
     assert len(alone) == 11
     assert on_ranks(2, lambda world: answer(world, lambda number: None, lambda: False)) == [alone, alone]

@@ -13,7 +13,8 @@ from artkv.config import Config, load_config
 from artkv.datasets.image_index import ImageIndex
 from artkv.datasets.table import QuestionTable, read_table
 from artkv.distributed import World, single_process
-from artkv.feature_cache import CachedTables, cache_settings, prepare_features
+from artkv.feature_cache import CachedTables, CacheSettings, prepare_features
+from artkv.session import Session
 
 SHARD_SIZE = 4
 
@@ -25,7 +26,7 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     Its files are some seconds young at most, and are remembered all the same.
     """
     monkeypatch.setattr("artkv.feature_cache.filling.RECORDS_A_SHARD", SHARD_SIZE)
-    monkeypatch.setattr("artkv.feature_cache.contents._SETTLED_SECONDS", 0.0)
+    monkeypatch.setattr("artkv.feature_cache.contents.SETTLED_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -46,6 +47,10 @@ def tables_of(config: Config, *splits: str) -> list[QuestionTable]:
     assert config.dataset.image_root is not None
     images = ImageIndex(config.dataset.image_root)
     return [read_table(getattr(config.dataset, split), images) for split in splits]
+
+
+def cache_settings(config: Config) -> CacheSettings:
+    return Session(config, single_process()).cache_settings
 
 
 def prepare(config: Config, *splits: str, world: World | None = None) -> CachedTables:

@@ -22,18 +22,16 @@ from transformers import Blip2ForConditionalGeneration
 
 from artkv.batch import PaintingViews
 from artkv.config import Config, override_config
-from artkv.distributed import World
+from artkv.distributed import World, single_process
 from artkv.errors import UserError
-from artkv.feature_cache import cache_settings, files, filling, preparation, prepare_features
+from artkv.feature_cache import filling, preparation, prepare_features, shared_files
 from artkv.feature_cache.filling import decoding_threads, plan_shards
 from artkv.models.frozen_encoders import FrozenEncoders, open_frozen_encoders
-from tests.feature_cache.conftest import SHARD_SIZE, files_of, on_ranks, prepare, tables_of
+from tests.feature_cache.conftest import SHARD_SIZE, cache_settings, files_of, on_ranks, prepare, tables_of
 
 
 def views_of(config: Config, path: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    encoders = open_frozen_encoders(
-        config.model, config.efficientnet, config.frozen, config.kv_modulation.enabled, torch.device("cpu")
-    )
+    encoders = open_frozen_encoders(config, config.kv_modulation.enabled, single_process())
     return encoders.transform(Image.open(path).convert("RGB"))
 
 
@@ -62,9 +60,7 @@ def test_blank_picture_is_a_record(config: Config) -> None:
     cached = prepare(config)
     (table,) = tables_of(config, "train")
     blank = cached.paintings(table).load_blank(2, pin_memory=False)
-    encoders = open_frozen_encoders(
-        config.model, config.efficientnet, config.frozen, has_art_encoder=True, device=torch.device("cpu")
-    )
+    encoders = open_frozen_encoders(config, has_art_encoder=True, world=single_process())
     grey = Image.new("RGB", (32, 32), (127, 127, 127))
     expected = encoders.encode(PaintingViews(*(view[None] for view in encoders.transform(grey))))
     assert blank.art_features is not None
@@ -86,7 +82,7 @@ def test_ranks_make_the_same_bytes(config: Config, tmp_path: Path, size: int) ->
 
 @pytest.mark.parametrize(("size", "rounds"), [(1, 4), (2, 2)])
 def test_ranks_meet_after_each_batch(config: Config, monkeypatch: pytest.MonkeyPatch, size: int, rounds: int) -> None:
-    monkeypatch.setattr(filling, "_BATCH", 2)
+    monkeypatch.setattr(filling, "RECORDS_A_BATCH", 2)
     told: list[list[bool]] = [[] for _ in range(size)]
 
     def on_rank(world: World) -> None:
@@ -97,7 +93,7 @@ def test_ranks_meet_after_each_batch(config: Config, monkeypatch: pytest.MonkeyP
     assert told == [[False, False, True, *[True] * 3 * (rounds - 1)]] * size
 
 
-def test_what_ends_a_filling_between_rounds_keeps_the_shards(config: Config) -> None:
+def test_what_ends_a_filling_after_each_batch_keeps_the_shards(config: Config) -> None:
     class Stop(Exception):
         pass
 
@@ -134,7 +130,7 @@ def test_full_disk_of_one_rank_ends_all(config: Config, monkeypatch: pytest.Monk
             raise OSError(errno.ENOSPC, "No space left on device")
         true_fsync(file)
 
-    monkeypatch.setattr(files.os, "fsync", fsync)
+    monkeypatch.setattr(shared_files.os, "fsync", fsync)
     results = on_ranks(2, lambda world: prepare(config, world=world))
     assert all(isinstance(result, UserError) for result in results)
     assert "features/shards: features-" in str(results[0])
@@ -151,7 +147,7 @@ def test_full_disk_of_one_rank_ends_all(config: Config, monkeypatch: pytest.Monk
 def test_rank_that_does_not_see_the_folder_ends_all(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_complete: bool, message: str
 ) -> None:
-    monkeypatch.setattr(preparation, "_SEEN_WITHIN_SECONDS", 0.0)
+    monkeypatch.setattr(preparation, "SEEN_WITHIN_SECONDS", 0.0)
     if is_complete:
         prepare(config)
     hidden = override_config(config, [f"frozen.feature_cache={tmp_path / 'elsewhere'}"])
@@ -165,8 +161,8 @@ def test_encoders_are_gone_afterwards(config: Config, monkeypatch: pytest.Monkey
     parts: list[weakref.ref[torch.nn.Module]] = []
     true_load = FrozenEncoders.load
 
-    def load(encoders: FrozenEncoders, gather: object) -> None:
-        true_load(encoders, gather)  # type: ignore[arg-type]
+    def load(encoders: FrozenEncoders, world: World) -> None:
+        true_load(encoders, world)
         parts.extend(weakref.ref(part) for part in encoders._backbone._modules.root.modules())  # type: ignore[attr-defined]
 
     monkeypatch.setattr(FrozenEncoders, "load", load)
@@ -213,7 +209,7 @@ def _killed_at(config: Config, number: int) -> int:
                 os.kill(os.getpid(), signal.SIGKILL)
             true_fsync(file)
 
-        files.os.fsync = fsync  # type: ignore[attr-defined]
+        shared_files.os.fsync = fsync  # type: ignore[attr-defined]
         prepare(config)
 
     process = multiprocessing.get_context("fork").Process(target=fill)
@@ -258,9 +254,9 @@ def test_temporary_files_of_the_living_are_left_alone(tmp_path: Path) -> None:
     living = tmp_path / ".b.safetensors.ba9876543210.tmp"
     with living.open("wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        files.remove_abandoned(tmp_path)
+        shared_files.remove_abandoned(tmp_path)
         assert [path.name for path in tmp_path.iterdir()] == [living.name]
-    files.remove_abandoned(tmp_path)
+    shared_files.remove_abandoned(tmp_path)
     assert not list(tmp_path.iterdir())
 
 

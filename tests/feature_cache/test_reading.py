@@ -2,8 +2,8 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +15,10 @@ from artkv.config import Config, override_config
 from artkv.datasets.batches import evaluation_loader
 from artkv.datasets.order import plan_evaluation
 from artkv.datasets.painting_source import DecodedPictures
+from artkv.datasets.question_set import QuestionSet
 from artkv.datasets.table import QuestionTable
 from artkv.datasets.tokenized_table import tokenize_table
-from artkv.distributed import single_process
+from artkv.distributed import World, single_process
 from artkv.errors import UserError
 from artkv.evaluation.answering import ALL_ABLATIONS, Ablation, answer_questions, answering_settings
 from artkv.evaluation.scores import shuffled_painting_index
@@ -62,7 +63,7 @@ def test_bfloat16_records(config: Config, table: QuestionTable) -> None:
 def test_few_files_are_open_at_a_time(paintings: CachedPaintings) -> None:
     expected = paintings.load(np.arange(12), np.arange(12), pin_memory=False)
     paintings.close()
-    paintings._most_files = 2
+    paintings._max_files = 2
     open_before = len(os.listdir("/proc/self/fd"))
     features = paintings.load(np.arange(12), np.arange(12), pin_memory=False)
     assert len(os.listdir("/proc/self/fd")) == open_before + 2
@@ -82,7 +83,7 @@ def test_several_threads_read_the_same(paintings: CachedPaintings) -> None:
     """With so few open files that threads close each other's."""
     expected = paintings.load(np.arange(12), np.arange(12), pin_memory=False)
     paintings.close()
-    paintings._most_files = 1
+    paintings._max_files = 1
     orders = [np.random.default_rng(seed).permutation(12) for seed in range(40)]
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda order: paintings.load(order, order, pin_memory=False), orders))
@@ -96,17 +97,18 @@ def test_ablations_see_the_same_with_and_without(config: Config, table: Question
     cached = prepare(config).paintings(table)
     uncached = override_config(config, ["frozen.feature_cache=null"])
     model = load_model(uncached, device="cpu")
-    settings = answering_settings(config.dataset, config.evaluation, seed=3)
-    tokenized, _ = tokenize_table(table, model.model.backbone.tokenizer, settings.prompt)
-    decoded = DecodedPictures(table, model.transform)
+    settings = replace(answering_settings(config), seed=3)
+    tokenized, _ = tokenize_table(table, model.model.backbone.tokenizer, config.dataset.prompt)
+    sources = (cached, DecodedPictures(table, model.transform))
+    cached_questions, decoded_questions = (QuestionSet(table, tokenized, source) for source in sources)
     art_source = shuffled_painting_index(table.num_paintings, 3) if ablation.prefix == "shuffled" else None
     for with_cache, without in zip(
         *(
             evaluation_loader(
-                table, tokenized, plan_evaluation(table.painting_of_row, 4), source, 0, 1, workers=1,
-                pin_memory=False, blank=ablation.image == "blank", art_source=art_source,
+                questions, plan_evaluation(table.painting_of_row, 4), single_process(), workers=1,
+                blank=ablation.image == "blank", art_source=art_source,
             )
-            for source in (cached, decoded)
+            for questions in (cached_questions, decoded_questions)
         ),
         strict=True,
     ):  # fmt: skip
@@ -118,8 +120,8 @@ def test_ablations_see_the_same_with_and_without(config: Config, table: Question
         torch.testing.assert_close(features.image_features, expected.image_features, rtol=0, atol=1e-5)
         torch.testing.assert_close(features.art_features, expected.art_features, rtol=0, atol=1e-5)
     answers = [
-        answer_questions(model.model, table, tokenized, source, settings, single_process(), ablation)
-        for source in (cached, decoded)
+        answer_questions(model.model, questions, settings, single_process(), ablation)
+        for questions in (cached_questions, decoded_questions)
     ]
     assert answers[0] == answers[1]
 
@@ -134,9 +136,9 @@ def test_ask_about_a_new_picture_loads_the_encoders(config: Config, monkeypatch:
     loaded: list[str] = []
     true_place = Blip2Backbone._place_blocks
 
-    def place(self: Blip2Backbone, stack_name: str, gather: Any) -> None:
+    def place(self: Blip2Backbone, stack_name: str, world: World) -> None:
         loaded.append(stack_name)
-        true_place(self, stack_name, gather)
+        true_place(self, stack_name, world)
 
     monkeypatch.setattr(Blip2Backbone, "_place_blocks", place)
     before = {path: path.stat().st_mtime_ns for path in Path(config.frozen.feature_cache).rglob("*")}  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import OPTConfig, OPTForCausalLM
 
+from artkv.distributed import single_process
 from artkv.frozen.block_layout import Storage, TensorReader
 from artkv.frozen.host_blocks import HostBlocks
 from artkv.frozen.streaming import StreamedBlocks, stream_blocks
@@ -64,13 +65,13 @@ def streamed_twin(
     twin = on_meta(model)
     storage = storage or ("bf16" if model.dtype == torch.bfloat16 else "fp32")
     masters = copy.deepcopy(model).cpu()  # where a file's tensors are
-    host = HostBlocks.build(readers_of(layers_of(masters)), storage)
+    host = HostBlocks.build(readers_of(layers_of(masters)), storage, single_process(CPU))
     arguments = (host, model.device, model.dtype)
     if transport is not None:
         made = transport(*arguments)
     else:
         made = CpuTransport(*arguments, poison=poison) if model.device == CPU else transport_for(*arguments)
-    return twin, stream_blocks(layers_of(twin), host, *arguments[1:], transport=made, **options)
+    return twin, stream_blocks(layers_of(twin), made, **options)
 
 
 def random_inputs(seed: int, length: int, model: Any) -> tuple[Tensor, Tensor, Tensor]:

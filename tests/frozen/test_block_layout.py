@@ -100,4 +100,4 @@ def test_the_cost_of_int8_on_logits_and_loss(dtype: torch.dtype) -> None:
     assert loss_difference < 0.02
     assert torch.isfinite(found).all()
     loss_of(model, inputs).backward()
-    assert streamed.bytes_moved == streamed.total_loads * streamed._layout.packed_bytes
+    assert streamed.bytes_moved == streamed.total_loads * streamed.layout.packed_bytes

@@ -202,8 +202,8 @@ def test_on_a_real_device(storage: Storage, dtype: torch.dtype, slots: int) -> N
         decoded, _ = streamed_twin(small_opt(dtype), storage="int8", resident_blocks=NUM_BLOCKS)
         resident = decoded.to(cuda)
     model, streamed = streamed_twin(small_opt(dtype, device=cuda), storage=storage, slots=slots)
-    assert streamed._transport.host.is_pinned
+    assert streamed.ring.transport.host.is_pinned
     for seed in range(4):
         assert all(map(torch.equal, step(model, seed), step(resident, seed)))
     assert streamed.total_loads == 2 * NUM_BLOCKS - slots + 3 * 2 * (NUM_BLOCKS - slots)
-    assert CPU not in {slot.flat.device for slot in streamed._ring.slots}
+    assert CPU not in {slot.flat.device for slot in streamed.ring.slots}

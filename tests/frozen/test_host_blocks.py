@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from artkv.distributed import single_process
 from artkv.errors import UserError
 from artkv.frozen.host_blocks import HostBlocks
 
@@ -23,16 +24,13 @@ ROOT = Path(__file__).resolve().parents[2]
 RANK_SCRIPT = """
 import os, sys, time, torch
 import torch.distributed as dist
+from artkv.distributed import World
 from artkv.errors import UserError
 from artkv.frozen.host_blocks import HostBlocks
 
 rank, store, fail = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-
-def gather(value):
-    values = [None, None]
-    dist.all_gather_object(values, value)
-    return values
+world = World(rank, rank, 2, torch.device("cpu"))
 
 def read(block):
     if fail == "reader":
@@ -48,7 +46,7 @@ if fail == "open" and rank == 1:
         return real_open(path, *rest)
     os.open = refuse
 try:
-    host = HostBlocks.build([{"weight": lambda b=b: read(b)} for b in range(4)], "bf16", gather)
+    host = HostBlocks.build([{"weight": lambda b=b: read(b)} for b in range(4)], "bf16", world)
 except Exception as error:
     print("raised", type(error).__name__, error)
     sys.exit(1)
@@ -103,26 +101,30 @@ def test_all_ranks_fail_together(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     for rank in run_two_ranks(tmp_path / "a", fail="reader"):
-        assert rank["raised"] == "UserError weights.safetensors: truncated; fetch it again"
+        assert rank["raised"] == "UserError [rank 0] weights.safetensors: truncated; fetch it again"
     first, second = run_two_ranks(tmp_path / "b", fail="open")
-    assert re.match(r"RuntimeError another rank failed: /proc/\d+/fd/\d+: .*Permission denied", first["raised"])
+    assert re.match(r"RunFailed rank 1 failed: RuntimeError: /proc/\d+/fd/\d+: .*Permission denied", first["raised"])
     assert re.match(r"RuntimeError /proc/\d+/fd/\d+: .*start a node's ranks as one user", second["raised"])
 
 
-@pytest.mark.parametrize("moment", [2, 3])
+@pytest.mark.system
+@pytest.mark.parametrize("moment", [2, 4])
 def test_a_kill_leaves_nothing(moment: int) -> None:
     """SIGKILL after packing and before another rank could map it, then after that; and the next run works."""
     script = f"""
 import os, signal, torch
+from artkv.distributed import World
 from artkv.frozen.host_blocks import HostBlocks
-calls = []
-def gather(value):
-    calls.append(value)
-    if len(calls) == {moment}:
-        print("files", sum("artkv-frozen-blocks" in line for line in open("/proc/self/maps")), flush=True)
-        os.kill(os.getpid(), signal.SIGKILL)
-    return [value]
-HostBlocks.build([{{"weight": lambda: torch.ones(1024, 1024)}}], "bf16", gather)
+meetings = []
+class Killed(World):
+    def _exchange(self, value):
+        meetings.append(value)
+        if len(meetings) == {moment}:
+            print("files", sum("artkv-frozen-blocks" in line for line in open("/proc/self/maps")), flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return [value]
+world = Killed(0, 0, 1, torch.device("cpu"))
+HostBlocks.build([{{"weight": lambda: torch.ones(1024, 1024)}}], "bf16", world)
 """
     before = memory_files()
     for _ in range(2):
@@ -135,17 +137,17 @@ HostBlocks.build([{{"weight": lambda: torch.ones(1024, 1024)}}], "bf16", gather)
 
 def test_each_tensor_is_read_once_and_let_go() -> None:
     alive: list[weakref.ref] = []
-    most_alive = []
+    max_alive = []
 
     def read(block: int, name: str) -> Tensor:
-        most_alive.append(sum(ref() is not None for ref in alive))
+        max_alive.append(sum(ref() is not None for ref in alive))
         tensor = torch.full((3, 5) if name == "weight" else (3,), float(block))
         alive.append(weakref.ref(tensor))
         return tensor
 
     blocks = [{name: partial(read, block, name) for name in ("weight", "bias")} for block in range(4)]
-    host = HostBlocks.build(blocks, "bf16")
-    assert most_alive == [0, 1, 0, 0, 0, 0, 0, 0]  # block 0 as a whole, then one tensor at a time
+    host = HostBlocks.build(blocks, "bf16", single_process())
+    assert max_alive == [0, 1, 0, 0, 0, 0, 0, 0]  # block 0 as a whole, then one tensor at a time
     assert sum(ref() is not None for ref in alive) == 0
     flat = torch.empty(host.layout.slot_elements)
     for block, packed in enumerate(host.packed):
@@ -159,11 +161,11 @@ def test_blocks_that_differ_are_refused() -> None:
         return {name: partial(torch.zeros, shape) for name, shape in shapes.items()}
 
     with pytest.raises(ValueError, match="block 1: weight has shape"):
-        HostBlocks.build([block(weight=(2, 2)), block(weight=(2, 3))], "bf16")
+        HostBlocks.build([block(weight=(2, 2)), block(weight=(2, 3))], "bf16", single_process())
     with pytest.raises(ValueError, match=r"block 1: blocks differ in their tensors: \['bias'\]"):
-        HostBlocks.build([block(weight=(2, 2)), block(weight=(2, 2), bias=(2,))], "bf16")
+        HostBlocks.build([block(weight=(2, 2)), block(weight=(2, 2), bias=(2,))], "bf16", single_process())
     with pytest.raises(ValueError, match="no blocks"):
-        HostBlocks.build([], "bf16")
+        HostBlocks.build([], "bf16", single_process())
 
 
 def test_a_users_error_of_a_reader_stays_one() -> None:
@@ -171,7 +173,7 @@ def test_a_users_error_of_a_reader_stays_one() -> None:
         raise UserError("the file is damaged")
 
     with pytest.raises(UserError, match="the file is damaged"):
-        HostBlocks.build([{"weight": read}], "bf16")
+        HostBlocks.build([{"weight": read}], "bf16", single_process())
 
 
 @pytest.mark.parametrize("code", [0, 2])
@@ -190,7 +192,7 @@ def test_pinning_registers_the_buffer_itself(
             return 0
 
     monkeypatch.setattr(torch.cuda, "cudart", Cudart)
-    host = HostBlocks.build([{"weight": lambda: torch.ones(100, 100)}] * 3, "bf16")
+    host = HostBlocks.build([{"weight": lambda: torch.ones(100, 100)}] * 3, "bf16", single_process())
     address = host.packed[0].data_ptr()
     host.pin()
     assert host.num_bytes == 3 * 20480  # 20000 bytes in whole pages; no power of two

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 from transformers import Blip2VisionConfig, Blip2VisionModel
 
+from artkv.distributed import single_process
 from artkv.errors import UserError
 from artkv.frozen.host_blocks import HostBlocks
 from artkv.frozen.residency import device_bytes
 from artkv.frozen.streaming import stream_blocks
+from artkv.frozen.transport import transport_for
 from tests.frozen.streamed_opt import (
     CPU,
     NUM_BLOCKS,
@@ -50,15 +52,15 @@ def test_loss_gradients_and_loads(dtype: torch.dtype, attention: str, slots: int
     live: list[int] = []
     for layer in layers_of(model):  # called in forward and in recomputation
         layer.fc2.register_forward_pre_hook(lambda *_: live.append(streamed.live_slots))
-    masters = streamed._transport.host.digest()
+    masters = streamed.ring.transport.host.digest()
     for number in range(3):
         assert_equal(step(model, seed=number), step(resident, seed=number))
         assert streamed.total_loads == expected_loads(NUM_BLOCKS, slots, number + 1)
     assert len(live) == 3 * 2 * NUM_BLOCKS
     assert max(live) == min(slots, NUM_BLOCKS)
-    assert len(streamed._ring.slots) == min(slots, NUM_BLOCKS)
-    assert streamed.bytes_moved == streamed.total_loads * streamed._layout.packed_bytes
-    assert streamed._transport.host.digest() == masters
+    assert len(streamed.ring.slots) == min(slots, NUM_BLOCKS)
+    assert streamed.bytes_moved == streamed.total_loads * streamed.layout.packed_bytes
+    assert streamed.ring.transport.host.digest() == masters
 
 
 @pytest.mark.parametrize("slots", [1, 2, 3])
@@ -159,8 +161,8 @@ def test_a_streamed_vit() -> None:
     model = copy.deepcopy(resident)
     for layer in model.encoder.layers:
         layer.to_empty(device="meta")
-    host = HostBlocks.build(readers_of(list(resident.encoder.layers)), "fp32")
-    streamed = stream_blocks(list(model.encoder.layers), host, CPU, torch.float32)
+    host = HostBlocks.build(readers_of(list(resident.encoder.layers)), "fp32", single_process(CPU))
+    streamed = stream_blocks(list(model.encoder.layers), transport_for(host, CPU, torch.float32))
     pixels = torch.randn(2, 3, 28, 28)
     with torch.no_grad():
         for _ in range(2):
@@ -172,7 +174,7 @@ def test_masters_in_bf16_computing_in_fp32() -> None:
     resident = small_opt()  # its weights are exact in bf16
     model, streamed = streamed_twin(resident, storage="bf16", slots=2)
     assert_equal(step(model, seed=0), step(resident, seed=0))
-    assert streamed._layout.packed_bytes == streamed._layout.slot_bytes(torch.bfloat16)
+    assert streamed.layout.packed_bytes == streamed.layout.slot_bytes(torch.bfloat16)
 
 
 def test_the_plain_cpu_transport_computes_the_same() -> None:
@@ -203,11 +205,11 @@ def test_the_inside_of_a_block_is_not_kept() -> None:
 def test_auto_fills_the_budget() -> None:
     resident = small_opt()
     _, streamed = streamed_twin(resident, resident_blocks=1, slots=2)
-    block_bytes = streamed._layout.slot_bytes(torch.float32)
+    block_bytes = streamed.layout.slot_bytes(torch.float32)
     assert streamed.device_bytes == 3 * block_bytes
     _, cast = streamed_twin(resident, storage="bf16", resident_blocks=1, slots=2)
     assert cast.device_bytes == 3 * block_bytes  # no staging buffer on the CPU; CUDA would add one of bf16
-    assert device_bytes(cast._layout, torch.float32, NUM_BLOCKS, 2, 1) == 3.5 * block_bytes
+    assert device_bytes(cast.layout, torch.float32, NUM_BLOCKS, 2, 1) == 3.5 * block_bytes
     for budget, expected in ((2, 0), (3.9, 1), (4, 2), (5, NUM_BLOCKS), (9, NUM_BLOCKS)):
         _, streamed = streamed_twin(
             resident, resident_blocks="auto", slots=2, memory_budget_bytes=int(budget * block_bytes)
@@ -242,10 +244,10 @@ def test_blocks_are_restored_after_each_call() -> None:
 
 def test_misuse_is_refused() -> None:
     resident = small_opt()
-    host = HostBlocks.build(readers_of(layers_of(resident)), "fp32")
+    host = HostBlocks.build(readers_of(layers_of(resident)), "fp32", single_process(CPU))
 
     def stream(layers: list[torch.nn.Module]) -> None:
-        stream_blocks(layers, host, CPU, torch.float32)
+        stream_blocks(layers, transport_for(host, CPU, torch.float32))
 
     with pytest.raises(ValueError, match="4 blocks, but the host holds 5"):
         stream(layers_of(on_meta(resident))[:4])

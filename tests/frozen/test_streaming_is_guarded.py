@@ -44,7 +44,7 @@ def evict_while_recomputing(model: Any, streamed: StreamedBlocks) -> None:
         def evict(*_: Any) -> None:
             is_recomputation = torch._C._current_graph_task_id() != -1
             if is_recomputation and position > 0:
-                streamed._ring._fetch([position - 1])
+                streamed.ring._fetch([position - 1])
 
         return evict
 

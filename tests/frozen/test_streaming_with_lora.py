@@ -7,6 +7,7 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
+from artkv.distributed import single_process
 from artkv.frozen.host_blocks import HostBlocks
 from artkv.frozen.streaming import StreamedBlocks, stream_blocks
 from artkv.frozen.transport import CpuTransport
@@ -40,10 +41,10 @@ def add_adapters(model: Any) -> dict[str, nn.Parameter]:
 
 def streamed_with_lora(resident: Any, adapters_first: bool, **options: Any) -> tuple[Any, dict, StreamedBlocks]:
     twin = on_meta(resident)
-    host = HostBlocks.build(readers_of(layers_of(resident)), "fp32")
+    host = HostBlocks.build(readers_of(layers_of(resident)), "fp32", single_process(CPU))
     adapters = add_adapters(twin) if adapters_first else {}
     transport = CpuTransport(host, CPU, torch.float32, poison=True)
-    streamed = stream_blocks(layers_of(twin), host, CPU, torch.float32, transport=transport, **options)
+    streamed = stream_blocks(layers_of(twin), transport, **options)
     return twin, adapters or add_adapters(twin), streamed
 
 
@@ -62,7 +63,7 @@ def test_adapters_get_the_resident_models_gradients(adapters_first: bool, slots:
         assert parameter.grad.abs().sum() > 0
         assert torch.equal(parameter.grad, expected_adapters[name].grad), name
     assert streamed.live_slots <= slots
-    assert streamed._layout.slot_elements < 2 * sum(place.numel for place in streamed._layout.places)
+    assert streamed.layout.slot_elements < 2 * sum(place.numel for place in streamed.layout.places)
 
 
 def gradients_without_input_gradient(model: Any, adapters: dict[str, nn.Parameter]) -> dict[str, Tensor]:

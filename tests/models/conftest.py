@@ -9,6 +9,7 @@ import torch
 from artkv.batch import Batch, PaintingViews
 from artkv.config import Config
 from artkv.datasets.tokenization import collate_questions, encode_for_training
+from artkv.distributed import single_process
 from artkv.models.assembly import BuiltModel, build_model
 
 QUESTIONS = [("What is it?", "oil"), ("Who painted this picture of a thing?", "Jan van Eyck"), ("Style?", "a b")]
@@ -28,11 +29,9 @@ def build_on(tiny_config: Config) -> Build:
         for section, values in {"model": {}, **sections}.items():
             tree[section] |= values
         tree["model"]["backend"] = backend
+        tree["training"]["activation_checkpointing"] = checkpointing
         config = Config.model_validate(tree)
-        return build_model(
-            config.model, config.efficientnet, config.kv_modulation, config.trainable, config.frozen,
-            config.training.seed, torch.device("cpu"), checkpointing,
-        )  # fmt: skip
+        return build_model(config, single_process(torch.device("cpu")))
 
     return build_with
 

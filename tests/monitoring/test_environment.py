@@ -38,16 +38,16 @@ def test_commit_and_changes_of_a_checkout(tmp_path: Path) -> None:
     git(tmp_path, "add", "file")
     git(tmp_path, "commit", "-q", "-m", "first")
     head = git(tmp_path, "rev-parse", "HEAD")
-    assert environment._git(tmp_path) == {"commit": head, "changed": False}
+    assert environment.git_state(tmp_path) == {"commit": head, "changed": False}
     (tmp_path / "untracked").write_text("ignored")
-    assert environment._git(tmp_path) == {"commit": head, "changed": False}
+    assert environment.git_state(tmp_path) == {"commit": head, "changed": False}
     (tmp_path / "file").write_text("two")
-    assert environment._git(tmp_path) == {"commit": head, "changed": True}
+    assert environment.git_state(tmp_path) == {"commit": head, "changed": True}
     (tmp_path / "site-packages").mkdir()  # installed inside somebody else's checkout
-    assert environment._git(tmp_path / "site-packages") is None
+    assert environment.git_state(tmp_path / "site-packages") is None
 
 
 def test_no_git_and_no_checkout_are_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert environment._git(tmp_path) is None
+    assert environment.git_state(tmp_path) is None
     monkeypatch.setenv("PATH", str(tmp_path))
     assert environment_report()["git"] is None

@@ -2,7 +2,7 @@
 
 import io
 
-from artkv.monitoring.progress import Progress
+from artkv.monitoring.progress import ProgressLine
 
 
 class Terminal(io.StringIO):
@@ -20,7 +20,7 @@ class Clock:
 
 def test_file_gets_a_plain_line_every_so_often() -> None:
     stream, clock = io.StringIO(), Clock()
-    progress = Progress(100, steps_done=40, stream=stream, seconds_between_lines=30, now=clock)
+    progress = ProgressLine(100, steps_done=40, stream=stream, seconds_between_lines=30, now=clock)
     progress.show(loss=1.23456, questions_per_second=87.654)
     for _ in range(60):
         clock.seconds += 2
@@ -36,7 +36,7 @@ def test_file_gets_a_plain_line_every_so_often() -> None:
 
 def test_terminal_gets_a_bar_with_loss_rate_and_time_left() -> None:
     stream = Terminal()
-    progress = Progress(10, steps_done=4, stream=stream)
+    progress = ProgressLine(10, steps_done=4, stream=stream)
     progress.show(loss=0.5, questions_per_second=12.0)
     progress.advance()
     progress.note("checkpoint saved")
@@ -52,7 +52,7 @@ def test_terminal_gets_a_bar_with_loss_rate_and_time_left() -> None:
 
 def test_other_ranks_are_silent() -> None:
     for stream in (io.StringIO(), Terminal()):
-        progress = Progress(3, rank=1, stream=stream, seconds_between_lines=0)
+        progress = ProgressLine(3, rank=1, stream=stream, seconds_between_lines=0)
         progress.show(loss=1.0)
         progress.advance(3)
         progress.note("not here")
@@ -62,5 +62,5 @@ def test_other_ranks_are_silent() -> None:
 
 def test_note_goes_to_a_file_as_a_line() -> None:
     stream = io.StringIO()
-    Progress(3, stream=stream).note("evaluating")
+    ProgressLine(3, stream=stream).note("evaluating")
     assert stream.getvalue() == "evaluating\n"

@@ -1,197 +1,20 @@
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from artkv.batch import Batch, PackedQuestions, PaintingViews, QuestionBatch
-from artkv.config import Config, load_config, recipe_path
+from artkv.config import Config
 from artkv.config.deepspeed import fill_deepspeed_config, load_deepspeed_config
-from artkv.datasets.packing import PackingSettings, pack_questions
 from artkv.distributed import World
-from artkv.errors import UserError
-from artkv.frozen.recompute import recompute_blocks
-from artkv.planning.batch_shape import BatchShape, sequences
-from artkv.planning.memory import (
-    AllocationCounter,
-    activations,
-    block_activations,
-    parse_bytes,
-    peak_activation_bytes,
-    quantised_block_bytes,
-    trainable_memory,
-)
+from artkv.planning.activations import AllocationCounter
+from artkv.planning.memory import quantised_block_bytes, trainable_memory
 from artkv.planning.shapes import model_shapes
 from artkv.run_folder.state import TrainableState
 from artkv.training.engine import TrainingEngine
 from tests.planning.conftest import build
-
-BATCH = BatchShape(paintings=6, questions=16, text_tokens=40)
-NUM_VISUAL = 6
-TINY_WIDTH = 40
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [("8GiB", 8 * 2**30), ("24GB", 24 * 10**9), (" 512 MiB", 512 * 2**20), ("1.5GiB", 3 * 2**29)],
-)
-def test_sizes_are_read(text: str, expected: int) -> None:
-    assert parse_bytes(text, "--gpu-memory") == expected
-
-
-@pytest.mark.parametrize("text", ["", "much", "8 GiBs", "-8GiB", "0GiB", "8G8", "nan", "1e3MB"])
-def test_no_size_is_the_users_error(text: str) -> None:
-    with pytest.raises(UserError, match=r"--gpu-memory = .*8GiB"):
-        parse_bytes(text, "--gpu-memory")
-
-
-def test_counter_counts_each_storage_once_and_until_it_is_gone() -> None:
-    before = torch.ones(1000)
-    with AllocationCounter() as counter:
-        first = before * 2
-        view = first.view(10, 100)[3]
-        first.add_(1)
-        assert (counter.live_bytes, counter.peak_bytes) == (4000, 4000)  # `before` and views are not new
-        second = view.double()
-        assert counter.live_bytes == 4000 + 800
-        del first, second
-        assert counter.live_bytes == 4000  # the view holds it
-        del view
-        assert (counter.live_bytes, counter.peak_bytes) == (0, 4800)
-
-
-def _views(config: Config) -> PaintingViews:
-    side = config.efficientnet.image_size
-    return PaintingViews(torch.randn(BATCH.paintings, 3, 28, 28), torch.randn(BATCH.paintings, 3, side, side))
-
-
-def _questions() -> QuestionBatch:
-    ids = torch.randint(5, 100, (BATCH.questions, BATCH.text_tokens))
-    painting = torch.arange(BATCH.questions) % BATCH.paintings
-    mask = torch.ones_like(ids)
-    mask[0, -3:] = 0  # padding, so that a mask is made
-    labels = ids.clone()
-    labels[:, 0] = -100
-    places = (labels.flatten() != -100).nonzero().squeeze(1)
-    return QuestionBatch(ids, mask, labels, places, painting, torch.ones(BATCH.questions))
-
-
-def _packed_questions() -> PackedQuestions:
-    """The same questions, alike in BOS alone."""
-    encoded = []
-    for question in range(BATCH.questions):
-        ids = [5 + question, *range(20, 19 + BATCH.text_tokens)]
-        encoded.append(([0, *ids[:-1]], [-100, *ids[:-1]]))
-    painting = [question % BATCH.paintings for question in range(BATCH.questions)]
-    return pack_questions(encoded, painting, 1.0, 1, PackingSettings(NUM_VISUAL, TINY_WIDTH))
-
-
-@pytest.mark.parametrize("lora", [(), ("opt",)])
-def test_a_block_stores_what_autograd_saves(settings: Callable[..., Config], lora: tuple[str, ...]) -> None:
-    config = settings(trainable={"lora": {"targets": lora, "rank": 3}})
-    block = build(config).model.backbone.language_model.model.decoder.layers[-1]
-    positions = NUM_VISUAL + BATCH.text_tokens
-    hidden_QSD = torch.randn(BATCH.questions, positions, TINY_WIDTH, requires_grad=True)
-    mask_Q1SS = torch.ones(BATCH.questions, 1, positions, positions, dtype=torch.bool)
-    weights = {parameter.untyped_storage().data_ptr() for parameter in block.parameters()}
-    saved: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            saved[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output_QSD = block(hidden_QSD, attention_mask=mask_Q1SS)
-    predicted = block_activations(model_shapes(config, torch.float32, lora), BATCH)
-    # To the byte. Autograd saves the block's input and not its output, which is as large.
-    assert predicted.stored_bytes == sum(saved.values())
-    assert predicted.recomputed_bytes == output_QSD.numel() * 4
-
-
-def test_a_recomputed_block_keeps_its_input_alone(tiny_config: Config) -> None:
-    block = build(tiny_config).model.backbone.language_model.model.decoder.layers[-1]
-    recompute_blocks([block])
-    positions = NUM_VISUAL + BATCH.text_tokens
-    hidden_QSD = torch.randn(BATCH.questions, positions, TINY_WIDTH, requires_grad=True)
-    mask_Q1SS = torch.ones(BATCH.questions, 1, positions, positions, dtype=torch.bool)
-    gradient_QSD = torch.ones_like(hidden_QSD)
-    predicted = block_activations(model_shapes(tiny_config, torch.float32, []), BATCH)
-    with AllocationCounter() as counter:
-        output_QSD = block(hidden_QSD, attention_mask=mask_Q1SS)
-        assert counter.live_bytes == predicted.recomputed_bytes
-        counter.peak_bytes = 0
-        torch.autograd.grad(output_QSD, hidden_QSD, gradient_QSD)
-    # To the byte: this output is kept here, and the gradient, as large, was made before.
-    assert counter.peak_bytes == predicted.recomputed_backward_bytes
-
-
-def test_a_true_size_block_is_ten_widths_a_token() -> None:
-    """Input, q, k, v, attention's output, LayerNorm's input, four of ReLU's; all bf16."""
-    shapes = model_shapes(load_config(recipe_path("artquest.yaml")), torch.bfloat16, [])
-    batch = BatchShape(8, 8, 32)
-    tokens = 8 * (32 + 32)
-    predicted = block_activations(shapes, batch).stored_bytes
-    # Beside them statistics of LayerNorm and softmax and the mask, under 1%.
-    assert 1.0 < predicted / (10 * tokens * 2560 * 2) < 1.01
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-@pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("is_packed", [False, True])
-def test_the_peak_of_a_real_step(settings: Callable[..., Config], is_packed: bool, recompute: bool, dtype: str) -> None:
-    config = settings(training={"activation_checkpointing": recompute}, model={"dtype": dtype})
-    model = build(config).model
-    questions = _packed_questions() if is_packed else _questions()
-    batch = Batch(_views(config), questions, ())
-    trainables = list(model.parameters())
-    with AllocationCounter() as counter:
-        loss = model(batch).loss_sum
-        torch.autograd.grad(loss, trainables)
-    shapes = model_shapes(config, getattr(torch, dtype), [])
-    acts = activations(shapes, replace(BATCH, is_packed=is_packed), config.efficientnet.image_size)
-    predicted = peak_activation_bytes(acts, num_blocks=2, recompute=recompute) - acts.inputs_bytes
-    # 2% (measured: 1.5% at most): OPT's forward makes masks and position ids, and at two blocks of width 40 they show.
-    # 4% packed (measured: 2.8% too little, 1.7% too much): the last block reads its own rows of the mask.
-    assert predicted == pytest.approx(counter.peak_bytes, rel=0.04 if is_packed else 0.02)
-
-
-@pytest.mark.parametrize(("questions", "paintings"), [(16, 6), (5, 1), (4, 4)])
-def test_packed_sequences_are_those_of_training(questions: int, paintings: int) -> None:
-    encoded = [([0, *[99 + n] * 9], [-100, *[99 + n] * 9]) for n in range(questions)]
-    packed = pack_questions(
-        encoded, [n % paintings for n in range(questions)], 1.0, 1, PackingSettings(NUM_VISUAL, TINY_WIDTH)
-    )
-    predicted = sequences(BatchShape(paintings, questions, 10, is_packed=True), NUM_VISUAL, TINY_WIDTH)
-    assert (predicted.rows, predicted.columns) == packed.token_ids.shape
-    assert predicted.predicting_columns == packed.answer_columns.shape[1]
-    assert predicted.answer_tokens == len(packed.answer_ids)
-
-
-def test_encoding_of_real_pictures(tiny_config: Config) -> None:
-    model = build(tiny_config).model
-    views = _views(tiny_config)
-    with AllocationCounter() as counter:
-        model.encode(views)
-    acts = activations(model_shapes(tiny_config, torch.float32, []), BATCH, tiny_config.efficientnet.image_size)
-    assert acts.encoding_bytes == counter.peak_bytes
-    assert acts.inputs_bytes == sum(view.numel() * 4 for view in (views.vit_pixels, views.efficientnet_pixels))
-
-
-def test_validation_is_in_proportion(tiny_config: Config) -> None:
-    shapes = model_shapes(tiny_config, torch.float32, [])
-    double = BatchShape(2 * BATCH.paintings, 2 * BATCH.questions, BATCH.text_tokens)
-    acts = activations(shapes, BATCH, tiny_config.efficientnet.image_size, (double, 5))
-    assert acts.evaluation is not None
-    alone = activations(shapes, double, tiny_config.efficientnet.image_size)
-    assert acts.evaluation.encoding_bytes == alone.encoding_bytes
-    assert acts.evaluation.features_bytes == alone.features_bytes
-    keys_and_values = 2 * 2 * double.questions * (NUM_VISUAL + BATCH.text_tokens + 5) * TINY_WIDTH * 4
-    assert acts.evaluation.answering_bytes > keys_and_values
-    assert peak_activation_bytes(acts, 2, True) >= acts.evaluation.answering_bytes
 
 
 def _engine(config: Config, world: World, **zero: object) -> tuple[TrainingEngine, dict]:

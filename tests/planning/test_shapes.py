@@ -9,7 +9,8 @@ from transformers import PreTrainedTokenizerFast
 
 from artkv.config import Config, ModelConfig, load_config, recipe_path
 from artkv.errors import UserError
-from artkv.planning.shapes import BLIP2_OPT_2_7B, frozen_bytes, model_shapes, read_blip2_config
+from artkv.models.files.blip2_files import BLIP2_OPT_2_7B
+from artkv.planning.shapes import frozen_bytes, model_shapes, read_blip2_config
 from tests.models.lavis_writing import write_lavis_folder
 from tests.planning.conftest import build
 
@@ -49,7 +50,7 @@ def test_shapes_are_the_real_models(settings: Callable[..., Config], variant: di
     assert found.qformer == _bytes(stock.qformer, stock.language_projection, stock.query_tokens)
     assert found.opt_blocks == _bytes(decoder.layers)
     assert found.opt_outside_blocks == _bytes(*outside)
-    encoder = real._frozen.efficientnet
+    encoder = real.parts.efficientnet
     assert found.efficientnet == (0 if encoder is None else _bytes(encoder))
 
 

@@ -1,4 +1,3 @@
-import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -6,22 +5,18 @@ from pathlib import Path
 import pytest
 import yaml
 
+from artkv.cli import main
 from artkv.config import Config, recipe_path
-from artkv.errors import UserError
 from artkv.planning.plan import plan
-from artkv.planning.table import add_arguments, format_plan, run
+from artkv.planning.table import format_plan
 
 # The verb, in a process of its own; at its end the peak of its resident memory in bytes and its CPU seconds.
 _PROGRAM = """
-import argparse
+import sys
 import time
+from artkv.cli import main
 from artkv.monitoring.memory import peak_host_bytes
-from artkv.planning.table import add_arguments, run
-parser = argparse.ArgumentParser()
-parser.add_argument("--config")
-parser.add_argument("--set", default=[])
-add_arguments(parser)
-run(parser.parse_args())
+main(["plan", *sys.argv[1:]])
 print("peak", peak_host_bytes(), time.process_time())
 """
 
@@ -53,15 +48,11 @@ def test_text_names_what_fits_and_what_is_missing(tiny_config: Config) -> None:
 
 
 def test_options_reach_the_plan(tiny_world: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--config")
-    parser.add_argument("--set", action="append", default=[])
-    add_arguments(parser)
-    given = ["--config", str(tiny_world / "config.yaml"), "--set", "training.batch_size=6", "--gpu", "L4"]
-    run(parser.parse_args([*given, "--paintings", "2", "--text-tokens", "10", "--world-size", "4"]))
+    given = ["plan", "--config", str(tiny_world / "config.yaml"), "--set", "training.batch_size=6", "--gpu", "L4"]
+    assert main([*given, "--paintings", "2", "--text-tokens", "10", "--world-size", "4"]) == 0
     printed = capsys.readouterr().out
     assert "6 questions on 2 paintings, 6 visual and 10 text tokens each, packed: 2 x 31 = 62 tokens" in printed
     assert "4 ranks" in printed
     assert "Rates: L4." in printed
-    with pytest.raises(UserError, match="--gpu-memory = 'big'"):
-        run(parser.parse_args([*given, "--gpu-memory", "big"]))
+    assert main([*given, "--gpu-memory", "big"]) == 1
+    assert "--gpu-memory = 'big'" in capsys.readouterr().err

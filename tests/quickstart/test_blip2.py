@@ -9,26 +9,28 @@ from transformers import AutoTokenizer, Blip2ForConditionalGeneration, BlipImage
 from artkv.errors import RunFailed
 from artkv.quickstart import alignment, language, vision, world
 from artkv.quickstart.language import train_language_model, train_world_tokenizer
-from artkv.quickstart.paintings import Composition, paint
+from artkv.quickstart.paintings import paint
+from artkv.quickstart.settings import PaintedWorld
+from artkv.quickstart.underpainting import Composition
 from artkv.quickstart.vision import coarse_look, image_processor
 
 
 @pytest.fixture(autouse=True)
 def cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (language, vision, alignment):
-        monkeypatch.setattr(module, "_STEPS", 2)
-        monkeypatch.setattr(module, "_NEEDED_ACCURACY", 0.0, raising=False)
-    monkeypatch.setattr(language, "_NUM_HELD_OUT", 8)
-    monkeypatch.setattr(alignment, "_NUM_SIGHTS", 8)
-    monkeypatch.setattr(alignment, "_NUM_HELD_OUT", 8)
+        monkeypatch.setattr(module, "STEPS", 2)
+        monkeypatch.setattr(module, "NEEDED_ACCURACY", 0.0, raising=False)
+    monkeypatch.setattr(language, "NUM_HELD_OUT", 8)
+    monkeypatch.setattr(alignment, "NUM_SIGHTS", 8)
+    monkeypatch.setattr(alignment, "NUM_HELD_OUT", 8)
 
 
 def test_stock_transformers_loads_and_runs_it(tmp_path: Path) -> None:
-    made = world.World(tmp_path)
+    made = PaintedWorld(tmp_path)
     for folder in (made.language_model, made.blip2):
         folder.mkdir()
-    world._make_language_model(made.language_model, seed=1)
-    world._make_blip2(made, made.blip2, seed=1)
+    world.make_language_model(made.language_model, seed=1)
+    world.make_blip2(made, made.blip2, seed=1)
 
     # Saved in bfloat16, and loaded in what the file has unless something else is asked for.
     model, info = Blip2ForConditionalGeneration.from_pretrained(made.blip2, output_loading_info=True)
@@ -76,6 +78,6 @@ def test_training_repeats_itself_and_leaves_torchs_generator_alone() -> None:
 
 
 def test_a_model_that_did_not_learn_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(language, "_NEEDED_ACCURACY", 0.98)
+    monkeypatch.setattr(language, "NEEDED_ACCURACY", 0.98)
     with pytest.raises(RunFailed, match="another --seed"):
         train_language_model(train_world_tokenizer(), seed=1)

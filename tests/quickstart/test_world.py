@@ -15,10 +15,12 @@ from artkv.config import load_config, recipe_path
 from artkv.errors import UserError
 from artkv.quickstart import world as world_module
 from artkv.quickstart.language import NUM_QUERY_TOKENS, Phrasebook, train_world_tokenizer
-from artkv.quickstart.paintings import COLOURS, STYLES, SUBJECTS, Composition, paint, underpainting
+from artkv.quickstart.paintings import STYLES, paint
 from artkv.quickstart.questions import ANSWERS
+from artkv.quickstart.settings import PaintedWorld
+from artkv.quickstart.underpainting import COLOURS, SUBJECTS, Composition, underpainting
 from artkv.quickstart.vision import VISION_SIDE, coarse_look
-from artkv.quickstart.world import World, compose, make_world
+from artkv.quickstart.world import compose, make_world
 
 CHANCE = 1 / len(STYLES)
 
@@ -28,9 +30,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The data stage alone, with one composition for every second pair of colour and subject in training."""
     folder = tmp_path_factory.mktemp("world") / "data"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(world_module, "_COMPOSITIONS_PER_PAIR", {"train": 1, "val": 1, "test": 1})
-        patch.setattr(world_module, "_PAIR_STEP", {"train": 2, "val": 6, "test": 3})
-        world_module._make_data(folder, seed=5)
+        patch.setattr(world_module, "COMPOSITIONS_PER_PAIR", {"train": 1, "val": 1, "test": 1})
+        patch.setattr(world_module, "PAIR_STEP", {"train": 2, "val": 6, "test": 3})
+        world_module.make_data(folder, seed=5)
     return folder
 
 
@@ -178,9 +180,9 @@ def test_labels_are_on_the_answer_and_its_newline() -> None:
     phrasebook = Phrasebook(tokenizer)
     conversation = phrasebook.converse([("style", "stained glass"), ("time", "day")], np.random.default_rng(0))
     for row, answer in enumerate(["stained glass", "day"]):
-        is_label = conversation.labels_RT[row] != -100
-        assert tokenizer.decode(conversation.labels_RT[row][is_label]) == f" {answer}\n"
-        torch.testing.assert_close(conversation.tokens_RT[row][is_label], conversation.labels_RT[row][is_label])
+        is_label = conversation.labels_QT[row] != -100
+        assert tokenizer.decode(conversation.labels_QT[row][is_label]) == f" {answer}\n"
+        torch.testing.assert_close(conversation.tokens_QT[row][is_label], conversation.labels_QT[row][is_label])
 
 
 def test_finished_stages_are_kept_and_another_seed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,14 +197,14 @@ def test_finished_stages_are_kept_and_another_seed_is_refused(tmp_path: Path, mo
 
         return stage
 
-    monkeypatch.setattr(world_module, "_make_data", make("data"))
-    monkeypatch.setattr(world_module, "_sort_by_style", lambda world, split, folder: made.append(split))
-    monkeypatch.setattr(world_module, "_make_language_model", make("language", fails=True))
-    monkeypatch.setattr(world_module, "_make_blip2", lambda world, folder, seed: made.append("blip2"))
+    monkeypatch.setattr(world_module, "make_data", make("data"))
+    monkeypatch.setattr(world_module, "sort_by_style", lambda world, split, folder: made.append(split))
+    monkeypatch.setattr(world_module, "make_language_model", make("language", fails=True))
+    monkeypatch.setattr(world_module, "make_blip2", lambda world, folder, seed: made.append("blip2"))
     with pytest.raises(KeyboardInterrupt):
         make_world(tmp_path, seed=1)
-    assert not World(tmp_path).language_model.exists()
-    monkeypatch.setattr(world_module, "_make_language_model", make("language"))
+    assert not PaintedWorld(tmp_path).language_model.exists()
+    monkeypatch.setattr(world_module, "make_language_model", make("language"))
     world = make_world(tmp_path, seed=1)
     assert made == ["data", "train", "val", "language", "language", "blip2"]
     assert world.language_model.is_dir()

@@ -47,8 +47,7 @@ class Locks:
     def leave(self, **changes: object) -> LockRecord:
         """A lock as a dead run of another host leaves it."""
         holder = RunLock(self.run_dir, {}, 1e6)
-        assert holder.try_take()
-        record = replace(holder._record, token="dead", host="n9", machine="n9", **changes)  # type: ignore[arg-type]
+        record = replace(taken(holder, self.run_dir), token="dead", host="n9", machine="n9", **changes)  # type: ignore[arg-type]
         holder.release()
         self.run_dir.mkdir(exist_ok=True)
         self.write(record)
@@ -58,6 +57,23 @@ class Locks:
         temporary = self.run_dir / "other.tmp"
         temporary.write_text(json.dumps(record.__dict__))
         temporary.replace(self.run_dir / "run.lock")
+
+
+def taken(lock: RunLock, run_dir: Path) -> LockRecord:
+    """Takes the lock of a free folder; what it holds then."""
+    assert lock.try_take()
+    record = read_lock(run_dir)
+    assert record is not None
+    return record
+
+
+def is_held(lock: RunLock) -> bool:
+    """Whether no other run has taken the lock since."""
+    try:
+        lock.check()
+    except RunFailed:
+        return False
+    return True
 
 
 def seconds_to_take(lock: RunLock) -> float:
@@ -229,10 +245,10 @@ def test_the_lock_of_a_killed_process_of_this_host_is_taken_at_once(locks: Locks
 
 
 def test_a_number_that_another_process_uses_now_is_no_living_holder(locks: Locks) -> None:
-    lock = locks.new(beat=1000.0)
-    locks.run_dir.mkdir()
-    locks.write(replace(lock._record, token="dead", pid_start=lock._record.pid_start - 1))
-    assert seconds_to_take(lock) < 5
+    record = taken(locks.new(beat=1000.0), locks.run_dir)
+    assert record.pid_start is not None
+    locks.write(replace(record, token="dead", pid_start=record.pid_start - 1))
+    assert seconds_to_take(locks.new(beat=1000.0)) < 5
 
 
 def test_the_heartbeat_moves_and_a_holder_that_was_replaced_finds_out(locks: Locks) -> None:
@@ -258,15 +274,15 @@ def test_of_many_that_find_a_dead_lock_one_takes_it(locks: Locks) -> None:
     for _ in range(10):
         locks.leave()
         runners = [locks.new(beat=0.02) for _ in range(6)]
-        taken, refused = [], []
+        takers, refused = [], []
         gate = threading.Barrier(len(runners))
 
-        def run(lock: RunLock, gate: threading.Barrier = gate, taken: list = taken, refused: list = refused) -> None:
+        def run(lock: RunLock, gate: threading.Barrier = gate, takers: list = takers, refused: list = refused) -> None:
             gate.wait()
             try:
                 while not lock.try_take():
                     pass
-                taken.append(lock)
+                takers.append(lock)
             except UserError:
                 refused.append(lock)
 
@@ -276,9 +292,9 @@ def test_of_many_that_find_a_dead_lock_one_takes_it(locks: Locks) -> None:
         for thread in threads:
             thread.join()
         time.sleep(0.1)
-        holding = [lock for lock in taken if lock._taken_by is None]
+        holding = [lock for lock in takers if is_held(lock)]
         assert len(holding) == 1
-        assert len(taken) + len(refused) == 6
+        assert len(takers) + len(refused) == 6
         for lock in runners:
             lock.release()
 

@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 
 import artkv.cli as cli
-import artkv.training.run as run_module
 from artkv.config import Config
 from artkv.errors import Preempted, UserError
-from artkv.run_folder.run_lock import RunLock
+from artkv.run_folder.run_lock import RunLock, read_lock
 from artkv.run_folder.status import format_status, read_status
 from artkv.training.preemption import StopRequests
 from tests.training_runs import Stopped, Train, at_step
@@ -61,7 +60,7 @@ def test_a_run_that_failed_was_preempted_or_died_says_so(
     with monkeypatch.context() as patch:
         at_step(2, lambda: stops.watch_walltime(0.0, 0.0), patch)
         with pytest.raises(Preempted):
-            run_training(resume="auto", stops=stops)
+            run_training(resume="auto", requests=stops)
     preempted = read_status(run_dir)
     assert preempted.state == "preempted"
     assert preempted.detail == "by walltime after step 7; --resume auto goes on"
@@ -99,7 +98,7 @@ def test_a_start_that_fails_is_told_though_the_one_before_had_finished(
         raise UserError("no such weights")
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "build_model", failing)
+        patch.setattr("artkv.session.build_model", failing)
         with pytest.raises(UserError, match="no such weights"):
             run_training(resume="auto")
     assert (seen[0].state, seen[0].total_steps) == ("starting", None)
@@ -110,7 +109,9 @@ def test_a_start_that_fails_is_told_though_the_one_before_had_finished(
 def test_a_run_on_another_host_lives_as_long_as_its_heartbeat_moves(tmp_path: Path) -> None:
     lock = RunLock(tmp_path, {}, 1e6)
     assert lock.try_take()
-    record = replace(lock._record, machine="n9", host="n9", time=time.time() - 7200)
+    own = read_lock(tmp_path)
+    assert own is not None
+    record = replace(own, machine="n9", host="n9", time=time.time() - 7200)
     lock.release()
 
     def write(beat: int) -> None:
@@ -136,3 +137,29 @@ def test_a_folder_without_a_run_is_told(tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "status.json").write_text("[]")
     with pytest.raises(UserError, match=r"status.json: is not what artkv writes"):
         read_status(tmp_path)
+
+
+def test_a_finished_run_that_is_started_again_stays_what_it_was(run_training: Train, tiny_config: Config) -> None:
+    run_dir = tiny_config.run.output_dir
+    run_training(["training.num_epochs=1"])
+    before = {path: path.read_bytes() for path in sorted(run_dir.rglob("*")) if path.is_file()}
+    assert run_training(["training.num_epochs=1"], resume="auto").step == 9
+    assert {path: path.read_bytes() for path in sorted(run_dir.rglob("*")) if path.is_file()} == before
+    assert run_training(resume="auto").step == 18  # more epochs are asked for: it goes on
+    assert read_status(run_dir).total_steps == 18
+    assert run_training(["training.num_epochs=1"], resume="auto").step == 18  # fewer: there is nothing to do
+    assert read_status(run_dir).total_steps == 18
+
+
+@pytest.mark.parametrize("state", ["running", "failed"])
+def test_a_finished_run_that_was_not_recorded_so_is_when_it_is_started_again(
+    run_training: Train, tiny_config: Config, state: str
+) -> None:
+    """As after a kill between the last score and the end, or in a start that would have had nothing to do."""
+    run_dir = tiny_config.run.output_dir
+    run_training(["training.num_epochs=1"])
+    record = json.loads((run_dir / "status.json").read_text())
+    (run_dir / "status.json").write_text(json.dumps(record | {"state": state, "ended": None}))
+    run_training(["training.num_epochs=1"], resume="auto")
+    status = read_status(run_dir)
+    assert (status.state, status.step, status.total_steps) == ("finished", 9, 9)

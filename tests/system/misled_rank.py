@@ -1,10 +1,11 @@
-"""`artkv` with a wrong `model.blip2` on rank 1 alone; test_launchers.py starts it through torchrun."""
+"""`artkv` with a wrong `model.blip2` on rank 1 alone."""
 
 import os
-import sys
+from collections.abc import Sequence
 
 from artkv.cli import main
 
-if __name__ == "__main__":
+
+def misled(arguments: Sequence[str]) -> int:
     wrong = ["--set", "model.blip2=./nowhere"] if os.environ["RANK"] == "1" else []
-    sys.exit(main([*sys.argv[1:], *wrong]))
+    return main([*arguments, *wrong])

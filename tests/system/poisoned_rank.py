@@ -1,7 +1,7 @@
-"""`artkv` with an infinite loss on rank 1 alone, in one micro-step; test_launchers.py starts it through torchrun."""
+"""`artkv` with an infinite loss on rank 1 alone, in one micro-step."""
 
 import os
-import sys
+from collections.abc import Sequence
 
 import torch
 
@@ -23,7 +23,7 @@ def poison() -> None:
     KVModulatedBlip2.forward = poisoned
 
 
-if __name__ == "__main__":
+def poisoned(arguments: Sequence[str]) -> int:
     if os.environ["RANK"] == "1":
         poison()
-    sys.exit(main())
+    return main(arguments)

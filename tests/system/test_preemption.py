@@ -5,8 +5,8 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,78 +14,43 @@ import psutil
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.system.test_launchers import command, final_bytes, free_port, steps_logged
+from tests.system.ranks import SECONDS, Ranks, run_to_end, started
+from tests.system.run_files import final_bytes, steps_logged
+from tests.system.test_launchers import command, train
 
 pytestmark = pytest.mark.system
 
-SECONDS = 300  # on a machine busy with other work; seconds where it is not
 # Validations, and threads that decode, as a real run has them.
-SETTINGS = [
-    "--set",
-    "dataset.workers=2",
-    "--set",
-    "evaluation.each_epoch=true",
-    "--set",
-    "distributed.timeout_minutes=5",
-]
-
-
-def run(arguments: Sequence[str]) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(arguments, capture_output=True, text=True, timeout=SECONDS, check=False)
+SETTINGS = ["dataset.workers=2", "evaluation.each_epoch=true", "distributed.timeout_minutes=5", "training.num_epochs=3"]
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("undisturbed") / "run"
-    result = run(command("torchrun", tiny_world, output, SETTINGS))
-    assert result.returncode == 0, result.stderr
-    return output
+    folder = tmp_path_factory.mktemp("undisturbed")
+    run_to_end(train(tiny_world, folder / "run", SETTINGS), folder)
+    return folder / "run"
 
 
-class Ranks:
-    """Two ranks that nothing stands above, as srun starts them; their whole groups end with the test."""
-
-    def __init__(self, arguments: Sequence[str], logs: Path, stack: ExitStack) -> None:
-        port = free_port()
-        self.processes = []
-        for rank in range(2):
-            environment = os.environ | {
-                "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
-                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-            }  # fmt: skip
-            log = stack.enter_context((logs / f"rank{rank}.txt").open("w"))
-            process = subprocess.Popen(arguments, env=environment, stdout=log, stderr=log, start_new_session=True)
-            stack.callback(self._end, process)
-            self.processes.append(process)
-
-    def send(self, number: signal.Signals, ranks: Sequence[int] = (0, 1)) -> None:
-        for rank in ranks:
-            os.killpg(self.processes[rank].pid, number)
-
-    def exit_codes(self) -> list[int]:
-        return [process.wait(timeout=SECONDS) for process in self.processes]
-
-    @staticmethod
-    def _end(process: "subprocess.Popen[bytes]") -> None:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+Start = Callable[..., Ranks]
 
 
 @pytest.fixture
-def start(tiny_world: Path, tmp_path: Path) -> Iterator[Callable[..., Ranks]]:
-    """`start(*extra arguments)`: a run in `tmp_path / "run"`."""
+def start(tiny_world: Path, tmp_path: Path) -> Iterator[Start]:
+    """`start(*more settings)`: a run of two ranks in `tmp_path / "run"`, from its checkpoint if it has one."""
     with ExitStack() as stack:
-        yield lambda *extra: Ranks(
-            command("alone", tiny_world, tmp_path / "run", [*SETTINGS, "--resume", "auto", *extra]), tmp_path, stack
-        )
+
+        def start_ranks(*settings: str) -> Ranks:
+            arguments = [*train(tiny_world, tmp_path / "run", [*SETTINGS, *settings]), "--resume", "auto"]
+            return stack.enter_context(started(arguments, tmp_path))
+
+        yield start_ranks
 
 
 def wait_until(condition: Callable[[], bool], ranks: Ranks | None = None) -> None:
     deadline = time.monotonic() + SECONDS
     while not condition():
         assert time.monotonic() < deadline
-        assert ranks is None or all(process.poll() is None for process in ranks.processes), "ended too early"
+        assert ranks is None or ranks.all_live(), f"ended too early: {ranks.told()}"
         time.sleep(0.005)
 
 
@@ -115,7 +80,7 @@ def check_resumed(output: Path, undisturbed: Path) -> None:
 # To every process of the job, as `scancel` and `--signal` send it; and to one rank alone.
 @pytest.mark.parametrize(("number", "ranks"), [(signal.SIGTERM, (0, 1)), (signal.SIGUSR1, (1,))])
 def test_signals_stop_all_ranks_with_75_and_the_resume_gives_the_undisturbed_bytes(
-    start: Callable[..., Ranks], undisturbed: Path, tmp_path: Path, number: signal.Signals, ranks: tuple[int, ...]
+    start: Start, undisturbed: Path, tmp_path: Path, number: signal.Signals, ranks: tuple[int, ...]
 ) -> None:
     output = tmp_path / "run"
     first = start()
@@ -129,9 +94,8 @@ def test_signals_stop_all_ranks_with_75_and_the_resume_gives_the_undisturbed_byt
     assert 11 < left["step"] < steps_logged(undisturbed)
     assert left["step"] == steps_logged(output)
     assert (output / "checkpoints" / "latest").read_text().strip() == f"step_{left['step']:08d}"
-    told = (tmp_path / "rank0.txt").read_text()
-    assert f"artkv: stopped by {number.name} after step {left['step']}, which is saved" in told
-    assert "Traceback" not in told
+    assert f"artkv: stopped by {number.name} after step {left['step']}, which is saved" in first.told()
+    assert "Traceback" not in first.told()
     assert (output / "logs" / "rank_00001.log").read_text().startswith("--- ")
     assert "Traceback" not in (output / "logs" / "rank_00001.log").read_text()
 
@@ -140,7 +104,7 @@ def test_signals_stop_all_ranks_with_75_and_the_resume_gives_the_undisturbed_byt
     check_resumed(output, undisturbed)
 
 
-def test_a_signal_before_the_first_step_stops_a_start(start: Callable[..., Ranks], tmp_path: Path) -> None:
+def test_a_signal_before_the_first_step_stops_a_start(start: Start, tmp_path: Path) -> None:
     output = tmp_path / "run"
     ranks = start()
     wait_until((output / "run.lock").exists, ranks)
@@ -150,22 +114,20 @@ def test_a_signal_before_the_first_step_stops_a_start(start: Callable[..., Ranks
 
 
 def test_a_rank_that_waits_for_the_others_to_start_ends_at_sigterm_and_not_at_sigusr1(
-    tiny_world: Path, tmp_path: Path
+    tiny_world: Path, tmp_path: Path, free_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    port = free_port()
-    environment = os.environ | {
-        "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-    }  # fmt: skip
-    with subprocess.Popen(command("alone", tiny_world, tmp_path / "run", SETTINGS), env=environment) as rank:
-        try:
-            wait_until(lambda: listens_on(rank.pid, int(port)))
-            rank.send_signal(signal.SIGUSR1)
-            time.sleep(1)
-            assert rank.poll() is None
-            rank.send_signal(signal.SIGTERM)
-            assert rank.wait(timeout=30) == -signal.SIGTERM  # the others may take 5 minutes
-        finally:
-            rank.kill()
+    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port}
+    for name, value in place.items():
+        monkeypatch.setenv(name, str(value))
+    with started(train(tiny_world, tmp_path / "run", SETTINGS), tmp_path, num_ranks=1) as rank:
+        wait_until(lambda: listens_on(rank.pid(0), free_port), rank)
+        os.kill(rank.pid(0), signal.SIGUSR1)
+        time.sleep(1)
+        assert rank.all_live()
+        os.kill(rank.pid(0), signal.SIGTERM)
+        began = time.monotonic()
+        assert rank.exit_codes() == [-signal.SIGTERM]
+        assert time.monotonic() - began < 30  # the others may take 5 minutes
 
 
 def listens_on(pid: int, port: int) -> bool:
@@ -174,9 +136,7 @@ def listens_on(pid: int, port: int) -> bool:
     )
 
 
-def test_a_signal_after_the_last_step_changes_nothing(
-    start: Callable[..., Ranks], undisturbed: Path, tmp_path: Path
-) -> None:
+def test_a_signal_after_the_last_step_changes_nothing(start: Start, undisturbed: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     state = output / "status.json"
     ranks = start()
@@ -191,7 +151,7 @@ def test_under_a_launcher_the_marker_tells_what_its_exit_code_does_not(
 ) -> None:
     output = tmp_path / "run"
     with subprocess.Popen(
-        command("deepspeed", tiny_world, output, SETTINGS),
+        command("deepspeed", train(tiny_world, output, SETTINGS)),
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
     ) as process:  # fmt: skip
         try:
@@ -209,23 +169,19 @@ def test_under_a_launcher_the_marker_tells_what_its_exit_code_does_not(
     assert process.returncode != 0  # 75 where all ranks have ended before the launcher ends them
     assert "stopped by SIGUSR1 after step" in told
     assert marker(output)["reason"] == "SIGUSR1"
-    again = run(command("deepspeed", tiny_world, output, [*SETTINGS, "--resume", "auto"]))
-    assert again.returncode == 0, again.stderr
+    run_to_end([*train(tiny_world, output, SETTINGS), "--resume", "auto"], tmp_path)
     check_resumed(output, undisturbed)
 
 
 def test_a_second_run_on_the_folder_is_refused_while_the_first_lives(
-    start: Callable[..., Ranks], tiny_world: Path, tmp_path: Path
+    start: Start, tiny_world: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "run"
-    first = start("--set", "training.num_epochs=1000")  # outlasts the second one's start
+    first = start("training.num_epochs=1000")  # outlasts the second one's start
     wait_until((output / "run.lock").exists, first)
-    second = subprocess.run(
-        command("alone", tiny_world, output, ["--resume", "auto"]), capture_output=True, text=True, check=False,
-        timeout=SECONDS, env=os.environ | {"PYTHONUNBUFFERED": "1"},
-    )  # fmt: skip
-    assert first.processes[0].poll() is None, "the first run was over before the second one had looked"
-    assert second.returncode == 1
-    assert f"is in use by process {first.processes[0].pid}" in second.stderr
+    with started([*train(tiny_world, output), "--resume", "auto"], tmp_path / "second", num_ranks=1) as second:
+        assert second.exit_codes() == [1]
+        assert first.all_live(), "the first run was over before the second one had looked"
+        assert f"is in use by process {first.pid(0)}" in second.told()
     first.send(signal.SIGTERM)
     assert first.exit_codes() == [75, 75]

@@ -12,7 +12,7 @@ from torch import Tensor
 from artkv.api import load_model
 from artkv.config import Config, override_config
 from artkv.errors import UserError
-from artkv.run_folder.checkpoint import load_checkpoint
+from artkv.run_folder.checkpoint import open_checkpoint
 from tests.training_runs import Stopped, Train, final_adapter
 
 BACKENDS = ["transformers", "lavis"]
@@ -56,7 +56,7 @@ def test_a_run_goes_on_with_the_other_backend(
     assert progress.step == 18
     whole, changed = final_adapter(tiny_config.run.output_dir), final_adapter(tmp_path / "changed")
     assert whole.keys() == changed.keys()
-    start = load_checkpoint(tiny_config.run.output_dir / "best").state.masters
+    start = open_checkpoint(tiny_config.run.output_dir / "best").adapter()
 
     def flat(state: dict[str, Tensor]) -> Tensor:
         # Without key biases: their gradient is rounding alone, and Adam makes whole steps of it.

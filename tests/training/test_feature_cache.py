@@ -9,7 +9,7 @@ import torch
 
 from artkv.api import evaluate
 from artkv.config import Config, override_config
-from artkv.distributed import World
+from artkv.distributed import World, single_process
 from artkv.errors import UserError
 from artkv.evaluation.answering import ALL_ABLATIONS
 from artkv.models.assembly import build_model
@@ -33,7 +33,7 @@ def forbid_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def settled(monkeypatch: pytest.MonkeyPatch) -> None:
     """The pictures of the tiny world are remembered, young as they are."""
-    monkeypatch.setattr("artkv.feature_cache.contents._SETTLED_SECONDS", 0.0)
+    monkeypatch.setattr("artkv.feature_cache.contents.SETTLED_SECONDS", 0.0)
 
 
 def test_first_use_fills_and_the_weights_are_those_without(
@@ -66,18 +66,15 @@ def test_complete_cache_loads_no_encoder(
     run_training([*settings, f"run.output_dir={tmp_path / 'stopped'}"], resume="latest")
     assert final_bytes(tmp_path / "stopped") == expected
     config = override_config(tiny_config, settings)
-    scores = evaluate(config, tmp_path / "again", "val", ALL_ABLATIONS, one_process)
+    scores = evaluate(tmp_path / "again", "val", ALL_ABLATIONS, config, one_process)
     assert len(scores) == 4
 
 
 def test_first_weights_and_hash_do_not_depend_on_the_cache(tiny_config: Config, tmp_path: Path) -> None:
     built = [
-        build_model(
-            config.model, config.efficientnet, config.kv_modulation, config.trainable, config.frozen,
-            config.training.seed, device=torch.device("cpu"),
-        )
+        build_model(config, single_process(torch.device("cpu")))
         for config in (tiny_config, override_config(tiny_config, [f"frozen.feature_cache={tmp_path}"]))
-    ]  # fmt: skip
+    ]
     assert built[0].frozen_hash == built[1].frozen_hash
     assert built[0].initial_values.keys() == built[1].initial_values.keys()
     assert all((value == built[1].initial_values[name]).all() for name, value in built[0].initial_values.items())

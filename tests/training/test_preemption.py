@@ -14,10 +14,10 @@ import pytest
 import artkv.feature_cache.filling as filling
 import artkv.files as whole_file
 import artkv.training.run as run_module
-import artkv.training.saving as saving
 from artkv.config import Config
 from artkv.errors import Preempted, RunFailed
-from artkv.run_folder.checkpoint import load_checkpoint, load_latest
+from artkv.run_folder.checkpoint import open_checkpoint
+from artkv.run_folder.checkpoints import RunCheckpoints
 from artkv.run_folder.marker import remove_marker, write_marker
 from artkv.training.preemption import SIGNALS, StopRequests, job_end_time
 from tests.training_runs import Train, at_step, final_bytes
@@ -45,7 +45,7 @@ def left_by(run_dir: Path) -> dict[str, Any]:
     """What has to be the same however often a run was stopped."""
     records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     progress = json.loads((run_dir / "best" / "checkpoint.json").read_text())["progress"]
-    last = load_latest(run_dir)
+    last = RunCheckpoints(run_dir).latest()
     assert last is not None
     return {
         "bytes": final_bytes(run_dir),
@@ -91,11 +91,11 @@ def test_a_signal_stops_after_the_next_step_and_the_resume_makes_up_for_everythi
     with monkeypatch.context() as patch:
         at_step(step, send(signal.SIGUSR1), patch)
         with pytest.raises(Preempted, match=f"stopped by SIGUSR1 after step {stopped_at}"):
-            run_training(stops=stops, seen_rows=rows)
+            run_training(requests=stops, seen_rows=rows)
     left = marker(run_dir)
     assert before <= left.pop("time") <= time.time()
     assert left == {"step": stopped_at, "reason": "SIGUSR1", "job": None}
-    saved = load_latest(run_dir)
+    saved = RunCheckpoints(run_dir).latest()
     assert saved is not None
     assert saved.progress.step == stopped_at
     assert saved.progress.validation_due == (stopped_at % 9 == 0)
@@ -110,7 +110,7 @@ def test_a_run_that_is_done_with_its_last_step_is_done(
     run_training: Train, tiny_config: Config, monkeypatch: pytest.MonkeyPatch, stops: StopRequests
 ) -> None:
     at_step(17, send(signal.SIGTERM), monkeypatch)
-    assert run_training(["evaluation.each_epoch=false"], stops=stops).step == STEPS
+    assert run_training(["evaluation.each_epoch=false"], requests=stops).step == STEPS
     assert not (tiny_config.run.output_dir / "preempted.json").exists()
 
 
@@ -130,7 +130,7 @@ def test_a_stop_while_validating_breaks_that_off_and_the_resume_does_it_once(
 
         patch.setattr(run_module, "answer_questions", signalled)
         with pytest.raises(Preempted, match="stopped by SIGTERM after step 9"):
-            run_training(stops=stops)
+            run_training(requests=stops)
     assert marker(tiny_config.run.output_dir)["step"] == 9
     run_training(resume="auto")
     assert left_by(tiny_config.run.output_dir) == whole
@@ -147,16 +147,17 @@ def test_a_validation_that_was_due_in_another_folder_is_saved_into_this_one(
     with monkeypatch.context() as patch:
         at_step(8, send(signal.SIGTERM), patch)
         with pytest.raises(Preempted, match="after step 9"):
-            run_training(stops=stops)
+            run_training(requests=stops)
     other = tmp_path / "other"
     rewritten = []
-    rewrite = saving.rewrite_progress
+    rewrite = RunCheckpoints.rewrite_progress
 
-    def rewrite_progress(run_dir: Path, progress: Any) -> None:
-        rewrite(run_dir, progress)
-        rewritten.append((run_dir, load_checkpoint(run_dir / "checkpoints" / "step_00000009").progress.best_step))
+    def rewrite_progress(checkpoints: RunCheckpoints, progress: Any) -> None:
+        rewrite(checkpoints, progress)
+        saved = open_checkpoint(checkpoints.folder / "step_00000009")
+        rewritten.append((checkpoints.run_dir, saved.progress.best_step))
 
-    monkeypatch.setattr(saving, "rewrite_progress", rewrite_progress)
+    monkeypatch.setattr(RunCheckpoints, "rewrite_progress", rewrite_progress)
     run_training([f"run.output_dir={other}", "run.keep_checkpoints=9"], resume=str(tiny_config.run.output_dir))
     assert rewritten[0] == (other, 9)
     assert (other / "best" / "checkpoint.json").is_file()
@@ -174,7 +175,7 @@ def test_a_kill_between_score_and_checkpoint_logs_the_validation_once(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(saving, "rewrite_progress", killed)
+        patch.setattr(RunCheckpoints, "rewrite_progress", killed)
         with pytest.raises(KeyboardInterrupt):
             run_training()
     run_training(resume="auto")
@@ -201,10 +202,10 @@ def test_signals_while_a_checkpoint_is_written_leave_it_whole(
     with monkeypatch.context() as patch:
         patch.setattr(whole_file, "sync", signalled)
         with pytest.raises(Preempted, match="stopped by SIGTERM after step 5"):
-            run_training(stops=stops)
+            run_training(requests=stops)
     assert signals > 10
     for name in (4, 5):
-        load_checkpoint(tiny_config.run.output_dir / "checkpoints" / f"step_{name:08d}")
+        open_checkpoint(tiny_config.run.output_dir / "checkpoints" / f"step_{name:08d}").state()
     run_training(resume="auto")
     assert left_by(tiny_config.run.output_dir) == whole
 
@@ -214,7 +215,7 @@ def test_a_stop_before_the_first_step_keeps_what_there_was(
 ) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
     with pytest.raises(Preempted, match="after step 0"):
-        run_training(stops=stops)
+        run_training(requests=stops)
     assert marker(tiny_config.run.output_dir)["step"] == 0
     assert not (tiny_config.run.output_dir / "checkpoints").exists()
     assert run_training(resume="auto").step == STEPS
@@ -265,7 +266,7 @@ def test_a_run_stops_before_its_jobs_end(
     stops = StopRequests()
     at_step(2, lambda: stops.watch_walltime(0.0, 5.0), monkeypatch)
     with pytest.raises(Preempted, match="stopped by walltime after step 12"):
-        run_training(["run.stop_before_walltime_minutes=null"], resume="auto", stops=stops)
+        run_training(["run.stop_before_walltime_minutes=null"], resume="auto", requests=stops)
     assert marker(tiny_config.run.output_dir)["job"] == "17"
 
 
@@ -291,7 +292,7 @@ def test_a_stop_while_a_cache_is_filled_needs_a_shard_to_be_worth_a_marker(
         patch.setattr(filling, "RECORDS_A_SHARD", 4)
         patch.setattr(filling, "_encode", signalled)
         with pytest.raises(Preempted if shards_before else RunFailed, match="stopped by SIGUSR1"):
-            run_training(settings, stops=stops)
+            run_training(settings, requests=stops)
     assert len(list(shards.glob("features-*"))) == shards_before
     assert (run_dir / "preempted.json").exists() == bool(shards_before)
     assert run_training(settings, resume="auto").step == STEPS

@@ -15,7 +15,7 @@ import artkv.training.run as run_module
 from artkv.config import Config, override_config
 from artkv.errors import RunFailed, UserError
 from artkv.models.kv_modulated_blip2 import AnswerLoss, KVModulatedBlip2
-from artkv.run_folder.checkpoint import load_checkpoint
+from artkv.run_folder.checkpoint import open_checkpoint
 from tests.training_runs import Stopped, Train, final_adapter, final_bytes
 
 BACKENDS = ["transformers", "lavis"]
@@ -30,15 +30,19 @@ def adapter_change(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     return max((one[name] - other[name]).abs().max().item() for name in one)
 
 
-@pytest.mark.parametrize(("backend", "dtype"), BACKENDS_AND_DTYPES)
+# Mid-epoch between checkpoints, right after one, and in the second epoch. Where a run is stopped is no matter of the
+# backend or the dtype, whose runs go on from the same files.
+@pytest.mark.parametrize(
+    ("backend", "dtype", "stops"),
+    [("transformers", "float32", (6, 8, 13)), ("transformers", "bfloat16", (13,)), ("lavis", "bfloat16", (13,))],
+)
 def test_stopped_anywhere_and_resumed_gives_the_same_bytes(
-    run_training: Train, tiny_config: Config, tmp_path: Path, backend: str, dtype: str
+    run_training: Train, tiny_config: Config, tmp_path: Path, backend: str, dtype: str, stops: tuple[int, ...]
 ) -> None:
     settings = [f"model.backend={backend}", f"model.dtype={dtype}"]
     assert run_training(settings).step == STEPS
     expected = final_bytes(tiny_config.run.output_dir)
-    # Mid-epoch between checkpoints, right after one, and in the second epoch.
-    for stop in (6, 8, 13):
+    for stop in stops:
         output = tmp_path / f"stopped{stop}"
         overrides = [*settings, f"run.output_dir={output}"]
         with pytest.raises(Stopped):
@@ -102,7 +106,7 @@ def test_only_the_trainables_move_and_masters_are_fp32(
         trained = {id(p) for p in model.parameters()}
         parts: dict[str, nn.Module] = {
             "backbone": model.backbone._model,
-            "efficientnet": model._frozen.efficientnet,
+            "efficientnet": model.parts.efficientnet,
         }
         return {
             f"{part}.{name}": tensor.clone()
@@ -129,7 +133,7 @@ def test_only_the_trainables_move_and_masters_are_fp32(
     for name, parameter in model.named_trainables().items():
         assert parameter.dtype == torch.bfloat16
         assert torch.equal(parameter, adapter[name].bfloat16()), name
-    first = load_checkpoint(tiny_config.run.output_dir / "best").state.masters
+    first = open_checkpoint(tiny_config.run.output_dir / "best").adapter()
     moved = {name for name in adapter if not torch.equal(adapter[name], first[name])}
     assert moved == adapter.keys()
     assert any(not torch.equal(m, m.bfloat16().float()) for m in adapter.values())
@@ -169,8 +173,8 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(
     run_training: Train, tiny_config: Config, monkeypatch: pytest.MonkeyPatch, dtype: str
 ) -> None:
     poison(lambda call: call in (3, 7), monkeypatch)
-    progress = run_training([f"model.dtype={dtype}"])
-    assert progress.step == STEPS
+    progress = run_training([f"model.dtype={dtype}", "training.num_epochs=1"])
+    assert progress.step == STEPS / 2
     assert progress.skipped_steps == 2
     assert progress.nonfinite_steps_in_a_row == 0
     assert all(torch.isfinite(tensor).all() for tensor in final_adapter(tiny_config.run.output_dir).values())
@@ -250,6 +254,7 @@ def test_lora_trains_and_resumes_like_the_rest(
     run_training: Train, tiny_config: Config, tmp_path: Path, backend: str
 ) -> None:
     lora = [f"model.backend={backend}", "trainable.lora.targets=[qformer, opt]", "trainable.lora.rank=2"]
+    lora += ["training.num_epochs=1"]
     run_training(lora)
     expected = final_bytes(tiny_config.run.output_dir)
     output = [*lora, f"run.output_dir={tmp_path / 'stopped'}"]
@@ -296,7 +301,7 @@ def test_a_step_of_small_micro_batches_has_the_gradient_of_one_large_batch(
         ]
         assert run_training([*settings, *sizes], seen_rows=seen).step == 1
         assert [sorted(rows) for rows in seen] == [list(range(10))]
-        moments = load_checkpoint(tmp_path / name / "checkpoints" / "step_00000001").state.exp_avg
+        moments = open_checkpoint(tmp_path / name / "checkpoints" / "step_00000001").state().exp_avg
         gradients.append(torch.cat([moments[parameter].flatten() for parameter in sorted(moments)]))
     many, one = gradients
     # fp32, sums in another order; the worst seen is 2e-7 norm-wise.
@@ -331,3 +336,41 @@ def test_the_offload_file_trains_to_the_same_weights(run_training: Train, tiny_c
     assert (
         adapter_change(final_adapter(offloaded), final_adapter(override_config(tiny_config, []).run.output_dir)) < 1e-5
     )
+
+
+def test_a_refused_resume_leaves_checkpoints_as_they_are(run_training: Train, tiny_config: Config) -> None:
+    """Though it names an earlier one, after which the newer ones would be set aside."""
+    run_dir = tiny_config.run.output_dir
+    settings = ["training.num_epochs=1", "run.keep_checkpoints=9"]
+    run_training(settings)
+    bad = run_dir.parent / "bad.json"
+    bad.write_text('{"zero_optimization": {"stage": 2}, "scheduler": {"type": "WarmupLR"}}')
+    before = sorted(path.name for path in (run_dir / "checkpoints").iterdir())
+    assert len(before) > 2
+    with pytest.raises(UserError, match="scheduler"):
+        run_training([*settings, f"training.deepspeed={bad}"], resume=str(run_dir / "checkpoints" / before[1]))
+    assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == before
+    assert (run_dir / "best").is_symlink()
+
+
+def test_a_finished_run_does_not_go_on_in_another_folder(
+    run_training: Train, tiny_config: Config, tmp_path: Path
+) -> None:
+    run_training(["training.num_epochs=1"])
+    with pytest.raises(UserError, match="its run is finished, and nothing would come into run.output_dir"):
+        run_training(
+            ["training.num_epochs=1", f"run.output_dir={tmp_path / 'other'}"], resume=str(tiny_config.run.output_dir)
+        )
+    assert not (tmp_path / "other").exists()
+
+
+def test_going_back_in_a_finished_run_with_fewer_epochs_sets_the_rest_aside(
+    run_training: Train, tiny_config: Config
+) -> None:
+    run_dir = tiny_config.run.output_dir
+    run_training(["run.keep_checkpoints=9"])
+    ninth = run_dir / "checkpoints" / "step_00000009"
+    assert run_training(["training.num_epochs=1"], resume=str(ninth)).step == 9
+    assert (run_dir / "checkpoints" / "stale_step_00000018").is_dir()
+    records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert max(record["step"] for record in records) == 9

@@ -1,51 +1,35 @@
 """Chooses the backend that a config names."""
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 
 from artkv.config import FrozenConfig, ModelConfig
-from artkv.frozen.host_blocks import Gather
-from artkv.models.backbone.blip2_backbone import RESIDENT, Blip2Backbone, alone
+from artkv.distributed import World
+from artkv.models.backbone.blip2_backbone import Blip2Backbone
 from artkv.models.backbone.lavis_backend import open_lavis_backbone
 from artkv.models.backbone.transformers_backend import open_transformers_backbone
 from artkv.models.files.blip2_files import open_blip2
 
-# `World.together`.
-Together = Callable[[Callable[[], Any]], Any]
 
-
-def open_backbone(
-    model: ModelConfig,
-    device: torch.device,
-    frozen: FrozenConfig = RESIDENT,
-    together: Together = lambda action: action(),
-) -> Blip2Backbone:
+def open_backbone(model: ModelConfig, frozen: FrozenConfig, world: World) -> Blip2Backbone:
     """Opens BLIP-2 on the backend and in the dtype that `model` names; its weights are read by `load`.
+
+    Called on all ranks, which know of each other's errors.
 
     Raises:
         UserError: see `open_blip2` and `open_lavis_backbone`.
     """
-    dtype = resolve_dtype(model.dtype, device)
-    files = together(lambda: open_blip2(model))
+    dtype = resolve_dtype(model.dtype, world.device)
+    files = world.together(lambda: open_blip2(model))
     open_with = open_lavis_backbone if model.backend == "lavis" else open_transformers_backbone
-    backbone: Blip2Backbone = together(lambda: open_with(files, dtype, device, frozen))
-    return backbone
+    return world.together(lambda: open_with(files, dtype, world.device, frozen))
 
 
-def load_backbone(
-    model: ModelConfig,
-    device: torch.device,
-    frozen: FrozenConfig = RESIDENT,
-    gather: Gather = alone,
-    together: Together = lambda action: action(),
-) -> Blip2Backbone:
-    """Opens and loads it. `gather` and `together` are those of `World`.
+def load_backbone(model: ModelConfig, frozen: FrozenConfig, world: World) -> Blip2Backbone:
+    """Opens and loads it, on all ranks.
 
     Whatever is wrong with the files on one rank is known to all before they share host memory, where they wait.
     """
-    return open_backbone(model, device, frozen, together).load(gather)
+    return open_backbone(model, frozen, world).load(world)
 
 
 def resolve_dtype(setting: str, device: torch.device) -> torch.dtype:

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from artkv.config import FrozenConfig
-from artkv.frozen.host_blocks import Gather, HostBlocks
+from artkv.distributed import World, single_process
+from artkv.frozen.host_blocks import HostBlocks
 from artkv.frozen.quantised import quantise_linears
 from artkv.frozen.streaming import StreamedBlocks, stream_blocks
+from artkv.frozen.transport import transport_for
 from artkv.kv_modulation import KVPrefix, PrefixedCrossAttention, install_prefixed_cross_attention
 from artkv.models.files.blip2_files import Blip2Files
 from artkv.models.opt.answer_columns import read_answer_columns
@@ -24,11 +26,6 @@ from artkv.models.opt.cpu_attention import CPU_ATTENTION
 
 # Everything on the device, for evaluation and wherever memory is no concern.
 RESIDENT = FrozenConfig(opt="resident")
-
-
-def alone(value: Any) -> list[Any]:
-    """`World.gather` of one process."""
-    return [value]
 
 
 class BlockStack(NamedTuple):
@@ -87,7 +84,7 @@ class Blip2Backbone(ABC):
     or a hash made with one fits the other.
 
     language_model: transformers' OPTForCausalLM; its last block after `read_answer_columns`.
-    most_positions: visual and text tokens together that it takes.
+    max_positions: visual and text tokens together that it takes.
     streamed: `opt` and `vit`, where their blocks stream.
 
     modules: on the meta device; in eval mode with gradients off after this, and without values before `load`.
@@ -101,7 +98,7 @@ class Blip2Backbone(ABC):
         own: OwnNamed,
         dtype: torch.dtype,
         device: torch.device,
-        frozen: FrozenConfig = RESIDENT,
+        frozen: FrozenConfig,
     ) -> None:
         config = files.config
         self.tokenizer = files.tokenizer
@@ -112,7 +109,7 @@ class Blip2Backbone(ABC):
         self.num_qformer_heads: int = config.qformer_config.num_attention_heads
         self.num_query_tokens: int = config.num_query_tokens
         self.language_model_width: int = config.text_config.hidden_size
-        self.most_positions: int = config.text_config.max_position_embeddings
+        self.max_positions: int = config.text_config.max_position_embeddings
         frequency = config.qformer_config.cross_attention_frequency
         self.num_cross_attention_layers = -(-config.qformer_config.num_hidden_layers // frequency)
         self.language_model = modules.language_model
@@ -137,22 +134,21 @@ class Blip2Backbone(ABC):
         )
         read_answer_columns(self.language_model.model.decoder.layers[-1])
 
-    def load(self, gather: Gather = alone) -> Self:
+    def load(self, world: World) -> Self:
         """Gives everything its values, but the ViT where `frozen.feature_cache` gives its features.
 
         Each tensor goes straight to dtype and device, or to where `frozen` wants it; on a CPU one that has the
-        dtype already stays memory-mapped. gather: that of `World`; all ranks load alike, and those of a host share
-        one copy of what streams.
+        dtype already stays memory-mapped. All ranks load alike, and those of a host share one copy of what streams.
         """
         self._assign("", left_out=self._modules.vit_prefixes)
         self._modules.language_model.tie_weights()
         self._parameters = self._neutrally_named("")
-        self._place_blocks("opt", gather)
+        self._place_blocks("opt", world)
         if self._frozen.feature_cache is None:
-            self.load_vit(gather)
+            self.load_vit(world)
         return self
 
-    def load_vit(self, gather: Gather) -> None:
+    def load_vit(self, world: World) -> None:
         """Gives a ViT that was left out its weights, if it has none yet; all ranks call it alike."""
         vit_prefixes = self._modules.vit_prefixes
         # Its class token is the first of its parameters, and in no block, so it never streams.
@@ -160,7 +156,7 @@ class Blip2Backbone(ABC):
             return
         self._assign(vit_prefixes)
         self._parameters |= self._neutrally_named(vit_prefixes)
-        self._place_blocks("vit", gather)
+        self._place_blocks("vit", world)
 
     def _neutrally_named(self, prefixes: str | tuple[str, ...]) -> dict[str, nn.Parameter]:
         """The parameters whose own names begin so."""
@@ -195,24 +191,24 @@ class Blip2Backbone(ABC):
             "post_layernorm_eps": self._files.ln_vision_eps,
         }
 
-    def encode_images(self, pixels_I3SS: Tensor) -> Tensor:
+    def encode_images(self, pixels_I3EE: Tensor) -> Tensor:
         """The ViT's tokens after its last LayerNorm, (I, N, V); loads the ViT first where it was left out."""
-        self.load_vit(alone)
-        return self._image_features(pixels_I3SS.to(self.dtype))
+        self.load_vit(single_process(self.device))
+        return self._image_features(pixels_I3EE.to(self.dtype))
 
     @abstractmethod
-    def _image_features(self, pixels_I3SS: Tensor) -> Tensor:
+    def _image_features(self, pixels_I3EE: Tensor) -> Tensor:
         """What `encode_images` gives, once the ViT is there."""
 
     @abstractmethod
     def query_images(self, image_features_INV: Tensor, prefix: KVPrefix | None) -> Tensor:
-        """The Q-Former's output, (I, Q, W)."""
+        """The Q-Former's output, (I, K, W)."""
 
     @abstractmethod
-    def project_queries(self, query_output_IQW: Tensor) -> Tensor:
-        """The visual tokens that the language model reads, (I, Q, D)."""
+    def project_queries(self, query_output_IKW: Tensor) -> Tensor:
+        """The visual tokens that the language model reads, (I, K, D)."""
 
-    def _place_blocks(self, stack_name: str, gather: Gather) -> None:
+    def _place_blocks(self, stack_name: str, world: World) -> None:
         """Gives a stack's blocks their weights as the settings say; before it they are on the meta device."""
         frozen = self._frozen
         streamed = dict(self.streamed)
@@ -227,14 +223,12 @@ class Blip2Backbone(ABC):
                         for prefix, block in stack.blocks()
                     ],
                     frozen.storage,
-                    gather,
+                    world,
                 )
                 is_opt = stack.name == "opt"
                 streamed[stack.name] = stream_blocks(
                     stack.layers,
-                    host,
-                    self.device,
-                    self.dtype,
+                    transport_for(host, self.device, self.dtype),
                     frozen.slots,
                     frozen.resident_blocks if is_opt else 0,
                     frozen.memory_budget_bytes if is_opt else None,

@@ -92,13 +92,13 @@ class LavisCrossAttention(PrefixedCrossAttention):
         encoder_hidden_states: list[Any],
         *_: Any,
     ) -> tuple[Tensor, None]:
-        """The attention output (B, Q, W), and no keys and values to keep.
+        """The attention output (I, K, W), and no keys and values to keep.
 
-        encoder_hidden_states: image features (B, N, V) and `KVPrefix` or None; LAVIS hands a list down untouched.
+        encoder_hidden_states: image features (I, N, V) and `KVPrefix` or None; LAVIS hands a list down untouched.
         The mask beside it is all ones, and left out.
         """
-        image_features_BNV, kv_prefix = encoder_hidden_states
-        return super().forward(hidden_states, None, image_features_BNV, None, kv_prefix)
+        image_features_INV, kv_prefix = encoder_hidden_states
+        return super().forward(hidden_states, None, image_features_INV, None, kv_prefix)
 
 
 class LavisBackbone(Blip2Backbone):
@@ -116,8 +116,8 @@ class LavisBackbone(Blip2Backbone):
         super().__init__(_modules(model), files, own, dtype, device, frozen)
         self._model = model
 
-    def _image_features(self, pixels_I3SS: Tensor) -> Tensor:
-        return self._model.ln_vision(self._model.visual_encoder(pixels_I3SS))
+    def _image_features(self, pixels_I3EE: Tensor) -> Tensor:
+        return self._model.ln_vision(self._model.visual_encoder(pixels_I3EE))
 
     def query_images(self, image_features_INV: Tensor, prefix: KVPrefix | None) -> Tensor:
         return self.qformer(
@@ -126,8 +126,8 @@ class LavisBackbone(Blip2Backbone):
             return_dict=True,
         ).last_hidden_state
 
-    def project_queries(self, query_output_IQW: Tensor) -> Tensor:
-        return self._model.opt_proj(query_output_IQW)
+    def project_queries(self, query_output_IKW: Tensor) -> Tensor:
+        return self._model.opt_proj(query_output_IKW)
 
 
 def _modules(model: LavisBlip2) -> Blip2Modules:

@@ -21,13 +21,13 @@ class TransformersBackbone(Blip2Backbone):
         files: Blip2Files,
         dtype: torch.dtype,
         device: torch.device,
-        frozen: FrozenConfig = RESIDENT,
+        frozen: FrozenConfig,
     ) -> None:
         super().__init__(_modules(model), files, files.source, dtype, device, frozen)
         self._model = model
 
-    def _image_features(self, pixels_I3SS: Tensor) -> Tensor:
-        return self._model.vision_model(pixels_I3SS).last_hidden_state
+    def _image_features(self, pixels_I3EE: Tensor) -> Tensor:
+        return self._model.vision_model(pixels_I3EE).last_hidden_state
 
     def query_images(self, image_features_INV: Tensor, prefix: KVPrefix | None) -> Tensor:
         # transformers hands unknown keyword arguments down to each attention.
@@ -37,8 +37,8 @@ class TransformersBackbone(Blip2Backbone):
             kv_prefix=prefix,
         ).last_hidden_state
 
-    def project_queries(self, query_output_IQW: Tensor) -> Tensor:
-        return self._model.language_projection(query_output_IQW)
+    def project_queries(self, query_output_IKW: Tensor) -> Tensor:
+        return self._model.language_projection(query_output_IKW)
 
 
 def _modules(model: Blip2ForConditionalGeneration) -> Blip2Modules:

@@ -17,6 +17,8 @@ from artkv.errors import UserError
 from artkv.models.files.lavis_files import IMAGE_MEAN, IMAGE_STD, LN_VISION_EPS, LavisSource, lavis_config
 from artkv.models.files.weight_files import TensorSource, digests, open_weights
 
+BLIP2_OPT_2_7B = "Salesforce/blip2-opt-2.7b"
+
 # Tied to the token embedding: a file may hold it or leave it out, and it is never read.
 TIED = "language_model.lm_head.weight"
 EMBEDDING = "language_model.model.decoder.embed_tokens.weight"
@@ -136,7 +138,7 @@ def read_lavis_config(model: ModelConfig) -> Any:
 
 def _open_folder(blip2: str) -> Blip2Files:
     folder = _local_folder(blip2, "model.blip2")
-    config = _read_config(folder, blip2)
+    config = read_folder_config(folder, blip2)
     source = open_weights(folder, "model.blip2")
     return Blip2Files(
         config, _load_tokenizer(folder, config), _image_settings(folder, config.vision_config.image_size), source
@@ -199,14 +201,20 @@ def _local_folder(name: str, setting: str) -> Path:
         ) from None
 
 
-def _read_config(folder: Path, blip2: str) -> Any:
+def read_folder_config(folder: Path, blip2: str) -> Any:
+    """The config in BLIP-2's folder, which `model.blip2` names as `blip2`."""
     if not (folder / "config.json").is_file():
         raise UserError(f"model.blip2 = {blip2!r}: {folder} has no config.json; give a folder of save_pretrained")
-    config: Any = Blip2Config.from_pretrained(folder)
+    try:
+        config: Any = Blip2Config.from_pretrained(folder)
+    except Exception as error:
+        raise UserError(
+            f"model.blip2 = {blip2!r}: {folder}/config.json cannot be read ({error}); put BLIP-2's there"
+        ) from None
     if config.model_type != "blip-2" or config.text_config.model_type != "opt":
         raise UserError(
-            f"model.blip2 = {blip2!r}: is {config.model_type} with {config.text_config.model_type}, "
-            "expected blip-2 with opt, such as Salesforce/blip2-opt-2.7b"
+            f"model.blip2 = {blip2!r}: is {config.model_type} with {config.text_config.model_type}, expected blip-2 "
+            f"with opt, such as {BLIP2_OPT_2_7B}"
         )
     config._attn_implementation = "sdpa"
     return config

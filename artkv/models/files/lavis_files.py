@@ -34,7 +34,6 @@ IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 SETTINGS = "artkv"
 
 _EMBEDDING = "language_model.model.decoder.embed_tokens.weight"
-_HEAD = "language_model.lm_head.weight"
 _PATCHES = "vision_model.embeddings.patch_embedding.weight"
 _POSITIONS = "vision_model.embeddings.position_embedding"
 _FINAL_VIT_NORM = "vision_model.post_layernorm."

@@ -93,10 +93,7 @@ def read_pickle(path: Path, setting: str | None = None) -> dict[str, Any]:
 
 def open_weights(folder: Path, setting: str) -> SafetensorsSource | PickledSource:
     """The weights of a transformers folder, sharded or not, safetensors before `.bin`; `setting` named it."""
-    for stem, suffix, source in (
-        ("model", "safetensors", SafetensorsSource),
-        ("pytorch_model", "bin", PickledSource),
-    ):
+    for stem, suffix, source in (("model", "safetensors", SafetensorsSource), ("pytorch_model", "bin", PickledSource)):
         index = folder / f"{stem}.{suffix}.index.json"
         if index.is_file():
             shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))

@@ -1,6 +1,6 @@
 """OPT's last block, computed only where its output is read.
 
-Letters in tensor names: R rows, L columns, C columns that predict answer tokens, D width, H heads, W head width.
+Letters in tensor names are explained in `artkv.batch`.
 """
 
 from functools import wraps
@@ -38,8 +38,8 @@ def _at_columns(block: Any, hidden_RLD: Tensor, mask_R1LL: Tensor, columns_RC: T
     num_rows, num_columns, _ = hidden_RLD.shape
     places_RC = columns_RC + num_columns * torch.arange(num_rows, device=columns_RC.device)[:, None]
 
-    def at_places(values_RLX: Tensor) -> Tensor:
-        picked = values_RLX.flatten(0, 1).index_select(0, places_RC.flatten())
+    def at_places(values_RL: Tensor) -> Tensor:
+        picked = values_RL.flatten(0, 1).index_select(0, places_RC.flatten())
         return picked.view(*places_RC.shape, -1)
 
     def heads(projected: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ def _at_columns(block: Any, hidden_RLD: Tensor, mask_R1LL: Tensor, columns_RC: T
     is_pre_norm = block.do_layer_norm_before
     normed_RLD = block.self_attn_layer_norm(hidden_RLD) if is_pre_norm else hidden_RLD
     attend = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager_attention_forward)
-    out_RCHW, _ = attend(
+    out_RCHX, _ = attend(
         attention,
         heads(attention.q_proj(at_places(normed_RLD)) * attention.scaling),
         heads(attention.k_proj(normed_RLD)),
@@ -56,7 +56,7 @@ def _at_columns(block: Any, hidden_RLD: Tensor, mask_R1LL: Tensor, columns_RC: T
         at_places(mask_R1LL.squeeze(1))[:, None],
         scaling=1.0,  # the query is scaled, as in OPT
     )
-    hidden_RCD = at_places(hidden_RLD) + attention.out_proj(out_RCHW.flatten(2))
+    hidden_RCD = at_places(hidden_RLD) + attention.out_proj(out_RCHX.flatten(2))
     if not is_pre_norm:
         hidden_RCD = block.self_attn_layer_norm(hidden_RCD)
     normed_RCD = block.final_layer_norm(hidden_RCD) if is_pre_norm else hidden_RCD

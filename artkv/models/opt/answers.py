@@ -15,6 +15,18 @@ from artkv.datasets.tokenization import newline_token_id
 CHUNK_TOKENS = 128
 
 
+def hidden_at_answers(hidden_RCD: Tensor, places_A: Tensor, num_visual: int = 0) -> Tensor:
+    """What predicts each answer token, (A, D).
+
+    hidden_RCD: OPT's output, R rows of C columns. places_A: int64, of the answer tokens among all text tokens.
+    num_visual: columns in front of the text's; 0 where the columns are those that predict.
+    """
+    if num_visual:
+        # The last visual token predicts text token 0, text token t predicts t + 1.
+        hidden_RCD = hidden_RCD[:, num_visual - 1 : -1]
+    return hidden_RCD.flatten(0, 1).index_select(0, places_A)
+
+
 def answer_cross_entropy(hidden_AD: Tensor, lm_head: nn.Linear, ids_A: Tensor, weight_A: Tensor) -> Tensor:
     """The sum of weight * cross-entropy over answer tokens, shape (), fp32 (fp64 for fp64 hidden states).
 
@@ -32,21 +44,21 @@ def answer_cross_entropy(hidden_AD: Tensor, lm_head: nn.Linear, ids_A: Tensor, w
 
 class _AnswerCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_AD: Tensor, head_VD: Tensor, ids_A: Tensor, weight_A: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden_AD: Tensor, head_OD: Tensor, ids_A: Tensor, weight_A: Tensor) -> Tensor:
         dtype = torch.promote_types(hidden_AD.dtype, torch.float32)
         loss = torch.zeros((), dtype=dtype, device=hidden_AD.device)
         has_gradient = ctx.needs_input_grad[0]
         gradient_AD = torch.empty_like(hidden_AD) if has_gradient else None
         for start in range(0, hidden_AD.shape[0], CHUNK_TOKENS):
             chunk = slice(start, start + CHUNK_TOKENS)
-            ids_C1, weight_C1 = ids_A[chunk, None], weight_A[chunk, None].to(dtype)
-            log_p_CV = torch.log_softmax(linear(hidden_AD[chunk], head_VD), dim=-1, dtype=dtype)
-            loss -= (weight_C1 * log_p_CV.gather(1, ids_C1)).sum()
+            ids_A1, weight_A1 = ids_A[chunk, None], weight_A[chunk, None].to(dtype)
+            log_p_AO = torch.log_softmax(linear(hidden_AD[chunk], head_OD), dim=-1, dtype=dtype)
+            loss -= (weight_A1 * log_p_AO.gather(1, ids_A1)).sum()
             if gradient_AD is not None:
                 # Softmax less the one-hot answer.
-                gradient_CV = log_p_CV.exp_()
-                gradient_CV.scatter_(1, ids_C1, gradient_CV.gather(1, ids_C1) - 1).mul_(weight_C1)
-                torch.mm(gradient_CV.to(hidden_AD.dtype), head_VD, out=gradient_AD[chunk])
+                gradient_AO = log_p_AO.exp_()
+                gradient_AO.scatter_(1, ids_A1, gradient_AO.gather(1, ids_A1) - 1).mul_(weight_A1)
+                torch.mm(gradient_AO.to(hidden_AD.dtype), head_OD, out=gradient_AD[chunk])
         if gradient_AD is not None:
             ctx.save_for_backward(gradient_AD)
         return loss

@@ -1,6 +1,6 @@
 """OPT's attention on CPUs.
 
-Letters in tensor names: R rows, H heads, L columns that ask, S columns that are asked, W head width.
+Letters in tensor names are explained in `artkv.batch`: C columns ask, L are asked.
 """
 
 from typing import Any
@@ -20,15 +20,15 @@ products that it is made of (docs/throughput.md).
 
 def attention_in_products(
     module: Any,
-    query_RHLW: Tensor,
-    key_RHSW: Tensor,
-    value_RHSW: Tensor,
-    mask_R1LS: Tensor | None,
+    query_RHCX: Tensor,
+    key_RHLX: Tensor,
+    value_RHLX: Tensor,
+    mask_R1CL: Tensor | None,
     scaling: float,
     dropout: float = 0.0,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' `eager` attention for models that do not train, (R, L, H, W), and no weights.
+    """transformers' `eager` attention for models that do not train, (R, C, H, X), and no weights.
 
     In two thirds of its time: `torch.softmax` computes in fp32 inside, so bfloat16 scores need no copy in fp32, and the
     mask is added in place.
@@ -37,13 +37,13 @@ def attention_in_products(
     """
     if dropout:
         raise ValueError(f"attention with a dropout of {dropout}; frozen models have none")
-    weights_RHLS = torch.matmul(query_RHLW, key_RHSW.transpose(2, 3))
+    weights_RHCL = torch.matmul(query_RHCX, key_RHLX.transpose(2, 3))
     if scaling != 1.0:
-        weights_RHLS = weights_RHLS * scaling
-    if mask_R1LS is not None:
-        weights_RHLS += mask_R1LS
-    out_RHLW = torch.matmul(torch.softmax(weights_RHLS, dim=-1), value_RHSW)
-    return out_RHLW.transpose(1, 2).contiguous(), None
+        weights_RHCL = weights_RHCL * scaling
+    if mask_R1CL is not None:
+        weights_RHCL += mask_R1CL
+    out_RHCX = torch.matmul(torch.softmax(weights_RHCL, dim=-1), value_RHLX)
+    return out_RHCX.transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register(CPU_ATTENTION, attention_in_products)

@@ -1,4 +1,4 @@
-"""What OPT reads of packed questions. Letters in tensor names are those of `artkv.batch`, K visual tokens."""
+"""What OPT reads of packed questions. Letters in tensor names are explained in `artkv.batch`."""
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ def tree_attention_mask(subtree_end_RL: Tensor, dtype: torch.dtype) -> Tensor:
 
 def packed_embeddings(text_RLD: Tensor, visual_IKD: Tensor, questions: PackedQuestions) -> Tensor:
     """The text's embeddings with each piece's visual tokens put in their places, (R, L, D)."""
-    visual_PKD = visual_IKD.to(text_RLD.dtype).index_select(0, questions.piece_painting)
-    places_PK = questions.piece_places[:, None] + torch.arange(visual_IKD.shape[1], device=visual_IKD.device)
-    packed = text_RLD.flatten(0, 1).index_copy(0, places_PK.flatten(), visual_PKD.flatten(0, 1))
+    visual_GKD = visual_IKD.to(text_RLD.dtype).index_select(0, questions.piece_painting)
+    places_GK = questions.piece_places[:, None] + torch.arange(visual_IKD.shape[1], device=visual_IKD.device)
+    packed = text_RLD.flatten(0, 1).index_copy(0, places_GK.flatten(), visual_GKD.flatten(0, 1))
     return packed.view_as(text_RLD)

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from artkv.config import ModelConfig
+from artkv.distributed import single_process
 from artkv.errors import UserError
 from artkv.kv_modulation import KVPrefix
 from artkv.models.assembly import BuiltModel
@@ -34,8 +35,8 @@ def lavis_files(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: PreTra
 
 def both_backbones(model: ModelConfig, dtype: torch.dtype = torch.float32) -> tuple[Blip2Backbone, Blip2Backbone]:
     files = open_blip2(model)
-    lavis = open_lavis_backbone(files, dtype, CPU).load()
-    return open_transformers_backbone(files, dtype, CPU).load(), lavis
+    lavis = open_lavis_backbone(files, dtype, CPU).load(single_process(CPU))
+    return open_transformers_backbone(files, dtype, CPU).load(single_process(CPU)), lavis
 
 
 def switch_everything_on(model: KVModulatedBlip2) -> None:

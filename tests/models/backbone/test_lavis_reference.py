@@ -20,6 +20,7 @@ from transformers import (
 
 from artkv.batch import PaintingFeatures, QuestionBatch
 from artkv.config import ModelConfig
+from artkv.distributed import single_process
 from artkv.kv_modulation import KVPrefix
 from artkv.models.backbone.blip2_backbone import Blip2Backbone
 from artkv.models.backbone.lavis_backend import LavisBlip2, open_lavis_backbone
@@ -27,7 +28,7 @@ from artkv.models.backbone.lavis_compatibility import shapes_only
 from artkv.models.backbone.transformers_backend import open_transformers_backbone
 from artkv.models.files.blip2_files import open_blip2
 from artkv.models.files.lavis_names import from_lavis
-from artkv.models.kv_modulated_blip2 import FrozenParts, KVModulatedBlip2
+from artkv.models.kv_modulated_blip2 import KVModulatedBlip2, ModelParts
 from tests.models.lavis_reference import NEW_TOKENS, OPT, PREFIX_TOKENS, PROMPT, QFORMER, TEXTS, VIT, drawn, sampled
 
 CPU = torch.device("cpu")
@@ -36,7 +37,7 @@ BACKENDS = ["transformers", "lavis"]
 
 @pytest.fixture(scope="module")
 def reference() -> dict[str, np.ndarray]:
-    return dict(np.load(Path(__file__).with_name("lavis_reference.npz")))
+    return dict(np.load(Path(__file__).parents[1] / "lavis_reference.npz"))
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +74,8 @@ def drawn_model(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: PreTra
 def load(backend: str, model: ModelConfig, dtype: torch.dtype) -> Blip2Backbone:
     files = open_blip2(model)
     if backend == "transformers":
-        return open_transformers_backbone(files, dtype, CPU).load()
-    return open_lavis_backbone(files, dtype, CPU).load()
+        return open_transformers_backbone(files, dtype, CPU).load(single_process(CPU))
+    return open_lavis_backbone(files, dtype, CPU).load(single_process(CPU))
 
 
 def drawn_tensor(name: str, shape: tuple[int, ...]) -> Tensor:
@@ -100,7 +101,7 @@ def test_features_loss_gradients_and_answers_are_lavis(
 ) -> None:
     backbone = load(backend, drawn_model, torch.float32)
     trained = backbone.train_cross_attention()
-    model = KVModulatedBlip2(FrozenParts(backbone, None, None, None), trained)
+    model = KVModulatedBlip2(ModelParts(backbone, None, None), trained)
     pixels = drawn_tensor("pixels", (2, 3, VIT["image"], VIT["image"])).float()
     features = backbone.encode_images(pixels).detach()
     # fp32, values up to 4; the worst seen are 1e-6 with transformers' attention and 0 with LAVIS's.

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Blip2ForConditionalGeneration
 
 from artkv.config import ModelConfig
+from artkv.distributed import single_process
 from artkv.errors import UserError
 from artkv.models.backbone.transformers_backend import open_transformers_backbone
 from artkv.models.files.blip2_files import open_blip2
@@ -18,7 +19,7 @@ CPU = torch.device("cpu")
 
 
 def load(folder: Path, dtype: torch.dtype = torch.float32):
-    return open_transformers_backbone(open_blip2(ModelConfig(blip2=str(folder))), dtype, CPU).load()
+    return open_transformers_backbone(open_blip2(ModelConfig(blip2=str(folder))), dtype, CPU).load(single_process(CPU))
 
 
 def pixels() -> torch.Tensor:

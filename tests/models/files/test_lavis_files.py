@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from artkv.config import ModelConfig
+from artkv.distributed import single_process
 from artkv.errors import UserError
 from artkv.models.backbone.transformers_backend import open_transformers_backbone
 from artkv.models.files.blip2_files import open_blip2
@@ -60,8 +61,10 @@ def test_the_model_computes_as_the_folders_with_the_eps_of_lavis(lavis: LavisFol
     pixels = torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(0))
     stock = lavis.model
     before = stock.vision_model.post_layernorm.eps
-    backbone = open_transformers_backbone(open_blip2(lavis.pretrained_config), torch.float32, CPU).load()
-    of_folder = open_transformers_backbone(open_blip2(ModelConfig(blip2=str(lavis.folder))), torch.float32, CPU).load()
+    backbone, of_folder = (
+        open_transformers_backbone(open_blip2(model), torch.float32, CPU).load(single_process(CPU))
+        for model in (lavis.pretrained_config, ModelConfig(blip2=str(lavis.folder)))
+    )
     try:
         with torch.no_grad():
             assert torch.equal(of_folder.encode_images(pixels), stock.get_image_features(pixels).last_hidden_state)

@@ -5,7 +5,7 @@ import torch
 
 from artkv.config import ModelConfig
 from artkv.errors import UserError
-from artkv.models.files.blip2_files import stock_blip2
+from artkv.models.files.blip2_files import BLIP2_OPT_2_7B, stock_blip2
 from artkv.models.files.lavis_names import (
     LavisNamed,
     from_lavis,
@@ -15,7 +15,7 @@ from artkv.models.files.lavis_names import (
     split_qkv_bias,
     to_lavis,
 )
-from artkv.planning.shapes import BLIP2_OPT_2_7B, read_blip2_config
+from artkv.planning.shapes import read_blip2_config
 from tests.models.lavis_writing import lavis_sized_blip2, lavis_state
 
 

@@ -34,7 +34,7 @@ ROWS = [
     (2, "What is it?", "oil"),
 ]
 # Columns that a row may have at most: all in few rows, the usual bound; then pieces of two or three questions.
-LAYOUTS = {"natural": {}, "one row": {"hidden_size": 10**9}, "split": {"most_columns": 40}}
+LAYOUTS = {"natural": {}, "one row": {"hidden_size": 10**9}, "split": {"max_columns": 40}}
 LORA = {"lora": {"targets": ["qformer", "opt"], "rank": 2, "alpha": 4}}
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -88,13 +88,10 @@ def open_up(model: KVModulatedBlip2) -> None:
 
 
 def to_float64(model: KVModulatedBlip2) -> None:
-    frozen = model._frozen
-    for module in (model.backbone._model, frozen.generator, frozen.efficientnet):
+    for module in (model.backbone._model, model.parts.generator, model.parts.efficientnet):
         if module is not None:
             module.double()
     model.double()
-    if frozen.gate is not None:
-        frozen.gate.data = frozen.gate.data.double()
     model.backbone.dtype = torch.float64
 
 

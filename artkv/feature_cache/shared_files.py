@@ -13,7 +13,7 @@ from artkv.files import sync
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_shared(path: Path, content: bytes) -> None:
     """Writes a file under a temporary name, brings it to the disk and renames it.
 
     The temporary file is locked as long as its writer lives, so that `remove_abandoned` knows the others.

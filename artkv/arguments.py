@@ -1,0 +1,250 @@
+"""The command line's verbs and their options; nothing here takes time to import."""
+
+import argparse
+import difflib
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+from artkv import __version__
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Verb:
+    """What a verb's help says, and its options.
+
+    summary: what it does, in the imperative. examples: what can be typed.
+    """
+
+    summary: str
+    add_options: Callable[[argparse.ArgumentParser], None]
+    examples: tuple[str, ...]
+
+
+def parse_arguments(given: Sequence[str]) -> argparse.Namespace:
+    """The options, with the verb's name as `verb`; help and wrong usage end the process, wrong usage with 2."""
+    chosen = next((word for word in given if not word.startswith("-")), None)
+    # The chosen verb's options alone: the art encoder's are its settings', which the others need not import.
+    parser = make_parser([] if chosen is None else [chosen])
+    if chosen is not None and chosen not in VERBS:
+        near = difflib.get_close_matches(chosen, VERBS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "see artkv --help"
+        parser.error(f"no verb {chosen!r} among {', '.join(VERBS)}; {hint}")
+    return parser.parse_args(given)
+
+
+def make_parser(with_options: Collection[str]) -> argparse.ArgumentParser:
+    """The command line with every verb, and with the options of these; `VERBS` for the whole of it."""
+    parser = argparse.ArgumentParser(
+        prog="artkv",
+        description="Trains BLIP-2 to answer questions about paintings, with key/value prefixes from an art encoder.",
+        epilog="Exit codes: 0 done, 1 wrong input, 2 wrong usage, 3 failed run, 75 stopped by SIGTERM, SIGUSR1 or the "
+        "end of a Slurm job's time, and saved (launchers return codes of their own). Start with: artkv quickstart",
+    )
+    parser.add_argument("--version", action="version", version=f"artkv {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name, verb in VERBS.items():
+        subparser = verbs.add_parser(
+            name,
+            help=verb.summary,
+            description=f"{verb.summary[0].upper()}{verb.summary[1:]}.",
+            epilog="\n  ".join([f"example{'s' if len(verb.examples) > 1 else ''}:", *verb.examples]),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if name in with_options:
+            verb.add_options(subparser)
+    return parser
+
+
+def _train(verb: argparse.ArgumentParser) -> None:
+    _add_config(verb)
+    verb.add_argument(
+        "--resume",
+        metavar="WHERE",
+        help="latest: go on from the newest checkpoint of run.output_dir; auto: the same if there is one, "
+        "else start; or the path of a checkpoint",
+    )
+
+
+def _evaluate(verb: argparse.ArgumentParser) -> None:
+    _add_checkpoint(verb)
+    verb.add_argument("--split", choices=SPLITS, default="val", help="which CSV file (default val)")
+    verb.add_argument(
+        "--prefix",
+        choices=("on", "off", "shuffled"),
+        default="on",
+        help="off: stock cross-attention; shuffled: the prefix of another painting (default on)",
+    )
+    verb.add_argument(
+        "--image", choices=("on", "blank"), default="on", help="blank: a grey picture, the question alone (default on)"
+    )
+    verb.add_argument(
+        "--all-ablations", action="store_true", help="prefix on, off and shuffled, and the question alone"
+    )
+
+
+def _status(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("run", metavar="RUN", help="the folder of a run, its run.output_dir")
+
+
+def _ask(verb: argparse.ArgumentParser) -> None:
+    _add_checkpoint(verb)
+    verb.add_argument("picture", metavar="IMAGE", help="path of a picture")
+    verb.add_argument("question", metavar="QUESTION", help='such as "Which style is this?"')
+    verb.add_argument("--prefix", choices=("on", "off"), default="on", help="off: without the art encoder's prefix")
+
+
+def _cache(verb: argparse.ArgumentParser) -> None:
+    _add_config(verb)
+    verb.add_argument(
+        "--split",
+        type=_splits,
+        default=SPLITS,
+        metavar="SPLITS",
+        help="whose pictures: some of train,val,test (default: all that the config names)",
+    )
+    verb.add_argument(
+        "--verify", action="store_true", help="read every record and compare its checksum, instead of computing any"
+    )
+
+
+def _export(verb: argparse.ArgumentParser) -> None:
+    _add_checkpoint(verb)
+    verb.add_argument(
+        "--format",
+        required=True,
+        choices=("adapter", "transformers", "lavis"),
+        help="adapter: what was trained, in one .safetensors; transformers: a folder for "
+        "Blip2ForConditionalGeneration; lavis: a .pth for Blip2OPT; both with what was "
+        "trained merged in, and the prefix generator beside",
+    )
+    verb.add_argument(
+        "--output", required=True, metavar="PATH", help="file.safetensors, folder or file.pth; must not be there yet"
+    )
+    verb.add_argument(
+        "--leave-out",
+        nargs="+",
+        default=[],
+        choices=("vit", "opt"),
+        help="with lavis: what LAVIS is to load from its own files, as its published checkpoints do",
+    )
+
+
+def _plan(verb: argparse.ArgumentParser) -> None:
+    _add_config(verb)
+    verb.add_argument("--gpu-memory", metavar="SIZE", help="memory to fit into, such as 8GiB (default: --gpu's)")
+    verb.add_argument("--gpu", metavar="NAME", help="a listed GPU, such as 'RTX 4060 8GB' (default: by memory)")
+    verb.add_argument("--world-size", type=int, default=1, help="ranks that share the optimizer's state (default 1)")
+    verb.add_argument(
+        "--text-tokens", type=int, default=32, help="tokens of the longest question with its answer (default 32)"
+    )
+    verb.add_argument(
+        "--paintings", type=int, help="paintings in a micro-batch (default: one for each question, the worst case)"
+    )
+
+
+def _art_encoder(verb: argparse.ArgumentParser) -> None:
+    from artkv.art_encoder.arguments import add_arguments
+
+    add_arguments(verb)
+
+
+def _quickstart(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--output-dir",
+        default="outputs/quickstart",
+        help="folder of the world and its runs (default outputs/quickstart)",
+    )
+    verb.add_argument("--seed", type=_whole_number(0), default=1337, help="everything follows from it (default 1337)")
+    verb.add_argument("--ranks", type=_whole_number(1), default=2, help="processes that train (default 2)")
+    _add_overrides(verb)
+
+
+def _splits(text: str) -> tuple[str, ...]:
+    chosen = tuple(text.split(","))
+    if not set(chosen) <= set(SPLITS):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of {', '.join(SPLITS)}, such as train,val")
+    return chosen
+
+
+def _whole_number(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {least} or more")
+        return int(text)
+
+    return parse
+
+
+def _add_config(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE",
+        help="YAML settings; in artkv/config/recipes/ minimal.yaml is one to start from, artquest.yaml has every key",
+    )
+    _add_overrides(verb)
+
+
+def _add_checkpoint(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--checkpoint",
+        required=True,
+        metavar="PATH",
+        help="a checkpoint's folder, a run's (its newest), its best or checkpoints/latest, or an exported adapter",
+    )
+    _add_overrides(verb)
+
+
+def _add_overrides(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="overrides a setting; may be given again; the value is YAML",
+    )
+
+
+VERBS = {
+    "train": Verb("train by a config; alone, or under deepspeed, torchrun or srun", _train, (
+        "artkv train --config my.yaml",
+        "artkv train --config my.yaml --resume auto --set training.num_epochs=3",
+        "deepspeed --num_gpus 8 --module artkv train --config my.yaml",
+    )),
+    "evaluate": Verb("score a checkpoint, with the prefix on, off or shuffled; alone, or under a launcher", _evaluate, (
+        "artkv evaluate --checkpoint outputs/demo/best",
+        "artkv evaluate --checkpoint outputs/demo/best --split test --all-ablations",
+    )),
+    "status": Verb("tell step, rate, time left, last checkpoint and score of a run", _status, (
+        "artkv status outputs/demo",
+    )),
+    "ask": Verb("answer a question about a picture", _ask, (
+        'artkv ask --checkpoint outputs/demo/best painting.jpg "Which style is this?"',
+        'artkv ask --checkpoint outputs/demo/best --prefix off painting.jpg "Which style is this?"',
+    )),
+    "cache": Verb("compute the frozen encoders' features; alone, or under a launcher", _cache, (
+        "artkv cache --config my.yaml --set frozen.feature_cache=features",
+        "artkv cache --config my.yaml --split train,val",
+    )),
+    "export": Verb("write a checkpoint as one file, a transformers folder or a LAVIS .pth", _export, (
+        "artkv export --checkpoint outputs/demo/best --format adapter --output demo.safetensors",
+        "artkv export --checkpoint outputs/demo/best --format transformers --output demo_blip2",
+    )),
+    "check": Verb("list everything in config, data and models that would stop a run", _add_config, (
+        "artkv check --config my.yaml",
+    )),
+    "plan": Verb("predict memory and transfer of each mode for a GPU, without one", _plan, (
+        "artkv plan --config my.yaml --gpu-memory 8GiB",
+        "artkv plan --config my.yaml --gpu 'RTX 4060 8GB'",
+    )),
+    "art-encoder": Verb("train an EfficientNet on WikiArt's styles", _art_encoder, (
+        "artkv art-encoder --data wikiart --initial-checkpoint efficientnet_b3.pth",
+        "artkv art-encoder --data wikiart --initial-checkpoint efficientnet_b3.pth --resume",
+    )),
+    "quickstart": Verb("make a small world of paintings and run the whole job on it", _quickstart, (
+        "artkv quickstart",
+        "artkv quickstart --seed 7 --output-dir outputs/quickstart_7",
+    )),
+}  # fmt: skip

@@ -1,0 +1,230 @@
+"""Reads EfficientNets as trainings leave them: in timm's or torchvision's layout, and in many wrappings."""
+
+import argparse
+import pickle
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from artkv.errors import UserError
+
+# Averaged weights first, as timm's own loader prefers them: they are what a training's scores were measured on.
+_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model_state", "model", "module")
+_PREFIXES = ("module.", "model.", "_orig_mod.")
+
+# torchvision numbers what timm names. Blocks of stage 1 have no expansion, they start with conv_dw.
+_TORCHVISION_ENDS = {
+    "features.0.0": "conv_stem",
+    "features.0.1": "bn1",
+    "features.8.0": "conv_head",
+    "features.8.1": "bn2",
+}
+_TORCHVISION_STAGE_1 = {
+    "0.0": "conv_dw",
+    "0.1": "bn1",
+    "1.fc1": "se.conv_reduce",
+    "1.fc2": "se.conv_expand",
+    "2.0": "conv_pw",
+    "2.1": "bn2",
+}
+_TORCHVISION_STAGES_2_TO_7 = {
+    "0.0": "conv_pw",
+    "0.1": "bn1",
+    "1.0": "conv_dw",
+    "1.1": "bn2",
+    "2.fc1": "se.conv_reduce",
+    "2.fc2": "se.conv_expand",
+    "3.0": "conv_pwl",
+    "3.1": "bn3",
+}
+_TORCHVISION_END = re.compile(r"(features\.[08]\.[01])\.(\w+)")
+_TORCHVISION_BLOCK = re.compile(r"features\.([1-7])\.(\d+)\.block\.(\d\.\w+)\.(\w+)")
+
+
+@dataclass(frozen=True)
+class EfficientNetFile:
+    """The weights in a file, without a classifier and BatchNorm's counters.
+
+    tensors: by the file's own names. recorded: what `artkv art-encoder` wrote beside them into its safetensors:
+    architecture, image_size and more.
+    """
+
+    path: Path
+    layout: Literal["timm", "torchvision"]
+    tensors: dict[str, Tensor]
+    recorded: dict[str, str]
+
+    @cached_property
+    def names(self) -> dict[str, str | None]:
+        """timm's name of each tensor by its own; None where there is none."""
+        return {name: name if self.layout == "timm" else timm_name(name) for name in self.tensors}
+
+    @cached_property
+    def weights(self) -> dict[str, Tensor]:
+        """The tensors by timm's names."""
+        return {key: self.tensors[name] for name, key in self.names.items() if key is not None}
+
+    def mismatches(self, expected: Mapping[str, Tensor]) -> list[str]:
+        """One line for each way in which the file differs from `expected`, tensors by timm's names."""
+        problems = []
+        missing = sorted(expected.keys() - self.weights.keys())
+        unexpected = sorted(name for name, key in self.names.items() if key not in expected)
+        if missing:
+            suffix = " (timm's names)" if self.layout == "torchvision" else ""
+            problems.append(f"missing{suffix}: {_some(missing)}")
+        if unexpected:
+            problems.append(f"unexpected: {_some(unexpected)}")
+        pairs = [
+            (name, self.tensors[name], expected[key])
+            for name, key in self.names.items()
+            if key is not None and key in expected
+        ]
+        shapes = [
+            f"{name} is {tuple(tensor.shape)}, expected {tuple(wanted.shape)}"
+            for name, tensor, wanted in pairs
+            if tensor.shape != wanted.shape
+        ]
+        if shapes:
+            problems.append(f"other shapes: {_some(shapes, '; ')}")
+        integers = sorted(name for name, tensor, _ in pairs if not tensor.is_floating_point())
+        if integers:
+            problems.append(f"not floating-point numbers: {_some(integers)}")
+        return problems
+
+    def check_finite(self) -> None:
+        """Raises UserError where a weight is infinite or no number."""
+        bad = sorted(name for name, tensor in self.tensors.items() if not torch.isfinite(tensor).all())
+        if bad:
+            raise UserError(
+                f"{self.path} holds weights that are not finite numbers: {_some(bad)}; use another checkpoint"
+            )
+
+
+def read_efficientnet_file(path: Path) -> EfficientNetFile:
+    """Reads a checkpoint, whatever its number of classes.
+
+    Raises UserError where the file cannot be read, or holds an EfficientNet in neither layout.
+    """
+    found = without_counters(_strip_prefixes(_read_checkpoint(path)))
+    tensors = {name: tensor for name, tensor in found.items() if not name.startswith("classifier.")}
+    return EfficientNetFile(path, _layout(tensors, path), tensors, _recorded(path))
+
+
+def timm_name(torchvision_name: str) -> str | None:
+    """timm's name of one of torchvision's EfficientNet tensors, such as `blocks.1.0.conv_dw.weight`, or None."""
+    end = _TORCHVISION_END.fullmatch(torchvision_name)
+    if end:
+        return f"{_TORCHVISION_ENDS[end[1]]}.{end[2]}"
+    block = _TORCHVISION_BLOCK.fullmatch(torchvision_name)
+    if not block:
+        return None
+    stage, index, part, leaf = block.groups()
+    part_names = _TORCHVISION_STAGE_1 if stage == "1" else _TORCHVISION_STAGES_2_TO_7
+    if part not in part_names:
+        return None
+    return f"blocks.{int(stage) - 1}.{index}.{part_names[part]}.{leaf}"
+
+
+def without_counters(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without BatchNorm's `num_batches_tracked`, which counts training steps, and which not every checkpoint has."""
+    return {name: tensor for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")}
+
+
+def _recorded(path: Path) -> dict[str, str]:
+    """What `artkv art-encoder` recorded in its file beside the weights: architecture, image_size and more."""
+    if path.suffix != ".safetensors":
+        return {}
+    with safe_open(path, framework="pt", device="cpu") as file:
+        return file.metadata() or {}
+
+
+def _read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """The state dict inside a file."""
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise UserError(f"{path} {what}; efficientnet.checkpoint must name a .pth or .safetensors file")
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt", device="cpu") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path} is not a readable safetensors file ({error}); fetch or write it again") from error
+    try:
+        with torch.serialization.safe_globals(_plain_values()):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        needs_code = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if needs_code:
+            raise UserError(
+                f"{path} cannot be read without running code from it (it needs {needs_code[1]}), which artkv "
+                "never does; where you trust the file, load it once in a Python session of your own and save its "
+                "tensors only: torch.save(model.state_dict(), 'weights.pth')"
+            ) from error
+        summary = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} is not a readable PyTorch checkpoint ({summary}); fetch or write it again") from error
+    return _unwrap(loaded, path)
+
+
+def _plain_values() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
+    """Harmless values that trainings leave beside the weights: command-line arguments and NumPy numbers."""
+    scalar = numpy._core.multiarray.scalar  # type: ignore[attr-defined]
+    dtypes = [type(numpy.dtype(kind)) for kind in (numpy.float64, numpy.float32, numpy.int64, numpy.bool_)]
+    # files written with NumPy 1 call it by its old name
+    return [argparse.Namespace, numpy.dtype, *dtypes, scalar, (scalar, "numpy.core.multiarray.scalar")]
+
+
+def _unwrap(loaded: object, path: Path) -> dict[str, Tensor]:
+    """The state dict inside the wrappers that trainings put around it, nested ones included."""
+    trail = ""
+    while isinstance(loaded, Mapping):
+        inner = next((name for name in _WRAPPERS if isinstance(loaded.get(name), Mapping)), None)
+        if inner is None:
+            break
+        trail += f"[{inner!r}]"
+        loaded = loaded[inner]
+    if not isinstance(loaded, Mapping):
+        raise UserError(f"{path}{trail} holds a {type(loaded).__name__}, not a state dict of named tensors")
+    others = sorted(str(name) for name, value in loaded.items() if not isinstance(value, Tensor))
+    if others or not loaded:
+        raise UserError(
+            f"{path}{trail} is not a state dict of named tensors: it is empty or has other values under "
+            f"{_some(others)}; the weights are looked for at the top or under {', '.join(_WRAPPERS)}"
+        )
+    return {str(name): tensor for name, tensor in loaded.items()}
+
+
+def _strip_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without what DataParallel, torch.compile and wrapping modules put before every name."""
+    tensors = {name: tensor for name, tensor in tensors.items() if name != "n_averaged"}  # of AveragedModel
+    while tensors:
+        prefix = next((p for p in _PREFIXES if all(name.startswith(p) for name in tensors)), None)
+        if prefix is None:
+            break
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def _layout(tensors: Mapping[str, Tensor], path: Path) -> Literal["timm", "torchvision"]:
+    if any(name.startswith(("conv_stem.", "blocks.")) for name in tensors):
+        return "timm"
+    if any(name.startswith("features.") for name in tensors):
+        return "torchvision"
+    raise UserError(
+        f"{path} is an EfficientNet in neither timm's layout (conv_stem.weight, blocks.0.0....) nor torchvision's "
+        f"(features.0.0.weight, ...): its keys are {_some(sorted(tensors))}; save the state dict of the "
+        "network itself"
+    )
+
+
+def _some(items: list[str], separator: str = ", ") -> str:
+    """The first items, and how many more there are."""
+    shown = separator.join(items[:6])
+    return shown if len(items) <= 6 else f"{shown}{separator}and {len(items) - 6} more"

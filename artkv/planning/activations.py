@@ -1,0 +1,311 @@
+"""Device memory that activations take.
+
+They are not estimated by formulas: the model's own code runs on fake tensors and every storage it makes
+is counted from its birth to its death. Letters in tensor names are explained in `artkv.batch`.
+"""
+
+import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from artkv.batch import PaintingFeatures, PaintingViews
+from artkv.models.opt.answers import answer_cross_entropy, hidden_at_answers
+from artkv.models.opt.packed_sequences import tree_attention_mask
+from artkv.planning.batch_shape import BatchShape, Sequences, sequences
+from artkv.planning.shapes import ModelShapes
+
+
+class AllocationCounter(TorchDispatchMode):
+    """Counts the bytes of tensor storages made inside the `with`; works on real and on fake tensors.
+
+    A storage counts once, however many views it has, and until the last of them is gone. What was there before
+    does not count. Workspaces inside a kernel are not seen.
+
+    live_bytes: what is alive now. peak_bytes: the most there has been at once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live_bytes = 0
+        self.peak_bytes = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        for tensor in _tensors_in((args, kwargs)):
+            self._know(tensor, counts=False)
+        result = func(*args, **(kwargs or {}))
+        for tensor in _tensors_in(result):
+            self._know(tensor, counts=True)
+        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+        return result
+
+    def _know(self, tensor: Tensor, counts: bool) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._known:
+            return
+        self._known.add(key)
+        num_bytes = storage.nbytes() if counts else 0
+        self.live_bytes += num_bytes
+        weakref.finalize(storage, self._forget, key, num_bytes).atexit = False
+
+    def _forget(self, key: int, num_bytes: int) -> None:
+        self._known.discard(key)
+        self.live_bytes -= num_bytes
+
+
+@dataclass(frozen=True)
+class BlockActivations:
+    """Device memory of one OPT block's activations.
+
+    stored_bytes: what forward leaves for backward and the next block, all of it kept.
+    recomputed_bytes: the same where only the block's input is kept: its output.
+    stored_backward_bytes, recomputed_backward_bytes: the most that backward takes beyond that at a time.
+    """
+
+    stored_bytes: int
+    recomputed_bytes: int
+    stored_backward_bytes: int
+    recomputed_backward_bytes: int
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Device memory of activations by part, for one micro-batch.
+
+    inputs_bytes: the pictures' pixels, fp32; features_bytes: what the frozen encoders make of them.
+    encoding_bytes: the most that ViT and EfficientNet take at a time, without gradients, their output included.
+    qformer_bytes: what prefix generator, Q-Former and projection leave for backward, visual tokens included.
+    qformer_backward_bytes: the most that their backward takes beyond that, gradients of weights included.
+    embeddings_bytes: input of OPT's first block, with the attention mask.
+    block: one OPT block.
+    logits_bytes: the most that final LayerNorm, a chunk of fp32 logits and loss take, forward and backward.
+    evaluation: validation between epochs; None where there is none.
+    """
+
+    inputs_bytes: int
+    features_bytes: int
+    encoding_bytes: int
+    qformer_bytes: int
+    qformer_backward_bytes: int
+    embeddings_bytes: int
+    block: BlockActivations
+    logits_bytes: int
+    evaluation: "EvaluationActivations | None"
+
+
+@dataclass(frozen=True)
+class EvaluationActivations:
+    """Device memory while answers are generated, for one batch of questions.
+
+    answering_bytes: keys and values of all blocks, the input, and the most that one block takes at a time.
+    """
+
+    inputs_bytes: int
+    features_bytes: int
+    encoding_bytes: int
+    answering_bytes: int
+
+
+def activations(
+    shapes: ModelShapes,
+    batch: BatchShape,
+    efficientnet_image_size: int,
+    evaluation: tuple[BatchShape, int] | None = None,
+) -> Activations:
+    """Runs the parts of the model on fake tensors, one OPT block for all, and counts.
+
+    evaluation: batch of validation, with the most new tokens of an answer; None for no validation.
+    """
+    with shapes.fake:
+        views = _views(shapes, batch, efficientnet_image_size)
+        with AllocationCounter() as encoding:
+            features = shapes.model.encode(views)
+        with AllocationCounter() as qformer:
+            visual_IKD = shapes.model.visual_tokens(features)
+            qformer_bytes = qformer.live_bytes
+            if visual_IKD.requires_grad:
+                gradient_IKD = torch.empty_like(visual_IKD)
+                torch.autograd.grad(visual_IKD, _qformer_trainables(shapes), gradient_IKD, allow_unused=True)
+        trained = (batch, _bytes(features), encoding.peak_bytes)
+        return Activations(
+            inputs_bytes=_bytes(views),
+            features_bytes=_bytes(features),
+            encoding_bytes=encoding.peak_bytes,
+            qformer_bytes=qformer_bytes,
+            qformer_backward_bytes=max(0, qformer.peak_bytes - qformer_bytes),
+            embeddings_bytes=_embeddings_bytes(shapes, batch),
+            block=block_activations(shapes, batch),
+            logits_bytes=_logits_bytes(shapes, batch),
+            evaluation=evaluation and _evaluation(shapes, *trained, *evaluation, efficientnet_image_size),
+        )
+
+
+def block_activations(shapes: ModelShapes, batch: BatchShape) -> BlockActivations:
+    """Those of one OPT block alone; what LoRA on OPT changes.
+
+    Packed, the last block computes some columns only; it counts as the others.
+    """
+    block = shapes.opt_blocks[-1]
+    read = _sequences(shapes, batch)
+    with shapes.fake:
+        shape_RLD = (read.rows, read.columns, shapes.blip2.text_config.hidden_size)
+        hidden_RLD = torch.empty(shape_RLD, dtype=shapes.dtype, requires_grad=True)
+        if batch.is_packed:
+            mask_R1LL = tree_attention_mask(torch.empty(shape_RLD[:2], dtype=torch.int64), shapes.dtype)
+        else:
+            mask_R1LL = torch.empty(read.rows, 1, read.columns, read.columns, dtype=torch.bool)
+        adapters = [parameter for parameter in block.parameters() if parameter.requires_grad]
+        gradient_RLD = torch.empty(shape_RLD, dtype=shapes.dtype)
+        with AllocationCounter() as counter:
+            output_RLD = block(hidden_RLD, attention_mask=mask_R1LL)
+            stored_bytes = counter.live_bytes
+            forward_peak_bytes = counter.peak_bytes
+            counter.peak_bytes = stored_bytes
+            torch.autograd.grad(output_RLD, [hidden_RLD, *adapters], gradient_RLD)
+            backward_peak_bytes = counter.peak_bytes
+    gradient_bytes = _bytes(gradient_RLD)  # it comes from the block after this one
+    return BlockActivations(
+        stored_bytes=stored_bytes,
+        recomputed_bytes=_bytes(output_RLD),
+        stored_backward_bytes=gradient_bytes + backward_peak_bytes - stored_bytes,
+        # Recomputation stops once it has all that backward needs, and so never makes the output.
+        recomputed_backward_bytes=gradient_bytes + max(forward_peak_bytes, backward_peak_bytes - _bytes(output_RLD)),
+    )
+
+
+def peak_activation_bytes(
+    acts: Activations,
+    num_blocks: int,
+    recompute: bool,
+    encodes: bool = True,
+    accumulation: int = 1,
+    extra_outputs: int = 0,
+    workspace_bytes: int = 0,
+) -> int:
+    """The largest moment: a micro-step's encoding, loss, backward of a block or of the Q-Former, or validation.
+
+    encodes: False where features come from a cache. accumulation: micro-batches of a step; all of them are put on
+    the device at its start. extra_outputs: tensors of a block's output size that a block keeps beyond those of
+    plain weights. workspace_bytes: more that a block's backward takes.
+    """
+    block = acts.block
+    extra_bytes = extra_outputs * block.recomputed_bytes
+    if recompute:
+        per_block_bytes = block.recomputed_bytes
+        backward_bytes = block.recomputed_backward_bytes + extra_bytes
+    else:
+        per_block_bytes = block.stored_bytes + extra_bytes
+        backward_bytes = block.stored_backward_bytes
+    inputs_bytes = (acts.inputs_bytes if encodes else acts.features_bytes) * accumulation
+    through_qformer = (acts.features_bytes if encodes else 0) + acts.qformer_bytes
+    through_opt = through_qformer + acts.embeddings_bytes + num_blocks * per_block_bytes
+    training_bytes = inputs_bytes + max(
+        acts.encoding_bytes if encodes else 0,
+        through_opt + acts.logits_bytes,
+        # A block's output is gone by then: only the backward of what follows it reads it.
+        through_opt - block.recomputed_bytes + backward_bytes + workspace_bytes,
+        through_qformer + acts.qformer_backward_bytes,
+    )
+    if acts.evaluation is None:
+        return training_bytes
+    answering = acts.evaluation
+    if not encodes:
+        return max(training_bytes, answering.features_bytes + answering.answering_bytes)
+    return max(
+        training_bytes,
+        answering.inputs_bytes + max(answering.encoding_bytes, answering.features_bytes + answering.answering_bytes),
+    )
+
+
+def _views(shapes: ModelShapes, batch: BatchShape, efficientnet_image_size: int) -> PaintingViews:
+    side = shapes.blip2.vision_config.image_size
+    num_views = batch.paintings if shapes.efficientnet is not None else 0
+    return PaintingViews(
+        torch.empty(batch.paintings, 3, side, side),
+        torch.empty(num_views, 3, efficientnet_image_size, efficientnet_image_size),
+    )
+
+
+def _qformer_trainables(shapes: ModelShapes) -> list[Tensor]:
+    trainables = shapes.model.named_trainables()
+    return [p for name, p in trainables.items() if not name.startswith("language_model.")]
+
+
+def _sequences(shapes: ModelShapes, batch: BatchShape) -> Sequences:
+    return sequences(batch, shapes.model.backbone.num_query_tokens, shapes.blip2.text_config.hidden_size)
+
+
+def _embeddings_bytes(shapes: ModelShapes, batch: BatchShape) -> int:
+    """Embeddings of a batch, and its mask: boolean, or of the compute dtype where packed."""
+    read = _sequences(shapes, batch)
+    width, itemsize = shapes.blip2.text_config.hidden_size, shapes.dtype.itemsize
+    return read.rows * read.columns * (width * itemsize + read.columns * (itemsize if batch.is_packed else 1))
+
+
+def _evaluation(
+    shapes: ModelShapes,
+    trained: BatchShape,
+    trained_features_bytes: int,
+    trained_encoding_bytes: int,
+    batch: BatchShape,
+    max_new_tokens: int,
+    side: int,
+) -> EvaluationActivations:
+    """What the encoders take is in proportion to the paintings of `trained`."""
+    width = shapes.blip2.text_config.hidden_size
+    num_positions = shapes.model.backbone.num_query_tokens + batch.text_tokens
+    hidden_QSD = torch.empty(batch.questions, num_positions, width, dtype=shapes.dtype)
+    mask_Q1SS = torch.empty(batch.questions, 1, num_positions, num_positions, dtype=torch.bool)
+    with torch.no_grad(), AllocationCounter() as block:
+        shapes.opt_blocks[-1](hidden_QSD, attention_mask=mask_Q1SS)
+    cached_positions = batch.questions * (num_positions + max_new_tokens)
+    kv_cache_bytes = 2 * len(shapes.opt_blocks) * cached_positions * width * shapes.dtype.itemsize
+    return EvaluationActivations(
+        inputs_bytes=_bytes(_views(shapes, batch, side)),
+        features_bytes=trained_features_bytes // trained.paintings * batch.paintings,
+        encoding_bytes=trained_encoding_bytes // trained.paintings * batch.paintings,
+        answering_bytes=kv_cache_bytes + _embeddings_bytes(shapes, batch) + block.peak_bytes,
+    )
+
+
+def _logits_bytes(shapes: ModelShapes, batch: BatchShape) -> int:
+    read = _sequences(shapes, batch)
+    shape_RCD = (read.rows, read.predicting_columns, shapes.blip2.text_config.hidden_size)
+    hidden_RCD = torch.empty(shape_RCD, dtype=shapes.dtype, requires_grad=True)
+    num_visual = 0 if batch.is_packed else shapes.model.backbone.num_query_tokens
+    places_A = torch.empty(read.answer_tokens, dtype=torch.int64)
+    head = shapes.model.backbone.language_model.lm_head
+    with AllocationCounter() as counter:
+        hidden_AD = hidden_at_answers(_after_the_blocks(shapes, hidden_RCD), places_A, num_visual)
+        loss = answer_cross_entropy(hidden_AD, head, places_A, torch.ones(read.answer_tokens))
+        del hidden_AD
+        torch.autograd.grad(loss, hidden_RCD)
+    return counter.peak_bytes
+
+
+def _after_the_blocks(shapes: ModelShapes, hidden_RCD: Tensor) -> Tensor:
+    """As transformers' decoder ends; a function of its own, since a name kept for a tensor keeps its memory."""
+    decoder: Any = shapes.model.backbone.language_model.model.decoder
+    if decoder.final_layer_norm is not None:
+        hidden_RCD = decoder.final_layer_norm(hidden_RCD)
+    if decoder.project_out is not None:
+        hidden_RCD = decoder.project_out(hidden_RCD)
+    return hidden_RCD
+
+
+def _tensors_in(tree: Any) -> Iterable[Tensor]:
+    return (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
+
+
+def _bytes(values: Tensor | PaintingViews | PaintingFeatures) -> int:
+    tensors = [values] if isinstance(values, Tensor) else [v for v in vars(values).values() if v is not None]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -1,0 +1,56 @@
+"""The ways to hold the frozen weights, and where features come from."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+OptMode = Literal["resident", "stream", "int8", "nf4"]
+Storage = Literal["bf16", "int8"]
+# computed: ViT and EfficientNet run in each step. ViT streamed: the ViT's blocks come from host memory.
+# cached: both ran before training.
+Features = Literal["computed", "ViT streamed", "cached"]
+
+FEATURES: tuple[Features, ...] = ("computed", "ViT streamed", "cached")
+SLOTS = (1, 2, 3, 4)
+_VIT_SLOTS = 2
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A way to hold OPT's blocks.
+
+    storage, slots, resident_blocks: of streamed blocks; the storage is a streamed ViT's too. recompute: backward
+    computes each block's inside again; always so for streamed blocks.
+    """
+
+    opt: OptMode
+    recompute: bool
+    storage: Storage = "bf16"
+    slots: int = 1
+    resident_blocks: int = 0
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether it computes with the very weights, and not with quantised ones."""
+        return self.opt in ("resident", "stream") and self.storage == "bf16"
+
+    @property
+    def vit_slots(self) -> int:
+        """Slots of a streamed ViT: the same setting, free to choose where OPT is not streamed."""
+        return self.slots if self.opt == "stream" else _VIT_SLOTS
+
+    @property
+    def name(self) -> str:
+        """As printed."""
+        if self.opt == "stream":
+            kept = f", {self.resident_blocks} resident" if self.resident_blocks else ""
+            return f"stream {self.storage}, {self.slots} slot{'s' if self.slots > 1 else ''}{kept}"
+        return f"{self.opt}, recomputed" if self.recompute else self.opt
+
+
+def all_modes(num_blocks: int) -> Iterator[Mode]:
+    """Every mode of the table."""
+    yield from (Mode("resident", recompute) for recompute in (False, True))
+    for storage in ("bf16", "int8"):
+        yield from (Mode("stream", True, storage, slots) for slots in SLOTS if slots <= num_blocks)  # type: ignore[arg-type]
+    yield from (Mode(opt, recompute) for opt in ("int8", "nf4") for recompute in (False, True))  # type: ignore[arg-type]

@@ -1,0 +1,40 @@
+"""Commands that a person can paste into the shell that artkv was started from."""
+
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+# What a launch script changes for itself alone, as its caller has it: folder and PATH. An empty CALLER_PATH says that
+# the caller is a program.
+_FOLDER, _PATH = "ARTKV_CALLER_FOLDER", "ARTKV_CALLER_PATH"
+
+
+def without_person() -> dict[str, str]:
+    """The environment for an artkv whose messages end in another program's: it has nobody to show commands to."""
+    return {**os.environ, _PATH: ""}
+
+
+def has_person() -> bool:
+    """Whether there is a shell to paste into."""
+    return os.environ.get(_PATH) != ""
+
+
+def command(program: str, *words: str | Path) -> str:
+    """One line that calls a program of artkv's environment.
+
+    A `Path` among the words is written as the caller sees it, and so is the program where PATH does not lead to it.
+    """
+    installed = Path(sys.executable).with_name(program)
+    found = shutil.which(program, path=os.environ.get(_PATH))
+    is_found = found is not None and installed.exists() and os.path.samefile(found, installed)
+    spelled = [str(seen_by_caller(word)) if isinstance(word, Path) else word for word in words]
+    return shlex.join([program if is_found else str(seen_by_caller(installed)), *spelled])
+
+
+def seen_by_caller(path: Path) -> Path:
+    """A path as it is short from the caller's folder: relative where it lies below, else absolute."""
+    absolute = Path.cwd() / path
+    folder = os.environ.get(_FOLDER, os.getcwd())
+    return absolute.relative_to(folder) if absolute.is_relative_to(folder) else absolute

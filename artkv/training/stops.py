@@ -1,0 +1,92 @@
+"""The stops of one run: asked for on any rank, made on all of them after the same step."""
+
+import signal
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from artkv.distributed import World
+from artkv.errors import Preempted, RunFailed
+from artkv.run_folder.marker import write_marker
+from artkv.training.preemption import StopRequests
+
+
+class NumberToHost:
+    """A number on its way from the device to the host, which nobody waits for until it is read.
+
+    On CUDA the copy is queued where this is made, and reading waits for that point of the queue alone: what was
+    queued afterwards goes on.
+    """
+
+    def __init__(self, number: Tensor) -> None:
+        self._event: torch.cuda.Event | None = None
+        self._number = number
+        if number.device.type == "cuda":
+            self._number = torch.empty((), dtype=number.dtype, pin_memory=True)
+            self._number.copy_(number, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    def read(self) -> float:
+        """The number."""
+        if self._event is not None:
+            self._event.synchronize()
+        return float(self._number)
+
+
+class RunStops:
+    """What stops a run, and what it leaves when it does.
+
+    requests: what asks this process to stop. step: the optimizer steps that are saved, or will be before the next
+    `stop_if_asked`.
+    """
+
+    def __init__(self, requests: StopRequests, world: World, run_dir: Path, step: int) -> None:
+        self._requests = requests
+        self._world = world
+        self._run_dir = run_dir
+        self._step = step
+        self._has_gained = False
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether this rank is asked to stop."""
+        return self._requests.reason is not None
+
+    def note_gain(self, step: int | None = None) -> None:
+        """Notes that this start has done what the next one need not do again: a step, a validation, a cache's shard.
+
+        Called on all ranks. step: the optimizer steps done, where that changes.
+        """
+        self._has_gained = True
+        self._step = self._step if step is None else step
+
+    def stop_if_asked(self) -> None:
+        """Stops all ranks if any of them is asked to; called on all ranks, where all that was gained is on the disk.
+
+        The ranks meet in it: call it between the parts of a start, and in the loop once it is known that one of them
+        is asked. Raises `Preempted`, on all ranks, after rank 0 has written the marker; `RunFailed`, with no marker,
+        where the job's time is over before anything was gained, since a next start would do no better.
+        """
+        reasons = [reason for reason in self._world.gather(self._requests.reason) if reason is not None]
+        if not reasons:
+            return
+        if reasons[0] != signal.SIGTERM.name and not self._has_gained:
+            self._world.barrier()
+            raise RunFailed(
+                f"stopped by {reasons[0]} before this start had gained anything on step {self._step}; another like it "
+                "would not either: give the job more time, or signal it later (sbatch --time, --signal, "
+                "run.stop_before_walltime_minutes)"
+            )
+        self._world.on_main(lambda: write_marker(self._run_dir, self._step, reasons[0]))
+        raise Preempted(self._step, reasons[0])
+
+    def meet(self, number: Tensor) -> tuple[Tensor, NumberToHost]:
+        """The sum over all ranks of a number, shape (), on the device, and how many of the ranks are asked to stop.
+
+        The votes travel with a number that a step sums up anyway, at no cost. Read them after the step, when DeepSpeed
+        has long waited for the device, to see whether the gradients are finite.
+        """
+        totals = self._world.all_reduce_sum(torch.stack([number, torch.full_like(number, float(self.is_asked))]))
+        return totals[0], NumberToHost(totals[1])

@@ -1,0 +1,87 @@
+"""A config opened once: its data at the start, its model and questions when they are wanted."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import artkv
+from artkv.config import Config, override_config
+from artkv.datasets.painting_source import DecodedPictures
+from artkv.distributed import World, single_process
+from artkv.errors import UserError
+from artkv.feature_cache.reading import CachedPaintings
+from artkv.session import Session
+
+
+@pytest.fixture
+def alone() -> World:
+    return single_process(torch.device("cpu"))
+
+
+def test_data_is_read_at_the_start_and_a_model_only_when_asked_for(
+    tiny_config: Config, alone: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("artkv.session.build_model", lambda *_: pytest.fail("a model was built"))
+    session = Session(tiny_config, alone, ["train", "val"])
+    assert {split: len(table) for split, table in session.tables.items()} == {"train": 30, "val": 11}
+    with pytest.raises(AttributeError):
+        _ = session.model
+
+
+def test_questions_hold_table_texts_and_paintings_of_their_split(tiny_config: Config, alone: World) -> None:
+    session = Session(tiny_config, alone, ["val"]).load()
+    assert list(session.questions) == ["val"]
+    questions = session.questions["val"]
+    assert questions.table is session.tables["val"]
+    assert len(questions) == len(questions.tokenized) == 11
+    tokenizer = session.model.backbone.tokenizer
+    prompt_ids, _ = questions.tokenized.for_generation(3)
+    prompt = tiny_config.dataset.prompt.format(question=questions.table.questions[3])
+    assert tokenizer.decode(prompt_ids, skip_special_tokens=True) == prompt
+    assert isinstance(questions.paintings, DecodedPictures)
+
+
+def test_with_a_feature_cache_paintings_come_from_it(tiny_config: Config, alone: World, tmp_path: Path) -> None:
+    config = override_config(tiny_config, [f"frozen.feature_cache={tmp_path / 'features'}"])
+    questions = Session(config, alone, ["val"]).load().questions["val"]
+    assert isinstance(questions.paintings, CachedPaintings)
+    assert (tmp_path / "features" / "cache.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("dataset.test=null", "dataset.test is not set; give a CSV file, as with --set dataset.test=PATH"),
+        ("dataset.image_root=null", "dataset.image_root is not set; give the folder that holds the pictures"),
+    ],
+)
+def test_data_that_is_not_set_is_told(tiny_config: Config, alone: World, override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Session(override_config(tiny_config, ["dataset.test=val.csv", override]), alone, ["test"])
+
+
+def test_every_row_that_is_too_long_is_told_of_all_splits(tiny_config: Config, alone: World) -> None:
+    long = override_config(tiny_config, ["evaluation.max_new_tokens=200"])
+    session = Session(long, alone, ["train", "val"])
+    with pytest.raises(UserError) as error:
+        session.load()
+    assert "train.csv:2: the row needs" in str(error.value)
+    assert "val.csv" in str(error.value) or "more" in str(error.value)
+
+
+def test_a_model_is_had_from_a_path_a_config_or_a_checkpoint_alone(
+    tiny_config: Config, tiny_world: Path, run_training: Any
+) -> None:
+    run_training(["training.num_epochs=1", "evaluation.each_epoch=false"])
+    picture = tiny_world / "images" / "val0.png"
+    run_dir = tiny_config.run.output_dir
+    by_checkpoint = artkv.load_model(checkpoint=run_dir)
+    assert by_checkpoint.config.training.num_epochs == 1
+    by_both = artkv.load_model(tiny_world / "config.yaml", run_dir)
+    questions = ["Who?", "What is it?"]
+    assert by_checkpoint.ask(picture, questions) == by_both.ask(picture, questions)
+    assert by_checkpoint.ask(picture, "Who?") == by_both.ask(picture, questions)[0]
+    with pytest.raises(UserError, match="neither a config nor a checkpoint is given"):
+        artkv.load_model()
