@@ -71,9 +71,11 @@ class Ranks:
     def end(self) -> None:
         """Kills what is left of them."""
         for process in self.processes:
+            if process.pid is None:
+                continue  # never started; group 0 would be that of these tests themselves
             process.kill()
             with suppress(ProcessLookupError):
-                os.killpg(process.pid or 0, signal.SIGKILL)
+                os.killpg(process.pid, signal.SIGKILL)
             process.join()
 
 
