@@ -11,7 +11,6 @@ Letters in shapes are explained in `artkv.batch`.
 """
 
 import heapq
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -25,32 +24,48 @@ from artkv.datasets.tokenization import IGNORED_LABEL, EncodedQuestion
 # The mask holds two bytes (bf16) for each column of its row a token, so this bounds it to 8 KB a token.
 MAX_COLUMNS = 4096
 
-# Splitting repeats visual tokens; more pieces than these never paid where it was tried (docs/packing.md).
-_MAX_SPLITS = 4
+# What a batch that fits none of the planned shapes is rounded up to, so that even these are few.
+_UNPLANNED_MULTIPLE = 64
+
+
+class PackedShape(NamedTuple):
+    """The sizes of a packed batch: R, L, C and A of `artkv.batch`."""
+
+    rows: int
+    columns: int
+    answer_columns: int
+    answers: int
+
+    def holds(self, other: "PackedShape") -> bool:
+        """Whether a batch of the other shape, with as many rows, can be padded to this one."""
+        return self.rows == other.rows and all(mine >= its for mine, its in zip(self, other, strict=True))
 
 
 @dataclass(frozen=True)
 class PackingSettings:
-    """What packing needs to know of the model.
+    """What packing needs to know of the model, and the shapes that it may give to batches.
 
     num_visual_tokens: of each painting. hidden_size: the language model's, which weighs attention against products.
-    max_columns: of a row, unless a single question takes more.
+    max_columns: of a row, unless a single question takes more. shapes: what batches are padded to; see
+    `artkv.datasets.packed_shapes`. Empty: each batch is as small as it can be.
     """
 
     num_visual_tokens: int
     hidden_size: int
     max_columns: int = MAX_COLUMNS
+    shapes: tuple[PackedShape, ...] = ()
 
 
 class Piece(NamedTuple):
     """Questions on one painting that share their visual tokens.
 
-    questions: their numbers, sorted by text. num_columns: visual tokens and tree.
+    questions: their numbers, sorted by text. num_columns: visual tokens and tree. num_answers: answer tokens.
     """
 
     painting: int
     questions: tuple[int, ...]
     num_columns: int
+    num_answers: int
 
 
 class PrefixTree(NamedTuple):
@@ -74,9 +89,9 @@ def pack_questions(
     settings: PackingSettings,
 ) -> PackedQuestions:
     """The packed form of what `collate_questions` makes of the same arguments; a pure function of them."""
+    layout, padded = _shaped_layout(cut_into_pieces(encoded, painting_index, settings), settings)
     texts = [_text_before_last_label(*one) for one in encoded]
-    layout = choose_layout(texts, painting_index, settings)
-    shape = (len(layout), max(sum(piece.num_columns for piece in row) for row in layout))
+    shape = padded.rows, padded.columns
     num_visual = settings.num_visual_tokens
     token_ids = np.full(shape, pad_token_id, dtype=np.int64)
     position_ids = np.zeros(shape, dtype=np.int64)
@@ -102,7 +117,8 @@ def pack_questions(
                     if label != IGNORED_LABEL:
                         answers.append((row, int(column), label))
             start = end
-    answer_columns, answer_places = _columns_of_answers(answers, shape[0])
+    answer_columns, answer_places = _columns_of_answers(answers, shape[0], padded.answer_columns)
+    unused = padded.answers - len(answers)  # of weight 0
     return PackedQuestions(
         token_ids=torch.from_numpy(token_ids),
         position_ids=torch.from_numpy(position_ids),
@@ -110,9 +126,9 @@ def pack_questions(
         piece_places=torch.tensor(piece_places, dtype=torch.int64),
         piece_painting=torch.tensor(piece_painting, dtype=torch.int64),
         answer_columns=torch.from_numpy(answer_columns),
-        answer_places=torch.from_numpy(answer_places),
-        answer_ids=torch.tensor([label for _, _, label in answers], dtype=torch.int64),
-        answer_weight=torch.full((len(answers),), weight, dtype=torch.float32),
+        answer_places=torch.from_numpy(np.pad(answer_places, (0, unused))),
+        answer_ids=torch.tensor([label for _, _, label in answers] + [0] * unused, dtype=torch.int64),
+        answer_weight=torch.tensor([weight] * len(answers) + [0.0] * unused, dtype=torch.float32),
     )
 
 
@@ -141,30 +157,50 @@ def prefix_tree(sequences: Sequence[list[int]]) -> PrefixTree:
     return PrefixTree(np.array(token_ids, np.int64), np.array(depths, np.int64), np.array(ends, np.int64), paths)
 
 
-def choose_layout(
-    texts: Sequence[list[int]], painting_index: Sequence[int], settings: PackingSettings
-) -> list[list[Piece]]:
-    """The rows of pieces that cost least, by `layout_cost`, among several splits and all numbers of rows."""
-    groups: list[Sequence[int]] = [
-        sorted((n for n, place in enumerate(painting_index) if place == painting), key=lambda n: texts[n])
-        for painting in range(max(painting_index) + 1)
-    ]
-    num_visual = settings.num_visual_tokens
-    whole = _split(texts, groups, settings.max_columns, num_visual)
-    longest = max(whole, key=lambda piece: piece.num_columns)
-    best: list[list[Piece]] = []
-    lowest = np.inf
-    for splits in range(1, _MAX_SPLITS + 1):
-        pieces = whole if splits == 1 else _split(texts, groups, _limit(texts, longest, splits, num_visual), num_visual)
-        for num_rows in range(1, len(pieces) + 1):
-            rows = balance(pieces, num_rows)
-            num_columns = max(sum(piece.num_columns for piece in row) for row in rows)
-            if num_columns > max(settings.max_columns, longest.num_columns):
-                continue
-            cost = layout_cost(num_rows, num_columns, settings.hidden_size)
-            if cost < lowest:
-                best, lowest = rows, cost
-    return best
+def cut_into_pieces(
+    encoded: Sequence[EncodedQuestion], painting_index: Sequence[int], settings: PackingSettings
+) -> list[Piece]:
+    """The questions of each painting, in pieces of at most `settings.max_columns` or of one question."""
+    texts = [_text_before_last_label(*one) for one in encoded]
+    num_answers = [sum(label != IGNORED_LABEL for label in labels) for _, labels in encoded]
+    pieces = []
+    for painting in range(max(painting_index) + 1):
+        questions = sorted((n for n, place in enumerate(painting_index) if place == painting), key=lambda n: texts[n])
+        first, num_columns = 0, settings.num_visual_tokens  # of the piece that is being filled
+        for end, question in enumerate(questions):
+            shared = _shared_length(texts[questions[end - 1]], texts[question]) if end > first else 0
+            new = len(texts[question]) - shared
+            if end > first and num_columns + new > settings.max_columns:
+                pieces.append(_piece(painting, questions[first:end], num_columns, num_answers))
+                first, num_columns, new = end, settings.num_visual_tokens, len(texts[question])
+            num_columns += new
+        pieces.append(_piece(painting, questions[first:], num_columns, num_answers))
+    return pieces
+
+
+def _piece(painting: int, questions: Sequence[int], num_columns: int, num_answers: Sequence[int]) -> Piece:
+    return Piece(painting, tuple(questions), num_columns, sum(num_answers[question] for question in questions))
+
+
+def choose_layout(pieces: Sequence[Piece], settings: PackingSettings) -> list[list[Piece]]:
+    """The rows of pieces that cost least, by `layout_cost`, among all numbers of rows."""
+    longest = max(piece.num_columns for piece in pieces)
+    layouts = (balance(pieces, num_rows) for num_rows in range(1, len(pieces) + 1))
+    fitting = (rows for rows in layouts if shape_of(rows).columns <= max(settings.max_columns, longest))
+    return min(fitting, key=lambda rows: layout_cost(*shape_of(rows)[:2], settings.hidden_size))
+
+
+def shape_of(layout: Sequence[Sequence[Piece]]) -> PackedShape:
+    """The least shape that holds the rows.
+
+    Answer columns are counted as if no two answers were predicted at one column, which is all but true.
+    """
+    return PackedShape(
+        len(layout),
+        max(sum(piece.num_columns for piece in row) for row in layout),
+        max(sum(piece.num_answers for piece in row) for row in layout),
+        sum(piece.num_answers for row in layout for piece in row),
+    )
 
 
 def layout_cost(num_rows: int, num_columns: int, hidden_size: int) -> float:
@@ -186,37 +222,25 @@ def balance(pieces: Sequence[Piece], num_rows: int) -> list[list[Piece]]:
     return rows
 
 
-def _split(
-    texts: Sequence[list[int]], groups: Sequence[Sequence[int]], max_columns: int, num_visual: int
-) -> list[Piece]:
-    """Cuts each painting's sorted questions into pieces of at most `max_columns`, or of one question."""
-    pieces = []
-    for painting, questions in enumerate(groups):
-        current: list[int] = []
-        num_columns = num_visual
-        for question in questions:
-            new = len(texts[question]) - (_shared_length(texts[current[-1]], texts[question]) if current else 0)
-            if current and num_columns + new > max_columns:
-                pieces.append(Piece(painting, tuple(current), num_columns))
-                current, num_columns, new = [], num_visual, len(texts[question])
-            current.append(question)
-            num_columns += new
-        pieces.append(Piece(painting, tuple(current), num_columns))
-    return pieces
-
-
-def _limit(texts: Sequence[list[int]], longest: Piece, splits: int, num_visual: int) -> int:
-    """The fewest columns that cut the longest piece into no more than `splits`, so that they come out even."""
-    limits = range(num_visual, longest.num_columns)
-    return num_visual + bisect_left(
-        limits, True, key=lambda limit: len(_split(texts, [longest.questions], limit, num_visual)) <= splits
+def _shaped_layout(pieces: Sequence[Piece], settings: PackingSettings) -> tuple[list[list[Piece]], PackedShape]:
+    """Rows of pieces and what to pad them to: the cheapest of the planned shapes that holds them."""
+    layouts = {num_rows: balance(pieces, num_rows) for num_rows in sorted({shape.rows for shape in settings.shapes})}
+    fitting = [shape for shape in settings.shapes if shape.holds(shape_of(layouts[shape.rows]))]
+    if fitting:
+        shape = min(fitting, key=lambda shape: (layout_cost(*shape[:2], settings.hidden_size), shape))
+        return layouts[shape.rows], shape
+    layout = choose_layout(pieces, settings)
+    own = shape_of(layout)
+    return layout, own if not settings.shapes else PackedShape(
+        own.rows, *(-(-size // _UNPLANNED_MULTIPLE) * _UNPLANNED_MULTIPLE for size in own[1:])
     )
 
 
-def _columns_of_answers(answers: Sequence[tuple[int, int, int]], num_rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """`answer_columns` and `answer_places` of `PackedQuestions`; one column may predict several tokens."""
+def _columns_of_answers(
+    answers: Sequence[tuple[int, int, int]], num_rows: int, most: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """`answer_columns`, `most` a row, and `answer_places` of `PackedQuestions`; a column may predict several tokens."""
     columns = [sorted({column for answer_row, column, _ in answers if answer_row == row}) for row in range(num_rows)]
-    most = max(len(of_row) for of_row in columns)
     answer_columns = np.zeros((num_rows, most), dtype=np.int64)
     rank: dict[tuple[int, int], int] = {}
     for row, of_row in enumerate(columns):

@@ -86,6 +86,7 @@ class Activations:
     qformer_bytes: what prefix generator, Q-Former and projection leave for backward, visual tokens included.
     qformer_backward_bytes: the most that their backward takes beyond that, gradients of weights included.
     embeddings_bytes: input of OPT's first block, with the attention mask.
+    last_mask_bytes: what the last block copies of the mask.
     block: one OPT block.
     logits_bytes: the most that final LayerNorm, a chunk of fp32 logits and loss take, forward and backward.
     evaluation: validation between epochs; None where there is none.
@@ -97,6 +98,7 @@ class Activations:
     qformer_bytes: int
     qformer_backward_bytes: int
     embeddings_bytes: int
+    last_mask_bytes: int
     block: BlockActivations
     logits_bytes: int
     evaluation: "EvaluationActivations | None"
@@ -143,6 +145,7 @@ def activations(
             qformer_bytes=qformer_bytes,
             qformer_backward_bytes=max(0, qformer.peak_bytes - qformer_bytes),
             embeddings_bytes=_embeddings_bytes(shapes, batch),
+            last_mask_bytes=_last_mask_bytes(shapes, batch),
             block=block_activations(shapes, batch),
             logits_bytes=_logits_bytes(shapes, batch),
             evaluation=evaluation and _evaluation(shapes, *trained, *evaluation, efficientnet_image_size),
@@ -207,7 +210,7 @@ def peak_activation_bytes(
         backward_bytes = block.stored_backward_bytes
     inputs_bytes = (acts.inputs_bytes if encodes else acts.features_bytes) * accumulation
     through_qformer = (acts.features_bytes if encodes else 0) + acts.qformer_bytes
-    through_opt = through_qformer + acts.embeddings_bytes + num_blocks * per_block_bytes
+    through_opt = through_qformer + acts.embeddings_bytes + acts.last_mask_bytes + num_blocks * per_block_bytes
     training_bytes = inputs_bytes + max(
         acts.encoding_bytes if encodes else 0,
         through_opt + acts.logits_bytes,
@@ -249,6 +252,12 @@ def _embeddings_bytes(shapes: ModelShapes, batch: BatchShape) -> int:
     read = _sequences(shapes, batch)
     width, itemsize = shapes.blip2.text_config.hidden_size, shapes.dtype.itemsize
     return read.rows * read.columns * (width * itemsize + read.columns * (itemsize if batch.is_packed else 1))
+
+
+def _last_mask_bytes(shapes: ModelShapes, batch: BatchShape) -> int:
+    """The rows of the mask that the last block copies, where packed."""
+    read = _sequences(shapes, batch)
+    return read.rows * read.predicting_columns * read.columns * shapes.dtype.itemsize if batch.is_packed else 0
 
 
 def _evaluation(

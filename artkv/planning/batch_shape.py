@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from functools import lru_cache
 
-from artkv.datasets.packing import PackingSettings, choose_layout
+from artkv.datasets.packing import PackingSettings, choose_layout, cut_into_pieces, shape_of
+from artkv.datasets.tokenization import IGNORED_LABEL
 
 
 @dataclass(frozen=True)
@@ -37,21 +38,16 @@ class Sequences:
 def sequences(batch: BatchShape, num_visual_tokens: int, hidden_size: int) -> Sequences:
     """Those of the largest batch of that shape: all questions of the longest text, alike in BOS only, all answer.
 
-    Packed, they are laid out by the code that training packs with.
+    Packed, they are laid out by the code that training packs with, before they are padded to one of a run's shapes.
     """
     if not batch.is_packed:
         columns = num_visual_tokens + batch.text_tokens
         return Sequences(batch.questions, columns, columns, batch.questions * (batch.text_tokens - 1))
-    # The last token of each is predicted and not read.
-    texts = [
-        [0, *range(1 + question * batch.text_tokens, (question + 1) * batch.text_tokens - 1)]
-        for question in range(batch.questions)
-    ]
+    # The first token is no answer, the last one is predicted and not read.
+    encoded = []
+    for question in range(batch.questions):
+        answer = [*range(1 + question * batch.text_tokens, (question + 1) * batch.text_tokens)]
+        encoded.append(([0, *answer], [IGNORED_LABEL, *answer]))
     painting_index = [question % batch.paintings for question in range(batch.questions)]
-    layout = choose_layout(texts, painting_index, PackingSettings(num_visual_tokens, hidden_size))
-    return Sequences(
-        rows=len(layout),
-        columns=max(sum(piece.num_columns for piece in row) for row in layout),
-        predicting_columns=max(sum(piece.num_columns - num_visual_tokens for piece in row) for row in layout),
-        answer_tokens=batch.questions * (batch.text_tokens - 1),
-    )
+    settings = PackingSettings(num_visual_tokens, hidden_size)
+    return Sequences(*shape_of(choose_layout(cut_into_pieces(encoded, painting_index, settings), settings)))

@@ -10,6 +10,7 @@ from artkv.batch import Batch
 from artkv.config import Config
 from artkv.datasets.batches import training_loader
 from artkv.datasets.order import plan_epoch
+from artkv.datasets.packed_shapes import plan_shapes
 from artkv.datasets.packing import PackingSettings
 from artkv.datasets.table import QuestionTable
 from artkv.distributed import World
@@ -74,6 +75,7 @@ def fit(
     total_questions = training.num_epochs * len(table)
     skipped_before_start = progress.skipped_steps
     measures = StepMeasures(engine, world)
+    packing = packing_settings(session)
 
     while True:  # a turn is the validation that is due, and then an epoch
         # An epoch's last step is saved at the bottom of this loop, with its validation due, and validated here: so a
@@ -92,7 +94,7 @@ def fit(
         first_step = plan.step_at_groups(progress.groups_consumed, per_step)
         seen_before_epoch = progress.questions_seen - plan.questions_before_step(first_step, per_step)
         batches_of_steps = training_loader(
-            questions, plan, first_step, engine.accumulation, world, config.dataset.workers, _packing(session)
+            questions, plan, first_step, engine.accumulation, world, config.dataset.workers, packing
         )
         for epoch_step, batches in enumerate(measures.waits_for(batches_of_steps), start=first_step):
             questions_after = seen_before_epoch + plan.questions_before_step(epoch_step + 1, per_step)
@@ -184,11 +186,15 @@ def _diverged(progress: Progress) -> RunFailed:
     )
 
 
-def _packing(session: Session) -> PackingSettings | None:
-    backbone = session.model.backbone
-    if not session.config.training.pack_questions:
+def packing_settings(session: Session) -> PackingSettings | None:
+    """How the training's questions are packed, with the shapes of its batches; None where they are not."""
+    config, backbone, questions = session.config, session.model.backbone, session.questions["train"]
+    if not config.training.pack_questions:
         return None
-    return PackingSettings(backbone.num_query_tokens, backbone.language_model_width)
+    settings = PackingSettings(backbone.num_query_tokens, backbone.language_model_width)
+    # Of the first epoch, whatever epoch a run goes on from: all epochs have these shapes.
+    plan = plan_epoch(questions.table.painting_of_row, config.training.batch_size, config.training.seed, epoch=0)
+    return replace(settings, shapes=plan_shapes(questions, plan, settings))
 
 
 def _after_step(

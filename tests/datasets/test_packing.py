@@ -11,10 +11,12 @@ from artkv.batch import PackedQuestions
 from artkv.datasets.batches import training_loader
 from artkv.datasets.order import plan_epoch
 from artkv.datasets.packing import (
+    PackedShape,
     PackingSettings,
     Piece,
     balance,
     choose_layout,
+    cut_into_pieces,
     layout_cost,
     pack_questions,
     prefix_tree,
@@ -57,6 +59,12 @@ def random_batch(rng: random.Random) -> tuple[list[list[int]], list[int]]:
     return texts, painting_index
 
 
+def layout_of(texts: list[list[int]], painting_index: list[int], settings: PackingSettings) -> list[list[Piece]]:
+    """Of questions whose texts are `texts` up to the last answer token, which alone is predicted."""
+    encoded = [([*text, 99], [-100] * len(text) + [99]) for text in texts]
+    return choose_layout(cut_into_pieces(encoded, painting_index, settings), settings)
+
+
 def check_layout(layout: list[list[Piece]], texts: list[list[int]], painting_index: list[int]) -> None:
     """Each question once, with its painting; columns are those of the true tree."""
     assert all(layout)
@@ -76,9 +84,9 @@ def cost_of(layout: list[list[Piece]], hidden_size: int) -> float:
 def test_layouts_hold_each_question_once_and_cost_no_more_than_the_simple_ones(seed: int) -> None:
     texts, painting_index = random_batch(random.Random(seed))
     for hidden_size in (4, 64, 2560):
-        layout = choose_layout(texts, painting_index, PackingSettings(NUM_VISUAL, hidden_size))
+        layout = layout_of(texts, painting_index, PackingSettings(NUM_VISUAL, hidden_size))
         check_layout(layout, texts, painting_index)
-        assert layout == choose_layout(texts, painting_index, PackingSettings(NUM_VISUAL, hidden_size))
+        assert layout == layout_of(texts, painting_index, PackingSettings(NUM_VISUAL, hidden_size))
         lengths = []
         for painting in set(painting_index):
             own = [text for text, place in zip(texts, painting_index, strict=True) if place == painting]
@@ -88,38 +96,20 @@ def test_layouts_hold_each_question_once_and_cost_no_more_than_the_simple_ones(s
         assert best <= layout_cost(len(lengths), max(lengths), hidden_size)  # a row a painting
 
 
-def test_long_groups_are_split_where_attention_costs_more_than_repeated_visual_tokens() -> None:
-    rng = random.Random(0)
-    texts = [[rng.randrange(100) for _ in range(40)] for _ in range(8)]
-    narrow = choose_layout(texts, [0] * 8, PackingSettings(NUM_VISUAL, hidden_size=8))
-    wide = choose_layout(texts, [0] * 8, PackingSettings(NUM_VISUAL, hidden_size=2560))
-    assert [len(row) for row in wide] == [1]
-    assert len(narrow) > 1
-    check_layout(narrow, texts, [0] * 8)
-
-
-def test_a_long_group_is_cut_evenly_at_the_true_width() -> None:
-    """100 questions of 19 tokens, 3 in common, at OPT-2.7b's width: 1635 columns, or two halves of 835."""
-    texts = [[1, 2, 3, *range(1000 * n, 1000 * n + 16)] for n in range(100)]
-    layout = choose_layout(texts, [0] * 100, PackingSettings(32, 2560))
-    assert [[piece.num_columns for piece in row] for row in layout] == [[835], [835]]
-    assert len(choose_layout(texts[:60], [0] * 60, PackingSettings(32, 2560))) == 1
-
-
 @pytest.mark.parametrize("max_columns", [1, 30, 60, 100])
 def test_rows_keep_to_the_bound(max_columns: int) -> None:
     rng = random.Random(1)
     texts = [[rng.randrange(100) for _ in range(rng.randrange(5, 25))] for _ in range(12)]
     painting_index = [n // 8 for n in range(12)]
     settings = PackingSettings(NUM_VISUAL, 2560, max_columns)
-    layout = choose_layout(texts, painting_index, settings)
+    layout = layout_of(texts, painting_index, settings)
     check_layout(layout, texts, painting_index)
     longest_alone = NUM_VISUAL + max(map(len, texts))
     assert max(sum(piece.num_columns for piece in row) for row in layout) <= max(max_columns, longest_alone)
 
 
 def test_balance_gives_the_longest_first_to_the_shortest_row() -> None:
-    pieces = [Piece(n, (n,), length) for n, length in enumerate([3, 9, 7, 4, 2])]
+    pieces = [Piece(n, (n,), length, 1) for n, length in enumerate([3, 9, 7, 4, 2])]
     rows = balance(pieces, 2)
     assert [[piece.num_columns for piece in row] for row in rows] == [[9, 3], [7, 4, 2]]
 
@@ -133,8 +123,8 @@ def test_packed_batch_by_hand() -> None:
     assert packed.subtree_end.tolist() == [[6, 6, 6, 6, 5, 6, 10, 10, 10, 10]]
     assert packed.piece_places.tolist() == [0, 6]
     assert packed.piece_painting.tolist() == [0, 1]
-    assert packed.answer_columns.tolist() == [[3, 4, 5, 8, 9]]
-    # After `2 5` both 6 and 7 are answers: one column, two tokens.
+    # After `2 5` both 6 and 7 are answers: one column, two tokens, and one column that is not needed.
+    assert packed.answer_columns.tolist() == [[3, 4, 5, 8, 9, 0]]
     assert packed.answer_places.tolist() == [0, 1, 0, 2, 3, 4]
     assert packed.answer_ids.tolist() == [6, 1, 7, 1, 8, 1]
     assert packed.answer_weight.tolist() == [1.0] * 6
@@ -148,6 +138,25 @@ def test_padding_sees_itself_alone() -> None:
     assert packed.answer_columns.tolist() == [[3, 4], [2, 3]]
     assert packed.answer_places.tolist() == [0, 1, 2, 3]
     assert packed.answer_token_count() == 0
+
+
+def test_a_batch_is_padded_to_the_cheapest_shape_that_holds_it() -> None:
+    encoded = [([2, 5, 6, 1], [-100, -100, 6, 1]), ([2, 8, 1], [-100, 8, 1])]
+    own = pack_questions(encoded, [0, 1], 1.0, pad_token_id=9, settings=PackingSettings(2, 10**6))
+    assert own.token_ids.shape == (1, 9)
+    shapes = (PackedShape(1, 8, 16, 16), PackedShape(1, 12, 5, 6), PackedShape(1, 16, 4, 4), PackedShape(3, 9, 4, 4))
+    packed = pack_questions(encoded, [0, 1], 1.0, 9, PackingSettings(2, 10**6, shapes=shapes))
+    assert (*packed.token_ids.shape, packed.answer_columns.shape[1], len(packed.answer_ids)) == (1, 12, 5, 6)
+    assert packed.token_ids[:, :9].equal(own.token_ids)
+    assert packed.token_ids[0, 9:].tolist() == [9] * 3
+    assert packed.subtree_end[0].tolist() == [*own.subtree_end[0].tolist(), 10, 11, 12]
+    assert packed.answer_columns[0].tolist() == [*own.answer_columns[0].tolist(), 0]
+    assert packed.answer_ids.tolist() == [*own.answer_ids.tolist(), 0, 0]
+    assert packed.answer_weight.tolist() == [1.0] * 4 + [0.0] * 2
+    assert packed.answer_token_count() == own.answer_token_count() == 4
+    # None holds it: rounded up, so that other such batches have the same shape.
+    packed = pack_questions(encoded, [0, 1], 1.0, 9, PackingSettings(2, 10**6, shapes=shapes[:1]))
+    assert (*packed.token_ids.shape, packed.answer_columns.shape[1], len(packed.answer_ids)) == (1, 64, 64, 64)
 
 
 def test_the_loader_packs_the_same_questions(table: QuestionTable, tiny_tokenizer: Any) -> None:
