@@ -153,6 +153,11 @@ class TrainingConfig(Section):
     )
     deepspeed: str = Field(default="zero2_bf16.json", description="a path, or the name of a file of ds_configs/")
 
+    @property
+    def kept_activation_bytes(self) -> int | None:
+        """What OPT's blocks may keep for backward; None: no limit."""
+        return 0 if self.activation_checkpointing else None
+
 
 class EvaluationConfig(Section):
     """Generation of answers and their scores."""

@@ -1,20 +1,22 @@
-"""One block under streaming: where its weights are bound, and how a call of it fetches and recomputes.
+"""One block under streaming: where its weights are bound, and how a call of it fetches, keeps and recomputes.
 
-A call with gradients is a non-reentrant checkpoint: the forward pass keeps the block's input, and backward
-fetches the weights again and recomputes the inside. So at no time are more blocks on the device than there are
-slots.
+A call with gradients keeps what backward needs, but for the weights: in their stead it notes their places in the slot,
+and backward fetches them again. Where the budget for what is kept is used up the call is a non-reentrant checkpoint:
+it keeps the block's input alone, and backward fetches the weights and recomputes the inside. So at no time are more
+blocks on the device than there are slots.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from artkv.frozen.block_layout import BlockLayout
+from artkv.frozen.recompute import ActivationBudget, Kept
 from artkv.frozen.ring import BlockRing, Direction
 from artkv.frozen.transport import Slot
 
@@ -89,8 +91,10 @@ class BlockBinding:
         self._rest_was_checked = True
 
 
-def streamed_forward(block: nn.Module, binding: BlockBinding, ring: BlockRing, position: int) -> Callable[..., Any]:
-    """What replaces `block.forward`; `position` is the block's in the ring."""
+def streamed_forward(
+    block: nn.Module, binding: BlockBinding, ring: BlockRing, position: int, budget: ActivationBudget
+) -> Callable[..., Any]:
+    """What replaces `block.forward`; `position` is the block's in the ring, `budget` that of what calls keep."""
     forward = block.forward
 
     @wraps(forward)
@@ -101,13 +105,15 @@ def streamed_forward(block: nn.Module, binding: BlockBinding, ring: BlockRing, p
         if marked is None:
             return call.run(Direction.CYCLE, inputs, options)
         inputs, options = marked
+        if budget.has_room(tuple(inputs[0].shape)):
+            return call.run_and_keep(block, budget, inputs, options)
         return checkpoint(call, *inputs, use_reentrant=False, preserve_rng_state=False, **options)
 
     return streamed
 
 
 class _BlockCall:
-    """One call of a streamed block: its forward pass, and its recomputation in each backward pass over it."""
+    """One call of a streamed block: its forward pass, and what it does in each backward pass over it."""
 
     def __init__(self, forward: Callable[..., Any], binding: BlockBinding, ring: BlockRing, position: int) -> None:
         self._forward = forward
@@ -115,27 +121,46 @@ class _BlockCall:
         self._ring = ring
         self._position = position
         self._was_run = False
-        self._recomputed: tuple[Slot, int] | None = None
+        self._in_backward: tuple[Slot, int] | None = None
 
     def run(self, direction: Direction, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        """A forward pass: fetches the block, computes, gives the slot to the next one."""
+        """A forward pass: fetches the block, computes, gives the slot back."""
         slot = self._ring.acquire(self._position, direction)
         try:
             with self._binding.bound(slot):
                 return self._forward(*inputs, **options)
         finally:
-            self._ring.release(self._position, direction)
+            self._ring.release(self._position)
+
+    def run_and_keep(
+        self, block: nn.Module, budget: ActivationBudget, inputs: tuple[Any, ...], options: dict[str, Any]
+    ) -> Any:
+        """A forward pass that keeps what backward needs, weights left out."""
+        slot = self._ring.acquire(self._position, Direction.FORWARD)
+        kept = _KeptOfStreamed([*inputs, *options.values()], block.parameters(), slot, self)
+        try:
+            with self._binding.bound(slot), torch.autograd.graph.saved_tensors_hooks(kept.pack, kept.unpack):
+                output = self._forward(*inputs, **options)
+        finally:
+            self._ring.release(self._position)
+        budget.keep(tuple(inputs[0].shape), kept.num_bytes, kept)
+        return output
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
         """What `checkpoint` calls: first in the forward pass, then in backward to recompute."""
         if not self._was_run:
             self._was_run = True
             return self.run(Direction.FORWARD, inputs, options)
-        slot = self._ring.acquire(self._position, Direction.BACKWARD)
         # Released by `end_backward`: what is recomputed here refers to the slot.
-        self._recomputed = (slot, slot.version)
-        with self._binding.bound(slot):
+        with self._binding.bound(self.slot_in_backward()):
             return self._forward(*inputs, **options)
+
+    def slot_in_backward(self) -> Slot:
+        """The slot with the block, fetched when backward asks for it first."""
+        if self._in_backward is None:
+            slot = self._ring.acquire(self._position, Direction.BACKWARD)
+            self._in_backward = (slot, slot.version)
+        return self._in_backward[0]
 
     def mark_last_use(
         self, block: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]
@@ -163,18 +188,46 @@ class _BlockCall:
     def end_backward(self) -> None:
         """All that backward does with the block is enqueued: checks that the slot held it all the while.
 
-        autograd does not compare the versions of tensors that `checkpoint` recomputed, so this does.
+        autograd compares the versions neither of tensors that `checkpoint` recomputed nor of those that come from a
+        hook, so this does.
         """
-        if self._recomputed is None:
-            return  # backward needed nothing from inside the block
-        slot, version = self._recomputed
-        self._recomputed = None
+        if self._in_backward is None:
+            return  # backward needed no weight of the block
+        slot, version = self._in_backward
+        self._in_backward = None
         if slot.version != version:
             raise RuntimeError(
                 f"block {self._binding.index}: its slot was overwritten while backward computed with it (version "
                 f"{slot.version}, expected {version}); backward passes must not run into one another"
             )
-        self._ring.release(self._position, Direction.BACKWARD)
+        self._ring.release(self._position)
+
+
+class _InSlot(NamedTuple):
+    """A saved view of a weight: where it lies in whatever slot has the block in backward."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+
+
+class _KeptOfStreamed(Kept):
+    """What a streamed block keeps: its weights by their places."""
+
+    def __init__(self, inputs: Iterable[Any], adapters: Iterable[Tensor], slot: Slot, call: _BlockCall) -> None:
+        super().__init__(inputs, (parameter for parameter in adapters if not parameter.is_meta))
+        self._slot_storage = slot.flat.untyped_storage().data_ptr()
+        self._call = call
+
+    def pack(self, tensor: Tensor) -> Any:
+        if tensor.untyped_storage().data_ptr() != self._slot_storage:
+            return super().pack(tensor)
+        return _InSlot(tuple(tensor.shape), tensor.stride(), tensor.storage_offset())
+
+    def unpack(self, packed: Any) -> Tensor:
+        if isinstance(packed, _InSlot):
+            return self._call.slot_in_backward().flat.as_strided(*packed)
+        return super().unpack(packed)
 
 
 class _LastUse(torch.autograd.Function):

@@ -51,13 +51,14 @@ class BlockRing:
         self.transport.wait(slot)
         return slot
 
-    def release(self, position: int, direction: Direction) -> None:
-        """Gives the block's slot back once its last use is enqueued, and refills it with what comes next."""
+    def release(self, position: int) -> None:
+        """Says that a use of the block is enqueued; its slot is refilled when a block that is not there is asked for.
+
+        So several micro-batches in a row use a block that was fetched once.
+        """
         slot = self._slot_of.get(position)
         if slot is not None:
             self.transport.release(slot)
-        step = -1 if direction is Direction.BACKWARD else 1
-        self._fetch(self._window(position + step, direction))
 
     def _window(self, first: int, direction: Direction) -> list[int]:
         num_slots, num_blocks = len(self.slots), len(self.blocks)

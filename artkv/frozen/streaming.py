@@ -8,7 +8,7 @@ How a loader uses it, on every rank alike:
        parameter name inside the block.
     3. `model.eval().requires_grad_(False)`.
     4. `transport = transport_for(host, device, compute_dtype)`, and
-       `streamed = stream_blocks(layers, transport, slots, resident_blocks, budget)`.
+       `streamed = stream_blocks(layers, transport, slots, resident_blocks, ...)`.
 
 LoRA adapters may be injected before step 4 or after it: a block's weights are found by module object, which
 peft keeps when it wraps a layer, and names are compared without peft's `.base_layer`. peft creates an adapter on
@@ -23,7 +23,7 @@ from typing import Literal
 from torch import nn
 
 from artkv.frozen.block_call import BlockBinding, streamed_forward
-from artkv.frozen.recompute import recompute_blocks
+from artkv.frozen.recompute import ActivationBudget, recompute_blocks
 from artkv.frozen.residency import count_resident, device_bytes, spread_evenly
 from artkv.frozen.ring import BlockRing
 from artkv.frozen.transport import Transport
@@ -32,13 +32,14 @@ from artkv.frozen.transport import Transport
 class StreamedBlocks:
     """A stack of blocks under streaming, and what it has moved so far; made by `stream_blocks`.
 
-    resident: indices of the blocks that stay on the device.
+    resident: indices of the blocks that stay on the device. budget: what blocks keep for backward.
     ring, layout: the slots, and how a block is packed. num_slots: at most as many as there are streamed blocks.
     device_bytes: device memory of resident blocks, slots and staging buffer.
     """
 
-    def __init__(self, num_blocks: int, resident: Sequence[int], ring: BlockRing) -> None:
+    def __init__(self, num_blocks: int, resident: Sequence[int], ring: BlockRing, budget: ActivationBudget) -> None:
         self.num_blocks = num_blocks
+        self.budget = budget
         self.resident = tuple(resident)
         self.num_slots = len(ring.slots)
         self.ring = ring
@@ -90,10 +91,12 @@ def stream_blocks(
     slots: int = 2,
     resident_blocks: int | Literal["auto"] = 0,
     memory_budget_bytes: int | None = None,
+    kept_activation_bytes: int | None = None,
 ) -> StreamedBlocks:
     """Makes `blocks` compute with weights in host memory, fetched block by block; the module's top says when.
 
-    Each call with gradients is a checkpoint, for resident blocks too: backward recomputes the block's inside.
+    A forward pass fetches each streamed block once, and so does its backward pass; several calls of a block in a row
+    fetch it once for all of them.
 
     blocks: all of a stack, in the order in which they are called; equal in their parameters' names and shapes.
         The parameters that are in host memory are on the meta device here.
@@ -101,7 +104,8 @@ def stream_blocks(
     slots: blocks on the device at a time, beside the resident ones. 2 let a copy run beside the computing, more
         even out varying times, 1 is the least memory.
     resident_blocks: how many stay on the device, spread evenly; `auto`: as many as `memory_budget_bytes` holds.
-    memory_budget_bytes: limit of device memory for this stack; see `count_resident`.
+    memory_budget_bytes: limit of device memory for this stack's weights; see `count_resident`.
+    kept_activation_bytes: what the blocks may keep for backward beside their inputs; see `ActivationBudget`.
 
     Raises:
         UserError: if slots, resident blocks or budget do not fit.
@@ -121,10 +125,11 @@ def stream_blocks(
         transport.submit(slot, index)
         transport.wait(slot)
         bindings[index].bind(slot)  # for good
-    recompute_blocks(blocks[index] for index in resident)
+    budget = ActivationBudget(kept_activation_bytes)
+    recompute_blocks((blocks[index] for index in resident), budget)
     streamed = [index for index in range(len(blocks)) if index not in set(resident)]
     ring = BlockRing(transport, streamed, slots)
     for position, index in enumerate(streamed):
         block = blocks[index]
-        block.forward = streamed_forward(block, bindings[index], ring, position)  # type: ignore[method-assign]
-    return StreamedBlocks(len(blocks), resident, ring)
+        block.forward = streamed_forward(block, bindings[index], ring, position, budget)  # type: ignore[method-assign]
+    return StreamedBlocks(len(blocks), resident, ring, budget)

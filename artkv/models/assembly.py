@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from artkv.config import Config, EfficientNetConfig, KVModulationConfig, TrainableConfig
 from artkv.distributed import World
-from artkv.frozen.recompute import recompute_blocks
+from artkv.frozen.recompute import ActivationBudget, recompute_blocks
 from artkv.kv_modulation import KVPrefixGenerator
 from artkv.models.backbone.backends import load_backbone
 from artkv.models.backbone.blip2_backbone import Blip2Backbone
@@ -40,7 +40,8 @@ def build_model(config: Config, world: World) -> BuiltModel:
     What is new (generator, gate, LoRA) is drawn from `training.seed` alone, so all ranks and all starts agree.
     The ranks of a host share one copy of what streams.
     """
-    backbone = load_backbone(config.model, config.frozen, world)
+    kept_activation_bytes = config.training.kept_activation_bytes
+    backbone = load_backbone(config.model, config.frozen, world, kept_activation_bytes)
     digests = backbone.weight_digests()
     encoder = None
     with torch.random.fork_rng(devices=[]):
@@ -52,9 +53,8 @@ def build_model(config: Config, world: World) -> BuiltModel:
         torch.manual_seed(config.training.seed)
         model = assemble(backbone, encoder, config.kv_modulation, config.trainable)
 
-    # Streamed blocks are recomputed anyway.
-    if config.training.activation_checkpointing and "opt" not in backbone.streamed:
-        recompute_blocks(backbone.language_model.model.decoder.layers)
+    if "opt" not in backbone.streamed:
+        recompute_blocks(backbone.language_model.model.decoder.layers, ActivationBudget(kept_activation_bytes))
     trainables = model.named_trainables()
     initial_values = {name: parameter.detach().cpu().clone() for name, parameter in trainables.items()}
     for parameter in trainables.values():

@@ -28,6 +28,8 @@ from tests.frozen.streamed_opt import (
 )
 
 SLOTS = range(1, NUM_BLOCKS + 2)
+# What blocks may keep for backward: all, nothing, or what the first few of them do.
+KEPT_BYTES = [None, 0, 9_000]
 
 
 def assert_equal(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
@@ -46,9 +48,10 @@ def expected_loads(num_streamed: int, slots: int, num_steps: int) -> int:
 @pytest.mark.parametrize("slots", SLOTS)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_loss_gradients_and_loads(dtype: torch.dtype, attention: str, slots: int) -> None:
+@pytest.mark.parametrize("kept_bytes", KEPT_BYTES)
+def test_loss_gradients_and_loads(kept_bytes: int | None, dtype: torch.dtype, attention: str, slots: int) -> None:
     resident = small_opt(dtype, attention)
-    model, streamed = streamed_twin(resident, slots=slots)
+    model, streamed = streamed_twin(resident, slots=slots, kept_activation_bytes=kept_bytes)
     live: list[int] = []
     for layer in layers_of(model):  # called in forward and in recomputation
         layer.fc2.register_forward_pre_hook(lambda *_: live.append(streamed.live_slots))
@@ -56,7 +59,11 @@ def test_loss_gradients_and_loads(dtype: torch.dtype, attention: str, slots: int
     for number in range(3):
         assert_equal(step(model, seed=number), step(resident, seed=number))
         assert streamed.total_loads == expected_loads(NUM_BLOCKS, slots, number + 1)
-    assert len(live) == 3 * 2 * NUM_BLOCKS
+    calls_a_step = {None: NUM_BLOCKS, 0: 2 * NUM_BLOCKS}
+    if kept_bytes in calls_a_step:
+        assert len(live) == 3 * calls_a_step[kept_bytes]
+    else:
+        assert 3 * NUM_BLOCKS < len(live) < 3 * 2 * NUM_BLOCKS
     assert max(live) == min(slots, NUM_BLOCKS)
     assert len(streamed.ring.slots) == min(slots, NUM_BLOCKS)
     assert streamed.bytes_moved == streamed.total_loads * streamed.layout.packed_bytes
@@ -65,9 +72,11 @@ def test_loss_gradients_and_loads(dtype: torch.dtype, attention: str, slots: int
 
 @pytest.mark.parametrize("slots", [1, 2, 3])
 @pytest.mark.parametrize("num_resident", range(NUM_BLOCKS + 1))
-def test_resident_blocks_are_spread_and_not_counted(num_resident: int, slots: int) -> None:
+@pytest.mark.parametrize("kept_bytes", KEPT_BYTES)
+def test_resident_blocks_are_spread_and_not_counted(kept_bytes: int | None, num_resident: int, slots: int) -> None:
     resident = small_opt()
-    model, streamed = streamed_twin(resident, slots=slots, resident_blocks=num_resident)
+    options = {"resident_blocks": num_resident, "kept_activation_bytes": kept_bytes}
+    model, streamed = streamed_twin(resident, slots=slots, **options)
     assert len(set(streamed.resident)) == num_resident
     for number in range(3):
         assert_equal(step(model, seed=number), step(resident, seed=number))
@@ -76,7 +85,8 @@ def test_resident_blocks_are_spread_and_not_counted(num_resident: int, slots: in
 
 
 @pytest.mark.parametrize("slots", [1, 2, 4])
-def test_accumulation_and_live_graphs(slots: int) -> None:
+@pytest.mark.parametrize("kept_bytes", KEPT_BYTES)
+def test_accumulation_and_live_graphs(kept_bytes: int | None, slots: int) -> None:
     def gradients(model: Any) -> tuple[Tensor, ...]:
         inputs = [random_inputs(seed, length, model) for seed, length in ((0, 7), (1, 4), (2, 9), (3, 5), (4, 6))]
         (loss_of(model, inputs[0]) / 2).backward()
@@ -92,27 +102,32 @@ def test_accumulation_and_live_graphs(slots: int) -> None:
         return tuple(embeds.grad for embeds, _, _ in inputs if embeds.grad is not None)
 
     resident = small_opt()
-    model, streamed = streamed_twin(resident, slots=slots)
+    model, streamed = streamed_twin(resident, slots=slots, kept_activation_bytes=kept_bytes)
     found, expected = gradients(model), gradients(resident)
     assert len(found) == 5
     assert_equal(found, expected)
     assert streamed.live_slots <= slots
 
 
-def test_blocks_of_two_graphs_interleaved() -> None:
-    def gradients(layers: list[torch.nn.Module], model: Any) -> tuple[Tensor, Tensor]:
-        xs = [random_inputs(seed, 6, model)[0] for seed in (0, 1)]
-        hidden = list(xs)
+@pytest.mark.parametrize("slots", [1, 2, 3])
+@pytest.mark.parametrize("kept_bytes", KEPT_BYTES)
+@pytest.mark.parametrize("num_batches", [2, 5])
+def test_micro_batches_that_go_block_by_block_share_its_loads(
+    num_batches: int, kept_bytes: int | None, slots: int
+) -> None:
+    def gradients(layers: list[torch.nn.Module], model: Any) -> list[Tensor]:
+        inputs = [random_inputs(seed, 6 + seed, model)[0] for seed in range(num_batches)]
+        hidden: list[Tensor] = list(inputs)
         for layer in layers:
             hidden = [layer(h) for h in hidden]
-        (hidden[0].sum() + hidden[1].square().sum()).backward()
-        assert xs[0].grad is not None
-        assert xs[1].grad is not None
-        return xs[0].grad, xs[1].grad
+        return list(torch.autograd.grad([h.square().sum() for h in hidden], inputs))
 
     resident = small_opt()
-    model, _ = streamed_twin(resident, slots=2)
-    assert_equal(gradients(layers_of(model), model), gradients(layers_of(resident), resident))
+    model, streamed = streamed_twin(resident, slots=slots, kept_activation_bytes=kept_bytes)
+    for number in range(3):
+        found, expected = gradients(layers_of(model), model), gradients(layers_of(resident), resident)
+        assert_equal(tuple(found), tuple(expected))
+        assert streamed.total_loads == expected_loads(NUM_BLOCKS, slots, number + 1)
 
 
 @pytest.mark.parametrize("slots", SLOTS)
@@ -134,8 +149,9 @@ def test_evaluation_and_generation(no_gradients: Any, slots: int) -> None:
             )
 
     assert torch.equal(generated(model), generated(resident))
-    # The next pass finds the first blocks fetched already: S loads a pass and B at the start, or all of them once.
-    expected = NUM_BLOCKS if slots >= NUM_BLOCKS else 6 * NUM_BLOCKS + slots
+    # While the last block computes the next pass's first ones are fetched: S loads a pass and B - 1 at the end, or all
+    # of them once.
+    expected = NUM_BLOCKS if slots >= NUM_BLOCKS else 6 * NUM_BLOCKS + slots - 1
     assert streamed.total_loads == expected
     assert_equal(step(model, seed=1), step(resident, seed=1))  # training goes on from here
     with no_gradients():
@@ -167,7 +183,7 @@ def test_a_streamed_vit() -> None:
     with torch.no_grad():
         for _ in range(2):
             assert torch.equal(model(pixels).last_hidden_state, resident(pixels).last_hidden_state)
-    assert streamed.total_loads == 2 * 3 + 2
+    assert streamed.total_loads == 2 * 3 + 1
 
 
 def test_masters_in_bf16_computing_in_fp32() -> None:
@@ -187,7 +203,7 @@ def test_the_plain_cpu_transport_computes_the_same() -> None:
 
 def test_the_inside_of_a_block_is_not_kept() -> None:
     resident = small_opt()
-    model, _ = streamed_twin(resident, resident_blocks=2)
+    model, _ = streamed_twin(resident, resident_blocks=2, kept_activation_bytes=0)
     inputs = random_inputs(0, 7, model)
     kept: list[Tensor] = []
 
@@ -200,6 +216,29 @@ def test_the_inside_of_a_block_is_not_kept() -> None:
         for layer in layers_of(model):
             hidden = layer(hidden)
     assert [tuple(tensor.shape) for tensor in kept] == [tuple(inputs[0].shape)] * NUM_BLOCKS
+
+
+def test_what_is_kept_is_what_a_resident_block_keeps_without_its_weights() -> None:
+    """Bytes a block: those of the storages that autograd saves, but for weights, the block's input and the mask."""
+    resident = small_opt()
+    embeds, _, _ = random_inputs(0, 7, resident)
+    mask = torch.zeros(2, 1, 7, 7)
+    block = layers_of(resident)[0]
+    uncounted = {t.untyped_storage().data_ptr() for t in (embeds, mask, *block.parameters())}
+    saved: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in uncounted:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = block(embeds, attention_mask=mask)
+    model, streamed = streamed_twin(resident, kept_activation_bytes=10**9)
+    streamed_output = layers_of(model)[0](embeds, attention_mask=mask)
+    assert torch.equal(output, streamed_output)
+    assert streamed.budget.used_bytes == sum(saved.values()) > 0
 
 
 def test_auto_fills_the_budget() -> None:

@@ -54,15 +54,34 @@ def evict_while_recomputing(model: Any, streamed: StreamedBlocks) -> None:
 
 @pytest.mark.parametrize("transport", [Poisoning, Eager])
 def test_an_early_eviction_is_an_error(transport: type[CpuTransport]) -> None:
-    model, streamed = streamed_twin(small_opt(), transport=transport, slots=1)
+    model, streamed = streamed_twin(small_opt(), transport=transport, slots=1, kept_activation_bytes=0)
     evict_while_recomputing(model, streamed)
     with pytest.raises(RuntimeError, match="block 4: its slot was overwritten while backward computed with it"):
         step(model, seed=0)
 
 
+@pytest.mark.parametrize("transport", [Poisoning, Eager])
+def test_an_early_eviction_is_an_error_where_nothing_is_recomputed_too(transport: type[CpuTransport]) -> None:
+    model, streamed = streamed_twin(small_opt(), transport=transport, slots=1)
+    inputs = random_inputs(0, 6, model)
+    hidden = layers_of(model)[1](layers_of(model)[0](inputs[0]))
+
+    def evict(gradient: torch.Tensor) -> None:  # backward is through with feed-forward, and attention is still to come
+        streamed.ring._fetch([0])
+
+    def hook(module: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        output.register_hook(evict)
+
+    handle = layers_of(model)[2].self_attn.out_proj.register_forward_hook(hook)
+    hidden = layers_of(model)[2](hidden)
+    handle.remove()
+    with pytest.raises(RuntimeError, match="block 2: its slot was overwritten while backward computed with it"):
+        hidden.sum().backward()
+
+
 def test_without_versions_the_early_eviction_would_be_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     resident = small_opt()
-    model, streamed = streamed_twin(resident, transport=Eager, slots=1)
+    model, streamed = streamed_twin(resident, transport=Eager, slots=1, kept_activation_bytes=0)
     evict_while_recomputing(model, streamed)
     monkeypatch.setattr(Slot, "version", 0)
     loss, gradient = step(model, seed=0)
@@ -101,9 +120,10 @@ def test_autograd_itself_refuses_a_refilled_slot(mode: Any) -> None:
         output.sum().backward()
 
 
-def test_training_goes_on_after_a_backward_that_was_abandoned() -> None:
+@pytest.mark.parametrize("kept_bytes", [None, 0])
+def test_training_goes_on_after_a_backward_that_was_abandoned(kept_bytes: int | None) -> None:
     resident = small_opt()
-    model, streamed = streamed_twin(resident, slots=2)
+    model, streamed = streamed_twin(resident, slots=2, kept_activation_bytes=kept_bytes)
 
     def fail(_: torch.Tensor) -> None:
         raise ValueError("out of memory, say")

@@ -48,12 +48,16 @@ def streamed_with_lora(resident: Any, adapters_first: bool, **options: Any) -> t
     return twin, adapters or add_adapters(twin), streamed
 
 
+@pytest.mark.parametrize("kept_bytes", [None, 0])
 @pytest.mark.parametrize("num_resident", [0, 2])
 @pytest.mark.parametrize("slots", [1, 2, 3])
 @pytest.mark.parametrize("adapters_first", [True, False])
-def test_adapters_get_the_resident_models_gradients(adapters_first: bool, slots: int, num_resident: int) -> None:
+def test_adapters_get_the_resident_models_gradients(
+    adapters_first: bool, slots: int, num_resident: int, kept_bytes: int | None
+) -> None:
     resident = small_opt()
-    model, adapters, streamed = streamed_with_lora(resident, adapters_first, slots=slots, resident_blocks=num_resident)
+    options = {"resident_blocks": num_resident, "kept_activation_bytes": kept_bytes}
+    model, adapters, streamed = streamed_with_lora(resident, adapters_first, slots=slots, **options)
     expected_adapters = add_adapters(resident)
     for seed in range(2):
         assert all(map(torch.equal, step(model, seed), step(resident, seed)))

@@ -8,7 +8,7 @@ from torch import Tensor
 from artkv.batch import Batch, PackedQuestions, PaintingViews, QuestionBatch
 from artkv.config import Config, load_config, recipe_path
 from artkv.datasets.packing import PackingSettings, pack_questions
-from artkv.frozen.recompute import recompute_blocks
+from artkv.frozen.recompute import ActivationBudget, recompute_blocks
 from artkv.planning.activations import AllocationCounter, activations, block_activations, peak_activation_bytes
 from artkv.planning.batch_shape import BatchShape, sequences
 from artkv.planning.shapes import model_shapes
@@ -86,7 +86,7 @@ def test_a_block_stores_what_autograd_saves(settings: Callable[..., Config], lor
 
 def test_a_recomputed_block_keeps_its_input_alone(tiny_config: Config) -> None:
     block = build(tiny_config).model.backbone.language_model.model.decoder.layers[-1]
-    recompute_blocks([block])
+    recompute_blocks([block], ActivationBudget(0))
     positions = NUM_VISUAL + BATCH.text_tokens
     hidden_QSD = torch.randn(BATCH.questions, positions, TINY_WIDTH, requires_grad=True)
     mask_Q1SS = torch.ones(BATCH.questions, 1, positions, positions, dtype=torch.bool)

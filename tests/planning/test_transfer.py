@@ -46,7 +46,7 @@ def test_loads_are_those_of_the_real_ring(num_blocks: int, slots: int) -> None:
         ):
             for position in positions:
                 ring.acquire(position, direction)
-                ring.release(position, direction)
+                ring.release(position)
         loads.append(sum(ring.loads) - before)
     assert loads[1:] == [loads_per_training_pass(num_blocks, slots)] * 2
     assert loads[0] == loads[1] + min(slots, num_blocks)

@@ -24,12 +24,14 @@ def open_backbone(model: ModelConfig, frozen: FrozenConfig, world: World) -> Bli
     return world.together(lambda: open_with(files, dtype, world.device, frozen))
 
 
-def load_backbone(model: ModelConfig, frozen: FrozenConfig, world: World) -> Blip2Backbone:
-    """Opens and loads it, on all ranks.
+def load_backbone(
+    model: ModelConfig, frozen: FrozenConfig, world: World, kept_activation_bytes: int | None = None
+) -> Blip2Backbone:
+    """Opens and loads it, on all ranks; see `Blip2Backbone.load`.
 
     Whatever is wrong with the files on one rank is known to all before they share host memory, where they wait.
     """
-    return open_backbone(model, frozen, world).load(world)
+    return open_backbone(model, frozen, world).load(world, kept_activation_bytes)
 
 
 def resolve_dtype(setting: str, device: torch.device) -> torch.dtype:

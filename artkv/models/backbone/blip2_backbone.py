@@ -134,16 +134,18 @@ class Blip2Backbone(ABC):
         )
         read_answer_columns(self.language_model.model.decoder.layers[-1])
 
-    def load(self, world: World) -> Self:
+    def load(self, world: World, kept_activation_bytes: int | None = None) -> Self:
         """Gives everything its values, but the ViT where `frozen.feature_cache` gives its features.
 
         Each tensor goes straight to dtype and device, or to where `frozen` wants it; on a CPU one that has the
         dtype already stays memory-mapped. All ranks load alike, and those of a host share one copy of what streams.
+
+        kept_activation_bytes: what OPT's blocks may keep for backward where they stream; see `stream_blocks`.
         """
         self._assign("", left_out=self._modules.vit_prefixes)
         self._modules.language_model.tie_weights()
         self._parameters = self._neutrally_named("")
-        self._place_blocks("opt", world)
+        self._place_blocks("opt", world, kept_activation_bytes)
         if self._frozen.feature_cache is None:
             self.load_vit(world)
         return self
@@ -208,7 +210,7 @@ class Blip2Backbone(ABC):
     def project_queries(self, query_output_IKW: Tensor) -> Tensor:
         """The visual tokens that the language model reads, (I, K, D)."""
 
-    def _place_blocks(self, stack_name: str, world: World) -> None:
+    def _place_blocks(self, stack_name: str, world: World, kept_activation_bytes: int | None = None) -> None:
         """Gives a stack's blocks their weights as the settings say; before it they are on the meta device."""
         frozen = self._frozen
         streamed = dict(self.streamed)
@@ -232,6 +234,7 @@ class Blip2Backbone(ABC):
                     frozen.slots,
                     frozen.resident_blocks if is_opt else 0,
                     frozen.memory_budget_bytes if is_opt else None,
+                    kept_activation_bytes,
                 )
             elif mode in ("int8", "nf4"):
                 for prefix, block in stack.blocks():
