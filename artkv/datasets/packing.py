@@ -187,7 +187,7 @@ def choose_layout(pieces: Sequence[Piece], settings: PackingSettings) -> list[li
     longest = max(piece.num_columns for piece in pieces)
     layouts = (balance(pieces, num_rows) for num_rows in range(1, len(pieces) + 1))
     fitting = (rows for rows in layouts if shape_of(rows).columns <= max(settings.max_columns, longest))
-    return min(fitting, key=lambda rows: layout_cost(*shape_of(rows)[:2], settings.hidden_size))
+    return min(fitting, key=lambda rows: _cost(shape_of(rows), settings))
 
 
 def shape_of(layout: Sequence[Sequence[Piece]]) -> PackedShape:
@@ -211,6 +211,10 @@ def layout_cost(num_rows: int, num_columns: int, hidden_size: int) -> float:
     return num_rows * num_columns * (1 + num_columns / (6 * hidden_size))
 
 
+def _cost(shape: PackedShape, settings: PackingSettings) -> float:
+    return layout_cost(shape.rows, shape.columns, settings.hidden_size)
+
+
 def balance(pieces: Sequence[Piece], num_rows: int) -> list[list[Piece]]:
     """Distributes pieces over rows: the longest first, each to the row that is shortest so far."""
     rows: list[list[Piece]] = [[] for _ in range(num_rows)]
@@ -227,7 +231,7 @@ def _shaped_layout(pieces: Sequence[Piece], settings: PackingSettings) -> tuple[
     layouts = {num_rows: balance(pieces, num_rows) for num_rows in sorted({shape.rows for shape in settings.shapes})}
     fitting = [shape for shape in settings.shapes if shape.holds(shape_of(layouts[shape.rows]))]
     if fitting:
-        shape = min(fitting, key=lambda shape: (layout_cost(*shape[:2], settings.hidden_size), shape))
+        shape = min(fitting, key=lambda shape: (_cost(shape, settings), shape))
         return layouts[shape.rows], shape
     layout = choose_layout(pieces, settings)
     own = shape_of(layout)

@@ -222,7 +222,7 @@ class _KeptOfStreamed(Kept):
     def pack(self, tensor: Tensor) -> Any:
         if tensor.untyped_storage().data_ptr() != self._slot_storage:
             return super().pack(tensor)
-        return _InSlot(tuple(tensor.shape), tensor.stride(), tensor.storage_offset())
+        return _InSlot(tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset()))
 
     def unpack(self, packed: Any) -> Tensor:
         if isinstance(packed, _InSlot):

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from artkv.batch import Batch, PackedQuestions, PaintingFeatures, PaintingViews, QuestionBatch
 from artkv.kv_modulation import KVPrefix, KVPrefixGenerator
 from artkv.models.backbone.blip2_backbone import Blip2Backbone
+from artkv.models.opt.answer_gradients import AnswerGradients, packed_answer_losses
 from artkv.models.opt.answers import answer_cross_entropy, generate_token_ids, hidden_at_answers
-from artkv.models.opt.packed_sequences import packed_embeddings, tree_attention_mask
+from artkv.models.opt.packed_sequences import packed_embeddings
 
 
 class AnswerLoss(NamedTuple):
@@ -58,6 +59,8 @@ class KVModulatedBlip2(nn.Module):
         self.parts = parts
         # "." is not allowed in the name of a registered parameter.
         self.trainables = nn.ParameterDict({name.replace(".", "/"): trainables[name] for name in sorted(trainables)})
+        opt_trains = any(name.startswith("language_model.") for name in trainables)
+        self._answer_gradients = None if opt_trains else AnswerGradients(parts.backbone.language_model)
 
     @property
     def backbone(self) -> Blip2Backbone:
@@ -107,12 +110,29 @@ class KVModulatedBlip2(nn.Module):
         query_output = self.backbone.query_images(features.image_features, prefix)
         return self.backbone.project_queries(query_output)
 
-    def forward(self, batch: Batch) -> AnswerLoss:
-        """The loss on the answers of `batch`: question, visual tokens and padding carry none."""
+    def forward(self, batch: Batch, only_visual: bool = False) -> AnswerLoss | Tensor:
+        """The loss on the answers of `batch`: question, visual tokens and padding carry none.
+
+        only_visual: the visual tokens, (I, K, D), and no loss: see `answer_losses`.
+        """
         paintings = batch.paintings
         features = self.encode(paintings) if isinstance(paintings, PaintingViews) else paintings
         visual_IKD = self.visual_tokens(features)
-        return self.answer_loss(visual_IKD, batch.questions)
+        return visual_IKD if only_visual else self.answer_loss(visual_IKD, batch.questions)
+
+    @property
+    def reads_opt_once(self) -> bool:
+        """Whether several micro-batches had better go through OPT together: it streams, and nothing in it trains."""
+        return self._answer_gradients is not None and "opt" in self.backbone.streamed
+
+    def answer_losses(self, visual: Sequence[Tensor], questions: Sequence[PackedQuestions]) -> list[AnswerLoss]:
+        """`answer_loss` of several micro-batches, for which each of OPT's blocks is fetched once."""
+        embeds = [self._packed_embeddings(visual_IKD, one) for visual_IKD, one in zip(visual, questions, strict=True)]
+        if self._answer_gradients is not None and any(embeds_RLD.requires_grad for embeds_RLD in embeds):
+            losses = self._answer_gradients.losses(embeds, questions)
+        else:
+            losses = packed_answer_losses(self.backbone.language_model, embeds, questions)
+        return [AnswerLoss(loss, one.answer_token_count()) for loss, one in zip(losses, questions, strict=True)]
 
     def answer_loss(self, visual_IKD: Tensor, questions: QuestionBatch | PackedQuestions) -> AnswerLoss:
         """Summed cross-entropy of the answers, each after its `[visual tokens][BOS prompt]`; logits at answers only.
@@ -120,12 +140,10 @@ class KVModulatedBlip2(nn.Module):
         Packed or one row a question, loss and gradients are the same to rounding.
         """
         if isinstance(questions, PackedQuestions):
-            hidden_AD = self._hidden_at_packed_answers(visual_IKD, questions)
-            ids_A, weight_A = questions.answer_ids, questions.answer_weight
-        else:
-            hidden_AD = self._hidden_at_answers(visual_IKD, questions)
-            ids_A = questions.labels.flatten()[questions.answer_places]
-            weight_A = questions.weight[questions.answer_places // questions.labels.shape[1]]
+            return self.answer_losses([visual_IKD], [questions])[0]
+        hidden_AD = self._hidden_at_answers(visual_IKD, questions)
+        ids_A = questions.labels.flatten()[questions.answer_places]
+        weight_A = questions.weight[questions.answer_places // questions.labels.shape[1]]
         loss_sum = answer_cross_entropy(hidden_AD, self.backbone.language_model.lm_head, ids_A, weight_A)
         return AnswerLoss(loss_sum, questions.answer_token_count())
 
@@ -137,22 +155,10 @@ class KVModulatedBlip2(nn.Module):
         ).last_hidden_state
         return hidden_at_answers(hidden_QSD, questions.answer_places, num_visual=visual_IKD.shape[1])
 
-    def _hidden_at_packed_answers(self, visual_IKD: Tensor, questions: PackedQuestions) -> Tensor:
-        """What predicts each answer token, (A, D), with several questions a row."""
-        language_model = self.backbone.language_model
-        text_RLD = language_model.get_input_embeddings()(questions.token_ids)
-        hidden_RCD = language_model.model.decoder(
-            inputs_embeds=packed_embeddings(text_RLD, visual_IKD, questions),
-            attention_mask=tree_attention_mask(questions.subtree_end, text_RLD.dtype),
-            position_ids=questions.position_ids,
-            answer_columns=questions.answer_columns,
-            use_cache=False,
-        ).last_hidden_state
-        if hidden_RCD.shape[:2] != questions.answer_columns.shape:
-            raise RuntimeError(
-                "OPT's last block ignores answer_columns; the backend has not called read_answer_columns"
-            )
-        return hidden_at_answers(hidden_RCD, questions.answer_places)
+    def _packed_embeddings(self, visual_IKD: Tensor, questions: PackedQuestions) -> Tensor:
+        """What OPT reads, (R, L, D), but for positions."""
+        text_RLD = self.backbone.language_model.get_input_embeddings()(questions.token_ids)
+        return packed_embeddings(text_RLD, visual_IKD, questions)
 
     @torch.no_grad()
     def generate_answers(self, visual_IKD: Tensor, questions: QuestionBatch, max_new_tokens: int) -> list[str]:

@@ -9,10 +9,10 @@ import socket
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
 
 from artkv.distributed import World
 
@@ -50,11 +50,12 @@ class OwnTime:
             self._steps += 1
             yield batch
 
-    def watch(self, module: nn.Module) -> None:
-        """Counts the module's forward passes from here on."""
-        began: list[Any] = []
-        module.register_forward_pre_hook(lambda *_: began.append(self._mark()))
-        module.register_forward_hook(lambda *_: self._passes.append((began.pop(), self._mark())))
+    @contextmanager
+    def passing(self) -> Iterator[None]:
+        """The time inside is a forward pass."""
+        began = self._mark()
+        yield
+        self._passes.append((began, self._mark()))
 
     def read(self) -> float:
         """Seconds a step since the last reading; 0.0 without steps."""

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import artkv.distributed  # noqa: F401  (tells DeepSpeed its accelerator before it is imported)
@@ -21,7 +21,7 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
-from artkv.batch import Batch
+from artkv.batch import Batch, PackedQuestions
 from artkv.models.kv_modulated_blip2 import AnswerLoss, KVModulatedBlip2
 from artkv.run_folder.state import TrainableState
 
@@ -43,6 +43,8 @@ class TrainingEngine:
         _skip_compiled_extensions()
         os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it even without a launcher
         self.model = model
+        # Entered around what ranks do not meet in.
+        self.forward_timer: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
         self._names = list(model.named_trainables())
         with _quiet_deepspeed():
             self._engine, *_ = deepspeed.initialize(
@@ -70,9 +72,21 @@ class TrainingEngine:
         norm = self._engine.get_global_grad_norm()
         return float("nan") if norm is None else norm
 
-    def forward(self, batch: Batch) -> AnswerLoss:
-        """The model's forward pass, through DeepSpeed."""
-        return self._engine(batch)
+    def losses(self, batches: Sequence[Batch]) -> Iterator[AnswerLoss]:
+        """The forward passes of a step's micro-batches, through DeepSpeed.
+
+        One at a time, as they are asked for, unless OPT streams: then all at once, so that it is fetched once.
+        """
+        if len(batches) > 1 and self.model.reads_opt_once and isinstance(batches[0].questions, PackedQuestions):
+            with self.forward_timer():
+                visual = [self._engine(batch, only_visual=True) for batch in batches]
+                losses = self.model.answer_losses(visual, [batch.questions for batch in batches])  # type: ignore[misc]
+            yield from losses
+            return
+        for batch in batches:
+            with self.forward_timer():
+                loss = self._engine(batch)
+            yield loss
 
     def backward(self, loss: Tensor) -> None:
         """Backward of a loss that is already divided by all of the step's answer tokens.

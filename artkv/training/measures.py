@@ -28,7 +28,7 @@ class StepMeasures:
         self._world = world
         self._clock = StepClock()
         self._own_time = OwnTime(world.device)
-        self._own_time.watch(engine.model)
+        engine.forward_timer = self._own_time.passing
         self._stragglers = Stragglers(world)
         self._loss_sum = torch.zeros((), device=world.device)
         self._answer_tokens = torch.zeros((), device=world.device)

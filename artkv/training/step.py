@@ -25,8 +25,7 @@ def train_step(
     batches: on the device. answer_tokens: of all ranks' batches, shape ().
     """
     loss_sum = torch.zeros((), device=answer_tokens.device)
-    for batch in batches:
-        answer_loss = engine.forward(batch)
+    for answer_loss in engine.losses(batches):
         # DeepSpeed averages over ranks; times the world size, that is the sum.
         engine.backward(answer_loss.loss_sum * (world_size / answer_tokens))
         engine.step(learning_rate)

@@ -1,6 +1,6 @@
 """A step's gradient against plain autograd over all of its answer tokens."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -21,8 +21,8 @@ class PlainEngine:
         self.model = model
         self.learning_rates: list[float] = []
 
-    def forward(self, batch: Batch) -> AnswerLoss:
-        return self.model(batch)
+    def losses(self, batches: list[Batch]) -> Iterator[AnswerLoss]:
+        return (self.model(batch) for batch in batches)
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()

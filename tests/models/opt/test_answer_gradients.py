@@ -1,0 +1,102 @@
+"""OPT's loss and gradient made together, against transformers' own decoder and autograd."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from artkv.batch import Batch, PackedQuestions
+from artkv.models.assembly import BuiltModel
+from artkv.models.kv_modulated_blip2 import KVModulatedBlip2
+from artkv.models.opt.answer_gradients import AnswerGradients, decode_packed, packed_answer_losses
+from artkv.models.opt.answers import answer_cross_entropy, hidden_at_answers
+from artkv.models.opt.packed_sequences import tree_attention_mask
+from tests.models.opt.test_packed_sequences import LORA, batches
+
+Build = Callable[..., BuiltModel]
+
+
+def packed(model: KVModulatedBlip2, **layout: int) -> Batch:
+    return batches(model, **layout)[1]
+
+
+def embeds_of(model: KVModulatedBlip2, batch: Batch, seed: int = 0) -> Tensor:
+    shape = (*batch.questions.token_ids.shape, model.backbone.language_model_width)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+
+
+def stock_loss(model: KVModulatedBlip2, embeds_RLD: Tensor, questions: PackedQuestions) -> Tensor:
+    """By transformers' decoder from its front door."""
+    language_model = model.backbone.language_model
+    hidden_RCD = language_model.model.decoder(
+        inputs_embeds=embeds_RLD,
+        attention_mask=tree_attention_mask(questions.subtree_end, embeds_RLD.dtype),
+        position_ids=questions.position_ids,
+        answer_columns=questions.answer_columns,
+        use_cache=False,
+    ).last_hidden_state
+    hidden_AD = hidden_at_answers(hidden_RCD, questions.answer_places)
+    return answer_cross_entropy(hidden_AD, language_model.lm_head, questions.answer_ids, questions.answer_weight)
+
+
+def test_the_loop_over_blocks_is_transformers_decoder(build: Build) -> None:
+    model = build().model
+    questions = packed(model).questions
+    embeds_RLD = embeds_of(model, packed(model))
+    expected = stock_loss(model, embeds_RLD, questions)
+    (loss,) = packed_answer_losses(model.backbone.language_model, [embeds_RLD], [questions])
+    assert torch.equal(loss, expected)
+    assert torch.equal(*(torch.autograd.grad(one, embeds_RLD)[0] for one in (loss, expected)))
+
+
+@pytest.mark.parametrize("frozen", [{"opt": "resident"}, {"opt": "stream", "slots": 1}])
+def test_losses_and_gradients_of_several_batches_are_those_of_each_alone(build: Build, frozen: dict) -> None:
+    model = build(frozen=frozen).model
+    reference = build(frozen=frozen).model
+    layouts = [{}, {"max_columns": 40}, {"hidden_size": 10**9}]
+    parts = [packed(model, **layout) for layout in layouts]
+    embeds = [embeds_of(model, part, seed) for seed, part in enumerate(parts)]
+    losses = AnswerGradients(model.backbone.language_model).losses(embeds, [part.questions for part in parts])
+    for number, (loss, embeds_RLD, part) in enumerate(zip(losses, embeds, parts, strict=True)):
+        expected = stock_loss(reference, embeds_RLD, part.questions)
+        assert torch.equal(loss, expected)
+        scale = 0.25 * (number + 1)  # as the step's answer tokens scale it
+        (found,) = torch.autograd.grad(loss * scale, embeds_RLD)
+        (wanted,) = torch.autograd.grad(expected * scale, embeds_RLD)
+        # The scale comes after OPT's backward and not before it: fp32 rounds twice at other places.
+        assert (found - wanted).norm() <= 1e-6 * wanted.norm()
+        (unscaled,) = torch.autograd.grad(stock_loss(reference, embeds_RLD, part.questions), embeds_RLD)
+        assert torch.equal(found, unscaled * scale)
+
+
+def test_streamed_blocks_are_fetched_once_for_all_batches(build: Build) -> None:
+    model = build(frozen={"opt": "stream", "slots": 1}).model
+    streamed = model.backbone.streamed["opt"]
+    loads = []
+    for count in (1, 4):
+        part = packed(model)
+        before = streamed.total_loads
+        model.answer_losses([model(part, only_visual=True)] * count, [part.questions] * count)
+        loads.append(streamed.total_loads - before)
+    # Blocks 0 and 1 forward, 0 backward; then 0 is there already.
+    assert loads == [3, 2]
+
+
+def test_opt_that_trains_has_its_own_graph(build: Build) -> None:
+    model = build(trainable=LORA).model
+    assert not model.reads_opt_once
+    loss = model(packed(model)).loss_sum
+    loss.backward()
+    adapters = [p for name, p in model.named_trainables().items() if name.startswith("language_model.")]
+    assert adapters
+    assert all(parameter.grad is not None for parameter in adapters)
+
+
+def test_a_block_that_ignores_answer_columns_is_an_error(build: Build) -> None:
+    model = build().model
+    part = packed(model)
+    last = model.backbone.language_model.model.decoder.layers[-1]
+    last.forward = type(last).forward.__get__(last)
+    with pytest.raises(RuntimeError, match="read_answer_columns"):
+        decode_packed(model.backbone.language_model, [embeds_of(model, part)], [part.questions])
