@@ -308,21 +308,31 @@ def test_a_step_of_small_micro_batches_has_the_gradient_of_one_large_batch(
     assert (many - one).norm() < 3e-6 * one.norm()
 
 
+@pytest.mark.parametrize("accumulation", [1, 3])
 @pytest.mark.parametrize(("backend", "dtype"), BACKENDS_AND_DTYPES)
 def test_streamed_training_gives_the_resident_bytes(
-    run_training: Train, tiny_config: Config, bf16_folder: Path, tmp_path: Path, backend: str, dtype: str
+    run_training: Train,
+    tiny_config: Config,
+    bf16_folder: Path,
+    tmp_path: Path,
+    backend: str,
+    dtype: str,
+    accumulation: int,
 ) -> None:
+    """With all activations kept, and with recomputation; whether micro-batches go through OPT together or not."""
     settings = [
         f"model.backend={backend}",
         f"model.blip2={bf16_folder}",
         f"model.dtype={dtype}",
         "training.num_epochs=1",
+        f"training.gradient_accumulation_steps={accumulation}",
     ]
     run_training(settings)
-    for slots, vit in ((1, "resident"), (2, "stream")):
+    for slots, vit, recomputes in ((1, "resident", "true"), (2, "stream", "false")):
         output = tmp_path / f"streamed{slots}"
         frozen = f"frozen={{opt: stream, slots: {slots}, vit: {vit}}}"
-        run_training([*settings, frozen, f"run.output_dir={output}"])
+        recomputing = f"training.activation_checkpointing={recomputes}"
+        run_training([*settings, frozen, recomputing, f"run.output_dir={output}"])
         assert final_bytes(output) == final_bytes(tiny_config.run.output_dir)
 
 
