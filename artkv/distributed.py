@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 
 from artkv.errors import Preempted, RunFailed, UserError
+from artkv.single_rank import SINGLE_RANK
 
 T = TypeVar("T")
 
@@ -266,7 +267,7 @@ def _port(environment: Mapping[str, str]) -> int:
 
 @contextmanager
 def process_group(timeout_minutes: float) -> Iterator[World]:
-    """Joins the run's process group (NCCL on CUDA, gloo on CPU) and leaves it properly at the end.
+    """Joins the run's process group (NCCL on CUDA, gloo on CPU, neither for one rank) and leaves it properly.
 
     A meeting that waits longer than `timeout_minutes` for another rank, the first one too, raises. Sets the
     launcher variables where `srun` started this process, because DeepSpeed reads them.
@@ -285,13 +286,11 @@ def process_group(timeout_minutes: float) -> Iterator[World]:
     # DeepSpeed makes groups of its own without a timeout, which then have torch's: half an hour with gloo.
     dist.distributed_c10d.default_pg_timeout = timeout
     dist.distributed_c10d.default_pg_nccl_timeout = timeout
-    options: dict[str, Any] = {"device_id": device} if device.type == "cuda" else {}
+    backend = SINGLE_RANK if size == 1 else "nccl" if device.type == "cuda" else "gloo"
+    options: dict[str, Any] = {"device_id": device} if backend == "nccl" else {}
     try:
         store = _meet(rank, size, device, timeout)
-        dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
-            store=store, rank=rank, world_size=size, timeout=timeout, **options,
-        )  # fmt: skip
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout, **options)
     except dist.DistError as error:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         reason = str(error).partition("\n")[0]

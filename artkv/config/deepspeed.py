@@ -11,6 +11,10 @@ from typing import Any
 from artkv.config.schema import TrainingConfig
 from artkv.errors import UserError
 
+# Elements. DeepSpeed passes gradients through its bucket even where there is nobody to send them to; parameters with
+# more elements pass it by.
+_SINGLE_RANK_BUCKET = 2**22
+
 
 def load_deepspeed_config(path_or_name: str) -> dict[str, Any]:
     """The JSON at a path, or the file of that name in ds_configs/."""
@@ -45,7 +49,8 @@ def fill_deepspeed_config(
     """The complete config for `deepspeed.initialize`; a value that conflicts with the YAML is an error.
 
     Buckets set to "auto" take the number of trainable elements, rounded up to the even number that DeepSpeed wants:
-    it allocates a bucket whole, and its default of 5e8 elements would cost 1 GB in bf16.
+    it allocates a bucket whole, and its default of 5e8 elements would cost 1 GB in bf16. A single rank, which sends
+    nothing, gets a small one.
     """
     yaml_owned: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": training.batch_size,
@@ -84,7 +89,8 @@ def fill_deepspeed_config(
     zero = filled["zero_optimization"]
     for bucket in ("reduce_bucket_size", "allgather_bucket_size"):
         if zero.get(bucket, "auto") == "auto":
-            zero[bucket] = num_trainable_elements + num_trainable_elements % 2
+            most = num_trainable_elements if world_size > 1 else _SINGLE_RANK_BUCKET
+            zero[bucket] = min(num_trainable_elements + num_trainable_elements % 2, most + most % 2)
     # DeepSpeed's defaults are bf16, in which a sum over many micro-steps or ranks loses what it adds last.
     filled.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
     filled.setdefault("communication_data_type", "fp32")

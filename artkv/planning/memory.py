@@ -42,8 +42,8 @@ def trainable_memory(
 
     Flat weights are whole on each rank; masters, both Adam moments and the accumulated fp32 gradients are divided
     among ranks. Buckets: one of `reduce_bucket_size` elements, two with `overlap_comm`, in the compute dtype; where
-    `communication_data_type` is fp32 and that is not, a copy of one in fp32 and another in the compute dtype while
-    it is reduced. Weights are gathered in place. Padding to the
+    `communication_data_type` is fp32 and that is not, a copy of one, or of a parameter that is larger, in fp32 and
+    another in the compute dtype while it is reduced. Weights are gathered in place. Padding to the
     alignment, some bytes a group, is left out.
 
     deepspeed: the filled config.
@@ -52,13 +52,13 @@ def trainable_memory(
     num_elements = sum(prod(shape) for shape in trainable_shapes.values())
     partition = -(-num_elements // world_size)
     on_host = zero.get("offload_optimizer", {}).get("device", "none") == "cpu"
+    largest = max((prod(shape) for shape in trainable_shapes.values()), default=0)
     bucket_elements = int(zero["reduce_bucket_size"])
     buckets = bucket_elements * dtype.itemsize * (2 if zero.get("overlap_comm", False) else 1)
     if deepspeed.get("communication_data_type") == "fp32" and dtype != torch.float32:
-        buckets += bucket_elements * (_FP32_BYTES + dtype.itemsize)
+        buckets += max(bucket_elements, largest) * (_FP32_BYTES + dtype.itemsize)
     gradients = partition * _FP32_BYTES
     optimizer = 3 * partition * _FP32_BYTES  # masters and two moments
-    largest = max((prod(shape) for shape in trainable_shapes.values()), default=0)
     return TrainableMemory(
         num_elements=num_elements,
         weights_bytes=num_elements * dtype.itemsize,

@@ -74,8 +74,7 @@ def fit(
     warmup_questions = training.warmup_steps * _questions_per_step(table, config, per_step)
     total_questions = training.num_epochs * len(table)
     skipped_before_start = progress.skipped_steps
-    measures = StepMeasures(engine, world)
-    packing = packing_settings(session)
+    measures, packing = StepMeasures(engine, world), packing_settings(session)
 
     while True:  # a turn is the validation that is due, and then an epoch
         # An epoch's last step is saved at the bottom of this loop, with its validation due, and validated here: so a

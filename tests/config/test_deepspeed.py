@@ -39,6 +39,17 @@ def test_buckets_have_an_even_number_of_elements() -> None:
     assert zero["reduce_bucket_size"] == zero["allgather_bucket_size"] == 1002
 
 
+def test_a_single_rank_has_a_small_bucket() -> None:
+    """It sends nothing; two ranks of the same model have one that holds every gradient."""
+    tree, elements = load_deepspeed_config("zero2_bf16.json"), 40_000_000
+    alone, two = (
+        fill_deepspeed_config(tree, TRAINING, 4, world_size, True, elements)["zero_optimization"]
+        for world_size in (1, 2)
+    )
+    assert alone["reduce_bucket_size"] == 2**22
+    assert two["reduce_bucket_size"] == elements
+
+
 def test_a_value_that_the_yaml_owns_is_a_conflict_unless_it_is_the_same() -> None:
     tree = load_deepspeed_config("zero2_bf16.json")
     assert fill(tree | {"gradient_clipping": 0.5})["gradient_clipping"] == 0.5

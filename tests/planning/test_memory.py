@@ -82,6 +82,10 @@ def test_ranks_share_the_optimizer_and_not_the_weights() -> None:
     assert shared.buckets_bytes == alone.buckets_bytes
     wide = trainable_memory(shapes, torch.bfloat16, 1, deepspeed | {"communication_data_type": "fp32"})
     assert wide.buckets_bytes == 8080 + 16160 + 8080
+    small = {"zero_optimization": {"reduce_bucket_size": 40}, "communication_data_type": "fp32"}
+    assert (
+        trainable_memory(shapes, torch.bfloat16, 1, small).buckets_bytes == 80 + 16000 + 8000
+    )  # the matrix, by itself
 
 
 def test_an_offloaded_optimizer_lies_on_the_host() -> None:
