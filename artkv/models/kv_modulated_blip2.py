@@ -9,10 +9,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from artkv.batch import Batch, PackedQuestions, PaintingFeatures, PaintingViews, QuestionBatch
 from artkv.kv_modulation import KVPrefix, KVPrefixGenerator
 from artkv.models.backbone.blip2_backbone import Blip2Backbone
+from artkv.models.cuda_graphs import CudaRecorder, GraphedTower, graphs_are_wanted
 from artkv.models.opt.answer_gradients import AnswerGradients, packed_answer_losses
 from artkv.models.opt.answers import answer_cross_entropy, generate_token_ids, hidden_at_answers
 from artkv.models.opt.packed_sequences import packed_embeddings
@@ -29,6 +31,9 @@ class AnswerLoss(NamedTuple):
     loss_sum: Tensor
     answer_tokens: Tensor
 
+
+# A graph is tied to a number of paintings.
+_PAINTINGS_MULTIPLE = 4
 
 # The trainable parameter that scales all prefixes, if the model has one.
 PREFIX_GATE = "kv_prefix_gate"
@@ -59,8 +64,17 @@ class KVModulatedBlip2(nn.Module):
         self.parts = parts
         # "." is not allowed in the name of a registered parameter.
         self.trainables = nn.ParameterDict({name.replace(".", "/"): trainables[name] for name in sorted(trainables)})
-        opt_trains = any(name.startswith("language_model.") for name in trainables)
-        self._answer_gradients = None if opt_trains else AnswerGradients(parts.backbone.language_model)
+        backbone = parts.backbone
+        before_opt = [p for name, p in trainables.items() if not name.startswith("language_model.")]
+        is_graphed = graphs_are_wanted(backbone.device) and backbone.opt_stays_in_place
+        self._answer_gradients = None
+        if len(before_opt) == len(trainables):
+            recorder = CudaRecorder() if is_graphed else None
+            self._answer_gradients = AnswerGradients(backbone.language_model, recorder)
+        self._graphed_tower = None
+        if is_graphed and before_opt:
+            # A recorder of its own: its forward pass keeps what its backward pass needs while OPT's graph is replayed.
+            self._graphed_tower = GraphedTower("prefix and Q-Former", self._tower, before_opt, CudaRecorder())
 
     @property
     def backbone(self) -> Blip2Backbone:
@@ -117,8 +131,21 @@ class KVModulatedBlip2(nn.Module):
         """
         paintings = batch.paintings
         features = self.encode(paintings) if isinstance(paintings, PaintingViews) else paintings
-        visual_IKD = self.visual_tokens(features)
+        visual_IKD = self._trained_visual_tokens(features)
         return visual_IKD if only_visual else self.answer_loss(visual_IKD, batch.questions)
+
+    def _trained_visual_tokens(self, features: PaintingFeatures) -> Tensor:
+        """`visual_tokens`, replayed where that pays; paintings are filled up, so that few numbers of them occur."""
+        if self._graphed_tower is None:
+            return self.visual_tokens(features)
+        inputs = [features.image_features, *([] if features.art_features is None else [features.art_features])]
+        num_paintings = len(features)
+        filled_up = -num_paintings % _PAINTINGS_MULTIPLE
+        padded = [pad(tensor, (*[0, 0] * (tensor.dim() - 1), 0, filled_up)) for tensor in inputs]
+        return self._graphed_tower(*padded)[:num_paintings]
+
+    def _tower(self, image_features: Tensor, art_features: Tensor | None = None) -> Tensor:
+        return self.visual_tokens(PaintingFeatures(image_features, art_features))
 
     @property
     def reads_opt_once(self) -> bool:

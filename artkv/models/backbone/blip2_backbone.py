@@ -126,7 +126,7 @@ class Blip2Backbone(ABC):
         if device.type == "cpu":
             self.language_model.set_attn_implementation(CPU_ATTENTION)
         else:
-            # Of torch's kernels cuDNN's alone makes a plan for each new shape, on the host, and on Hopper it comes first.
+            # Of torch's kernels cuDNN's alone makes a plan for each shape, on the host, and on Hopper it comes first.
             torch.backends.cuda.enable_cudnn_sdp(False)
         install_prefixed_cross_attention(
             list(modules.cross_attention.values()),
@@ -247,6 +247,11 @@ class Blip2Backbone(ABC):
                 # What peft looks for to wrap a quantised layer.
                 setattr(self.language_model, "is_loaded_in_8bit" if mode == "int8" else "is_loaded_in_4bit", True)
         self.streamed = streamed
+
+    @property
+    def opt_stays_in_place(self) -> bool:
+        """Whether OPT's blocks compute with plain weights at addresses that stay: neither streamed nor quantised."""
+        return self._frozen.opt == "resident"
 
     def qformer_parameter_name(self, name: str) -> str:
         """The backend-neutral name of the parameter that `qformer` calls `name`."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from artkv.batch import PackedQuestions
+from artkv.models.cuda_graphs import GraphedFunction, Recorder
 from artkv.models.opt.answers import answer_cross_entropy, hidden_at_answers
 from artkv.models.opt.packed_sequences import tree_attention_mask
 
@@ -64,16 +65,21 @@ def packed_answer_losses(
 class AnswerGradients:
     """Makes the losses of frozen OPT together with their gradients.
 
-    language_model: transformers' OPTForCausalLM of which nothing trains.
+    language_model: transformers' OPTForCausalLM of which nothing trains. recorder: of CUDA graphs, one for each shape;
+    batches then go one by one. None: no graphs, as where the blocks' weights change their places.
     """
 
-    def __init__(self, language_model: Any) -> None:
+    def __init__(self, language_model: Any, recorder: Recorder | None = None) -> None:
         self._language_model = language_model
+        self._graphed = None if recorder is None else GraphedFunction("OPT", self._of_tensors, recorder)
 
     def losses(self, embeds: Sequence[Tensor], questions: Sequence[PackedQuestions]) -> list[Tensor]:
         """As `packed_answer_losses`; backward of each only scales a gradient that is there already."""
         leaves = [embeds_RLD.detach() for embeds_RLD in embeds]
-        made = self._losses_and_gradients(leaves, questions)
+        if self._graphed is None:
+            made = self._losses_and_gradients(leaves, questions)
+        else:
+            made = [self._graphed(leaf, *_read_by_opt(one)) for leaf, one in zip(leaves, questions, strict=True)]
         return [
             _KnownGradient.apply(embeds_RLD, loss, gradient_RLD)
             for embeds_RLD, (loss, gradient_RLD) in zip(embeds, made, strict=True)
@@ -81,13 +87,31 @@ class AnswerGradients:
 
     def _losses_and_gradients(
         self, embeds: Sequence[Tensor], questions: Sequence[PackedQuestions]
-    ) -> list[tuple[Tensor, Tensor]]:
+    ) -> list[tuple[Tensor, ...]]:
         """Of each batch: shapes () and (R, L, D). embeds: without a graph."""
         with torch.enable_grad():
-            leaves = [embeds_RLD.requires_grad_() for embeds_RLD in embeds]
+            leaves = [embeds_RLD.detach().requires_grad_() for embeds_RLD in embeds]
             losses = packed_answer_losses(self._language_model, leaves, questions)
             gradients = torch.autograd.grad(losses, leaves)
         return [(loss.detach(), gradient) for loss, gradient in zip(losses, gradients, strict=True)]
+
+    def _of_tensors(self, embeds_RLD: Tensor, *read: Tensor) -> tuple[Tensor, ...]:
+        """Loss and gradient of one batch, as a function of tensors alone."""
+        return self._losses_and_gradients([embeds_RLD], [_questions_of(read)])[0]
+
+
+# What OPT reads of packed questions, once their embeddings are there.
+_READ = ("position_ids", "subtree_end", "answer_columns", "answer_places", "answer_ids", "answer_weight")
+
+
+def _read_by_opt(questions: PackedQuestions) -> list[Tensor]:
+    return [getattr(questions, name) for name in _READ]
+
+
+def _questions_of(read: Sequence[Tensor]) -> PackedQuestions:
+    unread = read[0].new_empty(0)
+    rest = dict.fromkeys(("token_ids", "piece_places", "piece_painting"), unread)
+    return PackedQuestions(**dict(zip(_READ, read, strict=True)), **rest)
 
 
 class _KnownGradient(torch.autograd.Function):

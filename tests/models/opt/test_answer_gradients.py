@@ -5,14 +5,17 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from artkv.batch import Batch, PackedQuestions
 from artkv.models.assembly import BuiltModel
+from artkv.models.cuda_graphs import GraphedTower
 from artkv.models.kv_modulated_blip2 import KVModulatedBlip2
-from artkv.models.opt.answer_gradients import AnswerGradients, decode_packed, packed_answer_losses
+from artkv.models.opt.answer_gradients import AnswerGradients, _read_by_opt, decode_packed, packed_answer_losses
 from artkv.models.opt.answers import answer_cross_entropy, hidden_at_answers
 from artkv.models.opt.packed_sequences import tree_attention_mask
 from tests.models.opt.test_packed_sequences import LORA, batches
+from tests.models.test_cuda_graphs import Rerun
 
 Build = Callable[..., BuiltModel]
 
@@ -81,6 +84,54 @@ def test_streamed_blocks_are_fetched_once_for_all_batches(build: Build) -> None:
         loads.append(streamed.total_loads - before)
     # Blocks 0 and 1 forward, 0 backward; then 0 is there already.
     assert loads == [3, 2]
+
+
+def test_replayed_losses_are_the_eager_ones(build: Build) -> None:
+    model = build().model
+    recorder = Rerun()
+    graphed = AnswerGradients(model.backbone.language_model, recorder)
+    part = packed(model)
+    for seed in range(4):
+        embeds_RLD = embeds_of(model, part, seed)
+        (loss,) = graphed.losses([embeds_RLD], [part.questions])
+        expected = stock_loss(model, embeds_RLD, part.questions)
+        assert torch.equal(loss, expected)
+        assert torch.equal(*(torch.autograd.grad(one, embeds_RLD)[0] for one in (loss, expected)))
+    assert recorder.records == 1
+    assert recorder.replays == 1 + 2  # tried once, then used
+
+
+def test_the_whole_model_with_replays_has_the_same_gradients(build: Build) -> None:
+    """Prefix and Q-Former with three paintings, filled up to four; OPT replayed too."""
+    model, plain = build().model, build().model
+    before_opt = [p for _, p in sorted(model.named_trainables().items())]
+    model._graphed_tower = GraphedTower("a tower", model._tower, before_opt, Rerun())
+    model._answer_gradients = AnswerGradients(model.backbone.language_model, Rerun())
+    for _ in range(4):
+        for one in (model, plain):
+            for parameter in one.parameters():
+                parameter.grad = None
+            one(packed(one)).loss_sum.backward()
+        for (name, found), expected in zip(model.named_trainables().items(), plain.parameters(), strict=True):
+            # fp32: products of four paintings round otherwise than those of three.
+            assert found.grad is not None
+            assert (found.grad - expected.grad).norm() <= 3e-6 * expected.grad.norm().clamp_min(1e-3), name
+    assert len(model._graphed_tower._calls.graphs) == 1
+
+
+def test_nothing_in_a_step_waits_for_the_device_or_depends_on_values(build: Build) -> None:
+    """What a CUDA graph cannot hold fake tensors cannot compute: shapes that depend on values, values on the host."""
+    model = build().model
+    part = packed(model)
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        read = [fake.from_tensor(tensor) for tensor in _read_by_opt(part.questions)]
+        graphed = AnswerGradients(model.backbone.language_model)
+        loss, gradient = graphed._of_tensors(fake.from_tensor(embeds_of(model, part).detach()), *read)
+        features = model.encode(part.paintings)
+        visual = model._tower(features.image_features, features.art_features)
+        torch.autograd.grad(visual.sum(), list(model.parameters()), allow_unused=True)
+    assert loss.shape == ()
+    assert gradient.shape == (*part.questions.token_ids.shape, model.backbone.language_model_width)
 
 
 def test_opt_that_trains_has_its_own_graph(build: Build) -> None:

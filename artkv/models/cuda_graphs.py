@@ -1,0 +1,257 @@
+"""CUDA graphs of functions of tensors: what a shape makes the host launch is recorded once and replayed.
+
+A step of BLIP-2 at a card's speed is thousands of launches of a few microseconds each, and the host takes longer to
+make them than the card to compute. Graphs are tied to shapes and addresses, so inputs are copied into tensors of the
+graph's own. How a graph comes about is the same for every function here: the first call with a shape is eager and
+warms libraries up; the second is eager too, and then the graph is recorded, replayed on the same inputs and compared;
+from the third on it is replayed. Whatever goes wrong on the way leaves the function eager, and says why.
+"""
+
+import os
+import sys
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+T = TypeVar("T")
+Signature = tuple[Any, ...]
+
+# Of one function. Each holds its inputs and outputs; what it computes with is shared with the others.
+MOST_GRAPHS = 16
+# Norm-wise; kernels that add in any order (atomics) differ by the compute dtype's rounding, a wrong graph by much more.
+_TOLERANCE = 1e-2
+_SWITCH = "ARTKV_CUDA_GRAPHS"
+
+
+def graphs_are_wanted(device: torch.device) -> bool:
+    """On CUDA, unless ARTKV_CUDA_GRAPHS=0 says otherwise, to find out whether they are to blame for something."""
+    return device.type == "cuda" and os.environ.get(_SWITCH, "1") != "0"
+
+
+class Recorder(Protocol):
+    """Records what a function launches."""
+
+    def record(self, run: Callable[[], T]) -> tuple[Callable[[], None], T]:
+        """Runs it once; returns what runs it again into the same results, and these."""
+
+
+class CudaRecorder:
+    """Records CUDA graphs that share one pool of memory: no two of them may be in use at a time."""
+
+    def __init__(self) -> None:
+        self._pool: Any = None
+
+    def record(self, run: Callable[[], T]) -> tuple[Callable[[], None], T]:
+        torch.cuda.empty_cache()  # what eager calls left: the pool's memory is the graph's alone
+        graph = torch.cuda.CUDAGraph()
+        # Other threads page-lock batches meanwhile, which concerns no graph.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            results = run()
+        self._pool = graph.pool()
+        return graph.replay, results
+
+
+class _Calls:
+    """What each signature has come to: how often it was called, and then its graph or None for eager."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.graphs: dict[Signature, Any] = {}
+        self._eager: set[Signature] = set()
+        self._seen: set[Signature] = set()
+
+    def is_eager(self, signature: Signature) -> bool:
+        """Whether this call is eager and no graph is to be recorded beside it."""
+        if signature in self._eager or signature in self.graphs:
+            return signature not in self.graphs
+        if signature not in self._seen:
+            self._seen.add(signature)
+            return True
+        return False
+
+    def settle(self, signature: Signature, make: Callable[[], tuple[Any, float]]) -> None:
+        """Records a graph for the signature, or leaves it eager.
+
+        make: gives the graph, and how far off its results are.
+        """
+        reason = None
+        if len(self.graphs) == MOST_GRAPHS:
+            reason = f"there are {MOST_GRAPHS} graphs already"
+        else:
+            try:
+                graph, difference = make()
+                if difference <= _TOLERANCE:
+                    self.graphs[signature] = graph
+                    return
+                reason = f"a replay differs from the eager result by {difference:.2g}"
+            except RuntimeError as error:  # an operation that no graph can hold, or no memory
+                reason = str(error).partition("\n")[0]
+        self._eager.add(signature)
+        print(f"artkv: no CUDA graph of {self.name} for {signature[0]}: {reason}; it stays eager", file=sys.stderr)
+
+
+class GraphedFunction:
+    """A function of tensors without a graph of autograd: the same results, replayed.
+
+    function: pure; its inputs' and outputs' shapes depend on the inputs' shapes alone. What it returns is new tensors.
+    """
+
+    def __init__(self, name: str, function: Callable[..., tuple[Tensor, ...]], recorder: Recorder) -> None:
+        self._function = function
+        self._recorder = recorder
+        self._calls = _Calls(name)
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        signature = _signature(inputs)
+        if self._calls.is_eager(signature):
+            return self._function(*inputs)
+        graph = self._calls.graphs.get(signature)
+        if graph is not None:
+            return self._replay(graph, inputs)
+        expected = self._function(*inputs)
+        self._calls.settle(signature, lambda: self._record(inputs, expected))
+        return expected
+
+    def _record(self, inputs: Sequence[Tensor], expected: Sequence[Tensor]) -> tuple[Any, float]:
+        own = [tensor.detach().clone() for tensor in inputs]
+        replay, outputs = self._recorder.record(lambda: self._function(*own))
+        graph = (own, replay, outputs)
+        return graph, _difference(self._replay(graph, inputs), expected)
+
+    @staticmethod
+    def _replay(graph: Any, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        own, replay, outputs = graph
+        _fill(own, inputs)
+        replay()
+        return tuple(output.detach().clone() for output in outputs)
+
+
+class GraphedTower:
+    """A function of tensors with parameters that train: forward and backward are replayed.
+
+    function: from inputs without gradients to one tensor; pure. parameters: all that it differentiates by; their
+    addresses stay.
+    """
+
+    def __init__(
+        self, name: str, function: Callable[..., Tensor], parameters: Sequence[nn.Parameter], recorder: Recorder
+    ) -> None:
+        self._function = function
+        self._parameters = list(parameters)
+        self._recorder = recorder
+        self._calls = _Calls(name)
+        self._pending: weakref.ref[_Pass] | None = None
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        if not torch.is_grad_enabled() or self._is_pending():
+            return self._function(*inputs)
+        signature = _signature(inputs)
+        if self._calls.is_eager(signature):
+            return self._function(*inputs)
+        graph = self._calls.graphs.get(signature)
+        if graph is not None:
+            return self._replay(graph, inputs)
+        output = self._function(*inputs)
+        self._calls.settle(signature, lambda: self._record(inputs))
+        return output
+
+    def _is_pending(self) -> bool:
+        """Whether a replayed forward pass waits for its backward pass: another would overwrite what it keeps."""
+        waiting = None if self._pending is None else self._pending()
+        return waiting is not None and not waiting.is_over
+
+    def _replay(self, graph: "_TowerGraph", inputs: Sequence[Tensor]) -> Tensor:
+        one_pass = _Pass(graph)
+        self._pending = weakref.ref(one_pass)
+        output: Tensor = _Replayed.apply(one_pass, inputs, *self._parameters)
+        return output
+
+    def _record(self, inputs: Sequence[Tensor]) -> tuple[Any, float]:
+        # An eager pass of its own: that of the step keeps its graph for the step's backward.
+        output = self._function(*inputs)
+        gradient = torch.ones_like(output)
+        expected = torch.autograd.grad(output, self._parameters, gradient, allow_unused=True)
+        graph = _TowerGraph(self._function, self._parameters, inputs, self._recorder)
+        found = self._replay(graph, inputs)
+        gradients = torch.autograd.grad(found, self._parameters, gradient, allow_unused=True)
+        pairs = [(one, other) for one, other in zip(gradients, expected, strict=True) if other is not None]
+        found_all, expected_all = zip((found, output), *pairs, strict=True)
+        return graph, _difference(found_all, expected_all)
+
+
+class _TowerGraph:
+    """The two graphs of one signature."""
+
+    def __init__(
+        self,
+        function: Callable[..., Tensor],
+        parameters: Sequence[nn.Parameter],
+        inputs: Sequence[Tensor],
+        recorder: Recorder,
+    ) -> None:
+        self.inputs = [tensor.detach().clone() for tensor in inputs]
+        made: list[Tensor] = []
+
+        def forward() -> Tensor:
+            made[:] = [function(*self.inputs)]
+            return made[0]
+
+        self.replay_forward, self.output = recorder.record(forward)
+        self.gradient = torch.empty_like(self.output)
+        self.replay_backward, self.gradients = recorder.record(
+            lambda: torch.autograd.grad(made[0], parameters, self.gradient, allow_unused=True)
+        )
+
+
+class _Pass:
+    """One forward pass that was replayed, until its backward pass is over or nobody can ask for it any more."""
+
+    def __init__(self, graph: _TowerGraph) -> None:
+        self.graph = graph
+        self.is_over = False
+
+
+class _Replayed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, one_pass: _Pass, inputs: Sequence[Tensor], *_: nn.Parameter) -> Tensor:
+        ctx.one_pass = one_pass
+        graph = one_pass.graph
+        _fill(graph.inputs, inputs)
+        graph.replay_forward()
+        return graph.output.detach().clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        graph = ctx.one_pass.graph
+        if ctx.one_pass.is_over:
+            raise RuntimeError("a replayed forward pass has one backward pass")
+        graph.gradient.copy_(gradient)
+        graph.replay_backward()
+        ctx.one_pass.is_over = True
+        return (None, None, *(None if one is None else one.detach().clone() for one in graph.gradients))
+
+
+def _signature(inputs: Sequence[Tensor]) -> Signature:
+    return tuple((tuple(tensor.shape), tensor.dtype) for tensor in inputs)
+
+
+def _fill(own: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
+    with torch.no_grad():
+        for tensor, value in zip(own, inputs, strict=True):
+            tensor.copy_(value)
+
+
+def _difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """The largest norm-wise relative difference; 0 where both are equal, what is not finite included."""
+    worst = 0.0
+    for one, other in zip(found, expected, strict=True):
+        if torch.equal(one, other) or (not other.isfinite().all() and not one.isfinite().all()):
+            continue
+        error = (one.double() - other.double()).norm() / other.double().norm().clamp_min(1e-30)
+        worst = max(worst, float(error)) if error.isfinite() else float("inf")
+    return worst

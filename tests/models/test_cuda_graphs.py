@@ -1,0 +1,193 @@
+"""When a function is replayed, with what, and what happens where it cannot be; on CPUs with recorders of the tests'."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from artkv.models.cuda_graphs import (
+    MOST_GRAPHS,
+    CudaRecorder,
+    GraphedFunction,
+    GraphedTower,
+    Recorder,
+    graphs_are_wanted,
+)
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+class Rerun:
+    """A recorder that runs the function again into the first run's results, as a graph would, and counts."""
+
+    def __init__(self) -> None:
+        self.records = 0
+        self.replays = 0
+
+    def record(self, run: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+        self.records += 1
+        results = run()
+
+        def replay() -> None:
+            self.replays += 1
+            with torch.enable_grad():  # a replay is no part of the call that it happens in
+                again = run()
+            for one, other in zip(*(r if isinstance(r, tuple) else (r,) for r in (results, again)), strict=True):
+                if one is not None:
+                    one.data.copy_(other.data)
+
+        return replay, results
+
+
+class Fails:
+    def record(self, run: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+
+class Stale:
+    """A graph that forgot to read its inputs anew."""
+
+    def record(self, run: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+        results = run()
+        results[0].add_(1)
+        return lambda: None, results
+
+
+def doubled_sum(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    return a * 2, (a + b).sum()
+
+
+def inputs(seed: int, length: int = 4) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(length, generator=generator), torch.randn(length, generator=generator)
+
+
+def test_a_function_is_eager_twice_and_then_replayed_for_each_shape() -> None:
+    recorder = Rerun()
+    function = GraphedFunction("a function", doubled_sum, recorder)
+    seen = []
+    for seed in range(5):
+        for length in (4, 6):
+            found = function(*inputs(seed, length))
+            assert all(map(torch.equal, found, doubled_sum(*inputs(seed, length))))
+            seen.append((found, inputs(seed, length)))
+    assert recorder.records == 2
+    assert recorder.replays == 2 + 2 * 3  # each is tried once, and used three times
+    # What was returned belongs to the caller: later replays leave it alone.
+    assert all(torch.equal(found[0], 2 * a) for found, (a, _) in seen)
+
+
+def test_another_dtype_is_another_signature() -> None:
+    function = GraphedFunction("a function", doubled_sum, Rerun())
+    for _ in range(3):
+        assert function(*inputs(0))[0].dtype == torch.float32
+        assert function(*(tensor.double() for tensor in inputs(0)))[0].dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("recorder", "reason"), [(Fails(), "not permitted when stream is capturing;"), (Stale(), "differs from the eager")]
+)
+def test_what_cannot_be_recorded_stays_eager_and_says_why_once(
+    recorder: Recorder, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    function = GraphedFunction("a function", doubled_sum, recorder)
+    for seed in range(4):
+        assert all(map(torch.equal, function(*inputs(seed)), doubled_sum(*inputs(seed))))
+    said = capsys.readouterr().err
+    assert said.count("no CUDA graph of a function for ((4,), torch.float32)") == 1
+    assert reason in said
+
+
+def test_graphs_are_bounded() -> None:
+    recorder = Rerun()
+    function = GraphedFunction("a function", doubled_sum, recorder)
+    for length in range(1, MOST_GRAPHS + 4):
+        for seed in range(3):
+            assert all(map(torch.equal, function(*inputs(seed, length)), doubled_sum(*inputs(seed, length))))
+    assert recorder.records == MOST_GRAPHS
+
+
+def tower() -> tuple[Callable[[Tensor], Tensor], list[nn.Parameter]]:
+    torch.manual_seed(0)
+    first, second, unused = nn.Linear(4, 8), nn.Linear(8, 3), nn.Parameter(torch.ones(1))
+    return lambda x: second(torch.tanh(first(x))), [*first.parameters(), *second.parameters(), unused]
+
+
+def step(function: Callable[[Tensor], Tensor], parameters: list[nn.Parameter], seed: int, rows: int) -> list[Tensor]:
+    """Output and gradients of one step of SGD, which moves the weights where they are."""
+    x = torch.randn(rows, 4, generator=torch.Generator().manual_seed(seed))
+    output = function(x)
+    output.square().sum().backward()
+    gradients = [torch.zeros(()) if p.grad is None else p.grad.clone() for p in parameters]
+    with torch.no_grad():
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter -= 0.01 * parameter.grad
+                parameter.grad = None
+    return [output.detach(), *gradients]
+
+
+def test_a_towers_steps_are_the_eager_ones() -> None:
+    recorder = Rerun()
+    function, parameters = tower()
+    graphed = GraphedTower("a tower", function, parameters, recorder)
+    plain, plain_parameters = tower()
+    for seed in range(5):
+        for rows in (2, 5):
+            found, expected = (
+                step(graphed, parameters, seed, rows),
+                step(plain, plain_parameters, seed, rows),
+            )
+            assert all(map(torch.equal, found, expected))
+    assert recorder.records == 2 * 2
+    assert len(graphed._calls.graphs) == 2
+    assert all(parameter.grad is None for parameter in parameters)  # trying a graph out leaves none
+    with torch.no_grad():
+        graphed(torch.ones(2, 4))
+
+
+def test_a_second_forward_pass_before_the_first_ones_backward_is_eager() -> None:
+    recorder = Rerun()
+    function, parameters = tower()
+    graphed = GraphedTower("a tower", function, parameters, recorder)
+    for seed in range(3):
+        step(graphed, parameters, seed, 2)
+    replays = recorder.replays
+    xs = [torch.full((2, 4), value) for value in (1.0, 2.0)]
+    one, other = graphed(xs[0]), graphed(xs[1])
+    assert recorder.replays == replays + 1
+    found = torch.autograd.grad((one.square() + 3 * other.square()).sum(), parameters[:4])
+    expected = torch.autograd.grad((function(xs[0]).square() + 3 * function(xs[1]).square()).sum(), parameters[:4])
+    assert all(torch.allclose(a, b, rtol=1e-6) for a, b in zip(found, expected, strict=True))
+    graphed(xs[0])  # and dropped
+    assert recorder.replays == replays + 3
+    graphed(xs[0])
+    assert recorder.replays == replays + 4
+
+
+def test_graphs_are_for_cuda_and_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not graphs_are_wanted(torch.device("cpu"))
+    assert graphs_are_wanted(torch.device("cuda"))
+    monkeypatch.setenv("ARTKV_CUDA_GRAPHS", "0")
+    assert not graphs_are_wanted(torch.device("cuda"))
+
+
+@needs_cuda
+def test_cuda_graphs_of_a_function_and_a_tower() -> None:
+    function = GraphedFunction("a function", doubled_sum, CudaRecorder())
+    for seed in range(5):
+        on_device = [tensor.cuda() for tensor in inputs(seed)]
+        assert all(map(torch.equal, function(*on_device), doubled_sum(*on_device)))
+    assert len(function._calls.graphs) == 1
+    body, parameters = tower()
+    for parameter in parameters:
+        parameter.data = parameter.data.cuda()
+    graphed = GraphedTower("a tower", body, parameters, CudaRecorder())
+    for seed in range(5):
+        x = torch.randn(3, 4, generator=torch.Generator().manual_seed(seed)).cuda()
+        found = torch.autograd.grad(graphed(x).square().sum(), parameters[:4])
+        expected = torch.autograd.grad(body(x).square().sum(), parameters[:4])
+        assert all(map(torch.equal, found, expected))
+    assert len(graphed._calls.graphs) == 1
