@@ -125,7 +125,7 @@ class Blip2Backbone(ABC):
         modules.root.eval().requires_grad_(False)
         if device.type == "cpu":
             self.language_model.set_attn_implementation(CPU_ATTENTION)
-        else:
+        elif device.type == "cuda":
             # Of torch's kernels cuDNN's alone makes a plan for each shape, on the host, and on Hopper it comes first.
             torch.backends.cuda.enable_cudnn_sdp(False)
         install_prefixed_cross_attention(

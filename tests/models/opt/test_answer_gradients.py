@@ -1,17 +1,28 @@
 """OPT's loss and gradient made together, against transformers' own decoder and autograd."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+import artkv.planning.shapes as shapes_module
 from artkv.batch import Batch, PackedQuestions
+from artkv.config import Config
 from artkv.models.assembly import BuiltModel
 from artkv.models.cuda_graphs import GraphedTower
 from artkv.models.kv_modulated_blip2 import KVModulatedBlip2
-from artkv.models.opt.answer_gradients import AnswerGradients, _read_by_opt, decode_packed, packed_answer_losses
+from artkv.models.opt.answer_gradients import (
+    AnswerGradients,
+    _questions_of,
+    _read_by_opt,
+    decode_packed,
+    packed_answer_losses,
+)
 from artkv.models.opt.answers import answer_cross_entropy, hidden_at_answers
 from artkv.models.opt.packed_sequences import tree_attention_mask
 from tests.models.opt.test_packed_sequences import LORA, batches
@@ -151,3 +162,44 @@ def test_a_block_that_ignores_answer_columns_is_an_error(build: Build) -> None:
     last.forward = type(last).forward.__get__(last)
     with pytest.raises(RuntimeError, match="read_answer_columns"):
         decode_packed(model.backbone.language_model, [embeds_of(model, part)], [part.questions])
+
+
+class _Crossings(TorchDispatchMode):
+    """Operations between host and device, and those that bring a value to the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        devices = {leaf.device.type for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor)}
+        if len(devices) > 1 or "_local_scalar_dense" in str(function):
+            self.found.append(str(function))
+        return result
+
+
+def test_at_the_true_size_no_forward_pass_crosses_between_host_and_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph would hold a copy from the host at an address that is gone; on fake CUDA tensors, which need no card."""
+    make_fake = shapes_module._make_fake
+
+    def on_cuda(*arguments: Any) -> None:
+        with torch.device("cuda"):
+            make_fake(*arguments)
+
+    monkeypatch.setattr(shapes_module, "_make_fake", on_cuda)
+    shapes = shapes_module.model_shapes(Config(), torch.bfloat16, [])
+    rows, columns, answer_columns, answers = 2, 456, 112, 208
+    with shapes.fake:
+        with torch.device("cuda"):
+            embeds_RLD = torch.empty(rows, columns, 2560, dtype=torch.bfloat16)
+            positions, ends = (torch.zeros(rows, columns, dtype=torch.int64) for _ in range(2))
+            columns_RC = torch.zeros(rows, answer_columns, dtype=torch.int64)
+            places, ids = (torch.zeros(answers, dtype=torch.int64) for _ in range(2))
+            read = [positions, ends, columns_RC, places, ids, torch.ones(answers)]
+            features = torch.empty(8, 257, 1408, dtype=torch.bfloat16), torch.empty(8, 1536)
+        with _Crossings() as crossings:
+            packed_answer_losses(shapes.model.backbone.language_model, [embeds_RLD], [_questions_of(read)])
+            visual = shapes.model._tower(*features)
+    assert visual.shape == (8, 32, 2560)
+    assert crossings.found == []
