@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from device_weights import has_no_weights, random_stock_blip2, run_device
 from random_world import PROMPT, SIZES, read_questions
+from step_counts import BACKWARD, FORWARD, OPTIMIZER, phase
 from torch import Tensor, nn
 from transformers import (
     AutoTokenizer,
@@ -171,6 +172,38 @@ def run_trainer(
         "peak_bytes": peak_host_bytes,
     }
     trainer.train()
+
+
+def run_plain(
+    stand: Stand, world_folder: Path, size_name: str, text: str, output_dir: Path, batch_size: int, dtype_name: str,
+    attention: str,
+) -> None:  # fmt: skip
+    """The Trainer's model step and nothing around it: forward, backward, clipping, its fused AdamW.
+
+    attention: of all parts.
+    """
+    device = run_device()
+    dtype = resolve_dtype(dtype_name, device)
+    data = Questions(world_folder, size_name, text, dtype)
+    model = stock_blip2(world_folder, dtype).to(device)
+    model.set_attn_implementation(attention)
+    model.language_model.set_attn_implementation(attention)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY, fused=True)
+
+    def step(batch: dict[str, Any]) -> None:
+        there = on_device(batch, device)
+        with phase(FORWARD):
+            loss = model(**there).loss
+        with phase(BACKWARD):
+            loss.backward()
+        with phase(OPTIMIZER):
+            nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    stand.actions["losses"] = lambda rows: stock_loss(model, padded_on_the_right([data[row] for row in rows]))
+    _loop(stand, data, batch_size, padded_on_the_right, step)
 
 
 def run_deepspeed(
