@@ -35,7 +35,7 @@ def status_of(error: BaseException, may_be_refused: bool) -> str:
 
     text = " ".join(str(error).split())[:300]
     if may_be_refused and isinstance(error, (UserError, ValidationError)):
-        return f"skipped: refused: {text}"
+        return f"skipped: refused: {text[:150]}"
     if "out of memory" in text.lower():
         return "out of memory"
     return f"failed: {type(error).__name__}: {text}"

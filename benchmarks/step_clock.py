@@ -65,7 +65,8 @@ class StepFigures:
 class StepClock:
     """Called where `turns.Stand` is, with the same verbs.
 
-    actions: what can be asked at the boundary; `losses` is, before the first step, and `loads` at each stretch's ends.
+    actions: what can be asked at the boundary: `losses` before the first step if `takes_losses`, and `loads` at each
+    stretch's ends.
     path: gets the figures as JSON after each stretch, so that a process that is killed leaves what it had.
     seconds: of timed steps. waits_for: name of an aside, of which there should be one before the end.
     first_rows: the questions whose loss a peer computes; None: artkv, which says which its first ones are.
@@ -80,6 +81,7 @@ class StepClock:
         first_rows: list[int] | None = None,
     ) -> None:
         self.actions: dict[str, Callable[..., Any]] = {}
+        self.takes_losses = True
         self.figures = StepFigures(batch_size)
         self._path, self._seconds, self._waits_for, self._first_rows = path, seconds, waits_for, first_rows
         self._boundaries = 0
@@ -132,10 +134,10 @@ class StepClock:
         figures.start_seconds = time.time() - float(os.environ[BEGAN]) if BEGAN in os.environ else None
         if torch.cuda.is_available():
             figures.start_peak_bytes = torch.cuda.max_memory_allocated()
-        if "losses" in self.actions and self._first_rows is not None:
+        if self.takes_losses and self._first_rows is not None:
             figures.first_rows = self._first_rows
             figures.loss_off = self.actions["losses"](self._first_rows)
-        elif "trainables" in self.actions:  # artkv's
+        elif self.takes_losses and "losses" in self.actions:
             found = self.actions["losses"]()
             figures.first_rows, figures.loss_off, figures.loss_on = found["rows"], found["off"], found["on"]
         self._write()

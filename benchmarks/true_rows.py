@@ -51,7 +51,10 @@ class Bench:
     ) -> Row:
         """A training of artkv; the figures' name says how many questions a step it had."""
         name = row_name(name, batch_size)
-        arguments = {"tree": self.tree(name, batch_size, frozen, **training), "seconds": self.seconds}
+        # An epoch of eight questions a step would be too long to wait for its end.
+        arguments = {
+            "tree": self.tree(name, batch_size, frozen, **training), "seconds": self.seconds, "waits": batch_size > 8,
+        }  # fmt: skip
         return Row(name, self.limit_seconds, "true_rows:run_artkv_row", arguments, may_be_refused=may_be_refused)
 
     def peer(self, name: str, batch_size: int, function: str, *more: Any) -> Row:
@@ -78,6 +81,24 @@ class Bench:
     def deepspeed(self, batch_size: int) -> Row:
         """DeepSpeed around stock BLIP-2."""
         return self.peer("DeepSpeed ZeRO-2, LLaVA style", batch_size, "peer_rows:run_deepspeed")
+
+    def answers(self, placement: str) -> list[Row]:
+        """artkv's evaluation with OPT resident or streamed, and stock BLIP-2's `generate` in the same memory."""
+        name = f"{placement}, answers"
+        tree = self.tree(name, 48, {"opt": _PLACEMENTS[placement]})
+        del tree["frozen"]["feature_cache"]
+        tree["dataset"]["test"] = tree["dataset"]["train"]
+        artkv = {"tree": tree, "seconds": self.seconds}
+        stock = {
+            "world": str(self.world), "size_name": self.size_name, "dtype": self.dtype, "seconds": self.seconds,
+            "streams": placement == STREAMED,
+        }  # fmt: skip
+        needs = {"memory_bytes": (name, "peak_bytes"), "max_new_tokens": (name, "max_new_tokens")}
+        peer = f"stock BLIP-2 generate{', accelerate cpu_offload' if placement == STREAMED else ''}, answers"
+        return [
+            Row(name, self.limit_seconds, "answering_rows:run_artkv_answers", artkv),
+            Row(peer, self.limit_seconds, "answering_rows:run_stock_answers", stock, needs=needs),
+        ]
 
 
 def row_name(name: str, batch_size: int) -> str:
@@ -127,14 +148,22 @@ def streaming_rows(bench: Bench, batch_size: int, kept: str = "2GiB") -> list[Ro
     return rows
 
 
-def run_artkv_row(path: Path, tree: dict[str, Any], seconds: float) -> None:
-    """The process of an artkv row: `artkv train` by the settings of `tree`, a checkpoint at an epoch's end among it."""
+def run_artkv_row(
+    path: Path, tree: dict[str, Any], seconds: float, waits: bool = True, takes_losses: bool = True
+) -> None:
+    """The process of an artkv row: `artkv train` by the settings of `tree`.
+
+    waits: for a checkpoint at an epoch's end. takes_losses: before the first step, which then is not the first to
+    compute.
+    """
     from artkv_row import CHECKPOINT, run_artkv
     from step_clock import StepClock
     from turns import EndOfTurns
 
+    clock = StepClock(path, tree["training"]["batch_size"], seconds, CHECKPOINT if waits else None)
+    clock.takes_losses = takes_losses
     with suppress(EndOfTurns):
-        run_artkv(StepClock(path, tree["training"]["batch_size"], seconds, waits_for=CHECKPOINT), tree)
+        run_artkv(clock, tree)
 
 
 def run_peer_row(
