@@ -51,9 +51,9 @@ def run_artkv(stand: Stand, tree: dict[str, Any], has_answer_logits: bool = True
 
     save = Saver.save
 
-    def save_aside(*inputs: Any) -> None:
+    def save_aside(*inputs: Any, **options: Any) -> None:
         with stand.aside(CHECKPOINT):
-            save(*inputs)
+            save(*inputs, **options)
 
     stand.actions["peak_bytes"] = peak_host_bytes
     Saver.save = save_aside  # type: ignore[method-assign]

@@ -35,7 +35,7 @@ _NEEDED = (
 )  # fmt: skip
 _BUDGET_SECONDS = {"true": 465.0, "tiny": 900.0}
 _SECONDS = {"true": 9.0, "tiny": 0.4}
-_LIMIT_SECONDS = {"true": 45.0, "tiny": 90.0}
+_LIMIT_SECONDS = {"true": 60.0, "tiny": 90.0}
 _PAINTINGS = {"true": 320, "tiny": 60}
 _FEW, _USUAL, _MANY = 8, 48, 192
 
@@ -117,7 +117,7 @@ def start_from_files(bench: Bench, temporary: Path) -> Row:
     arguments = {
         "tree": bench.tree(name, _USUAL, None), "world": str(bench.world), "folder": str(temporary / "files"),
     }  # fmt: skip
-    return Row(name, 2.2 * bench.limit_seconds, "card_session:run_start_from_files", arguments)
+    return Row(name, 1.7 * bench.limit_seconds, "card_session:run_start_from_files", arguments)
 
 
 def run_start_from_files(path: Path, tree: dict[str, Any], world: str, folder: str) -> None:

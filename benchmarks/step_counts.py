@@ -61,10 +61,17 @@ def run_artkv_as_on_a_card(stand: Stand, tree: dict[str, Any]) -> None:
     """artkv's run with phases marked."""
     from artkv_row import run_artkv
 
-    backbone_module.CPU_ATTENTION = ON_A_CARD
+    attend_as_on_a_card()
     for method, name in (("forward", FORWARD), ("backward", BACKWARD), ("step", OPTIMIZER)):
         setattr(TrainingEngine, method, _in_phase(getattr(TrainingEngine, method), name))
     run_artkv(stand, tree)
+
+
+def attend_as_on_a_card() -> None:
+    """Has artkv's OPT in this process take the attention that it takes on CUDA."""
+    if not hasattr(backbone_module, "CPU_ATTENTION"):
+        raise RuntimeError("artkv's backbone has no CPU_ATTENTION any more; see benchmarks/step_counts.py")
+    backbone_module.CPU_ATTENTION = ON_A_CARD
 
 
 def _in_phase(method: Any, name: str) -> Any:
@@ -108,7 +115,7 @@ def run_kept_bytes(path: Path, tree: dict[str, Any], paintings: int, questions: 
     from artkv.planning.shapes import model_shapes
     from artkv.session import Session
 
-    backbone_module.CPU_ATTENTION = ON_A_CARD
+    attend_as_on_a_card()
     config = Config.model_validate(tree)
     session = Session(config, single_process(torch.device("cpu"))).load()
     backbone = session.model.backbone

@@ -13,7 +13,6 @@ backward, against what `artkv plan` thinks. docs/throughput.md has the figures.
 import argparse
 import json
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -24,6 +23,7 @@ from typing import Any
 
 from random_world import SIZES, VARIED, is_made, make_world, run_settings
 from rows import MEASURED, Row, Session, tell
+from throughput import cpu_name
 from true_rows import as_json
 from turns import Contestant
 
@@ -70,7 +70,7 @@ def measure(options: argparse.Namespace, temporary: Path) -> dict[str, Any]:
     report: dict[str, Any] = {
         "label": options.label,
         "date": time.strftime("%Y-%m-%d"),
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
+        "machine": f"{cpu_name()}, {os.cpu_count()} cores, torch {torch.__version__}",
     }
     report |= of_steps(options, deep_world, deep, temporary)
     session = Session(None)
