@@ -2,9 +2,11 @@
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from device_weights import make_weights_where_missing
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from turns import Stand
@@ -18,11 +20,18 @@ from artkv.monitoring.memory import peak_host_bytes
 from artkv.training.engine import TrainingEngine
 from artkv.training.loop import StepReport, step_together
 from artkv.training.run import train
+from artkv.training.saving import Saver
+
+CHECKPOINT = "checkpoint"
 
 
 def run_artkv(stand: Stand, tree: dict[str, Any], has_answer_logits: bool = True, compiled: Sequence[str] = ()) -> None:
-    """Trains until the conductor ends it; compiled: parts for `torch.compile`, of those that `compile_part` knows."""
+    """Trains until its stand ends it; compiled: parts for `torch.compile`, of those that `compile_part` knows.
+
+    Weights that `model.blip2` has none of are random ones. Checkpoints are asides of the stand.
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    make_weights_where_missing(Path(tree["model"]["blip2"]))
     if not has_answer_logits:
         KVModulatedBlip2.answer_loss = loss_of_all_logits  # type: ignore[method-assign]
 
@@ -34,12 +43,20 @@ def run_artkv(stand: Stand, tree: dict[str, Any], has_answer_logits: bool = True
             for part in compiled:
                 compile_part(engine.model, part)
         stand.actions["losses"] = lambda: losses(engine.model, batches)
+        stand.actions["loads"] = lambda: sum(stack.total_loads for stack in engine.model.backbone.streamed.values())
         stand.actions["trainables"] = lambda: [(p.numel(), p.element_size()) for p in engine.model.parameters()]
         stand.boundary(sum(len(batch.rows) for batch in batches))
         with stand.step():
             return step_together(engine, batches, *others)
 
+    save = Saver.save
+
+    def save_aside(*inputs: Any, **options: Any) -> None:
+        with stand.aside(CHECKPOINT):
+            save(*inputs, **options)
+
     stand.actions["peak_bytes"] = peak_host_bytes
+    Saver.save = save_aside  # type: ignore[method-assign]
     artkv.training.loop.step_together = step_at_boundary
     with process_group(timeout_minutes=10) as world:
         train(Config.model_validate(tree), None, world)

@@ -2,6 +2,7 @@
 
     python benchmarks/gpu_offload.py --json offload.json
     python benchmarks/gpu_offload.py --device cpu --tiny        # no card: whether the script itself works
+    python benchmarks/gpu_offload.py --training --rows-file rows.jsonl      # whole trainings, streamed
 
 Nothing is downloaded: the weights are random. Host memory: 5 GB of bf16 masters, 2.5 GB of int8 ones, and up to
 10 GB more for DeepSpeed's copy, without which that mode is skipped. It ends within 8 minutes; what does not fit in
@@ -146,7 +147,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--tiny", action="store_true", help="a toy model, to try the script")
     parser.add_argument("--budget-seconds", type=float, default=440, help="of which imports are no part (default 440)")
+    parser.add_argument(
+        "--training", action="store_true", help="whole trainings: copies an optimizer step, and kept activations"
+    )
+    parser.add_argument("--batch", type=int, default=48, help="with --training: questions a micro-step (default 48)")
+    parser.add_argument("--rows-file", type=Path, help="with --training: JSON lines, each row is appended at once")
     options = parser.parse_args(arguments)
+    if options.training:
+        measure_training(options)
+        return
     clock = Clock(options.budget_seconds)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("no CUDA device; --device cpu --tiny tries the script without one")
@@ -190,6 +199,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
         finally:  # after a CUDA error nothing works any more, and closing the kept modes may fail: what there is counts
             finish(report, clock, options.json)
     watchdog.cancel()
+
+
+def measure_training(options: argparse.Namespace) -> None:
+    """Streamed trainings one after another, a process each; those whose setting is refused are skipped."""
+    from random_world import open_world_without_weights
+    from rows import Session
+    from true_rows import Bench, streaming_rows, training_table
+
+    size_name, paintings, seconds = ("tiny", 60, 0.5) if options.tiny else ("true", 320, 10.0)
+    environment = {"CUDA_VISIBLE_DEVICES": ""} if options.device == "cpu" else {}
+    with tempfile.TemporaryDirectory() as temporary:
+        world = open_world_without_weights(Path(temporary, "world"), size_name, paintings)
+        bench = Bench(world, size_name, Path(temporary, "runs"), "auto", seconds, limit_seconds=90.0)
+        session = Session(options.rows_file, options.budget_seconds, environment=environment)
+        session.run_all(streaming_rows(bench, 12 if options.tiny else options.batch))
+    print("\n".join(training_table(session.results)), flush=True)
+    if options.json is not None:
+        options.json.write_text(json.dumps(session.results, indent=2), encoding="utf-8")
 
 
 def parse_tokens(text: str, tokens_of_question: int) -> list[int]:

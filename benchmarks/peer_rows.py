@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from device_weights import has_no_weights, random_stock_blip2, run_device
 from random_world import PROMPT, SIZES, read_questions
+from step_counts import BACKWARD, FORWARD, OPTIMIZER, phase
 from torch import Tensor, nn
 from transformers import (
     AutoTokenizer,
@@ -112,9 +114,13 @@ def opt_attention() -> str:
 
 def stock_blip2(world_folder: Path, dtype: torch.dtype) -> Blip2ForConditionalGeneration:
     """transformers' BLIP-2 with all frozen but what artkv trains of it, the Q-Former's cross-attention."""
-    model = Blip2ForConditionalGeneration.from_pretrained(
-        world_folder / "blip2", dtype=dtype, attn_implementation="sdpa"
-    )
+    model: Blip2ForConditionalGeneration
+    if has_no_weights(world_folder / "blip2"):
+        model = random_stock_blip2(world_folder / "blip2", dtype, run_device())
+    else:
+        model = Blip2ForConditionalGeneration.from_pretrained(
+            world_folder / "blip2", dtype=dtype, attn_implementation="sdpa"
+        )
     model.language_model.set_attn_implementation(opt_attention())
     model.requires_grad_(False)
     for layer in model.qformer.encoder.layer:
@@ -146,7 +152,7 @@ def run_trainer(
     left: bool,
 ) -> None:  # fmt: skip
     """transformers' `Trainer`."""
-    dtype = resolve_dtype(dtype_name, torch.device("cpu") if not torch.cuda.is_available() else torch.device("cuda"))
+    dtype = resolve_dtype(dtype_name, run_device())
     data = Questions(world_folder, size_name, text, dtype)
     model = stock_blip2(world_folder, dtype)
     collate = padded_on_the_left if left else padded_on_the_right
@@ -166,6 +172,38 @@ def run_trainer(
         "peak_bytes": peak_host_bytes,
     }
     trainer.train()
+
+
+def run_plain(
+    stand: Stand, world_folder: Path, size_name: str, text: str, output_dir: Path, batch_size: int, dtype_name: str,
+    attention: str,
+) -> None:  # fmt: skip
+    """The Trainer's model step and nothing around it: forward, backward, clipping, its fused AdamW.
+
+    attention: of all parts.
+    """
+    device = run_device()
+    dtype = resolve_dtype(dtype_name, device)
+    data = Questions(world_folder, size_name, text, dtype)
+    model = stock_blip2(world_folder, dtype).to(device)
+    model.set_attn_implementation(attention)
+    model.language_model.set_attn_implementation(attention)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY, fused=True)
+
+    def step(batch: dict[str, Any]) -> None:
+        there = on_device(batch, device)
+        with phase(FORWARD):
+            loss = model(**there).loss
+        with phase(BACKWARD):
+            loss.backward()
+        with phase(OPTIMIZER):
+            nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    stand.actions["losses"] = lambda rows: stock_loss(model, padded_on_the_right([data[row] for row in rows]))
+    _loop(stand, data, batch_size, padded_on_the_right, step)
 
 
 def run_deepspeed(
@@ -208,7 +246,7 @@ def run_deepspeed(
         )  # fmt: skip
 
         def step(batch: dict[str, Any]) -> None:
-            engine.backward(engine(**batch).loss)
+            engine.backward(engine(**on_device(batch, engine.device)).loss)
             engine.step()
 
         stand.actions["losses"] = lambda rows: stock_loss(engine.module, padded_on_the_right([data[r] for r in rows]))
@@ -221,16 +259,17 @@ def run_lavis(
     """LAVIS's own `Blip2OPT.forward` in a plain loop, tokenising as it does; it trains on question and answer alike."""
     from lavis_peer import lavis_blip2_opt
 
-    dtype = resolve_dtype(dtype_name, torch.device("cpu"))
+    device = run_device()
+    dtype = resolve_dtype(dtype_name, device)
     data = Questions(world_folder, size_name, text, dtype)
-    model = lavis_blip2_opt(SIZES[size_name], data.tokenizer, dtype)
+    model = lavis_blip2_opt(SIZES[size_name], data.tokenizer, dtype).to(device)
     model.opt_model.set_attn_implementation(opt_attention())
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY, fused=True)
 
     def collate(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         return {
-            "image": torch.stack([e["pixel_values"] for e in examples]),
+            "image": torch.stack([e["pixel_values"] for e in examples]).to(device, non_blocking=True),
             "text_input": [e["text"] for e in examples],
         }
 
@@ -252,7 +291,12 @@ def run_lavis(
 @torch.no_grad()
 def stock_loss(model: nn.Module, batch: dict[str, Any]) -> float:
     """Mean loss of a stock model over the answer tokens of a batch."""
-    return float(model(**batch).loss)
+    return float(model(**on_device(batch, next(model.parameters()).device)).loss)
+
+
+def on_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """A batch whose tensors are there; from pageable memory, as loaders without page-locking leave them."""
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
 
 
 def _loop(

@@ -1,8 +1,9 @@
 """A random BLIP-2 in true proportions, and an ArtQuest-like set of questions, for the benchmarks.
 
-`MID` is BLIP2-OPT-2.7b with every width a quarter to a fifth and a sixth to a quarter of the layers, so that parts
-keep their shares of the parameters; `SIZES["true"]` is the model itself, for counting only; `SIZES["tiny"]` tries
-the scripts. `proportions` tells what came out.
+`SIZES["mid"]` is BLIP2-OPT-2.7b with every width a quarter to a fifth and a sixth to a quarter of the layers, so that
+parts keep their shares of the parameters; `true` is the model itself, for a card; `deep` has its depth and next to no
+width, so that computing is nothing and what the host does is all; `wide` has its OPT's width and one block; `tiny`
+tries the scripts. `proportions` tells what came out.
 """
 
 import argparse
@@ -79,6 +80,12 @@ SIZES = {
     "mid": Size(
         352, 1536, 6, 4, 224, 192, 2, 3, 512, 8, 8, 2520, 32, "efficientnet_b0", 48, 0.39e9 * (48 / 224) ** 2, 1280,
     ),
+    "deep": Size(
+        32, 64, 39, 4, 56, 48, 12, 4, 40, 32, 4, 560, 32, "test_efficientnet", 32, 1e6, 256,
+    ),
+    "wide": Size(
+        32, 64, 2, 4, 56, 48, 2, 4, 2560, 1, 32, 560, 32, "test_efficientnet", 32, 1e6, 256,
+    ),
     "tiny": Size(
         32, 64, 2, 4, 56, 48, 2, 4, 40, 2, 4, 560, 6, "test_efficientnet", 32, 1e6, 256, prefix_tokens=2,
     ),
@@ -104,6 +111,9 @@ _DISTINCT = {
     "technique": ("How was this painting made?", "By which technique was this made?"),
 }
 TEXTS = {"alike": _ALIKE, "distinct": _DISTINCT}
+VARIED = "varied"
+_MOST_QUESTIONS = 40
+_MEAN_MORE_QUESTIONS = 6.0
 _ANSWERS = {
     "artist": ("Vincent van Gogh", "Rembrandt van Rijn", "Jan van Eyck", "Peter Paul Rubens", "Fra Angelico", "Giotto"),
     "title": ("View of Delft", "Self-Portrait with a Cap", "The Adoration of the Magi", "Still Life with Flowers"),
@@ -129,28 +139,43 @@ class Lengths:
     answer_tokens: float
 
 
-def make_world(folder: Path, size_name: str, num_paintings: int, seed: int = 0) -> None:
-    """Writes `blip2/`, `efficientnet.safetensors`, `images/` and a CSV file for each of `TEXTS`, or nothing."""
+def make_world(
+    folder: Path,
+    size_name: str,
+    num_paintings: int,
+    seed: int = 0,
+    has_weights: bool = True,
+    picture_size: tuple[int, int] = _PICTURE_SIZE,
+) -> None:
+    """Writes `blip2/`, `efficientnet.safetensors`, `images/` and a CSV file for each of `TEXTS`, or nothing.
+
+    Beside them `varied.csv`, by `write_varied_questions`. has_weights: False leaves those of BLIP-2 to
+    `device_weights`.
+    """
     size = SIZES[size_name]
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     (temporary / "images").mkdir(parents=True)
     rng = np.random.default_rng(seed)
     for painting in range(num_paintings):
-        _picture(rng).save(temporary / "images" / f"{painting:05d}.jpg", quality=90)
+        _picture(rng, picture_size).save(temporary / "images" / f"{painting:05d}.jpg", quality=90)
     for name, wordings in TEXTS.items():
         _write_questions(temporary / f"{name}.csv", wordings, num_paintings, seed)
-    _write_models(temporary, size, seed)
-    (temporary / "world.json").write_text(json.dumps({"size": asdict(size), "paintings": num_paintings}))
+    write_varied_questions(temporary / f"{VARIED}.csv", num_paintings, seed)
+    _write_models(temporary, size, seed, has_weights)
+    (temporary / "world.json").write_text(json.dumps(_description(size_name, num_paintings, has_weights)))
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
 
 
-def is_made(folder: Path, size_name: str, num_paintings: int) -> bool:
+def is_made(folder: Path, size_name: str, num_paintings: int, has_weights: bool = True) -> bool:
     """Whether the folder holds just that world."""
     path = folder / "world.json"
-    wanted = {"size": asdict(SIZES[size_name]), "paintings": num_paintings}
-    return path.is_file() and json.loads(path.read_text()) == wanted
+    return path.is_file() and json.loads(path.read_text()) == _description(size_name, num_paintings, has_weights)
+
+
+def _description(size_name: str, num_paintings: int, has_weights: bool) -> dict[str, Any]:
+    return {"size": asdict(SIZES[size_name]), "paintings": num_paintings, "has_weights": has_weights}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -161,6 +186,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--paintings", type=int, default=1000, help="of the set, six questions each (default 1000)")
     parser.add_argument("--dtype", choices=("auto", "bfloat16", "float32"), default="auto", help="of all models")
     parser.add_argument("--tiny", action="store_true", help="a toy model, to try the script")
+
+
+def open_world_without_weights(folder: Path, size_name: str, num_paintings: int) -> Path:
+    """The world in `folder`, made if it is missing, of a BLIP-2 whose weights `device_weights` makes."""
+    if not is_made(folder, size_name, num_paintings, has_weights=False):
+        make_world(folder, size_name, num_paintings, has_weights=False)
+    return folder
 
 
 def open_world(options: argparse.Namespace, temporary: Path) -> tuple[Path, str]:
@@ -272,10 +304,10 @@ def proportions(size: Size) -> dict[str, float]:
     }  # fmt: skip
 
 
-def _picture(rng: np.random.Generator) -> Image.Image:
+def _picture(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
     """Coarse random colours, smoothed: what a JPEG decoder gets to do with a painting, and not with noise."""
     coarse = rng.integers(0, 256, (13, 16, 3), dtype=np.uint8)
-    return Image.fromarray(coarse).resize(_PICTURE_SIZE, Image.Resampling.BICUBIC)
+    return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
 
 
 def _write_questions(path: Path, wordings: dict[str, tuple[str, ...]], num_paintings: int, seed: int) -> None:
@@ -289,6 +321,30 @@ def _write_questions(path: Path, wordings: dict[str, tuple[str, ...]], num_paint
                 writer.writerow([f"{painting:05d}.jpg", chooser.choice(texts), answer, kind])
 
 
+def write_varied_questions(path: Path, num_paintings: int, seed: int) -> None:
+    """ArtQuest-like in the way that counts for shapes: 1 to 40 questions a painting, texts of all lengths.
+
+    Assumed, since ArtQuest itself is not to be had here: questions a painting are 1 + an exponential's whole part of
+    mean 6, cut at 40; half of the questions are one of `TEXTS["alike"]`, half go on after it with 1 to 20 words of
+    such questions; answers are 1 to 8 words of such answers. All from `seed`.
+    """
+    chooser = random.Random(seed)
+    wordings = [text for texts in _ALIKE.values() for text in texts]
+    words = sorted({word for text in wordings for word in text.rstrip("?").split()})
+    answer_words = sorted({word for answers in _ANSWERS.values() for answer in answers for word in answer.split()})
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "question", "answer", "question_type"])
+        for painting in range(num_paintings):
+            for _ in range(min(_MOST_QUESTIONS, 1 + int(chooser.expovariate(1 / _MEAN_MORE_QUESTIONS)))):
+                question = chooser.choice(wordings)
+                if chooser.random() < 0.5:
+                    more = chooser.choices(words, k=chooser.randint(1, 20))
+                    question = f"{question.rstrip('?')} {' '.join(more)}?"
+                answer = " ".join(chooser.choices(answer_words, k=chooser.randint(1, 8)))
+                writer.writerow([f"{painting:05d}.jpg", question, answer, "varied"])
+
+
 def _all_texts() -> Iterator[str]:
     for wordings in TEXTS.values():
         for kind, texts in wordings.items():
@@ -297,13 +353,16 @@ def _all_texts() -> Iterator[str]:
                     yield PROMPT.replace("{question}", text) + f" {answer}\n"
 
 
-def _write_models(folder: Path, size: Size, seed: int) -> None:
+def _write_models(folder: Path, size: Size, seed: int, has_weights: bool) -> None:
     torch.manual_seed(seed)
-    model = Blip2ForConditionalGeneration(blip2_config(size))
-    with torch.no_grad():
-        model.query_tokens.normal_(std=0.5)
-    # Rounded once, so that fp32 and bf16 start from the same weights.
-    model.to(torch.bfloat16).save_pretrained(folder / "blip2")
+    if has_weights:
+        model = Blip2ForConditionalGeneration(blip2_config(size))
+        with torch.no_grad():
+            model.query_tokens.normal_(std=0.5)
+        # Rounded once, so that fp32 and bf16 start from the same weights.
+        model.to(torch.bfloat16).save_pretrained(folder / "blip2")
+    else:
+        blip2_config(size).save_pretrained(folder / "blip2")
     # Fewer merges than the texts have words: names come in pieces, as they do with OPT's vocabulary.
     train_tokenizer(_all_texts(), vocab_size=460).save_pretrained(folder / "blip2")
     side = {"height": size.image_size, "width": size.image_size}

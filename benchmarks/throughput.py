@@ -2,15 +2,18 @@
 
     python benchmarks/throughput.py --json throughput.json
     python benchmarks/throughput.py --tiny            # a toy model: whether the script works
+    python benchmarks/throughput.py --size true --rows-file rows.jsonl      # a card: BLIP2-OPT-2.7b itself
 
 Nothing is downloaded: a random BLIP-2 with the true model's proportions is made once in --folder, with pictures and
 ArtQuest-like questions. Each row is a process that runs its own training loop and stands still between two steps while
 another has its turn; a figure is the median of --rounds turns. Before the first step the losses on the same questions
 are compared. Beside each row: FLOPs a question, counted on a real step, and what share of the machine's rate in large
-matrix products it reached. Figures are in docs/throughput.md.
+matrix products it reached. With `--size true` rows do not fit together: they run one after another (true_rows.py), with
+weights that are made on the device, 48 and 192 questions a step. Figures are in docs/throughput.md.
 """
 
 import argparse
+import json
 import os
 import platform
 import statistics
@@ -30,6 +33,7 @@ from random_world import (
     add_options,
     lengths_of,
     open_world,
+    open_world_without_weights,
     proportions,
     read_questions,
     run_settings,
@@ -130,11 +134,50 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--compile", action="store_true", help="artkv against artkv with parts of it under torch.compile, and no peers"
     )
+    add_one_by_one_options(parser)
     options = parser.parse_args(arguments)
+    if options.size is not None:
+        one_by_one(options)
+        return
     if options.tiny:
         options.rounds, options.seconds = min(options.rounds, 2), 0.1
     with tempfile.TemporaryDirectory() as temporary:
         run(options, Path(temporary))
+
+
+def add_one_by_one_options(parser: argparse.ArgumentParser) -> None:
+    """Those of rows that have the card to themselves."""
+    alone = parser.add_argument_group("rows one after another")
+    alone.add_argument("--size", choices=("true", "tiny"), help="true: BLIP2-OPT-2.7b; tiny: whether this works")
+    alone.add_argument("--batches", default="48,192", help="questions a step, of a row each (default 48,192)")
+    alone.add_argument("--rows-file", type=Path, help="JSON lines: each row is appended at once")
+    alone.add_argument("--limit-seconds", type=float, default=120.0, help="of a row, start included (default 120)")
+
+
+def one_by_one(options: argparse.Namespace) -> None:
+    """artkv's default config, its placements and its peers, a process each, and a table of them."""
+    from rows import Session
+    from true_rows import Bench, training_rows, training_table
+
+    with tempfile.TemporaryDirectory() as temporary:
+        # Few paintings, so that every row reaches an epoch's end.
+        paintings = 320 if options.size == "true" else 60
+        world = open_world_without_weights(options.folder or Path(temporary, "world"), options.size, paintings)
+        seconds = options.seconds * (2.0 if options.size == "true" else 0.1)
+        bench = Bench(world, options.size, Path(temporary, "runs"), options.dtype, seconds, options.limit_seconds)
+        rows = training_rows(bench, [int(size) for size in options.batches.split(",")])
+        if options.rows:
+            rows = [row for row in rows if any(wanted in row.name for wanted in options.rows)]
+        session = Session(options.rows_file)
+        session.run_all(rows)
+    print("\n".join(training_table(session.results)), flush=True)
+    write_report_of_rows(session.results, options.json)
+
+
+def write_report_of_rows(results: Sequence[dict[str, Any]], path: Path | None) -> None:
+    """All rows as JSON, if it was asked for."""
+    if path is not None:
+        path.write_text(json.dumps(list(results), indent=2), encoding="utf-8")
 
 
 def run(options: argparse.Namespace, temporary: Path) -> None:

@@ -76,6 +76,11 @@ class Stand:
             with self._counter:
                 yield
 
+    @contextlib.contextmanager
+    def aside(self, name: str) -> Iterator[None]:
+        """Around what is no part of a step; here a turn times it with the rest, as it times whole cycles."""
+        yield
+
     def _obey(self, name: str, arguments: tuple[Any, ...]) -> None:
         if name == "run":
             self._untimed, self._timed = arguments

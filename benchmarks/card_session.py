@@ -1,0 +1,244 @@
+"""Everything that has to be measured on a card, in one go of under eight minutes, the most wanted first.
+
+    python benchmarks/card_session.py --rows-file card.jsonl
+    CUDA_VISIBLE_DEVICES= python benchmarks/card_session.py --size tiny --rows-file /tmp/card.jsonl      # a rehearsal
+
+Nothing is downloaded: BLIP2-OPT-2.7b at its true size has random weights, made on the device. Each row is a process
+with a time limit of its own and is appended to the file at once, so a session that is killed keeps what it had; a row
+that fails says so and the next one runs. It ends at once, and measures nothing, if something cannot be imported.
+docs/throughput.md says what of it was measured, and where.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from random_world import open_world_without_weights
+from rows import Row, Session, tell
+from true_rows import DEFAULT, RESIDENT, STREAMED, Bench, row_name, training_table
+
+ROOT = Path(__file__).resolve().parents[1]
+_NEEDED = (
+    "torch", "transformers", "deepspeed", "accelerate", "safetensors", "tokenizers", "PIL", "timm", "pytest",
+    "artkv.cli", "artkv.quickstart.run", "artkv_row", "peer_rows", "answering_rows", "step_clock", "device_weights",
+    "gpu_offload_modes",
+)  # fmt: skip
+_BUDGET_SECONDS = {"true": 465.0, "tiny": 900.0}
+_SECONDS = {"true": 9.0, "tiny": 0.4}
+_LIMIT_SECONDS = {"true": 60.0, "tiny": 90.0}
+_PAINTINGS = {"true": 320, "tiny": 60}
+_FEW, _USUAL, _MANY = 8, 48, 192
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures, prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows-file", type=Path, required=True, help="JSON lines: each row is appended at once")
+    parser.add_argument("--size", choices=("true", "tiny"), default="true", help="tiny: a rehearsal, on a CPU too")
+    parser.add_argument("--budget-seconds", type=float, help="of all rows (default 465)")
+    parser.add_argument("--seconds", type=float, help="of timed steps in a row (default 9)")
+    parser.add_argument("--only", nargs="*", help="only rows whose names hold one of these texts")
+    parser.add_argument("--list", action="store_true", help="print the rows and their limits, and measure nothing")
+    options = parser.parse_args(arguments)
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as temporary:
+        bench = Bench(
+            Path(temporary, "world"), options.size, Path(temporary, "runs"), "auto",
+            options.seconds or _SECONDS[options.size], _LIMIT_SECONDS[options.size],
+        )  # fmt: skip
+        rows = all_rows(bench, Path(temporary))
+        if options.only:
+            rows = [row for row in rows if any(wanted in row.name for wanted in options.only)]
+        if options.list:
+            print("\n".join(f"{row.limit_seconds:5.0f} s  {row.name}" for row in rows))
+            return
+        is_cuda = import_everything()
+        if options.size == "true" and not is_cuda:
+            raise SystemExit("no CUDA device; --size tiny is a rehearsal without one")
+        spent = time.monotonic() - began
+        session = Session(options.rows_file, (options.budget_seconds or _BUDGET_SECONDS[options.size]) - spent)
+        session.note("the machine", **the_machine(is_cuda, began))
+        open_world_without_weights(bench.world, bench.size_name, _PAINTINGS[bench.size_name])
+        session.run_all(rows)
+    print("\n".join(table(session.results)), flush=True)
+    print(f"{time.monotonic() - began:.0f} s in all", flush=True)
+
+
+def all_rows(bench: Bench, temporary: Path) -> list[Row]:
+    """In the order in which they are wanted."""
+    rows = [
+        bench.default(_USUAL),
+        bench.trainer(_USUAL),
+        bench.default(_MANY),
+        bench.trainer(_MANY),
+        gradient_tests(),
+        bench.placed(RESIDENT, _USUAL),
+        bench.placed(STREAMED, _USUAL),
+        Row("link", 45, "card_session:run_link", {"tiny": bench.size_name == "tiny"}),
+        bench.placed(STREAMED, _FEW),
+        *bench.answers(RESIDENT),
+        *bench.answers(STREAMED),
+        bench.artkv(f"{STREAMED}, 4 micro-steps", _USUAL, {"opt": "stream"}, gradient_accumulation_steps=4),
+        bench.artkv(
+            f"{STREAMED}, keeps 2GiB", _USUAL, {"opt": "stream"}, may_be_refused=True, activation_checkpointing="2GiB"
+        ),
+        start_from_files(bench, temporary),
+        Row("quickstart", 240, command=(
+            sys.executable, "-m", "artkv", "quickstart", "--ranks", "1", "--output-dir", str(temporary / "quickstart"),
+        )),
+    ]  # fmt: skip
+    if bench.size_name == "tiny":
+        rows[-1] = replace(rows[-1], limit_seconds=20)  # its time is up there: a rehearsal of that, too
+    return rows
+
+
+def gradient_tests() -> Row:
+    """Tests that only a card can run: gradients of what replays recorded kernels against eager ones, bit for bit."""
+    command = (sys.executable, "-m", "pytest", "-q", "-rs", "--system=none", "-k", "cuda", str(ROOT / "tests"))
+    return Row("tests of CUDA", 60, command=command)
+
+
+def start_from_files(bench: Bench, temporary: Path) -> Row:
+    """How long it takes from the command to the first step where weights are in files, as they are in use.
+
+    They were just written, so the files are in the page cache.
+    """
+    name = row_name(f"{DEFAULT}, weights from files", _USUAL)
+    arguments = {
+        "tree": bench.tree(name, _USUAL, None), "world": str(bench.world), "folder": str(temporary / "files"),
+    }  # fmt: skip
+    return Row(name, 1.7 * bench.limit_seconds, "card_session:run_start_from_files", arguments)
+
+
+def run_start_from_files(path: Path, tree: dict[str, Any], world: str, folder: str) -> None:
+    """The process of a row: writes the weights, and then starts a training in a process of its own."""
+    import device_weights
+    from safetensors.torch import save_file
+
+    from artkv.models.files.blip2_files import read_folder_config
+
+    source, target = Path(world, "blip2"), Path(folder)
+    shutil.copytree(source, target, dirs_exist_ok=True)
+    began = time.monotonic()
+    weights = device_weights.DeviceWeights(read_folder_config(source, str(source)), device_weights.run_device())
+    names = weights.names()
+    shards = [names[start::4] for start in range(4)]
+    files = {f"model-{number:05d}.safetensors": shard for number, shard in enumerate(shards, start=1)}
+    for file, shard in files.items():
+        save_file({name: weights.tensor(name).cpu() for name in shard}, target / file, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": {name: file for file, shard in files.items() for name in shard}}
+    (target / "model.safetensors.index.json").write_text(json.dumps(index))
+    written = time.monotonic() - began
+    tree["model"]["blip2"] = str(target)
+    session = Session(None, environment={"XDG_CACHE_HOME": str(target / "cache")})  # no digests remembered
+    arguments = {"tree": tree, "seconds": 1.0, "takes_losses": False, "waits": False}
+    found = session.run(Row("start", 600, "true_rows:run_artkv_row", arguments))
+    found = {name: value for name, value in found.items() if name not in ("row", "wall_seconds")}
+    path.write_text(json.dumps({**found, "writing_seconds": written}), encoding="utf-8")
+    if found["status"] != "measured":
+        raise RuntimeError("\n".join([found["status"], *found.get("log", [])]))
+
+
+def run_link(path: Path, tiny: bool) -> None:
+    """The process of a row: the link's rate, by which streaming is judged, as gpu_offload.py measures it."""
+    import torch
+    from gpu_offload import measure_link, new_report
+    from gpu_offload_modes import RandomOpt, opt_2_7b, toy_opt
+
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    opt = RandomOpt(toy_opt() if tiny else opt_2_7b(), device, 32, 32)
+    report = new_report(device, opt.config)
+    measure_link(opt, report)
+    path.write_text(
+        json.dumps(
+            {
+                "pinned_bytes_per_second": report.pinned_bytes_per_second,
+                "pageable_bytes_per_second": report.pageable_bytes_per_second,
+                "host_memory_is_pinned": report.host_memory_is_pinned,
+                "block_bytes": report.model["block_bytes"],
+            }
+        ),
+        encoding="utf-8",
+    )
+
+
+def import_everything() -> bool:
+    """Imports in a process of its own, which opens no context here; ends this one where something is not there.
+
+    Returns whether there is a CUDA device.
+    """
+    tell("imports")
+    code = "import importlib, sys\nfor name in sys.argv[1:]: importlib.import_module(name)\n"
+    code += "import torch\nprint('CUDA:', torch.cuda.is_available())"
+    path = os.pathsep.join([str(ROOT), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    os.environ["PYTHONPATH"] = path
+    done = subprocess.run([sys.executable, "-c", code, *_NEEDED], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"something cannot be imported, so nothing is measured:\n{done.stderr[-2000:]}")
+    return "CUDA: True" in done.stdout
+
+
+def the_machine(is_cuda: bool, began: float) -> dict[str, Any]:
+    """The card's name and memory, and versions."""
+    found: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "cores": os.cpu_count(), "card": "none (CPU)"}
+    if is_cuda:
+        asked = ["nvidia-smi", "--query-gpu=name,memory.total,memory.used,driver_version", "--format=csv,noheader"]
+        try:
+            found["card"] = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+        except (OSError, subprocess.SubprocessError) as error:
+            found["card"] = f"CUDA, and nvidia-smi said {error}"
+    for name in ("torch", "transformers", "deepspeed"):
+        found[name] = importlib.import_module("importlib.metadata").version(name)
+    return found | {"seconds_before": round(time.monotonic() - began, 1)}
+
+
+def table(results: list[dict[str, Any]]) -> list[str]:
+    """All rows as Markdown: trainings, answers, the link, the rest."""
+    from answering_rows import answering_table
+
+    machine = results[0]
+    lines = [
+        f"{machine['date']}; {machine['card']}; {machine['cores']} cores; torch {machine['torch']}, transformers "
+        f"{machine['transformers']}, deepspeed {machine['deepspeed']}",
+        "",
+        *training_table([result for result in results[1:] if not is_another(result)]),
+        "",
+        *answering_table(results),
+        "",
+        *link_lines(results),
+    ]
+    commands = [result for result in results if "exit_status" in result]
+    return lines + [f"{r['row']}: {r['status']}, {r['wall_seconds']} s; {r['output'][-1:]}" for r in commands]
+
+
+def is_another(result: dict[str, Any]) -> bool:
+    """Whether the row is no training."""
+    return "answer" in result["row"] or "exit_status" in result or result["row"] == "link"
+
+
+def link_lines(results: list[dict[str, Any]]) -> list[str]:
+    """What streaming reached of the link's rate."""
+    link = next((result for result in results if result.get("pinned_bytes_per_second")), None)
+    if link is None:
+        return ["link: not measured"]
+    rate = link["pinned_bytes_per_second"]
+    lines = [f"link: {rate / 1e9:.1f} GB/s page-locked, {link['pageable_bytes_per_second'] / 1e9:.1f} pageable"]
+    for result in results:
+        if result.get("loads_per_step") and result.get("step_seconds"):
+            reached = result["loads_per_step"] * link["block_bytes"] / result["step_seconds"]
+            lines.append(f"{result['row']}: {reached / 1e9:.1f} GB/s of copies over a whole step, {reached / rate:.0%}")
+    return lines
+
+
+if __name__ == "__main__":
+    main()
