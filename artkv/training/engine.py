@@ -53,6 +53,10 @@ class TrainingEngine:
                 config=deepspeed_config,
                 dist_init_required=False,  # artkv.distributed has made the process group
             )
+        if not self._engine.optimizer.cpu_offload:
+            # DeepSpeed looks for what is not finite in each gradient (some ten operations, and the host waits for the
+            # device), and then in their norm, which all ranks share and which says the same.
+            self._engine.optimizer.check_overflow = lambda partition_gradients: None
         self._make_optimizer_state()
         self._set_state(state)
         self._skipped_before = self._engine.skipped_steps
@@ -73,20 +77,21 @@ class TrainingEngine:
         return float("nan") if norm is None else norm
 
     def losses(self, batches: Sequence[Batch]) -> Iterator[AnswerLoss]:
-        """The forward passes of a step's micro-batches, through DeepSpeed.
+        """The forward passes of a step's micro-batches, one at a time, as they are asked for.
 
-        One at a time, as they are asked for, unless OPT streams: then all at once, so that it is fetched once.
+        Where OPT streams all of them are one, so that it is fetched once.
         """
-        if len(batches) > 1 and self.model.reads_opt_once and isinstance(batches[0].questions, PackedQuestions):
-            with self.forward_timer():
-                visual = [self._engine(batch, only_visual=True) for batch in batches]
-                losses = self.model.answer_losses(visual, [batch.questions for batch in batches])  # type: ignore[misc]
-            yield from losses
-            return
-        for batch in batches:
-            with self.forward_timer():
-                loss = self._engine(batch)
-            yield loss
+        is_one = self.model.reads_opt_once and all(isinstance(batch.questions, PackedQuestions) for batch in batches)
+        for group in [batches] if is_one else [[batch] for batch in batches]:
+            yield from self.forward(group)
+
+    def forward(self, batches: Sequence[Batch]) -> list[AnswerLoss]:
+        """The model's forward pass over one micro-batch, or over several packed ones at once, through DeepSpeed."""
+        with self.forward_timer():
+            if len(batches) == 1:
+                return [self._engine(batches[0])]
+            visual = [self._engine(batch, only_visual=True) for batch in batches]
+            return self.model.answer_losses(visual, [batch.questions for batch in batches])  # type: ignore[misc]
 
     def backward(self, loss: Tensor) -> None:
         """Backward of a loss that is already divided by all of the step's answer tokens.
