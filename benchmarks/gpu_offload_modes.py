@@ -25,7 +25,7 @@ from artkv.errors import UserError
 from artkv.frozen.block_layout import TensorReader, block_layout
 from artkv.frozen.host_blocks import HostBlocks
 from artkv.frozen.quantised import Quantisation, quantise_linears
-from artkv.frozen.recompute import recompute_blocks
+from artkv.frozen.recompute import ActivationBudget, recompute_blocks
 from artkv.frozen.residency import device_bytes
 from artkv.frozen.streaming import stream_blocks
 from artkv.frozen.transport import CpuTransport, CudaTransport, Slot, Transport
@@ -228,6 +228,10 @@ def all_modes(opt: RandomOpt) -> list[Mode]:
         Mode("stream, 2 slots", partial(streamed, opt, "bf16", 2), blocks_bytes=stack_bytes("bf16", 2)),
         Mode("stream, 3 slots", partial(streamed, opt, "bf16", 3), blocks_bytes=stack_bytes("bf16", 3)),
         Mode(
+            "stream, 2 slots, all kept", partial(streamed, opt, "bf16", 2, kept_activation_bytes=None),
+            recompute=False, blocks_bytes=stack_bytes("bf16", 2),
+        ),
+        Mode(
             "stream int8, 2 slots", partial(streamed, opt, "int8", 2), is_exact=False,
             blocks_bytes=stack_bytes("int8", 2),
         ),
@@ -258,7 +262,7 @@ def resident(opt: RandomOpt, recompute: bool) -> Iterator[Opened]:
         layer.load_state_dict(values, assign=True)
         layer.requires_grad_(False)
     if recompute:
-        recompute_blocks(model.model.decoder.layers)
+        recompute_blocks(model.model.decoder.layers, ActivationBudget(0))
     yield Opened(partial(opt.step, model))
 
 
@@ -269,8 +273,9 @@ def streamed(
     slots: int,
     resident_blocks: int | Literal["auto"] = 0,
     memory_budget_bytes: int | None = None,
+    kept_activation_bytes: int | None = 0,
 ) -> Iterator[Opened]:
-    """artkv's streaming, through a transport that can be measured and disturbed."""
+    """artkv's streaming, through a transport that can be measured and disturbed; recomputed unless told to keep."""
     model = opt.model()
     host = opt.masters(storage)
     made: Transport
@@ -279,7 +284,7 @@ def streamed(
     else:
         made = CpuTransport(host, opt.device, COMPUTE_DTYPE, poison=True)
     layers = list(model.model.decoder.layers)
-    stack = stream_blocks(layers, made, slots, resident_blocks, memory_budget_bytes)
+    stack = stream_blocks(layers, made, slots, resident_blocks, memory_budget_bytes, kept_activation_bytes)
     yield Opened(partial(opt.step, model), made, lambda: stack.total_loads)
 
 
@@ -328,7 +333,7 @@ def quantised(opt: RandomOpt, quantisation: Quantisation) -> Iterator[Opened]:
         rest = [name for name, parameter in layer.named_parameters() if parameter.is_meta]
         layer.load_state_dict({name: values[name].to(opt.device) for name in rest}, strict=False, assign=True)
         layer.requires_grad_(False)
-    recompute_blocks(model.model.decoder.layers)
+    recompute_blocks(model.model.decoder.layers, ActivationBudget(0))
     yield Opened(partial(opt.step, model))
 
 
@@ -347,7 +352,7 @@ def accelerate_offload(opt: RandomOpt) -> Iterator[Opened]:
     model = opt.model()
     for index, layer in enumerate(model.model.decoder.layers):
         cpu_offload(layer, execution_device=opt.device, state_dict=opt.block_values(index))
-    recompute_blocks(model.model.decoder.layers)
+    recompute_blocks(model.model.decoder.layers, ActivationBudget(0))
     yield Opened(partial(opt.step, model))
 
 
@@ -376,7 +381,7 @@ def zero3_offload(opt: RandomOpt) -> Iterator[Opened]:
         model = opt.model()
         for index, layer in enumerate(model.model.decoder.layers):
             layer.load_state_dict(opt.block_values(index), assign=True)
-        recompute_blocks(model.model.decoder.layers)
+        recompute_blocks(model.model.decoder.layers, ActivationBudget(0))
         module = _ScaledOpt(opt, model)
         # Each parameter goes to the host at once; `initialize` alone would first put all of them on the device.
         with deepspeed.zero.Init(module=module, config_dict_or_path=settings):
