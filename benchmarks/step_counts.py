@@ -14,10 +14,12 @@ from typing import Any
 import torch
 from step_clock import write_figures
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
 from turns import Stand
 
 import artkv.models.backbone.blip2_backbone as backbone_module
+import artkv.models.kv_modulated_blip2 as model_module
 from artkv.training.engine import TrainingEngine
 
 FORWARD, BACKWARD, OPTIMIZER, BETWEEN = "forward", "backward", "optimizer", "between"
@@ -65,6 +67,33 @@ def run_artkv_as_on_a_card(stand: Stand, tree: dict[str, Any]) -> None:
     for method, name in (("forward", FORWARD), ("backward", BACKWARD), ("step", OPTIMIZER)):
         setattr(TrainingEngine, method, _in_phase(getattr(TrainingEngine, method), name))
     run_artkv(stand, tree)
+
+
+def run_artkv_replayed(stand: Stand, tree: dict[str, Any]) -> None:
+    """The same with what is replayed on a card counted as the launches of its graphs."""
+    model_module.graphs_are_wanted = lambda device: True
+    model_module.CudaRecorder = GraphsInTheirStead  # type: ignore[misc]
+    run_artkv_as_on_a_card(stand, tree)
+
+
+class GraphsInTheirStead:
+    """Records nothing and computes again, uncounted but for one operation a replay."""
+
+    def record(self, run: Any) -> tuple[Any, Any]:
+        """As `artkv.models.cuda_graphs.CudaRecorder`."""
+        results = run()
+
+        def replay() -> None:
+            torch.empty(1).fill_(0)
+            with _disable_current_modes(), torch.enable_grad():
+                for one, again in zip(_tensors(results), _tensors(run()), strict=True):
+                    one.data.copy_(again.data)
+
+        return replay, results
+
+
+def _tensors(results: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(results) if isinstance(leaf, Tensor)]
 
 
 def attend_as_on_a_card() -> None:

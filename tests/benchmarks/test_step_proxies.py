@@ -68,13 +68,16 @@ def test_padding_is_what_none_but_itself_sees(module: Any) -> None:
 
 @pytest.mark.system
 def test_the_whole_script(tmp_path: Path) -> None:
-    """Streaming costs backward its recomputation; a block keeps what the planner says; all steps are counted."""
+    """Streaming computes no more, and replays leave few operations; a block keeps what the planner says."""
     path = tmp_path / "proxies.json"
     done = run_script("step_proxies.py", "--tiny", "--label", "a trial", "--json", str(path), timeout=400)
     report = json.loads(path.read_text())
-    resident, streamed = (report["operations"][name]["computing"] for name in ("artkv", "artkv, streamed"))
-    assert streamed["forward"] == resident["forward"]
-    assert streamed["backward"] > resident["backward"]
+    names = ("artkv", "artkv, a graph one operation", "artkv, streamed")
+    resident, replayed, streamed = (report["operations"][name]["computing"] for name in names)
+    assert streamed["backward"] == resident["backward"]
+    # A replayed pass: copies into the graph's inputs and out of its results.
+    assert replayed["forward"] < resident["forward"] / 2
+    assert replayed["backward"] < resident["backward"]
     assert all(seconds["median"] > 0 for seconds in report["host_seconds"].values())
     for block in report["blocks"]:
         assert block["kept_bytes"] == block["planned_bytes"], block
