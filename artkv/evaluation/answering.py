@@ -115,14 +115,16 @@ def answer_under(
     if any(ablation.prefix == "shuffled" and ablation.image == "blank" for ablation in ablations):
         raise UserError("prefix shuffled with image blank: all blank pictures have one prefix; choose one of the two")
     table, backbone = questions.table, model.backbone
-    batch_size = settings.batch_size
-    if batch_size is None:
-        batch_size = automatic_batch_size(model, questions, settings.max_new_tokens, world)
-    plan = plan_evaluation(table.painting_of_row, max(1, batch_size // len(ablations)))
+    number = len(ablations)
+    if settings.batch_size is None:
+        rows_at_once = automatic_batch_size(model, questions, settings.max_new_tokens, number, world)
+    else:
+        rows_at_once = max(1, settings.batch_size // number)
+    plan = plan_evaluation(table.painting_of_row, rows_at_once)
     packing = PackingSettings(backbone.num_query_tokens, backbone.language_model_width)
     shown = _shown(ablations, table.num_paintings, settings.seed)
     batches = answering_loader(questions, plan, world, settings.workers, packing, shown)
-    between_meetings = max(1, QUESTIONS_BETWEEN_MEETINGS // batch_size)
+    between_meetings = max(1, QUESTIONS_BETWEEN_MEETINGS // (rows_at_once * number))
     answered: dict[int, tuple[str, ...]] = {}
     with torch.no_grad():
         # All ranks count the same rounds, since they meet in some; a rank may have no batch in the last one.

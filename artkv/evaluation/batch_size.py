@@ -3,6 +3,7 @@
 The more of them, the less often OPT's weights are read for an answer, from host memory where its blocks stream.
 """
 
+import numpy as np
 import torch
 
 from artkv.datasets.packing import MAX_COLUMNS
@@ -12,8 +13,9 @@ from artkv.models.kv_modulated_blip2 import KVModulatedBlip2
 
 # On two cores of a CPU, where more is no faster; measured in docs/evaluation.md.
 QUESTIONS_ON_A_CPU = 128
-# Of a device. So many batches of pictures lie ready in host memory; beyond it steps are hardly cheaper a question.
-MOST_QUESTIONS = 1024
+# On a GPU. A product with so many tokens takes longer than reading its weights from device memory; and up to five such
+# batches lie in host memory, 1.7 MB a painting that is not cached.
+MOST_QUESTIONS = 512
 # Of the memory that is free; the rest is for the encoders, and for what is not in `question_bytes`.
 _SHARE_OF_MEMORY = 0.7
 
@@ -45,8 +47,23 @@ def free_device_bytes(device: torch.device) -> int:
     return free_bytes + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
-def automatic_batch_size(model: KVModulatedBlip2, questions: QuestionSet, max_new_tokens: int, world: World) -> int:
-    """The same on all ranks, which share out batches: as many as fit on the fullest of them. All call it alike."""
+def even_batch_size(most: int, painting_of_row: np.ndarray, num_ranks: int) -> int:
+    """At most `most`, so that in the last round no rank is without a batch while another one has a full one.
+
+    A batch may lack a few of its questions, since a painting's stay together; then there must still be no batch more.
+    """
+    rounds = -(-len(painting_of_row) // (most * num_ranks))
+    most_of_a_painting = int(np.bincount(painting_of_row).max())
+    return min(most, -(-len(painting_of_row) // (rounds * num_ranks)) + most_of_a_painting - 1)
+
+
+def automatic_batch_size(
+    model: KVModulatedBlip2, questions: QuestionSet, max_new_tokens: int, num_ablations: int, world: World
+) -> int:
+    """How many questions of the table are answered at once, under all ablations together.
+
+    The same on all ranks, which share out batches: what fits on the fullest of their devices. All call it alike.
+    """
     number = QUESTIONS_ON_A_CPU
     if world.device.type == "cuda":
         longest = int(questions.tokenized.prompt_lengths.max())
@@ -54,4 +71,5 @@ def automatic_batch_size(model: KVModulatedBlip2, questions: QuestionSet, max_ne
         painting_bytes = sum(tensor.nbytes for tensor in vars(blank).values() if tensor is not None)
         size = question_bytes(model, longest, max_new_tokens, painting_bytes)
         number = questions_that_fit(free_device_bytes(world.device), size)
-    return min(world.gather(number))
+    most = max(1, min(world.gather(number)) // num_ablations)
+    return even_batch_size(most, questions.table.painting_of_row, world.size)

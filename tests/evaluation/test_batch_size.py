@@ -3,15 +3,18 @@
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from artkv.datasets.order import plan_evaluation
 from artkv.distributed import World
 from artkv.evaluation import batch_size
 from artkv.evaluation.batch_size import (
     MOST_QUESTIONS,
     QUESTIONS_ON_A_CPU,
     automatic_batch_size,
+    even_batch_size,
     question_bytes,
     questions_that_fit,
 )
@@ -46,32 +49,59 @@ def test_an_answer_takes_no_more_positions_than_there_are() -> None:
     assert question_bytes(opt_model(), 15, 20, 0) < question_bytes(opt_model(), 15, 21, 0)
 
 
-@pytest.mark.parametrize(("free_gib", "least", "most"), [(6, 64, 128), (24, 256, 512), (70, 768, 1024), (0, 1, 1)])
+@pytest.mark.parametrize(("free_gib", "least", "most"), [(6, 64, 128), (24, 256, 400), (70, 512, 512), (0, 1, 1)])
 def test_what_fits_into_cards_of_usual_sizes(free_gib: int, least: int, most: int) -> None:
     size = question_bytes(opt_model(), 15, 100, 2_000_000)
     assert least <= questions_that_fit(free_gib * GIB, size) <= most
     assert questions_that_fit(1000 * GIB, size) == MOST_QUESTIONS
 
 
-def test_ranks_take_what_the_fullest_of_them_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else they would share out other batches each, and meet at other questions."""
-    questions: Any = SimpleNamespace(
-        tokenized=SimpleNamespace(prompt_lengths=torch.tensor([9, 15])),
+def question_set(painting_of_row: list[int]) -> Any:
+    return SimpleNamespace(
+        table=SimpleNamespace(painting_of_row=np.array(painting_of_row)),
+        tokenized=SimpleNamespace(prompt_lengths=np.array([9, 15])),
         paintings=SimpleNamespace(
             load_blank=lambda number, pin_memory: SimpleNamespace(pixels=torch.zeros(number, 1000), art=None)
         ),
     )
-    size = question_bytes(opt_model(), 15, 100, 4000)
+
+
+def test_ranks_take_what_the_fullest_of_them_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else they would share out other batches each, and meet at other questions."""
+    questions = question_set(list(range(10_000)))
+    fitting = questions_that_fit(10 * GIB, question_bytes(opt_model(), 15, 100, 4000))
+    assert fitting < questions_that_fit(30 * GIB, question_bytes(opt_model(), 15, 100, 4000))
     free = {0: 30 * GIB, 1: 10 * GIB}
 
     def on_rank(world: ThreadWorld) -> int:
         object.__setattr__(world, "device", torch.device("cuda", world.rank))
-        return automatic_batch_size(opt_model(), questions, 100, world)
+        return automatic_batch_size(opt_model(), questions, 100, 4, world)
 
     monkeypatch.setattr(batch_size, "free_device_bytes", lambda device: free[device.index])
-    assert on_ranks(2, on_rank) == [questions_that_fit(10 * GIB, size)] * 2
+    first, second = on_ranks(2, on_rank)
+    assert first == second
+    assert 0.9 * fitting // 4 < first <= fitting // 4
 
 
 def test_a_cpu_gets_a_stated_number() -> None:
     world = World(0, 0, 1, torch.device("cpu"))
-    assert automatic_batch_size(opt_model(), None, 100, world) == QUESTIONS_ON_A_CPU  # type: ignore[arg-type]
+    questions = question_set(list(range(1280)))
+    assert automatic_batch_size(opt_model(), questions, 100, 1, world) == QUESTIONS_ON_A_CPU
+    assert automatic_batch_size(opt_model(), questions, 100, 4, world) == QUESTIONS_ON_A_CPU // 4
+    assert automatic_batch_size(opt_model(), question_set([0, 1]), 100, 200, world) == 1
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_rank_is_idle_in_the_last_round(seed: int) -> None:
+    """As many batches as rounds times ranks or fewer, and none of them above what fits."""
+    rng = np.random.default_rng(seed)
+    painting_of_row = np.repeat(np.arange(200), rng.integers(1, 9, 200))
+    most, ranks = int(rng.integers(20, 700)), int(rng.integers(1, 9))
+    size = even_batch_size(most, painting_of_row, ranks)
+    assert size <= most
+    plan = plan_evaluation(painting_of_row, size)
+    rounds = -(-len(painting_of_row) // (most * ranks))
+    if size < most:
+        assert plan.num_micro_batches <= rounds * ranks
+    # Of the eight questions that a painting may have, a batch has at most seven more than its even share.
+    assert size <= -(-len(painting_of_row) // (rounds * ranks)) + 7
