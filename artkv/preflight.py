@@ -104,8 +104,8 @@ def _check_blip2_and_texts(session: Session, note: Callable[[str], None]) -> lis
             max_new_tokens = session.config.evaluation.max_new_tokens
             if long := rows_with_long_answers(tokenized, max_new_tokens):
                 note(
-                    f"{table.place(long[0])}: this and {len(long) - 1} other answers of the file have more than "
-                    f"evaluation.max_new_tokens = {max_new_tokens} tokens, and cannot be given whole; raise it"
+                    f"{table.place(long[0])}: the first of {len(long)} answers of the file with more than "
+                    f"evaluation.max_new_tokens = {max_new_tokens} tokens, which cannot be given whole; raise it"
                 )
     return obstacles
 

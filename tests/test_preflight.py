@@ -31,7 +31,7 @@ def test_answers_that_cannot_be_given_whole_are_noted_and_stop_nothing(tiny_conf
     settings = [f"dataset.val={long}", "evaluation.max_new_tokens=12"]
     assert find_obstacles(override_config(tiny_config, settings), notes.append) == []
     assert notes == [
-        f"{long}:3: this and 1 other answers of the file have more than evaluation.max_new_tokens = 12 tokens, and "
+        f"{long}:3: the first of 2 answers of the file with more than evaluation.max_new_tokens = 12 tokens, which "
         "cannot be given whole; raise it"
     ]
     notes.clear()
