@@ -10,7 +10,7 @@ from tqdm import tqdm
 from artkv.config import Config, load_config
 from artkv.distributed import World, single_process
 from artkv.errors import UserError
-from artkv.evaluation.answering import ALL_ABLATIONS, Ablation, answer_questions, answering_settings, score_answers
+from artkv.evaluation.answering import ALL_ABLATIONS, Ablation, answer_under, answering_settings, score_answers
 from artkv.evaluation.results import write_results
 from artkv.evaluation.scores import Scores
 from artkv.run_folder.checkpoint import Checkpoint, open_checkpoint
@@ -67,15 +67,15 @@ def evaluate(
         )
     session = Session(config, world, [split]).load(trained)
     questions, settings = session.questions[split], answering_settings(config)
+    names = ", ".join(ablation.name for ablation in ablations)
+    bar = tqdm(
+        total=len(questions), desc=f"{split}, prefix {names}", unit="question", disable=None if world.is_main else True
+    )
+    with bar:
+        advance = partial(_advance, bar, world.size)
+        answers_of_all = answer_under(session.model, questions, settings, world, ablations, advance)
     results: dict[str, Scores] = {}
-    for ablation in ablations:
-        bar = tqdm(
-            total=len(questions), desc=f"{split}, prefix {ablation.name}", unit="question",
-            disable=None if world.is_main else True,
-        )  # fmt: skip
-        with bar:
-            advance = partial(_advance, bar, world.size)
-            answers = answer_questions(session.model, questions, settings, world, ablation, advance)
+    for ablation, answers in zip(ablations, answers_of_all, strict=True):
         scores = score_answers(answers, questions.table, config.evaluation.bootstrap_samples, config.training.seed)
         results[ablation.name] = scores
         if world.is_main:

@@ -59,6 +59,9 @@ class PaintingViews(_Movable):
     def __len__(self) -> int:
         return self.vit_pixels.shape[0]
 
+    def __getitem__(self, some: slice) -> Self:
+        return replace(self, vit_pixels=self.vit_pixels[some], efficientnet_pixels=self.efficientnet_pixels[some])
+
 
 @dataclass(frozen=True)
 class PaintingFeatures(_Movable):
@@ -73,6 +76,10 @@ class PaintingFeatures(_Movable):
 
     def __len__(self) -> int:
         return self.image_features.shape[0]
+
+    def __getitem__(self, some: slice) -> Self:
+        art_IF = None if self.art_features is None else self.art_features[some]
+        return replace(self, image_features=self.image_features[some], art_features=art_IF)
 
 
 @dataclass(frozen=True)
@@ -103,8 +110,8 @@ class QuestionBatch(_Movable):
 
 
 @dataclass(frozen=True)
-class PackedQuestions(_Movable):
-    """Training questions of which each common beginning is there once: see `artkv.datasets.packing`.
+class PackedRows(_Movable):
+    """Texts of which each common beginning is there once: see `artkv.datasets.packing`.
 
     A piece is `[visual tokens][text of some questions on one painting]`, its text a tree of token prefixes in
     depth-first order. A row holds pieces side by side and is padded on the right.
@@ -114,10 +121,6 @@ class PackedQuestions(_Movable):
     subtree_end: (R, L) int64; column i of a row attends to column j where `j <= i < subtree_end[j]`.
     piece_places: (G,) int64, where each piece's visual tokens begin in the flattened (R, L).
     piece_painting: (G,) int64, each piece's row in the paintings of the batch.
-    answer_columns: (R, C) int64, the columns of each row that predict answer tokens, filled up with 0.
-    answer_places: (A,) int64, where in the flattened (R, C) each answer token is predicted.
-    answer_ids: (A,) int64, the answers' and newlines' ids.
-    answer_weight: (A,) float32, the weight of the token's question: 1, or 0 for one that only fills a step up.
     """
 
     token_ids: Tensor
@@ -125,6 +128,18 @@ class PackedQuestions(_Movable):
     subtree_end: Tensor
     piece_places: Tensor
     piece_painting: Tensor
+
+
+@dataclass(frozen=True)
+class PackedQuestions(PackedRows):
+    """Training questions, packed.
+
+    answer_columns: (R, C) int64, the columns of each row that predict answer tokens, filled up with 0.
+    answer_places: (A,) int64, where in the flattened (R, C) each answer token is predicted.
+    answer_ids: (A,) int64, the answers' and newlines' ids.
+    answer_weight: (A,) float32, the weight of the token's question: 1, or 0 for one that only fills a step up.
+    """
+
     answer_columns: Tensor
     answer_places: Tensor
     answer_ids: Tensor
@@ -146,6 +161,43 @@ class Batch(_Movable):
 
     paintings: PaintingViews | PaintingFeatures
     questions: QuestionBatch | PackedQuestions
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PackedPrompts(PackedRows):
+    """Questions to be answered, packed; equal prompts on one painting are there once, since they have one answer.
+
+    last_columns: (R, C) int64, where each prompt of a row ends, filled up with 0.
+    is_asked: (R, C) bool, false where `last_columns` is filled up.
+    places: (Q,) int64, where in the flattened (R, C) each question's prompt is.
+    """
+
+    last_columns: Tensor
+    is_asked: Tensor
+    places: Tensor
+
+    def __len__(self) -> int:
+        return self.places.shape[0]
+
+
+@dataclass(frozen=True)
+class AnsweringBatch(_Movable):
+    """Questions that are answered at once, each once for every way in which its painting is shown.
+
+    paintings: with what the EfficientNet sees of each itself, or of another one where nothing else is to be shown;
+        None where only the blank one is.
+    other_art: what it sees of another painting, (I, 3, E, E), or (I, F) of that; None where not needed.
+    blank: one plain grey painting, or None.
+    prompts: of all questions, one way after the other. `piece_painting` counts the paintings so too: I of each way,
+        one of a blank way.
+    rows: the questions' row numbers in their CSV table.
+    """
+
+    paintings: PaintingViews | PaintingFeatures | None
+    other_art: Tensor | None
+    blank: PaintingViews | PaintingFeatures | None
+    prompts: PackedPrompts
     rows: tuple[int, ...]
 
 

@@ -159,7 +159,7 @@ def check(options: argparse.Namespace) -> int:
 
     from artkv.preflight import find_obstacles
 
-    obstacles = find_obstacles(config)
+    obstacles = find_obstacles(config, note=lambda text: print(f"note: {text}"))
     for obstacle in obstacles:
         print(obstacle, file=sys.stderr)
     if obstacles:

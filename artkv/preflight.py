@@ -10,6 +10,7 @@ from artkv.config import Config
 from artkv.config.deepspeed import fill_deepspeed_config, load_deepspeed_config
 from artkv.datasets.image_index import ImageIndex
 from artkv.datasets.table import find_problems, read_table
+from artkv.datasets.tokenized_table import rows_with_long_answers
 from artkv.distributed import launched_place, single_process
 from artkv.errors import UserError
 from artkv.feature_cache import check_cache
@@ -21,11 +22,11 @@ from artkv.run_folder.run_lock import check_output_folder
 from artkv.session import SPLITS, Session, csv_path, pictures_folder, training_splits
 
 
-def find_obstacles(config: Config) -> list[str]:
+def find_obstacles(config: Config, note: Callable[[str], None] = lambda text: None) -> list[str]:
     """Every problem, one a line, each with its place and remedy; empty if a run can start.
 
     Every picture is decoded once, every tensor's name and shape compared; BLIP-2's weights and cached features are not
-    read.
+    read. `note` is told what stops nothing and is good to know.
     """
     session = Session(config, single_process())
     checks: list[Callable[[Session], Sequence[str] | None]] = [
@@ -34,7 +35,7 @@ def find_obstacles(config: Config) -> list[str]:
         _check_output_folder,
         _check_deepspeed,
         _check_data,
-        _check_blip2_and_texts,
+        lambda session: _check_blip2_and_texts(session, note),
         _check_art_encoder,
         _check_feature_cache,
     ]
@@ -88,7 +89,7 @@ def _check_data(session: Session) -> list[str]:
     return obstacles
 
 
-def _check_blip2_and_texts(session: Session) -> list[str]:
+def _check_blip2_and_texts(session: Session, note: Callable[[str], None]) -> list[str]:
     backbone = open_backbone(session.config.model, RESIDENT, session.world)
     dataset = session.config.dataset
     if dataset.image_root is None:
@@ -97,8 +98,15 @@ def _check_blip2_and_texts(session: Session) -> list[str]:
     obstacles = []
     for path in filter(None, (dataset.train, dataset.val, dataset.test)):
         with suppress(UserError):  # what is wrong with the table was told already
-            _, problems = session.tokenize(read_table(path, images), backbone)
+            table = read_table(path, images)
+            tokenized, problems = session.tokenize(table, backbone)
             obstacles += [str(problem) for problem in problems]
+            max_new_tokens = session.config.evaluation.max_new_tokens
+            if long := rows_with_long_answers(tokenized, max_new_tokens):
+                note(
+                    f"{table.place(long[0])}: the first of {len(long)} answers of the file with more than "
+                    f"evaluation.max_new_tokens = {max_new_tokens} tokens, which cannot be given whole; raise it"
+                )
     return obstacles
 
 

@@ -11,12 +11,14 @@ from typing_extensions import Self
 from artkv.batch import PaintingViews
 from artkv.config import Config, DatasetConfig
 from artkv.datasets.checked_tables import read_checked_tables
+from artkv.datasets.packing import PackingSettings
 from artkv.datasets.painting_source import DecodedPictures
 from artkv.datasets.pictures import PaintingTransform, open_picture, upright_rgb
+from artkv.datasets.prompt_packing import pack_prompts
 from artkv.datasets.question_set import QuestionSet
 from artkv.datasets.records import Problem, format_problems
 from artkv.datasets.table import QuestionTable
-from artkv.datasets.tokenization import IGNORED_LABEL, collate_questions, encode_prompt
+from artkv.datasets.tokenization import encode_prompt
 from artkv.datasets.tokenized_table import TokenizedTable, tokenize_table, too_long_questions
 from artkv.distributed import World
 from artkv.errors import UserError
@@ -112,9 +114,7 @@ class Session:
     def tokenize(self, table: QuestionTable, backbone: Blip2Backbone) -> tuple[TokenizedTable, list[Problem]]:
         """The table's token ids, and a problem for each row that cannot be tokenised or is too long."""
         tokenized, problems = tokenize_table(table, backbone.tokenizer, self.config.dataset.prompt)
-        problems += too_long_questions(
-            tokenized, table, backbone.num_query_tokens, self.config.evaluation.max_new_tokens, backbone.max_positions
-        )
+        problems += too_long_questions(tokenized, table, backbone.num_query_tokens, backbone.max_positions)
         return tokenized, sorted(problems, key=lambda problem: problem.line)
 
     def ask(
@@ -126,14 +126,19 @@ class Session:
         vit_view, art_view = self.transform(opened)
         device = self.world.device
         features = self.model.encode(PaintingViews(vit_view[None], art_view[None]).to(device))
-        tokenizer = self.model.backbone.tokenizer
-        prompts = [encode_prompt(tokenizer, self.config.dataset.prompt, text) for text in questions]
-        batch = collate_questions(
-            [(ids, [IGNORED_LABEL] * len(ids)) for ids in prompts], [0] * len(prompts), 1.0, tokenizer.pad_token_id
-        ).to(device)
+        backbone = self.model.backbone
+        prompts = [encode_prompt(backbone.tokenizer, self.config.dataset.prompt, text) for text in questions]
+        for text, prompt in zip(questions, prompts, strict=True):
+            if (needed := backbone.num_query_tokens + len(prompt) + 1) > backbone.max_positions:
+                raise UserError(
+                    f"the question {text[:40]!r}... needs {needed} positions with the first token of its answer, the "
+                    f"language model has {backbone.max_positions}; shorten it"
+                )
+        packing = PackingSettings(backbone.num_query_tokens, backbone.language_model_width)
+        packed = pack_prompts(prompts, [0] * len(prompts), backbone.tokenizer.pad_token_id, packing).to(device)
         with torch.no_grad():
             visual_tokens = self.model.visual_tokens(features, use_prefix)
-            answers = self.model.generate_answers(visual_tokens, batch, self.config.evaluation.max_new_tokens)
+            answers = self.model.generate_answers(visual_tokens, packed, self.config.evaluation.max_new_tokens)
         return answers[0] if isinstance(question, str) else answers
 
     def _load_trained(self, checkpoint: Checkpoint) -> None:

@@ -135,7 +135,13 @@ def test_check_lists_everything_and_train_starts_with_nothing_of_it(
 ) -> None:
     config = str(tiny_world / "config.yaml")
     assert cli.main(["check", "--config", config]) == 0
-    assert "no problems found" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "no problems found" in printed
+    assert "note: " not in printed
+    assert cli.main(["check", "--config", config, "--set", "evaluation.max_new_tokens=1"]) == 0
+    printed = capsys.readouterr().out
+    assert f"note: {tiny_world / 'train.csv'}:" in printed
+    assert "no problems found" in printed
     bad = tmp_path / "bad.csv"
     bad.write_text("image,question,answer\ntrain0.png,What?,\nnowhere.png,What?,oil\n")
     wrong = ["--config", config, "--set", f"dataset.val={bad}", "--set", f"run.output_dir={tmp_path / 'run'}"]

@@ -22,6 +22,26 @@ def test_the_tiny_world_has_none(tiny_config: Config) -> None:
     assert not tiny_config.run.output_dir.exists()
 
 
+def test_answers_that_cannot_be_given_whole_are_noted_and_stop_nothing(tiny_config: Config, tmp_path: Path) -> None:
+    long = tmp_path / "long.csv"
+    answers = ["oil", "oil on canvas, in a frame of gold", "oil", "the portrait of a man who reads a book"]
+    rows = [f'val{number}.png,What is it?,"{answer}"' for number, answer in enumerate(answers)]
+    long.write_text("\n".join(["image,question,answer", *rows]))
+    notes: list[str] = []
+    settings = [f"dataset.val={long}", "evaluation.max_new_tokens=12"]
+    assert find_obstacles(override_config(tiny_config, settings), notes.append) == []
+    assert notes == [
+        f"{long}:3: the first of 2 answers of the file with more than evaluation.max_new_tokens = 12 tokens, which "
+        "cannot be given whole; raise it"
+    ]
+    notes.clear()
+    assert (
+        find_obstacles(override_config(tiny_config, [*settings[:1], "evaluation.max_new_tokens=100"]), notes.append)
+        == []
+    )
+    assert notes == []
+
+
 def test_lavis_files_are_checked_like_a_folder(
     tiny_config: Config, tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:

@@ -63,12 +63,22 @@ def test_data_that_is_not_set_is_told(tiny_config: Config, alone: World, overrid
 
 
 def test_every_row_that_is_too_long_is_told_of_all_splits(tiny_config: Config, alone: World) -> None:
-    long = override_config(tiny_config, ["evaluation.max_new_tokens=200"])
+    long = override_config(tiny_config, [f"dataset.prompt={'very ' * 80}long {{question}}"])
     session = Session(long, alone, ["train", "val"])
     with pytest.raises(UserError) as error:
         session.load()
     assert "train.csv:2: the row needs" in str(error.value)
     assert "val.csv" in str(error.value) or "more" in str(error.value)
+
+
+def test_an_answer_ends_with_the_positions_and_a_question_that_leaves_none_is_told(
+    tiny_config: Config, alone: World, tiny_world: Path
+) -> None:
+    session = Session(override_config(tiny_config, ["evaluation.max_new_tokens=500"]), alone, ["train"]).load()
+    picture = tiny_world / "images" / "val0.png"
+    assert isinstance(session.ask(picture, "Who?"), str)
+    with pytest.raises(UserError, match=r"the question 'why why .* positions .* has 128; shorten it"):
+        session.ask(picture, ["Who?", "why " * 100])
 
 
 def test_a_model_is_had_from_a_path_a_config_or_a_checkpoint_alone(

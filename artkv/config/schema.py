@@ -162,8 +162,12 @@ class TrainingConfig(Section):
 class EvaluationConfig(Section):
     """Generation of answers and their scores."""
 
-    batch_size: PositiveInt = Field(default=16, description="most questions answered at once by a rank")
-    max_new_tokens: PositiveInt = Field(default=20, description="most tokens of an answer")
+    batch_size: PositiveInt | Literal["auto"] = Field(
+        default="auto", description="most questions answered at once by a rank, or auto: as many as memory holds"
+    )
+    max_new_tokens: PositiveInt = Field(
+        default=100, description="most tokens of an answer; where OPT's positions end it ends too"
+    )
     bootstrap_samples: PositiveInt = Field(default=1000, description="resamples behind a 95% interval")
     each_epoch: Bool = Field(default=True, description="false: no validation while training")
 

@@ -9,16 +9,21 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 
-from artkv.batch import Batch, PackedQuestions, QuestionBatch
+from artkv.batch import AnsweringBatch, Batch, PackedQuestions, QuestionBatch
 from artkv.datasets.order import EpochPlan, MicroBatch, evaluation_micro_batches, training_micro_batches
 from artkv.datasets.packing import PackingSettings, pack_questions
+from artkv.datasets.prompt_packing import pack_prompts
 from artkv.datasets.question_set import QuestionSet
 from artkv.datasets.tokenization import collate_questions
 from artkv.distributed import World
+
+Made = TypeVar("Made", Batch, AnsweringBatch)
+Made_co = TypeVar("Made_co", Batch, AnsweringBatch, covariant=True)
 
 # Batches that are ready before they are asked for, beside one for each worker that is being prepared.
 _BATCHES_READY = 2
@@ -30,23 +35,18 @@ class BatchMaker:
 
     with_answers: true for training (labels on the answers), false for generation (prompts alone).
     pin_memory: whether tensors should lie in page-locked memory. packing: how questions are packed; None: one row a
-    question. blank: true puts a plain grey picture in the place of each painting. art_source: (paintings,) int64, for
-    each painting the one that the EfficientNet looks at in its place; None: itself.
+    question.
     """
 
     questions: QuestionSet
     with_answers: bool
     pin_memory: bool = False
     packing: PackingSettings | None = None
-    blank: bool = False
-    art_source: np.ndarray | None = None
 
     def __call__(self, micro_batch: MicroBatch) -> Batch:
-        painting_of_row = self.questions.table.painting_of_row
         tokenized, paintings = self.questions.tokenized, self.questions.paintings
         rows = [int(row) for row in micro_batch.rows]
-        places: dict[int, int] = {}
-        painting_index = [places.setdefault(int(painting_of_row[row]), len(places)) for row in rows]
+        numbers, painting_index = _distinct_paintings(self.questions, rows)
         encode = tokenized.for_training if self.with_answers else tokenized.for_generation
         encoded = [encode(row) for row in rows]
         weight, pad_token_id = 0.0 if micro_batch.is_filler else 1.0, tokenized.pad_token_id
@@ -55,11 +55,67 @@ class BatchMaker:
             questions = collate_questions(encoded, painting_index, weight, pad_token_id)
         else:
             questions = pack_questions(encoded, painting_index, weight, pad_token_id, self.packing)
-        if self.blank:
-            return Batch(paintings.load_blank(len(places), self.pin_memory), questions, tuple(rows))
-        numbers = np.fromiter(places, dtype=np.int64)
-        art_numbers = numbers if self.art_source is None else self.art_source[numbers]
-        return Batch(paintings.load(numbers, art_numbers, self.pin_memory), questions, tuple(rows))
+        return Batch(paintings.load(numbers, numbers, self.pin_memory), questions, tuple(rows))
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The ways in which each painting of an evaluation is shown, and its questions asked.
+
+    are_blank: for each way, whether a plain grey picture stands in the painting's place. has_own_art: whether a way
+    needs what the EfficientNet says of the painting itself. art_source: (paintings,) int64, for each painting the one
+    that the EfficientNet looks at in its place in another way; None: there is no such way.
+    """
+
+    are_blank: tuple[bool, ...] = (False,)
+    has_own_art: bool = True
+    art_source: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class AnsweringBatchMaker:
+    """Makes the `AnsweringBatch` of a micro-batch; each distinct painting is loaded once for all ways.
+
+    Several threads may use it. pin_memory, packing: see `BatchMaker`.
+    """
+
+    questions: QuestionSet
+    shown: Shown
+    packing: PackingSettings
+    pin_memory: bool = False
+
+    def __call__(self, micro_batch: MicroBatch) -> AnsweringBatch:
+        source, tokenized = self.questions.paintings, self.questions.tokenized
+        shown, pin_memory = self.shown, self.pin_memory
+        rows = [int(row) for row in micro_batch.rows]
+        numbers, painting_index = _distinct_paintings(self.questions, rows)
+        all_index: list[int] = []
+        num_paintings = 0
+        for is_blank in shown.are_blank:
+            all_index += [num_paintings + (0 if is_blank else place) for place in painting_index]
+            num_paintings += 1 if is_blank else len(numbers)
+        prompts = [tokenized.for_generation(row)[0] for row in rows] * len(shown.are_blank)
+        paintings = other_art = None
+        if not all(shown.are_blank):
+            others = numbers if shown.art_source is None else shown.art_source[numbers]
+            paintings = source.load(numbers, numbers if shown.has_own_art else others, pin_memory)
+            if shown.has_own_art and shown.art_source is not None:
+                other_art = source.load_art(others, pin_memory)
+        return AnsweringBatch(
+            paintings,
+            other_art,
+            source.load_blank(1, pin_memory) if any(shown.are_blank) else None,
+            pack_prompts(prompts, all_index, tokenized.pad_token_id, self.packing),
+            tuple(rows),
+        )
+
+
+def _distinct_paintings(questions: QuestionSet, rows: list[int]) -> tuple[np.ndarray, list[int]]:
+    """The rows' paintings, each once, and for each row the place of its painting among them."""
+    painting_of_row = questions.table.painting_of_row
+    places: dict[int, int] = {}
+    painting_index = [places.setdefault(int(painting_of_row[row]), len(places)) for row in rows]
+    return np.fromiter(places, dtype=np.int64), painting_index
 
 
 def training_loader(
@@ -83,35 +139,45 @@ def training_loader(
 
 
 def evaluation_loader(
-    questions: QuestionSet,
-    plan: EpochPlan,
-    world: World,
-    workers: int,
-    with_answers: bool = False,
-    blank: bool = False,
-    art_source: np.ndarray | None = None,
+    questions: QuestionSet, plan: EpochPlan, world: World, workers: int, with_answers: bool = False
 ) -> Iterator[Batch]:
-    """Yields this rank's batches of an evaluation planned by `plan_evaluation`, each question once.
+    """Yields this rank's batches of an evaluation planned by `plan_evaluation`, one row a question.
 
     The options are those of `BatchMaker` and `training_loader`.
     """
-    pin_memory = world.device.type == "cuda"
-    make = BatchMaker(questions, with_answers, pin_memory, blank=blank, art_source=art_source)
+    make = BatchMaker(questions, with_answers, pin_memory=world.device.type == "cuda")
     return _load(make, evaluation_micro_batches(plan, world.rank, world.size), workers)
 
 
-def _load(make: BatchMaker, micro_batches: Iterator[MicroBatch], workers: int) -> Iterator[Batch]:
+def answering_loader(
+    questions: QuestionSet, plan: EpochPlan, world: World, workers: int, packing: PackingSettings, shown: Shown
+) -> Iterator[AnsweringBatch]:
+    """Yields this rank's batches of an evaluation planned by `plan_evaluation`, to be answered.
+
+    The options are those of `AnsweringBatchMaker` and `training_loader`.
+    """
+    make = AnsweringBatchMaker(questions, shown, packing, pin_memory=world.device.type == "cuda")
+    return _load(make, evaluation_micro_batches(plan, world.rank, world.size), workers)
+
+
+class _Maker(Protocol[Made_co]):
+    @property
+    def pin_memory(self) -> bool: ...
+    def __call__(self, micro_batch: MicroBatch) -> Made_co: ...
+
+
+def _load(make: _Maker[Made], micro_batches: Iterator[MicroBatch], workers: int) -> Iterator[Made]:
     """The batches in order. Closing the iterator waits for those that are being prepared, and for no other."""
     # A thread begins on device 0, where page-locking would make a context of its own for every rank.
     device = torch.cuda.current_device() if make.pin_memory else None
 
-    def prepare(micro_batch: MicroBatch) -> Batch:
+    def prepare(micro_batch: MicroBatch) -> Made:
         if device is not None:
             torch.cuda.set_device(device)
         batch = make(micro_batch)
         return batch.pin_memory() if make.pin_memory else batch
 
-    waiting: deque[Future[Batch]] = deque()
+    waiting: deque[Future[Made]] = deque()
     with ThreadPoolExecutor(workers, "artkv-batches") as pool:
         try:
             for micro_batch in micro_batches:

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from artkv.batch import PaintingFeatures, PaintingViews
@@ -27,6 +28,9 @@ class PaintingSource(Protocol):
         Raises `UserError` that names a painting that cannot be had.
         """
 
+    def load_art(self, paintings: np.ndarray, pin_memory: bool) -> Tensor | None:
+        """What the EfficientNet sees of (I,) paintings, or its features; None where there are none."""
+
     def load_blank(self, number: int, pin_memory: bool) -> PaintingViews | PaintingFeatures:
         """So many times the plain grey picture, which tells nothing of a painting."""
 
@@ -46,20 +50,26 @@ class DecodedPictures:
         views = [self._views(int(p), int(a)) for p, a in zip(paintings, art_paintings, strict=True)]
         return PaintingViews(_stacked([v for v, _ in views], pin_memory), _stacked([e for _, e in views], pin_memory))
 
+    def load_art(self, paintings: np.ndarray, pin_memory: bool) -> Tensor:
+        """(I, 3, E, E)."""
+        return _stacked([self._transform.efficientnet_view(self._open(int(p))) for p in paintings], pin_memory)
+
     def load_blank(self, number: int, pin_memory: bool) -> PaintingViews:
         """See `PaintingSource`."""
         vit_view, art_view = self._transform.blank()
         return PaintingViews(vit_view.expand(number, -1, -1, -1), art_view.expand(number, -1, -1, -1))
 
     def _views(self, painting: int, art_painting: int) -> tuple[Tensor, Tensor]:
+        picture = self._open(painting)
+        if art_painting == painting:
+            return self._transform(picture)
+        return self._transform.vit_view(picture), self._transform.efficientnet_view(self._open(art_painting))
+
+    def _open(self, painting: int) -> Image.Image:
         try:
-            picture = open_picture(self._paths[painting])
-            if art_painting == painting:
-                return self._transform(picture)
-            art_picture = open_picture(self._paths[art_painting])
+            return open_picture(self._paths[painting])
         except UserError as error:
             raise UserError(f"{self._csv_path}:{self._lines[painting]}: {error}") from None
-        return self._transform.vit_view(picture), self._transform.efficientnet_view(art_picture)
 
 
 def _stacked(views: list[Tensor], pin_memory: bool) -> Tensor:

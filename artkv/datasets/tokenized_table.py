@@ -86,14 +86,13 @@ def tokenize_table(
 
 
 def too_long_questions(
-    tokenized: TokenizedTable, table: QuestionTable, num_visual_tokens: int, max_new_tokens: int, max_positions: int
+    tokenized: TokenizedTable, table: QuestionTable, num_visual_tokens: int, max_positions: int
 ) -> list[Problem]:
     """A problem for each row whose visual tokens, question and answer do not fit into the language model.
 
-    The answer counts as the longer of the row's own and `max_new_tokens`. On a GPU a position too many is
-    an assertion inside a kernel that names nothing.
+    On a GPU a position too many is an assertion inside a kernel that names nothing.
     """
-    needed = num_visual_tokens + np.maximum(tokenized.lengths, tokenized.prompt_lengths + max_new_tokens)
+    needed = num_visual_tokens + tokenized.lengths
     rows: Sequence[int] = np.flatnonzero((needed > max_positions) & (tokenized.lengths > 0)).tolist()
     return [
         Problem(
@@ -103,3 +102,10 @@ def too_long_questions(
         )
         for row in rows
     ]
+
+
+def rows_with_long_answers(tokenized: TokenizedTable, max_new_tokens: int) -> list[int]:
+    """The rows whose answers have more tokens, the newline that ends them not counted."""
+    answer_lengths = tokenized.lengths - tokenized.prompt_lengths - 1
+    long: list[int] = np.flatnonzero(answer_lengths > max_new_tokens).tolist()
+    return long

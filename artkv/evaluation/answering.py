@@ -1,19 +1,25 @@
-"""Answers every question of a table, each exactly once, with the prefix on, off or shuffled."""
+"""Answers every question of a table, each exactly once, with the prefix on, off or shuffled.
 
-from collections.abc import Callable
+Letters in tensor names are explained in `artkv.batch`.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 
-from artkv.batch import Batch, PaintingViews, QuestionBatch
+from artkv.batch import AnsweringBatch, PaintingFeatures, PaintingViews
 from artkv.config import Config
-from artkv.datasets.batches import evaluation_loader
+from artkv.datasets.batches import Shown, answering_loader
 from artkv.datasets.order import plan_evaluation
+from artkv.datasets.packing import PackingSettings
 from artkv.datasets.question_set import QuestionSet
 from artkv.datasets.table import QuestionTable
 from artkv.distributed import World
 from artkv.errors import UserError
+from artkv.evaluation.batch_size import automatic_batch_size
 from artkv.evaluation.scores import Scores, score_predictions, shuffled_painting_index
 from artkv.models.kv_modulated_blip2 import KVModulatedBlip2
 
@@ -43,19 +49,22 @@ AS_TRAINED = Ablation()
 # A blank picture with a prefix made of a blank picture: what the question alone gives away.
 QUESTION_ONLY = Ablation("on", "blank")
 ALL_ABLATIONS = (AS_TRAINED, Ablation("off"), Ablation("shuffled"), QUESTION_ONLY)
-# Batches of a rank between two meetings: a meeting waits for the slowest rank, a stop for the next meeting.
-BATCHES_BETWEEN_MEETINGS = 4
+# Questions of a rank between two meetings: a meeting waits for the slowest rank, a stop for the next meeting.
+QUESTIONS_BETWEEN_MEETINGS = 64
+# Paintings that are encoded at a time: an EfficientNet takes dozens of MB for each, which must not grow with the batch.
+PAINTINGS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
 class AnsweringSettings:
     """How answers are generated.
 
-    batch_size: most questions of a rank at once. workers: threads of a rank that prepare batches. seed: of whose
-    prefix a painting gets where they are shuffled.
+    batch_size: most questions of a rank at once, a question counted once for each ablation; None: as many as memory
+    holds. workers: threads of a rank that prepare batches. seed: of whose prefix a painting gets where they are
+    shuffled.
     """
 
-    batch_size: int
+    batch_size: int | None
     max_new_tokens: int
     workers: int
     seed: int
@@ -68,9 +77,8 @@ class GaveUp(Exception):
 def answering_settings(config: Config) -> AnsweringSettings:
     """How a config has questions answered."""
     evaluation = config.evaluation
-    return AnsweringSettings(
-        evaluation.batch_size, evaluation.max_new_tokens, config.dataset.workers, config.training.seed
-    )
+    batch_size = None if evaluation.batch_size == "auto" else evaluation.batch_size
+    return AnsweringSettings(batch_size, evaluation.max_new_tokens, config.dataset.workers, config.training.seed)
 
 
 def answer_questions(
@@ -82,51 +90,112 @@ def answer_questions(
     advance: Callable[[int], None] = lambda questions: None,
     gives_up: Callable[[], bool] | None = None,
 ) -> list[str]:
-    """The answers in the order of the table's rows, whole on every rank.
+    """The answers under one ablation; see `answer_under`."""
+    return answer_under(model, questions, settings, world, [ablation], advance, gives_up)[0]
 
-    Called on all ranks; they split the questions and meet once, at the end. `advance` is told how many
-    questions this rank has answered since the last call. With `gives_up` they also meet every few batches; where
-    it is true on any rank, all raise `GaveUp` after the same number of batches.
+
+def answer_under(
+    model: KVModulatedBlip2,
+    questions: QuestionSet,
+    settings: AnsweringSettings,
+    world: World,
+    ablations: Sequence[Ablation],
+    advance: Callable[[int], None] = lambda questions: None,
+    gives_up: Callable[[], bool] | None = None,
+) -> list[list[str]]:
+    """For each ablation the answers in the order of the table's rows, whole on every rank.
+
+    A picture is loaded and encoded once for all ablations, and its questions are answered in one batch.
+
+    Called on all ranks; they split the questions and meet at the end, and at the start if they have to agree on a
+    batch size. `advance` is told how many questions this rank has answered since the last call, under all ablations.
+    With `gives_up` they also meet every few batches; where it is true on any rank, all raise `GaveUp` after the same
+    number of batches.
     """
-    if ablation.prefix == "shuffled" and ablation.image == "blank":
+    if any(ablation.prefix == "shuffled" and ablation.image == "blank" for ablation in ablations):
         raise UserError("prefix shuffled with image blank: all blank pictures have one prefix; choose one of the two")
-    table, art_source = questions.table, None
-    if ablation.prefix == "shuffled":
-        art_source = shuffled_painting_index(table.num_paintings, settings.seed)
-    plan = plan_evaluation(table.painting_of_row, settings.batch_size)
-    batches = evaluation_loader(
-        questions, plan, world, settings.workers, blank=ablation.image == "blank", art_source=art_source
-    )
-    answered: dict[int, str] = {}
+    table, backbone = questions.table, model.backbone
+    number = len(ablations)
+    if settings.batch_size is None:
+        rows_at_once = automatic_batch_size(model, questions, settings.max_new_tokens, number, world)
+    else:
+        rows_at_once = max(1, settings.batch_size // number)
+    plan = plan_evaluation(table.painting_of_row, rows_at_once)
+    packing = PackingSettings(backbone.num_query_tokens, backbone.language_model_width)
+    shown = _shown(ablations, table.num_paintings, settings.seed)
+    batches = answering_loader(questions, plan, world, settings.workers, packing, shown)
+    between_meetings = max(1, QUESTIONS_BETWEEN_MEETINGS // (rows_at_once * number))
+    answered: dict[int, tuple[str, ...]] = {}
     with torch.no_grad():
         # All ranks count the same rounds, since they meet in some; a rank may have no batch in the last one.
         for round_number in range(1, -(-plan.num_micro_batches // world.size) + 1):
             batch = next(batches, None)
             if batch is not None:
-                answered |= _answers(model, batch, settings, world, ablation)
+                answered |= _answers(model, batch, settings, world, ablations)
                 advance(len(batch.rows))
-            if gives_up is not None and round_number % BATCHES_BETWEEN_MEETINGS == 0 and _any(gives_up(), world):
+            if gives_up is not None and round_number % between_meetings == 0 and _any(gives_up(), world):
                 raise GaveUp
-    everything: dict[int, str] = {}
+    everything: dict[int, tuple[str, ...]] = {}
     for part, gave_up in world.gather((answered, gives_up is not None and gives_up())):
         if gave_up:
             raise GaveUp
         everything |= part
     if len(everything) != len(table):
         raise RuntimeError(f"{len(everything)} answers to {len(table)} questions of {table.path}")
-    return [everything[row] for row in range(len(table))]
+    return [list(answers) for answers in zip(*(everything[row] for row in range(len(table))), strict=True)]
+
+
+def _shown(ablations: Sequence[Ablation], num_paintings: int, seed: int) -> Shown:
+    prefixes = [ablation.prefix for ablation in ablations if ablation.image == "on"]
+    return Shown(
+        are_blank=tuple(ablation.image == "blank" for ablation in ablations),
+        has_own_art="on" in prefixes,
+        art_source=shuffled_painting_index(num_paintings, seed) if "shuffled" in prefixes else None,
+    )
 
 
 def _answers(
-    model: KVModulatedBlip2, batch: Batch, settings: AnsweringSettings, world: World, ablation: Ablation
-) -> dict[int, str]:
+    model: KVModulatedBlip2,
+    batch: AnsweringBatch,
+    settings: AnsweringSettings,
+    world: World,
+    ablations: Sequence[Ablation],
+) -> dict[int, tuple[str, ...]]:
+    """The answers of each row, an ablation each."""
     on_device = batch.to(world.device, non_blocking=True)
-    shown, questions = on_device.paintings, on_device.questions
-    assert isinstance(questions, QuestionBatch)
-    features = model.encode(shown) if isinstance(shown, PaintingViews) else shown
-    visual_tokens = model.visual_tokens(features, use_prefix=ablation.prefix != "off")
-    answers = model.generate_answers(visual_tokens, questions, settings.max_new_tokens)
-    return dict(zip(batch.rows, answers, strict=True))
+    visual_IKD = _visual_tokens(model, on_device, ablations)
+    answers = model.generate_answers(visual_IKD, on_device.prompts, settings.max_new_tokens)
+    number = len(batch.rows)
+    return {row: tuple(answers[place::number]) for place, row in enumerate(batch.rows)}
+
+
+def _visual_tokens(model: KVModulatedBlip2, batch: AnsweringBatch, ablations: Sequence[Ablation]) -> Tensor:
+    """What OPT reads of the paintings, (I, K, D), ablation after ablation, as the prompts count them."""
+    parts: dict[Ablation, list[Tensor]] = {ablation: [] for ablation in ablations}
+    paintings, other_art = batch.paintings, batch.other_art
+    for start in range(0, 0 if paintings is None else len(paintings), PAINTINGS_AT_ONCE):
+        assert paintings is not None
+        some = slice(start, start + PAINTINGS_AT_ONCE)
+        features = _features(model, paintings[some])
+        art_IF = features.art_features
+        others_IF = art_IF if other_art is None else other_art[some]
+        if other_art is not None and isinstance(paintings, PaintingViews):
+            others_IF = model.encode_art(other_art[some])
+        for ablation in ablations:
+            if ablation.image == "on":
+                shown_IF = others_IF if ablation.prefix == "shuffled" else art_IF
+                shown = PaintingFeatures(features.image_features, shown_IF)
+                parts[ablation].append(model.visual_tokens(shown, use_prefix=ablation.prefix != "off"))
+    if batch.blank is not None:
+        features = _features(model, batch.blank)
+        for ablation in ablations:
+            if ablation.image == "blank":
+                parts[ablation].append(model.visual_tokens(features, use_prefix=ablation.prefix != "off"))
+    return torch.cat([part for of_ablation in parts.values() for part in of_ablation])
+
+
+def _features(model: KVModulatedBlip2, paintings: PaintingViews | PaintingFeatures) -> PaintingFeatures:
+    return model.encode(paintings) if isinstance(paintings, PaintingViews) else paintings
 
 
 def _any(flag: bool, world: World) -> bool:

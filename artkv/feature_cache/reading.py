@@ -50,10 +50,13 @@ class CachedPaintings:
     def load(self, paintings: np.ndarray, art_paintings: np.ndarray, pin_memory: bool) -> PaintingFeatures:
         """(I, N, V) in the compute dtype and (I, F) float32."""
         image = self._records(self._places[paintings], self._image, self._image_offsets, pin_memory)
-        art = None
-        if self._art is not None:
-            art = self._records(self._places[art_paintings], self._art, self._art_offsets, pin_memory)
-        return PaintingFeatures(image, art)
+        return PaintingFeatures(image, self.load_art(art_paintings, pin_memory))
+
+    def load_art(self, paintings: np.ndarray, pin_memory: bool) -> Tensor | None:
+        """(I, F) float32."""
+        if self._art is None:
+            return None
+        return self._records(self._places[paintings], self._art, self._art_offsets, pin_memory)
 
     def load_blank(self, number: int, pin_memory: bool) -> PaintingFeatures:
         """See `PaintingSource`."""

@@ -11,12 +11,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from artkv.batch import Batch, PackedQuestions, PaintingFeatures, PaintingViews, QuestionBatch
+from artkv.batch import (
+    Batch,
+    PackedPrompts,
+    PackedQuestions,
+    PackedRows,
+    PaintingFeatures,
+    PaintingViews,
+    QuestionBatch,
+)
 from artkv.kv_modulation import KVPrefix, KVPrefixGenerator
 from artkv.models.backbone.blip2_backbone import Blip2Backbone
 from artkv.models.cuda_graphs import CudaRecorder, GraphedTower, graphs_are_wanted
 from artkv.models.opt.answer_gradients import AnswerGradients, packed_answer_losses
-from artkv.models.opt.answers import answer_cross_entropy, generate_token_ids, hidden_at_answers
+from artkv.models.opt.answers import answer_cross_entropy, hidden_at_answers
+from artkv.models.opt.decoding import DecodingLimits, decode_greedily
 from artkv.models.opt.packed_sequences import packed_embeddings
 
 
@@ -104,9 +113,14 @@ class KVModulatedBlip2(nn.Module):
     @torch.no_grad()
     def encode(self, paintings: PaintingViews) -> PaintingFeatures:
         """The frozen encoders' features of each painting."""
-        efficientnet = self.parts.efficientnet
-        art_features_IF = None if efficientnet is None else efficientnet(paintings.efficientnet_pixels)
+        art_features_IF = self.encode_art(paintings.efficientnet_pixels)
         return PaintingFeatures(self.backbone.encode_images(paintings.vit_pixels), art_features_IF)
+
+    @torch.no_grad()
+    def encode_art(self, pixels_I3EE: Tensor) -> Tensor | None:
+        """The EfficientNet's features of each painting, (I, F); None without one."""
+        efficientnet = self.parts.efficientnet
+        return None if efficientnet is None else efficientnet(pixels_I3EE)
 
     def prefix(self, art_features_IF: Tensor) -> KVPrefix:
         """The key/value prefix of each painting."""
@@ -182,18 +196,27 @@ class KVModulatedBlip2(nn.Module):
         ).last_hidden_state
         return hidden_at_answers(hidden_QSD, questions.answer_places, num_visual=visual_IKD.shape[1])
 
-    def _packed_embeddings(self, visual_IKD: Tensor, questions: PackedQuestions) -> Tensor:
+    def _packed_embeddings(self, visual_IKD: Tensor, rows: PackedRows) -> Tensor:
         """What OPT reads, (R, L, D), but for positions."""
-        text_RLD = self.backbone.language_model.get_input_embeddings()(questions.token_ids)
-        return packed_embeddings(text_RLD, visual_IKD, questions)
+        text_RLD = self.backbone.language_model.get_input_embeddings()(rows.token_ids)
+        return packed_embeddings(text_RLD, visual_IKD, rows)
 
     @torch.no_grad()
-    def generate_answers(self, visual_IKD: Tensor, questions: QuestionBatch, max_new_tokens: int) -> list[str]:
-        """Greedy answers, without the question and cut at the newline; the same alone and in a batch."""
-        embeds_QSD, mask_QS = self._prompt_embeddings(visual_IKD, questions)
-        tokenizer = self.backbone.tokenizer
-        token_ids = generate_token_ids(self.backbone.language_model, tokenizer, embeds_QSD, mask_QS, max_new_tokens)
-        answers: Sequence[str] = tokenizer.batch_decode(token_ids, skip_special_tokens=True)
+    def generate_answers(self, visual_IKD: Tensor, prompts: PackedPrompts, max_new_tokens: int) -> list[str]:
+        """Greedy answers, without the question and cut at the newline; the same alone and in a batch.
+
+        An answer also ends where OPT has no position left for it.
+        """
+        backbone = self.backbone
+        token_ids = decode_greedily(
+            backbone.language_model,
+            backbone.tokenizer,
+            prompts,
+            self._packed_embeddings(visual_IKD, prompts),
+            DecodingLimits(max_new_tokens, backbone.max_positions),
+            look_back=0 if "opt" in backbone.streamed else 1,
+        )
+        answers: Sequence[str] = backbone.tokenizer.batch_decode(token_ids, skip_special_tokens=True)
         return [answer.split("\n", 1)[0].strip() for answer in answers]
 
     def _prompt_embeddings(self, visual_IKD: Tensor, questions: QuestionBatch) -> tuple[Tensor, Tensor]:

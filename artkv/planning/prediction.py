@@ -30,6 +30,8 @@ from artkv.planning.transfer import (
 CUDA_OVERHEAD_BYTES = 512 * 2**20
 # Products with quantised weights against plain ones, dequantisation included.
 QUANTISED_SLOWDOWN = 1.5
+# Answered at once under `evaluation.batch_size: auto`, which takes what is left; fewer would be slow.
+_QUESTIONS_OF_AUTO = 16
 _PAGE_BYTES = 4096
 
 
@@ -281,7 +283,8 @@ def _evaluation_batch(config: Config, text_tokens: int) -> tuple[BatchShape, int
     evaluation = config.evaluation
     if not evaluation.each_epoch:
         return None
-    return BatchShape(evaluation.batch_size, evaluation.batch_size, text_tokens), evaluation.max_new_tokens
+    questions = _QUESTIONS_OF_AUTO if evaluation.batch_size == "auto" else evaluation.batch_size
+    return BatchShape(questions, questions, text_tokens), evaluation.max_new_tokens
 
 
 def _whole_pages(num_bytes: int) -> int:

@@ -11,9 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from artkv.batch import Batch
-from artkv.datasets.batches import BatchMaker, evaluation_loader, training_loader
+from artkv.batch import AnsweringBatch, Batch, PaintingViews
+from artkv.datasets.batches import BatchMaker, Shown, answering_loader, evaluation_loader, training_loader
 from artkv.datasets.order import MicroBatch, plan_epoch, plan_evaluation
+from artkv.datasets.packing import PackingSettings
 from artkv.datasets.painting_source import DecodedPictures
 from artkv.datasets.pictures import PaintingTransform, open_picture
 from artkv.datasets.question_set import QuestionSet
@@ -218,25 +219,85 @@ def test_evaluation_batches(table: QuestionTable, tiny_tokenizer: Any, world: in
     assert sorted(asked) == list(range(len(table)))
 
 
-def test_evaluation_with_answers_and_blank_pictures(table: QuestionTable, tiny_tokenizer: Any) -> None:
-    grey_vit, grey_efficientnet = TRANSFORM.blank()
-    for batch in load_evaluation(table, tiny_tokenizer, with_answers=True, blank=True):
+def test_evaluation_with_answers(table: QuestionTable, tiny_tokenizer: Any) -> None:
+    for batch in load_evaluation(table, tiny_tokenizer, with_answers=True):
         check_texts(table, tiny_tokenizer, batch, with_answers=True)
-        assert torch.equal(batch.paintings.vit_pixels, grey_vit.expand(len(batch.paintings), -1, -1, -1))
-        assert torch.equal(
-            batch.paintings.efficientnet_pixels, grey_efficientnet.expand(len(batch.paintings), -1, -1, -1)
-        )
 
 
-def test_art_encoder_can_look_at_another_painting(table: QuestionTable, tiny_tokenizer: Any) -> None:
+def load_answering(table: QuestionTable, tokenizer: Any, shown: Shown, **place: int) -> list[AnsweringBatch]:
+    plan = plan_evaluation(table.painting_of_row, batch_size=4)
+    world = rank_of(place.get("rank", 0), place.get("world", 1))
+    packing = PackingSettings(num_visual_tokens=2, hidden_size=64)
+    return list(answering_loader(question_set(table, tokenizer), plan, world, 1, packing, shown))
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_each_question_is_asked_once_with_its_own_painting(
+    table: QuestionTable, tiny_tokenizer: Any, world: int
+) -> None:
+    asked = []
+    for rank in range(world):
+        for batch in load_answering(table, tiny_tokenizer, Shown(), rank=rank, world=world):
+            asked += batch.rows
+            assert len(batch.prompts) == len(batch.rows)
+            for row, place in zip(batch.rows, batch.prompts.places.tolist(), strict=True):
+                number, text = prompt_at(batch, place)
+                assert text == encode_prompt(tiny_tokenizer, PROMPT, table.questions[row])
+                views = TRANSFORM(open_picture(table.painting_paths[int(table.painting_of_row[row])]))
+                assert isinstance(batch.paintings, PaintingViews)
+                assert torch.equal(batch.paintings.vit_pixels[number], views[0])
+                assert torch.equal(batch.paintings.efficientnet_pixels[number], views[1])
+            assert batch.blank is batch.other_art is None
+    assert sorted(asked) == list(range(len(table)))
+
+
+def prompt_at(batch: AnsweringBatch, place: int) -> tuple[int, list[int]]:
+    """The painting that a question's piece shows, as the pieces count, and its text."""
+    prompts = batch.prompts
+    row, slot = divmod(place, prompts.last_columns.shape[1])
+    column, ends = int(prompts.last_columns[row, slot]), prompts.subtree_end[row].tolist()
+    seen = [j for j in range(column + 1) if column < ends[j]]
+    piece = prompts.piece_places.tolist().index(row * prompts.token_ids.shape[1] + seen[0])
+    return int(prompts.piece_painting[piece]), prompts.token_ids[row, seen[2:]].tolist()
+
+
+def test_ways_of_showing_count_their_paintings_one_after_the_other(table: QuestionTable, tiny_tokenizer: Any) -> None:
+    """Shown twice, blank in between, with what the EfficientNet sees of another painting beside it."""
     art_source = np.roll(np.arange(NUM_PAINTINGS), 1)
-    for batch in load_evaluation(table, tiny_tokenizer, art_source=art_source):
-        for row, place in zip(batch.rows, batch.questions.painting_index.tolist(), strict=True):
+    shown = Shown(are_blank=(False, True, False), art_source=art_source)
+    grey_vit, grey_efficientnet = TRANSFORM.blank()
+    for batch in load_answering(table, tiny_tokenizer, shown):
+        assert isinstance(batch.paintings, PaintingViews)
+        assert isinstance(batch.blank, PaintingViews)
+        assert batch.other_art is not None
+        number = len(batch.paintings)
+        assert torch.equal(batch.blank.vit_pixels, grey_vit[None])
+        assert torch.equal(batch.blank.efficientnet_pixels, grey_efficientnet[None])
+        shown_at = [prompt_at(batch, place)[0] for place in batch.prompts.places.tolist()]
+        first, blank, second = (shown_at[n * len(batch.rows) : (n + 1) * len(batch.rows)] for n in range(3))
+        assert set(blank) == {number}
+        assert second == [number + 1 + place for place in first]
+        assert len(batch.prompts) == 3 * len(batch.rows)
+        for row, place in zip(batch.rows, first, strict=True):
+            other = table.painting_paths[int(art_source[table.painting_of_row[row]])]
+            assert torch.equal(batch.other_art[place], TRANSFORM(open_picture(other))[1])
+
+
+def test_only_what_is_shown_is_loaded(table: QuestionTable, tiny_tokenizer: Any) -> None:
+    art_source = np.roll(np.arange(NUM_PAINTINGS), 1)
+    for batch in load_answering(table, tiny_tokenizer, Shown(has_own_art=False, art_source=art_source)):
+        assert batch.other_art is None
+        for row, place in zip(batch.rows, batch.prompts.places.tolist(), strict=True):
             painting = int(table.painting_of_row[row])
             own = TRANSFORM(open_picture(table.painting_paths[painting]))[0]
             others = TRANSFORM(open_picture(table.painting_paths[int(art_source[painting])]))[1]
-            assert torch.equal(batch.paintings.vit_pixels[place], own)
-            assert torch.equal(batch.paintings.efficientnet_pixels[place], others)
+            assert isinstance(batch.paintings, PaintingViews)
+            assert torch.equal(batch.paintings.vit_pixels[prompt_at(batch, place)[0]], own)
+            assert torch.equal(batch.paintings.efficientnet_pixels[prompt_at(batch, place)[0]], others)
+    for batch in load_answering(table, tiny_tokenizer, Shown(are_blank=(True,), has_own_art=False)):
+        assert batch.paintings is batch.other_art is None
+        assert batch.blank is not None
+        assert len(batch.blank) == 1
 
 
 def test_each_painting_is_decoded_once_a_micro_batch(

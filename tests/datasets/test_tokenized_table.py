@@ -11,7 +11,7 @@ import artkv.datasets.tokenized_table as tokenized_table
 from artkv.datasets.image_index import ImageIndex
 from artkv.datasets.table import QuestionTable, read_table
 from artkv.datasets.tokenization import encode_for_training, encode_prompt
-from artkv.datasets.tokenized_table import tokenize_table, too_long_questions
+from artkv.datasets.tokenized_table import rows_with_long_answers, tokenize_table, too_long_questions
 
 PROMPT = "Question: {question} Short answer:"
 QUESTIONS = ["Which style?", "Who painted {this}?", "Was malt er, Ä Ö?", "What is thing 3?", "Why </s> now?"]
@@ -65,11 +65,16 @@ def test_rows_that_cannot_be_tokenised_are_told_with_their_lines(table: Question
 
 def test_too_long_rows(table: QuestionTable, tiny_tokenizer: Any) -> None:
     tokenized, _ = tokenize_table(table, tiny_tokenizer, PROMPT)
-    needs = []
-    for row in range(len(table)):
-        ids, labels = tokenized.for_training(row)
-        needs.append(6 + max(len(ids), labels.count(-100) + 4))
+    needs = [6 + len(tokenized.for_training(row)[0]) for row in range(len(table))]
     most = sorted(set(needs))[-2]
-    problems = too_long_questions(tokenized, table, num_visual_tokens=6, max_new_tokens=4, max_positions=most)
+    problems = too_long_questions(tokenized, table, num_visual_tokens=6, max_positions=most)
     assert [problem.line for problem in problems] == [2 + row for row in range(23) if needs[row] > most]
     assert f"the row needs {max(needs)} positions, the language model has {most}" in problems[0].message
+
+
+def test_rows_with_long_answers(table: QuestionTable, tiny_tokenizer: Any) -> None:
+    tokenized, _ = tokenize_table(table, tiny_tokenizer, PROMPT)
+    lengths = [len(tiny_tokenizer(f" {answer}", add_special_tokens=False).input_ids) for answer in table.answers]
+    for most in (min(lengths) - 1, min(lengths), max(lengths) - 1, max(lengths)):
+        expected = [row for row, length in enumerate(lengths) if length > most]
+        assert rows_with_long_answers(tokenized, most) == expected

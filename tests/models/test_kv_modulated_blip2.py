@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 from transformers import Blip2ForConditionalGeneration
 
-from artkv.batch import Batch, PaintingFeatures
-from artkv.datasets.tokenization import IGNORED_LABEL, collate_questions, encode_prompt
+from artkv.batch import Batch, PackedPrompts, PaintingFeatures
+from artkv.datasets.packing import PackingSettings
+from artkv.datasets.prompt_packing import pack_prompts
+from artkv.datasets.tokenization import encode_prompt
 from artkv.models.assembly import BuiltModel
 from artkv.models.kv_modulated_blip2 import KVModulatedBlip2
 from tests.models.conftest import PAINTING_OF_QUESTION, PROMPT, QUESTIONS, training_batch, views
@@ -157,17 +159,13 @@ def test_recomputation_changes_no_gradient(build: Build) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
-def prompts(tokenizer: object, rows: list[int]) -> object:
+def prompts(tokenizer: object, rows: list[int]) -> PackedPrompts:
     encoded = [encode_prompt(tokenizer, PROMPT, QUESTIONS[row][0]) for row in rows]
-    return collate_questions(
-        [(ids, [IGNORED_LABEL] * len(ids)) for ids in encoded],
-        [PAINTING_OF_QUESTION[row] for row in rows],
-        1.0,
-        tokenizer.pad_token_id,
-    )
+    paintings = [PAINTING_OF_QUESTION[row] for row in rows]
+    return pack_prompts(encoded, paintings, tokenizer.pad_token_id, PackingSettings(NUM_VISUAL, 40))
 
 
-def test_answers_are_the_same_alone_and_in_a_padded_batch_and_as_stock_blip2s(
+def test_answers_are_the_same_alone_and_in_a_batch_and_as_stock_blip2s(
     build: Build, stock: Blip2ForConditionalGeneration
 ) -> None:
     model = build(kv_modulation={"enabled": False}).model

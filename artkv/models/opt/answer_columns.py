@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.opt.modeling_opt import eager_attention_forward
 
@@ -27,12 +28,13 @@ def read_answer_columns(block: nn.Module) -> None:
     def at_answers(hidden_states: Tensor, *inputs: Any, answer_columns: Tensor | None = None, **options: Any) -> Any:
         if answer_columns is None:
             return forward(hidden_states, *inputs, **options)
-        return _at_columns(block, hidden_states, options["attention_mask"], answer_columns)
+        cache = options.get("past_key_values")
+        return _at_columns(block, hidden_states, options["attention_mask"], answer_columns, cache)
 
     block.forward = at_answers  # type: ignore[method-assign]
 
 
-def _at_columns(block: Any, hidden_RLD: Tensor, mask_R1LL: Tensor, columns_RC: Tensor) -> Tensor:
+def _at_columns(block: Any, hidden_RLD: Tensor, mask_R1LL: Tensor, columns_RC: Tensor, cache: Cache | None) -> Tensor:
     """`OPTDecoderLayer.forward` in eval mode, with queries at `columns_RC` only."""
     attention = block.self_attn
     num_rows, num_columns, _ = hidden_RLD.shape
@@ -47,12 +49,15 @@ def _at_columns(block: Any, hidden_RLD: Tensor, mask_R1LL: Tensor, columns_RC: T
 
     is_pre_norm = block.do_layer_norm_before
     normed_RLD = block.self_attn_layer_norm(hidden_RLD) if is_pre_norm else hidden_RLD
+    keys_RHLX, values_RHLX = heads(attention.k_proj(normed_RLD)), heads(attention.v_proj(normed_RLD))
+    if cache is not None:
+        keys_RHLX, values_RHLX = cache.update(keys_RHLX, values_RHLX, attention.layer_idx)
     attend = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager_attention_forward)
     out_RCHX, _ = attend(
         attention,
         heads(attention.q_proj(at_places(normed_RLD)) * attention.scaling),
-        heads(attention.k_proj(normed_RLD)),
-        heads(attention.v_proj(normed_RLD)),
+        keys_RHLX,
+        values_RHLX,
         at_places(mask_R1LL.squeeze(1))[:, None],
         scaling=1.0,  # the query is scaled, as in OPT
     )

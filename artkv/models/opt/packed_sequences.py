@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from artkv.batch import PackedQuestions
+from artkv.batch import PackedRows
 
 # CUDA's kernel for masked attention copies a mask whose rows are not aligned to so many elements.
 _MASK_ALIGNMENT = 8
@@ -18,14 +18,21 @@ def tree_attention_mask(subtree_end_RL: Tensor, dtype: torch.dtype) -> Tensor:
     num_rows, num_columns = subtree_end_RL.shape
     columns_L = torch.arange(num_columns, device=subtree_end_RL.device)
     is_seen_RLL = (columns_L[None, :] <= columns_L[:, None]) & (columns_L[:, None] < subtree_end_RL[:, None, :])
+    mask_R1LL = closed_mask((num_rows, num_columns, num_columns), dtype, columns_L.device)
+    return mask_R1LL.masked_fill_(is_seen_RLL[:, None], 0.0)
+
+
+def closed_mask(shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(R, 1, C, L) of -inf: R rows in which C columns attend to none of L."""
+    num_rows, num_queries, num_columns = shape
     aligned = -(-num_columns // _MASK_ALIGNMENT) * _MASK_ALIGNMENT
-    mask_RLL = torch.full((num_rows, num_columns, aligned), float("-inf"), dtype=dtype, device=columns_L.device)
-    return mask_RLL[..., :num_columns].masked_fill_(is_seen_RLL, 0.0)[:, None]
+    mask = torch.full((num_rows, 1, num_queries, aligned), float("-inf"), dtype=dtype, device=device)
+    return mask[..., :num_columns]
 
 
-def packed_embeddings(text_RLD: Tensor, visual_IKD: Tensor, questions: PackedQuestions) -> Tensor:
+def packed_embeddings(text_RLD: Tensor, visual_IKD: Tensor, rows: PackedRows) -> Tensor:
     """The text's embeddings with each piece's visual tokens put in their places, (R, L, D)."""
-    visual_GKD = visual_IKD.to(text_RLD.dtype).index_select(0, questions.piece_painting)
-    places_GK = questions.piece_places[:, None] + torch.arange(visual_IKD.shape[1], device=visual_IKD.device)
+    visual_GKD = visual_IKD.to(text_RLD.dtype).index_select(0, rows.piece_painting)
+    places_GK = rows.piece_places[:, None] + torch.arange(visual_IKD.shape[1], device=visual_IKD.device)
     packed = text_RLD.flatten(0, 1).index_copy(0, places_GK.flatten(), visual_GKD.flatten(0, 1))
     return packed.view_as(text_RLD)

@@ -1,0 +1,241 @@
+"""Greedy decoding of packed prompts.
+
+One forward pass computes all prompts' columns and keeps their keys and values. After it each step computes one new
+token of each question, as new columns of the row that holds its prompt. A row has C slots, one a question:
+
+    [ prompts, as packed | C first tokens | C second tokens | ... ]
+
+and a slot's query sees its prompt and its own new tokens. Cache and mask are laid out anew every few steps: larger, and
+without the questions that have ended. In between every tensor of a step keeps its shape and its place.
+
+Letters in tensor names are explained in `artkv.batch`: C columns ask, L are asked.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import Cache
+
+from artkv.batch import PackedPrompts
+from artkv.datasets.tokenization import newline_token_id
+from artkv.models.opt.packed_sequences import closed_mask, tree_attention_mask
+
+# Steps between two layouts. Most answers end in the first few steps.
+CHUNK_STEPS = 8
+
+
+class DecodingLimits(NamedTuple):
+    """max_new_tokens: of an answer. max_positions: of OPT, visual tokens and prompt included."""
+
+    max_new_tokens: int
+    max_positions: int
+
+
+class Layout(NamedTuple):
+    """What is kept of the rows, and room for more.
+
+    rows: numbers of the rows to keep. slots_RC: of each, the slots to keep; both by the numbers that they have had.
+    prompt_columns: of the packed prompts. old_slots: C, so far. steps: for how many tokens a slot there is to be room.
+    """
+
+    rows: Sequence[int]
+    slots_RC: Tensor
+    prompt_columns: int
+    old_slots: int
+    steps: int
+
+    def of_slots(self, values_RC: Tensor) -> Tensor:
+        """What is kept of one value a slot."""
+        return values_RC[self.rows].take_along_dim(self.slots_RC, dim=1)
+
+    def of_columns(self, held_RHLX: Tensor) -> Tensor:
+        """What is kept of keys or values."""
+        kept = held_RHLX if len(self.rows) == len(held_RHLX) else held_RHLX[self.rows]
+        prompts, own = kept[:, :, : self.prompt_columns], kept[:, :, self.prompt_columns :]
+        if own.shape[2]:
+            by_step = own.unflatten(2, (-1, self.old_slots))
+            own = by_step.take_along_dim(self.slots_RC[:, None, None, :, None], dim=3).flatten(2, 3)
+        num_rows, num_heads, num_written, width = *kept.shape[:2], prompts.shape[2] + own.shape[2], kept.shape[3]
+        # Zeros: what the mask hides is multiplied by 0, and must be a number.
+        num_columns = num_written + self.steps * self.slots_RC.shape[1]
+        laid_out = held_RHLX.new_zeros((num_rows, num_heads, num_columns, width))
+        laid_out[:, :, : self.prompt_columns] = prompts
+        laid_out[:, :, self.prompt_columns : num_written] = own
+        return laid_out
+
+
+class ColumnCache(Cache):
+    """Keys and values of all columns, written at given ones; the blocks that fill it need not know.
+
+    columns_C: int64, where the next keys and values go; None: they are the first, and all there is.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(layers=[])
+        self.columns_C: Tensor | None = None
+        self._held: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Keeps (R, H, C, X) of one block, and returns all that its queries may attend to, (R, H, L, X)."""
+        if self.columns_C is None:
+            self._held[layer_idx] = (key_states, value_states)
+        else:
+            for held, new in zip(self._held[layer_idx], (key_states, value_states), strict=True):
+                held.index_copy_(2, self.columns_C, new)
+        return self._held[layer_idx]
+
+    def lay_out(self, layout: Layout) -> None:
+        """Keeps what `layout` says; one block at a time, so that no other is there twice."""
+        for block, (keys, values) in self._held.items():
+            self._held[block] = (layout.of_columns(keys), layout.of_columns(values))
+
+
+class EndWatch:
+    """Tells when all questions have ended.
+
+    look_back: on CUDA, 1 to look at the step before the last one, so that the device need not run dry while the host
+    looks; the price is one step too many. 0 where a step takes so long that it matters: streamed blocks.
+    """
+
+    def __init__(self, look_back: int) -> None:
+        self._look_back = look_back
+        self._flags: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()
+
+    def have_all_ended(self, ended_RC: Tensor) -> bool:
+        """Whether they have, as far as is looked; to be asked once a step."""
+        flag, event = ended_RC.all(), None
+        if flag.is_cuda:
+            flag = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(flag, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+        self._flags.append((flag, event))
+        if len(self._flags) <= self._look_back:
+            return False
+        flag, event = self._flags.popleft()
+        if event is not None:
+            event.synchronize()
+        return bool(flag)
+
+
+class _Answers:
+    """The answers so far, and what the next step needs: tensors of (R, C) slots.
+
+    ids, positions: of each slot's newest token. ended: whether it has its last one, or never had a question.
+    left: how many tokens it may still have. places: where in the flattened first layout it was. mask_R1CL: whom its
+    query sees. written: (steps, places) of the first layout, all tokens, filled up with padding.
+    """
+
+    def __init__(self, prompts: PackedPrompts, mask_R1LL: Tensor, limits: DecodingLimits, tokenizer: Any) -> None:
+        last_RC, self._pad_id = prompts.last_columns, tokenizer.pad_token_id
+        self._end_ids = (newline_token_id(tokenizer), tokenizer.eos_token_id)
+        self._last_position = limits.max_positions - 1
+        self.positions_RC = prompts.position_ids.gather(1, last_RC)
+        self.ids_RC = torch.full_like(last_RC, self._pad_id)
+        self.ended_RC = ~prompts.is_asked
+        self._left_RC = (limits.max_positions - 1 - self.positions_RC).clamp(max=limits.max_new_tokens)
+        self._places_RC = torch.arange(last_RC.numel(), device=last_RC.device).view_as(last_RC)
+        self.written = last_RC.new_full((limits.max_new_tokens, last_RC.numel()), self._pad_id)
+        self.mask_R1CL = mask_R1LL.take_along_dim(last_RC[:, None, :, None], dim=2)
+        self._prompt_columns = self.mask_R1CL.shape[3]
+        self._own_R1CC = self.mask_R1CL
+
+    def take(self, step: int, ids_RC: Tensor) -> None:
+        """Adds the tokens of a step, (R, C), to the answers that have not ended."""
+        self.ids_RC = ids_RC.masked_fill(self.ended_RC, self._pad_id)
+        self.written[step].index_copy_(0, self._places_RC.flatten(), self.ids_RC.flatten())
+        self._left_RC -= 1
+        newline, eos = self._end_ids
+        self.ended_RC |= (self.ids_RC == newline) | (self.ids_RC == eos) | (self._left_RC <= 0)
+        # Ended slots are computed along; their positions must be some.
+        self.positions_RC = (self.positions_RC + 1).clamp(max=self._last_position)
+
+    def layout(self, steps: int) -> Layout | None:
+        """All rows that have a question left, in each of them as many slots as the fullest has; None where none has."""
+        alive = (~self.ended_RC).sum(dim=1).tolist()
+        rows = [row for row, number in enumerate(alive) if number]
+        if not rows:
+            return None
+        living_first_RC = self.ended_RC[rows].to(torch.uint8).argsort(dim=1, stable=True)
+        return Layout(rows, living_first_RC[:, : max(alive)], self._prompt_columns, self.ended_RC.shape[1], steps)
+
+    def lay_out(self, layout: Layout, cache: ColumnCache) -> None:
+        """Goes over to a layout, and lets the cache write the next tokens into it."""
+        num_rows, num_slots = layout.slots_RC.shape
+        num_past = (self.mask_R1CL.shape[3] - self._prompt_columns) // layout.old_slots
+        prompts_R1CL = self.mask_R1CL[layout.rows][..., : self._prompt_columns]
+        prompts_R1CL = prompts_R1CL.take_along_dim(layout.slots_RC[:, None, :, None], dim=2)
+        self.ids_RC, self.positions_RC = layout.of_slots(self.ids_RC), layout.of_slots(self.positions_RC)
+        self.ended_RC, self._left_RC = layout.of_slots(self.ended_RC), layout.of_slots(self._left_RC)
+        self._places_RC = layout.of_slots(self._places_RC)
+        num_columns = self._prompt_columns + (num_past + layout.steps) * num_slots
+        device = prompts_R1CL.device
+        self.mask_R1CL = closed_mask((num_rows, num_slots, num_columns), prompts_R1CL.dtype, device)
+        self.mask_R1CL[..., : self._prompt_columns] = prompts_R1CL
+        own_R1CC = closed_mask((num_rows, num_slots, num_slots), prompts_R1CL.dtype, device)
+        self._own_R1CC = own_R1CC.masked_fill_(torch.eye(num_slots, dtype=torch.bool, device=device), 0.0)
+        for past in range(num_past):
+            start = self._prompt_columns + past * num_slots
+            self.mask_R1CL[..., start : start + num_slots] = self._own_R1CC
+        cache.lay_out(layout)
+        start = self._prompt_columns + num_past * num_slots
+        cache.columns_C = torch.arange(start, start + num_slots, device=device)
+
+    def see_own(self, columns_C: Tensor) -> None:
+        """Lets each slot's query see its own among the columns of the next tokens."""
+        self.mask_R1CL.index_copy_(3, columns_C, self._own_R1CC)
+
+
+def decode_greedily(
+    language_model: Any,
+    tokenizer: Any,
+    prompts: PackedPrompts,
+    embeds_RLD: Tensor,
+    limits: DecodingLimits,
+    look_back: int = 0,
+) -> Tensor:
+    """The new tokens of each question, (Q, max_new_tokens), ended by a newline or `</s>` and filled up with padding.
+
+    Args:
+        language_model: transformers' OPT, after `read_answer_columns`.
+        embeds_RLD: what OPT reads of the prompts, visual tokens included.
+        look_back: see `EndWatch`.
+    """
+    decoder, head = language_model.model.decoder, language_model.lm_head
+    embed = language_model.get_input_embeddings()
+    cache, watch = ColumnCache(), EndWatch(look_back if embeds_RLD.is_cuda else 0)
+    mask_R1LL = tree_attention_mask(prompts.subtree_end, embeds_RLD.dtype)
+    answers = _Answers(prompts, mask_R1LL, limits, tokenizer)
+    hidden_RCD = decoder(
+        inputs_embeds=embeds_RLD,
+        attention_mask=mask_R1LL,
+        position_ids=prompts.position_ids,
+        past_key_values=cache,
+        answer_columns=prompts.last_columns,
+        use_cache=False,
+    ).last_hidden_state
+    answers.take(0, head(hidden_RCD).argmax(dim=-1))
+    for step in range(1, limits.max_new_tokens):
+        if watch.have_all_ended(answers.ended_RC):
+            break
+        if (step - 1) % CHUNK_STEPS == 0:
+            layout = answers.layout(min(CHUNK_STEPS, limits.max_new_tokens - step))
+            if layout is None:
+                break
+            answers.lay_out(layout, cache)
+        assert cache.columns_C is not None
+        answers.see_own(cache.columns_C)
+        hidden_RCD = decoder(
+            inputs_embeds=embed(answers.ids_RC),
+            attention_mask=answers.mask_R1CL,
+            position_ids=answers.positions_RC,
+            past_key_values=cache,
+            use_cache=False,
+        ).last_hidden_state
+        cache.columns_C += answers.ids_RC.shape[1]
+        answers.take(step, head(hidden_RCD).argmax(dim=-1))
+    return answers.written.index_select(1, prompts.places).T

@@ -1,0 +1,107 @@
+"""How many questions fit: the arithmetic, and that ranks agree."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from artkv.datasets.order import plan_evaluation
+from artkv.distributed import World
+from artkv.evaluation import batch_size
+from artkv.evaluation.batch_size import (
+    MOST_QUESTIONS,
+    QUESTIONS_ON_A_CPU,
+    automatic_batch_size,
+    even_batch_size,
+    question_bytes,
+    questions_that_fit,
+)
+from tests.feature_cache.conftest import ThreadWorld, on_ranks
+
+GIB = 2**30
+
+
+def opt_model(dtype: torch.dtype = torch.bfloat16, **changes: int) -> Any:
+    """BLIP-2 OPT-2.7b's numbers."""
+    opt = {"num_hidden_layers": 32, "hidden_size": 2560, "ffn_dim": 10240, "vocab_size": 50304} | changes
+    backbone = SimpleNamespace(
+        num_query_tokens=32,
+        max_positions=2048,
+        dtype=dtype,
+        language_model=SimpleNamespace(config=SimpleNamespace(**opt)),
+    )
+    return SimpleNamespace(backbone=backbone)
+
+
+def test_keys_and_values_are_nearly_all_of_a_question() -> None:
+    # 32 visual tokens, 15 of the prompt, 100 new ones: each 2 x 32 x 2560 numbers in bf16.
+    keys_and_values = 147 * 2 * 32 * 2560 * 2
+    size = question_bytes(opt_model(), prompt_tokens=15, max_new_tokens=100, painting_bytes=0)
+    assert keys_and_values < size < 1.3 * keys_and_values
+    assert question_bytes(opt_model(torch.float32), 15, 100, 0) == 2 * size
+    assert question_bytes(opt_model(), 15, 100, 10**6) == size + 10**6
+
+
+def test_an_answer_takes_no_more_positions_than_there_are() -> None:
+    assert question_bytes(opt_model(), 15, 2048 - 47, 0) == question_bytes(opt_model(), 15, 5000, 0)
+    assert question_bytes(opt_model(), 15, 20, 0) < question_bytes(opt_model(), 15, 21, 0)
+
+
+@pytest.mark.parametrize(("free_gib", "least", "most"), [(6, 64, 128), (24, 256, 400), (70, 512, 512), (0, 1, 1)])
+def test_what_fits_into_cards_of_usual_sizes(free_gib: int, least: int, most: int) -> None:
+    size = question_bytes(opt_model(), 15, 100, 2_000_000)
+    assert least <= questions_that_fit(free_gib * GIB, size) <= most
+    assert questions_that_fit(1000 * GIB, size) == MOST_QUESTIONS
+
+
+def question_set(painting_of_row: list[int]) -> Any:
+    return SimpleNamespace(
+        table=SimpleNamespace(painting_of_row=np.array(painting_of_row)),
+        tokenized=SimpleNamespace(prompt_lengths=np.array([9, 15])),
+        paintings=SimpleNamespace(
+            load_blank=lambda number, pin_memory: SimpleNamespace(pixels=torch.zeros(number, 1000), art=None)
+        ),
+    )
+
+
+def test_ranks_take_what_the_fullest_of_them_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else they would share out other batches each, and meet at other questions."""
+    questions = question_set(list(range(10_000)))
+    fitting = questions_that_fit(10 * GIB, question_bytes(opt_model(), 15, 100, 4000))
+    assert fitting < questions_that_fit(30 * GIB, question_bytes(opt_model(), 15, 100, 4000))
+    free = {0: 30 * GIB, 1: 10 * GIB}
+
+    def on_rank(world: ThreadWorld) -> int:
+        object.__setattr__(world, "device", torch.device("cuda", world.rank))
+        return automatic_batch_size(opt_model(), questions, 100, 4, world)
+
+    monkeypatch.setattr(batch_size, "free_device_bytes", lambda device: free[device.index])
+    first, second = on_ranks(2, on_rank)
+    assert first == second
+    assert 0.9 * fitting // 4 < first <= fitting // 4
+
+
+def test_a_cpu_gets_a_stated_number() -> None:
+    world = World(0, 0, 1, torch.device("cpu"))
+    questions = question_set(list(range(1280)))
+    assert automatic_batch_size(opt_model(), questions, 100, 1, world) == QUESTIONS_ON_A_CPU
+    assert automatic_batch_size(opt_model(), questions, 100, 4, world) == QUESTIONS_ON_A_CPU // 4
+    assert automatic_batch_size(opt_model(), question_set([0, 1]), 100, 200, world) == 1
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_rank_is_idle_in_the_last_round(seed: int) -> None:
+    """As many batches as rounds times ranks or fewer, and none of them above what fits."""
+    rng = np.random.default_rng(seed)
+    painting_of_row = np.repeat(np.arange(200), rng.integers(1, 9, 200))
+    most, ranks = int(rng.integers(20, 700)), int(rng.integers(1, 9))
+    size = even_batch_size(most, painting_of_row, ranks)
+    assert size <= most
+    plan = plan_evaluation(painting_of_row, size)
+    rounds = -(-len(painting_of_row) // (most * ranks))
+    if size < most:
+        assert plan.num_micro_batches <= rounds * ranks
+    # Of the eight questions that a painting may have, a batch has at most seven more than its even share.
+    assert size <= -(-len(painting_of_row) // (rounds * ranks)) + 7
