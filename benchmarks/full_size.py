@@ -114,9 +114,9 @@ def write_random_blip2(folder: Path) -> None:
 def train(options: argparse.Namespace, world: World) -> dict[str, object]:
     """The figures of this rank."""
     began = time.perf_counter()
-    frozen = FrozenConfig(opt=options.opt)
+    frozen = FrozenConfig(opt=options.opt, vit="resident", feature_cache=None)
     if options.opt == "stream":
-        frozen = FrozenConfig(opt="stream", slots=options.slots, storage=options.storage)
+        frozen = frozen.model_copy(update={"slots": options.slots, "storage": options.storage})
     training = TrainingConfig(batch_size=options.questions, activation_checkpointing=False, seed=0)
     config = Config(
         model=ModelConfig(blip2=str(options.folder), dtype=options.dtype),

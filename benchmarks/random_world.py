@@ -226,7 +226,7 @@ def run_settings(
             "batch_size": batch_size, "num_epochs": 1000, "warmup_steps": 10, "pack_questions": options["packing"],
         },
         "evaluation": {"each_epoch": False},
-        "frozen": {"opt": "resident"},
+        "frozen": {"opt": "resident", "vit": "resident", "feature_cache": None},
         "run": {"output_dir": output_dir, "checkpoint_every": 10**9},
     }  # fmt: skip
     if options["cache"]:

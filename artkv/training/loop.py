@@ -20,6 +20,7 @@ from artkv.session import Session
 from artkv.training.engine import TrainingEngine
 from artkv.training.measures import StepMeasures
 from artkv.training.saving import Saver
+from artkv.training.schedule import total_steps, warmup_steps
 from artkv.training.step import answer_token_count, seed_step, train_step
 from artkv.training.stops import NumberToHost, RunStops
 
@@ -37,19 +38,6 @@ class StepReport(NamedTuple):
     loss_sum: Tensor
     answer_tokens: Tensor
     stop_votes: NumberToHost
-
-
-def total_steps(table: QuestionTable, config: Config, per_step: int) -> int:
-    """Optimizer steps of the whole run; epochs differ by a few, as paintings fill micro-batches differently.
-
-    per_step: micro-batches of a step, those of all ranks.
-    """
-    training = config.training
-    plans = (
-        plan_epoch(table.painting_of_row, training.batch_size, training.seed, epoch)
-        for epoch in range(training.num_epochs)
-    )
-    return sum(plan.num_steps(per_step) for plan in plans)
 
 
 def fit(
@@ -70,7 +58,7 @@ def fit(
     config, world, questions = session.config, session.world, session.questions["train"]
     training, table = config.training, questions.table
     per_step = engine.accumulation * world.size
-    warmup_questions = training.warmup_steps * _questions_per_step(table, config, per_step)
+    warmup_questions = _warmup_questions(table, config, per_step)
     total_questions = training.num_epochs * len(table)
     skipped_before_start = progress.skipped_steps
     measures = StepMeasures(engine, world)
@@ -171,10 +159,11 @@ def learning_rate(
     return peak * min(1.0, max(0, total_questions - questions_before) / decaying)
 
 
-def _questions_per_step(table: QuestionTable, config: Config, per_step: int) -> int:
-    """What an average step sees: paintings stay together, so most micro-batches are not quite full."""
+def _warmup_questions(table: QuestionTable, config: Config, per_step: int) -> int:
+    """What the warm-up's steps see on average: paintings stay together, so most micro-batches are not quite full."""
+    steps = warmup_steps(config.training, total_steps(table, config, per_step))
     plan = plan_epoch(table.painting_of_row, config.training.batch_size, config.training.seed, epoch=0)
-    return round(len(table) / plan.num_steps(per_step))
+    return steps * round(len(table) / plan.num_steps(per_step))
 
 
 def _diverged(progress: Progress) -> RunFailed:
