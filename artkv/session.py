@@ -182,6 +182,11 @@ class Session:
         }
         return self
 
+    def unload(self) -> None:
+        """Lets go of the model and of what was made of it, to load it anew; data and features stay."""
+        del self.built
+        self.questions = {}
+
     def tokenize(self, table: QuestionTable, backbone: Blip2Backbone) -> tuple[TokenizedTable, list[Problem]]:
         """The table's token ids, and a problem for each row that cannot be tokenised or is too long."""
         tokenized, problems = tokenize_table(table, backbone.tokenizer, self.config.dataset.prompt)

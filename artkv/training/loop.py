@@ -10,7 +10,6 @@ from artkv.batch import Batch
 from artkv.config import Config
 from artkv.datasets.batches import training_loader
 from artkv.datasets.order import plan_epoch
-from artkv.datasets.packing import PackingSettings
 from artkv.datasets.table import QuestionTable
 from artkv.distributed import World
 from artkv.errors import RunFailed
@@ -19,6 +18,7 @@ from artkv.run_folder.state import Progress
 from artkv.session import Session
 from artkv.training.engine import TrainingEngine
 from artkv.training.measures import StepMeasures
+from artkv.training.placing import packing_of
 from artkv.training.saving import Saver
 from artkv.training.schedule import total_steps, warmup_steps
 from artkv.training.step import answer_token_count, seed_step, train_step
@@ -80,7 +80,7 @@ def fit(
         first_step = plan.step_at_groups(progress.groups_consumed, per_step)
         seen_before_epoch = progress.questions_seen - plan.questions_before_step(first_step, per_step)
         batches_of_steps = training_loader(
-            questions, plan, first_step, engine.accumulation, world, config.dataset.workers, _packing(session)
+            questions, plan, first_step, engine.accumulation, world, config.dataset.workers, packing_of(session)
         )
         for epoch_step, batches in enumerate(measures.waits_for(batches_of_steps), start=first_step):
             questions_after = seen_before_epoch + plan.questions_before_step(epoch_step + 1, per_step)
@@ -171,13 +171,6 @@ def _diverged(progress: Progress) -> RunFailed:
         f"step {progress.step}: loss or gradient was not finite in {progress.nonfinite_steps_in_a_row} steps in a row; "
         "lower training.learning_rate, or look at the loss in metrics.jsonl; the checkpoints before this are good"
     )
-
-
-def _packing(session: Session) -> PackingSettings | None:
-    backbone = session.model.backbone
-    if not session.config.training.pack_questions:
-        return None
-    return PackingSettings(backbone.num_query_tokens, backbone.language_model_width)
 
 
 def _after_step(

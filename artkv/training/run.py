@@ -32,6 +32,7 @@ from artkv.run_folder.status import recorded_state
 from artkv.session import Session, pictures_folder, training_splits
 from artkv.training.engine import TrainingEngine
 from artkv.training.loop import Validate, fit, is_finished
+from artkv.training.placing import engine_that_fits
 from artkv.training.preemption import StopRequests, job_end_time
 from artkv.training.saving import Saver
 from artkv.training.schedule import total_steps, warmup_steps
@@ -105,22 +106,28 @@ def _train_from(
             stops.note_gain()
         stops.stop_if_asked()
 
-    session.load(None, after_each_batch, Use(trains=True, accumulation=accumulation))
-    model, built = session.model, session.built
-    dtype = str(model.backbone.dtype).removeprefix("torch.")
-    identity = Identity(built.frozen_hash, data_hash, dtype, accumulation * world.size)
+    def load(use: Use) -> None:
+        session.load(None, after_each_batch, use)
+
+    use = Use(trains=True, accumulation=accumulation)
+    load(use)
+    dtype = str(session.model.backbone.dtype).removeprefix("torch.")
+    identity = Identity(session.built.frozen_hash, data_hash, dtype, accumulation * world.size)
     _check_ranks_agree(identity, world)
-    state, progress = TrainableState(built.initial_values, {}, {}, 0), Progress()
+    state, progress = TrainableState(session.built.initial_values, {}, {}, 0), Progress()
     if resumed is not None:
         world.together(lambda: _check_belongs(resumed.checkpoint, session, identity))
         state, progress = resumed.state, resumed.checkpoint.progress
     stops.stop_if_asked()
     if resumed is not None and world.broadcast(world.on_main(lambda: _has_nothing_to_do(resumed.checkpoint, config))):
         return progress  # config, environment and status stay those of the start that trained
-    num_trainable = sum(parameter.numel() for parameter in model.parameters())
-    is_bf16 = model.backbone.dtype == torch.bfloat16
+    num_trainable = sum(parameter.numel() for parameter in session.model.parameters())
+    is_bf16 = session.model.backbone.dtype == torch.bfloat16
     deepspeed_config = fill_deepspeed_config(deepspeed_tree, training, accumulation, world.size, is_bf16, num_trainable)
-    engine = TrainingEngine(model, deepspeed_config, training.weight_decay, state)
+    engine = engine_that_fits(
+        session, use, load,
+        lambda: TrainingEngine(session.model, deepspeed_config, training.weight_decay, state),
+    )  # fmt: skip
     world.on_main(lambda: _prepare_run_folder(config, None if resumed is None else resumed.checkpoint))
     log = RunLog(
         run_dir, world.rank, steps, progress.step if resumed else None, redo_validation=progress.validation_due
