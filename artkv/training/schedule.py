@@ -28,9 +28,10 @@ def warmup_steps(training: TrainingConfig, steps: int) -> int:
     if training.warmup_steps == "auto":
         return min(round(WARMUP_SHARE * steps), MOST_WARMUP_STEPS)
     if training.warmup_steps >= max(1, steps):
+        told = "1 step" if steps == 1 else f"{steps} steps"
         raise UserError(
-            f"training.warmup_steps = {training.warmup_steps}: the run has {steps} steps, and its learning rate would "
-            f"never stop rising; give fewer, such as {round(WARMUP_SHARE * steps)}, or auto",
+            f"training.warmup_steps = {training.warmup_steps}: the run has {told}, and its learning rate would never "
+            f"stop rising; give fewer, such as {round(WARMUP_SHARE * steps)}, or auto",
             on_all_ranks=True,
         )
     return training.warmup_steps

@@ -290,7 +290,9 @@ def test_a_step_of_small_micro_batches_has_the_gradient_of_one_large_batch(
     few.write_text("\n".join([lines[0], *chosen]))
     # Adam's first exp_avg is a tenth of the gradient, clipped or not: here not, so that its size shows too. (The
     # weights would show less: Adam's first step moves each by the learning rate, however small its gradient.)
-    settings = [f"dataset.train={few}", "training.num_epochs=1", "training.max_grad_norm=1.0e6"]
+    settings = [
+        f"dataset.train={few}", "training.num_epochs=1", "training.max_grad_norm=1.0e6", "training.warmup_steps=0",
+    ]  # fmt: skip
     gradients = []
     for name, batch_size, micro_batches in (("many", 4, accumulation), ("one", len(chosen), 1)):
         seen: list[list[int]] = []
