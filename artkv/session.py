@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -73,6 +72,9 @@ class Session:
         self.world = world
         self.tables: dict[str, QuestionTable] = {}
         self.placement = Placement(config)
+        self._features: Location | None = None
+        self._device: Device | None = None  # as it is before anything is loaded
+        self._was_asked = False
         self._tokenized: dict[str, TokenizedTable] | None = None
         if splits:
             paths = world.together(lambda: [csv_path(config.dataset, split) for split in splits])
@@ -87,9 +89,14 @@ class Session:
         """The `torch.nn.Module` whose parameters are what trains, in the compute dtype."""
         return self.built.model
 
-    @cached_property
+    @property
     def features(self) -> Location:
         """Where `frozen.feature_cache` keeps the features of the splits' pictures; called on all ranks alike."""
+        if self._features is None:
+            self._features = self._locate_features()
+        return self._features
+
+    def _locate_features(self) -> Location:
         config, world = self.config, self.world
         if config.frozen.feature_cache != "auto":
             return Location(config.frozen.feature_cache, "frozen.feature_cache is not set")
@@ -100,11 +107,6 @@ class Session:
         blip2 = world.together(lambda: read_blip2_config(config.model))
         num_bytes = record_bytes(blip2, resolve_dtype(config.model.dtype, world.device), art_features)
         return choose_location(self._cache_settings(config, root), paths, num_bytes, world)
-
-    @cached_property
-    def _device(self) -> Device | None:
-        """As it is before anything is loaded."""
-        return shared_device(self.world)
 
     @property
     def cache_settings(self) -> CacheSettings:
@@ -136,10 +138,13 @@ class Session:
 
         Called on all ranks, before anything is loaded. batch: the largest; None: of the splits' questions.
         """
-        config, world, device = self.config, self.world, self._device
+        config, world = self.config, self.world
+        if not self._was_asked:
+            self._device, self._was_asked = shared_device(world), True
+        device = self._device
         folder = self.features.folder if self.tables else None
         if device is None or is_settled(config):
-            return place_unasked(config, folder)
+            return place_unasked(config, folder, use)
         if use.accumulation is not None:
             accumulation = {"gradient_accumulation_steps": use.accumulation}
             config = config.model_copy(update={"training": config.training.model_copy(update=accumulation)})

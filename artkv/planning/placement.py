@@ -85,7 +85,7 @@ def place(predictor: Predictor, device: Device, folder: Path | None, use: Use) -
     )
 
 
-def place_unasked(config: Config, folder: Path | None) -> Placement:
+def place_unasked(config: Config, folder: Path | None, use: Use) -> Placement:
     """The placement on a CPU, or where nothing is left to choose: what is auto is resident, activations are kept."""
     frozen, training = config.frozen, config.training
     places = {"opt": frozen.opt, "vit": frozen.vit}
@@ -94,8 +94,10 @@ def place_unasked(config: Config, folder: Path | None) -> Placement:
         | {"feature_cache": folder}
     )
     recomputes = False if training.activation_checkpointing == "auto" else training.activation_checkpointing
-    note = "OPT resident on the CPU, all activations kept" if frozen.opt == "auto" else None
-    return Placement(_with(config, placed, recomputes), note)
+    if frozen.opt != "auto":
+        return Placement(_with(config, placed, recomputes))
+    kept = ", all activations kept" if use.trains and recomputes is False else ""
+    return Placement(_with(config, placed, recomputes), f"OPT resident on the CPU{kept}")
 
 
 def choose(predictor: Predictor, limit_bytes: int, is_cached: bool) -> Choice:

@@ -1,8 +1,10 @@
 """Where features are kept if nobody says: below the test's own $ARTKV_CACHE."""
 
 import shutil
+import threading
 from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,6 +12,7 @@ from artkv.config import Config, override_config
 from artkv.distributed import single_process
 from artkv.feature_cache import features_root
 from artkv.session import Session
+from tests.feature_cache.conftest import on_ranks
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -82,3 +85,31 @@ def test_a_complete_cache_needs_no_room(automatic: Config, monkeypatch: pytest.M
     folder = session(automatic).load().features.folder
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(100, 100, 0))
     assert session(automatic).load().features.folder == folder
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_several_hosts_must_all_see_the_folder(
+    automatic: Config, is_shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import artkv.feature_cache.location as location
+
+    true_probe, probes = location._probe, []
+
+    def probe(folder: Path) -> Path:
+        """The first tells whether the folder can be written, the second is looked for by the other host."""
+        path = true_probe(folder)
+        probes.append(path)
+        if len(probes) == 2 and not is_shared:
+            path.unlink()
+        return path
+
+    names = SimpleNamespace(gethostname=lambda: threading.current_thread().name)
+    monkeypatch.setattr(location, "_probe", probe)
+    monkeypatch.setattr(location, "socket", names)
+    monkeypatch.setattr(location, "_SEEN_WITHIN_SECONDS", 0.0)
+    first, second = on_ranks(2, lambda world: Session(automatic, world, ["train"]).features)
+    assert first == second
+    assert (first.folder is not None) is is_shared
+    assert len(probes) == 2
+    assert not any(path.exists() for path in probes)
+    assert is_shared or " is not seen on Thread-" in first.note

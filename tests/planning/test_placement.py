@@ -191,14 +191,15 @@ def test_the_batch_that_fills_a_device_does_fill_it() -> None:
 
 def test_without_a_device_everything_is_resident(settings: Callable[..., Config]) -> None:
     config = settings(frozen={"opt": "auto", "vit": "auto"}, training={"activation_checkpointing": "auto"})
-    placed = place_unasked(config, None)
+    placed = place_unasked(config, None, Use(trains=True))
     assert placed.note == "OPT resident on the CPU, all activations kept"
     assert (placed.config.frozen.opt, placed.config.frozen.vit) == ("resident", "resident")
     assert placed.config.training.kept_activation_bytes is None
+    assert place_unasked(config, None, Use()).note == "OPT resident on the CPU"
     set_by_hand = settings(frozen={"opt": "stream"}, training={"activation_checkpointing": True})
-    assert place_unasked(set_by_hand, FOLDER).config.frozen.opt == "stream"
-    assert place_unasked(set_by_hand, FOLDER).config.training.kept_activation_bytes == 0
-    assert place_unasked(set_by_hand, FOLDER).note is None
+    assert place_unasked(set_by_hand, FOLDER, Use(trains=True)).config.frozen.opt == "stream"
+    assert place_unasked(set_by_hand, FOLDER, Use(trains=True)).config.training.kept_activation_bytes == 0
+    assert place_unasked(set_by_hand, FOLDER, Use(trains=True)).note is None
 
 
 def test_a_tenth_is_left_free() -> None:

@@ -139,3 +139,19 @@ def test_a_run_resumes_under_another_placement(
     fake_device(8 * 2**30)
     run_training(AUTO, resume="latest")
     assert final_bytes(tiny_config.run.output_dir) == final_bytes(tmp_path / "whole")
+
+
+def test_a_rank_that_has_room_goes_with_one_that_ran_out(
+    run_training: Train, fake_device: Callable[[int], None], one_process: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them meet once after the trial."""
+    gather = World.gather
+
+    def with_another_rank(world: World, value: object) -> list[object]:
+        is_trial = isinstance(value, tuple) and len(value) == 2 and value[0] is False
+        return [*gather(world, value), *([(True, 0)] if is_trial else [])]
+
+    monkeypatch.setattr(World, "gather", with_another_rank)
+    fake_device(8 * 2**30)
+    with pytest.raises(UserError, match="device memory runs out in the smallest way"):
+        run_training(AUTO)
