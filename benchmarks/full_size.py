@@ -117,7 +117,7 @@ def train(options: argparse.Namespace, world: World) -> dict[str, object]:
     frozen = FrozenConfig(opt=options.opt, vit="resident", feature_cache=None)
     if options.opt == "stream":
         frozen = frozen.model_copy(update={"slots": options.slots, "storage": options.storage})
-    training = TrainingConfig(batch_size=options.questions, activation_checkpointing=False, seed=0)
+    training = TrainingConfig(batch_size=options.questions, activation_checkpointing=options.opt == "stream", seed=0)
     config = Config(
         model=ModelConfig(blip2=str(options.folder), dtype=options.dtype),
         efficientnet=EfficientNetConfig(checkpoint=options.folder / "efficientnet_b3.safetensors"),
