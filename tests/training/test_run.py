@@ -376,3 +376,11 @@ def test_going_back_in_a_finished_run_with_fewer_epochs_sets_the_rest_aside(
     assert (run_dir / "checkpoints" / "stale_step_00000018").is_dir()
     records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     assert max(record["step"] for record in records) == 9
+
+
+def test_a_warm_up_as_long_as_the_run_is_refused_before_anything_is_written(
+    run_training: Train, tiny_config: Config
+) -> None:
+    with pytest.raises(UserError, match=r"training\.warmup_steps = 18: the run has 18 steps, .* give fewer, such as 1"):
+        run_training(["training.warmup_steps=18"])
+    assert not (tiny_config.run.output_dir / "config.yaml").exists()
