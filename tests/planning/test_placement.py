@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from artkv.config import Config, load_config, override_config, recipe_path
+from artkv.config.editing import yaml_scalar
 from artkv.planning.batch_shape import BatchShape
 from artkv.planning.device import Device
 from artkv.planning.gpus import GIB, find_gpu
@@ -18,6 +19,7 @@ from artkv.planning.placement import (
     Use,
     batch_size_that_keeps_all,
     choose,
+    chosen_settings,
     is_settled,
     kept_setting,
     place,
@@ -75,9 +77,11 @@ def test_what_is_chosen_at_the_true_size(
     assert is_settled(placement.config)
     assert placement.choice is not None
     assert placement.choice.prediction.device.total_bytes <= usable_bytes(device(gib).free_bytes)
-    # It is what `artkv plan` says, and another settled config gives it again.
-    again = override_config(placement.config, [])
-    assert place(replace(predictor, config=again), device(gib), FOLDER, Use(trains=True)).config == again
+    # As settings, which `artkv plan` prints, it is the same way.
+    settings = chosen_settings(predictor, placement.choice)
+    told = override_config(predictor.config, [f"{key}={yaml_scalar(value)}" for key, value in settings.items()])
+    again = place(replace(predictor, config=told), device(gib), FOLDER, Use(trains=True))
+    assert again.config == placement.config
 
 
 @pytest.mark.parametrize(
