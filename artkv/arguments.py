@@ -132,8 +132,17 @@ def _export(verb: argparse.ArgumentParser) -> None:
 
 
 def _plan(verb: argparse.ArgumentParser) -> None:
-    _add_config(verb)
-    verb.add_argument("--gpu-memory", metavar="SIZE", help="memory to fit into, such as 8GiB (default: --gpu's)")
+    _add_config(verb, is_required=False)
+    verb.add_argument(
+        "--write",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="put the choice into this YAML file, whose other lines stay (default: that of --config)",
+    )
+    verb.add_argument(
+        "--gpu-memory", metavar="SIZE", help="memory to fit into, such as 8GiB (default: --gpu's, or what is free here)"
+    )
     verb.add_argument("--gpu", metavar="NAME", help="a listed GPU, such as 'RTX 4060 8GB' (default: by memory)")
     verb.add_argument("--world-size", type=int, default=1, help="ranks that share the optimizer's state (default 1)")
     verb.add_argument(
@@ -177,12 +186,13 @@ def _whole_number(least: int) -> Callable[[str], int]:
     return parse
 
 
-def _add_config(verb: argparse.ArgumentParser) -> None:
+def _add_config(verb: argparse.ArgumentParser, is_required: bool = True) -> None:
     verb.add_argument(
         "--config",
-        required=True,
+        required=is_required,
         metavar="FILE",
-        help="YAML settings; in artkv/config/recipes/ minimal.yaml is one to start from, artquest.yaml has every key",
+        help="YAML settings; in artkv/config/recipes/ minimal.yaml is one to start from, artquest.yaml has every key"
+        + ("" if is_required else " (default: artquest.yaml)"),
     )
     _add_overrides(verb)
 
@@ -225,8 +235,8 @@ VERBS = {
         'artkv ask --checkpoint outputs/demo/best --prefix off painting.jpg "Which style is this?"',
     )),
     "cache": Verb("compute the frozen encoders' features; alone, or under a launcher", _cache, (
-        "artkv cache --config my.yaml --set frozen.feature_cache=features",
-        "artkv cache --config my.yaml --split train,val",
+        "artkv cache --config my.yaml",
+        "artkv cache --config my.yaml --split train,val --set frozen.feature_cache=features",
     )),
     "export": Verb("write a checkpoint as one file, a transformers folder or a LAVIS .pth", _export, (
         "artkv export --checkpoint outputs/demo/best --format adapter --output demo.safetensors",
@@ -235,9 +245,10 @@ VERBS = {
     "check": Verb("list everything in config, data and models that would stop a run", _add_config, (
         "artkv check --config my.yaml",
     )),
-    "plan": Verb("predict memory and transfer of each mode for a GPU, without one", _plan, (
+    "plan": Verb("say what fits a GPU, and what training would choose; needs none", _plan, (
+        "artkv plan",
         "artkv plan --config my.yaml --gpu-memory 8GiB",
-        "artkv plan --config my.yaml --gpu 'RTX 4060 8GB'",
+        "artkv plan --config my.yaml --gpu 'RTX 4060 8GB' --write",
     )),
     "art-encoder": Verb("train an EfficientNet on WikiArt's styles", _art_encoder, (
         "artkv art-encoder --data wikiart --initial-checkpoint efficientnet_b3.pth",

@@ -171,9 +171,9 @@ def check(options: argparse.Namespace) -> int:
 
 def plan(options: argparse.Namespace) -> int:
     """Predicts memory and transfer."""
-    from artkv.config import load_config
+    from artkv.config import load_config, recipe_path
 
-    config = load_config(options.config, options.set)
+    config = load_config(options.config or recipe_path("artquest.yaml"), options.set)
 
     from artkv.planning.table import run
 

@@ -20,6 +20,7 @@ from artkv.models.backbone.blip2_backbone import RESIDENT
 from artkv.models.efficientnet import load_efficientnet
 from artkv.run_folder.run_lock import check_output_folder
 from artkv.session import SPLITS, Session, csv_path, pictures_folder, training_splits
+from artkv.training.schedule import total_steps, warmup_steps
 
 
 def find_obstacles(config: Config, note: Callable[[str], None] = lambda text: None) -> list[str]:
@@ -35,6 +36,7 @@ def find_obstacles(config: Config, note: Callable[[str], None] = lambda text: No
         _check_output_folder,
         _check_deepspeed,
         _check_data,
+        _check_warmup,
         lambda session: _check_blip2_and_texts(session, note),
         _check_art_encoder,
         _check_feature_cache,
@@ -89,6 +91,18 @@ def _check_data(session: Session) -> list[str]:
     return obstacles
 
 
+def _check_warmup(session: Session) -> None:
+    dataset = session.config.dataset
+    if dataset.image_root is None or dataset.train is None:
+        return
+    try:
+        table = read_table(dataset.train, ImageIndex(dataset.image_root))
+    except UserError:
+        return  # what is wrong with the table was told already
+    training = session.config.training
+    warmup_steps(training, total_steps(table, session.config, training.gradient_accumulation_steps))
+
+
 def _check_blip2_and_texts(session: Session, note: Callable[[str], None]) -> list[str]:
     backbone = open_backbone(session.config.model, RESIDENT, session.world)
     dataset = session.config.dataset
@@ -116,5 +130,5 @@ def _check_art_encoder(session: Session) -> None:
 
 
 def _check_feature_cache(session: Session) -> None:
-    if session.config.frozen.feature_cache is not None:
+    if session.features.folder is not None:
         check_cache(session.cache_settings, session.world)

@@ -1,5 +1,6 @@
 """A config, opened once: the data of its splits, and its model."""
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,14 +23,33 @@ from artkv.datasets.tokenization import encode_prompt
 from artkv.datasets.tokenized_table import TokenizedTable, tokenize_table, too_long_questions
 from artkv.distributed import World
 from artkv.errors import UserError
-from artkv.feature_cache import CachedTables, CacheSettings, decoded_before, prepare_features
+from artkv.feature_cache import (
+    CachedTables,
+    CacheSettings,
+    Location,
+    choose_location,
+    decoded_before,
+    decoded_below,
+    features_root,
+    prepare_features,
+)
 from artkv.models.assembly import BuiltModel, build_model
-from artkv.models.backbone.blip2_backbone import Blip2Backbone
+from artkv.models.backbone.backends import open_backbone, resolve_dtype
+from artkv.models.backbone.blip2_backbone import RESIDENT, Blip2Backbone
+from artkv.models.efficientnet import create_efficientnet
 from artkv.models.frozen_encoders import open_frozen_encoders, painting_transform
 from artkv.models.kv_modulated_blip2 import KVModulatedBlip2
+from artkv.planning.batch_shape import BatchShape, largest_batch
+from artkv.planning.device import Device, shared_device
+from artkv.planning.gpus import gpu_of_device
+from artkv.planning.placement import ANSWERING, Placement, Use, is_settled, place, place_unasked
+from artkv.planning.prediction import Predictor, record_bytes
+from artkv.planning.shapes import read_blip2_config
 from artkv.run_folder.checkpoint import Checkpoint
 
 SPLITS = ("train", "val", "test")
+# A question that somebody asks, with its answer: longer than usual.
+_ASKED = BatchShape(paintings=1, questions=1, text_tokens=64)
 
 
 class Session:
@@ -38,9 +58,10 @@ class Session:
     All ranks make it alike, and call `fill_cache` and `load` alike; these raise `UserError` on all of them for what is
     wrong on any.
 
-    tables: the checked CSV file of each split. `load` adds the rest. built: the model with what a run needs to know of
-    its weights. transform: makes the views that the encoders want of a picture. questions: of each split, what batches
-    are made of.
+    config: as it was written. tables: the checked CSV file of each split. placement: the settings that the model is
+    built by; nothing of them is auto once it is loaded. `load` adds the rest. built: the model with what a run needs to
+    know of its weights. transform: makes the views that the encoders want of a picture. questions: of each split, what
+    batches are made of.
     """
 
     built: BuiltModel
@@ -52,10 +73,17 @@ class Session:
         self.config = config
         self.world = world
         self.tables: dict[str, QuestionTable] = {}
+        self.placement = Placement(config)
+        self._features: Location | None = None
+        self._device: Device | None = None  # as it is before anything is loaded
+        self._was_asked = False
+        self._tokenized: dict[str, TokenizedTable] | None = None
         if splits:
             paths = world.together(lambda: [csv_path(config.dataset, split) for split in splits])
             image_root = world.together(lambda: pictures_folder(config.dataset))
-            tables = read_checked_tables(paths, image_root, world, decoded_before(config.frozen.feature_cache))
+            cache = config.frozen.feature_cache
+            was_decoded = decoded_below(features_root()) if cache == "auto" else decoded_before(cache)
+            tables = read_checked_tables(paths, image_root, world, was_decoded)
             self.tables = dict(zip(splits, tables, strict=True))
 
     @property
@@ -64,12 +92,34 @@ class Session:
         return self.built.model
 
     @property
+    def features(self) -> Location:
+        """Where `frozen.feature_cache` keeps the features of the splits' pictures; called on all ranks alike."""
+        if self._features is None:
+            self._features = self._locate_features()
+        return self._features
+
+    def _locate_features(self) -> Location:
+        config, world = self.config, self.world
+        if config.frozen.feature_cache != "auto":
+            return Location(config.frozen.feature_cache, "frozen.feature_cache is not set")
+        paths = [path for table in self.tables.values() for path in table.painting_paths]
+        root, encoder = features_root(), config.efficientnet.architecture
+        with torch.device("meta"):
+            art_features = create_efficientnet(encoder).num_features if config.kv_modulation.enabled else None
+        blip2 = world.together(lambda: read_blip2_config(config.model))
+        num_bytes = record_bytes(blip2, resolve_dtype(config.model.dtype, world.device), art_features)
+        return choose_location(self._cache_settings(config, root), paths, num_bytes, world)
+
+    @property
     def cache_settings(self) -> CacheSettings:
-        """How the config has features cached; `UserError` where it does not."""
-        config = self.config
-        folder = config.frozen.feature_cache
+        """How the config has features cached; `UserError` where it does not. Called on all ranks alike."""
+        folder, note = self.features
         if folder is None:
-            raise UserError("frozen.feature_cache is not set; give a folder, with --set frozen.feature_cache=FOLDER")
+            raise UserError(f"{note}; give a folder, with --set frozen.feature_cache=FOLDER", on_all_ranks=True)
+        return self._cache_settings(self.placement.config, folder)
+
+    @staticmethod
+    def _cache_settings(config: Config, folder: Path) -> CacheSettings:
         return CacheSettings(
             folder,
             has_art=config.kv_modulation.enabled,
@@ -79,28 +129,56 @@ class Session:
         )
 
     def fill_cache(self, after_each_batch: Callable[[bool], None] = lambda has_shards: None) -> CachedTables:
-        """Computes what `frozen.feature_cache` lacks of the splits' pictures; see `prepare_features`."""
+        """Computes what the feature cache lacks of the splits' pictures; see `prepare_features`."""
+        if self.placement.config.frozen.vit == "auto":  # no model is to be loaded
+            self.placement = self.place(ANSWERING, _ASKED)
         settings = self.world.together(lambda: self.cache_settings)
         return prepare_features(settings, list(self.tables.values()), self.world, after_each_batch)
 
+    def place(self, use: Use, batch: BatchShape | None = None) -> Placement:
+        """Where weights and activations go: as the config says, and where it says auto as the device has room.
+
+        Called on all ranks, before anything is loaded. batch: the largest; None: of the splits' questions.
+        """
+        config, world = self.config, self.world
+        if not self._was_asked:
+            self._device, self._was_asked = shared_device(world), True
+        device = self._device
+        folder = self.features.folder if self.tables else None
+        if device is None or is_settled(config):
+            return place_unasked(config, folder, use)
+        if use.accumulation is not None:
+            accumulation = {"gradient_accumulation_steps": use.accumulation}
+            config = config.model_copy(update={"training": config.training.model_copy(update=accumulation)})
+        shape = batch or self._largest_batch()
+        dtype = resolve_dtype(config.model.dtype, world.device)
+        gpu = gpu_of_device(device.name, device.memory_bytes)
+        predictor = world.together(lambda: Predictor.of(config, dtype, shape, world.size, gpu, use.trains))
+        return place(predictor, device, folder, use)
+
     def load(
-        self, checkpoint: Checkpoint | None = None, after_each_batch: Callable[[bool], None] = lambda has_shards: None
+        self,
+        checkpoint: Checkpoint | None = None,
+        after_each_batch: Callable[[bool], None] = lambda has_shards: None,
+        use: Use = ANSWERING,
     ) -> Self:
         """Fills the feature cache if there is to be one, loads the model, and makes the splits' questions of it.
 
         checkpoint: whose trained weights the model gets; None: it has those that training starts from.
         after_each_batch: see `prepare_features`.
         """
-        config, world = self.config, self.world
-        features = None
-        if self.tables and config.frozen.feature_cache is not None:
+        world = self.world
+        self.placement = self.place(use)
+        config, features = self.placement.config, None
+        self._say(self.placement.note)
+        if config.frozen.feature_folder is not None and self.tables:
             features = self.fill_cache(after_each_batch)
         self.built = world.together(lambda: build_model(config, world))
         if checkpoint is not None:
             world.together(lambda: self._load_trained(checkpoint))
         backbone = self.model.backbone
         self.transform = painting_transform(backbone.image_settings, config.efficientnet)
-        tokenized = world.together(lambda: self._tokenize_all(backbone))
+        tokenized = self._tokenize_all(backbone)
         self.questions = {
             split: QuestionSet(
                 table,
@@ -110,6 +188,11 @@ class Session:
             for split, table in self.tables.items()
         }
         return self
+
+    def unload(self) -> None:
+        """Lets go of the model and of what was made of it, to load it anew; data and features stay."""
+        del self.built
+        self.questions = {}
 
     def tokenize(self, table: QuestionTable, backbone: Blip2Backbone) -> tuple[TokenizedTable, list[Problem]]:
         """The table's token ids, and a problem for each row that cannot be tokenised or is too long."""
@@ -148,7 +231,33 @@ class Session:
         self.model.load_trainables(checkpoint.adapter())
         self.built = replace(self.built, initial_values={})  # of no use any more, and as large as what trains
 
+    def _say(self, note: str | None) -> None:
+        """The placement, and where features come from if that was chosen too."""
+        chosen = [note] if note else []
+        if self.tables and self.config.frozen.feature_cache == "auto":
+            chosen.append(self.features.note)
+        if chosen and self.world.is_main:
+            print(f"artkv: {'; '.join(chosen)}", file=sys.stderr, flush=True)
+
+    def _largest_batch(self) -> BatchShape:
+        """Of the splits' questions; where there are none, one that somebody asks."""
+        training = self.config.training
+        if not self.tables:
+            return _ASKED
+        tokenized = self._tokenize_all(open_backbone(self.config.model, RESIDENT, self.world))
+        split = next(iter(self.tables))  # to train on, where training is meant
+        largest = largest_batch(
+            self.tables[split].painting_of_row, tokenized[split].lengths, training.batch_size, training.pack_questions
+        )
+        return replace(largest, longest_text=max(int(texts.lengths.max()) for texts in tokenized.values()))
+
     def _tokenize_all(self, backbone: Blip2Backbone) -> dict[str, TokenizedTable]:
+        """The token ids of each split; called on all ranks, done once."""
+        if self._tokenized is None:
+            self._tokenized = self.world.together(lambda: self._tokenize_each(backbone))
+        return self._tokenized
+
+    def _tokenize_each(self, backbone: Blip2Backbone) -> dict[str, TokenizedTable]:
         tokenized, problems = {}, []
         for split, table in self.tables.items():
             tokenized[split], wrong = self.tokenize(table, backbone)
@@ -169,7 +278,7 @@ def csv_path(dataset: DatasetConfig, split: str) -> Path:
 
 def training_splits(config: Config) -> list[str]:
     """The splits that a training reads; `UserError` if it is to validate and has nothing to validate on."""
-    if not config.evaluation.each_epoch:
+    if not config.validates:
         return ["train"]
     if config.dataset.val is None:
         raise UserError("dataset.val is not set; give a CSV file, or set evaluation.each_epoch=false")

@@ -225,8 +225,8 @@ def _make_midsize(folder: Path, num_paintings: int) -> None:
     _write_csv(folder / "train.csv", num_paintings, "jpg")
     (folder / "config.yaml").write_text(
         "model: {blip2: blip2}\nefficientnet: {checkpoint: efficientnet.safetensors}\n"
-        "frozen: {opt: resident}\ndataset: {train: train.csv, image_root: images}\n"
-        "training: {batch_size: 12, num_epochs: 1, warmup_steps: 2}\n"
+        "frozen: {opt: resident, vit: resident, feature_cache: null}\ndataset: {train: train.csv, image_root: images}\n"
+        "training: {batch_size: 12, num_epochs: 1, warmup_steps: 2, activation_checkpointing: false}\n"
         "evaluation: {each_epoch: false}\nrun: {log_every: 5}\n"
     )
 

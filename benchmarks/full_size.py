@@ -114,10 +114,10 @@ def write_random_blip2(folder: Path) -> None:
 def train(options: argparse.Namespace, world: World) -> dict[str, object]:
     """The figures of this rank."""
     began = time.perf_counter()
-    frozen = FrozenConfig(opt=options.opt)
+    frozen = FrozenConfig(opt=options.opt, vit="resident", feature_cache=None)
     if options.opt == "stream":
-        frozen = FrozenConfig(opt="stream", slots=options.slots, storage=options.storage)
-    training = TrainingConfig(batch_size=options.questions, activation_checkpointing=False, seed=0)
+        frozen = frozen.model_copy(update={"slots": options.slots, "storage": options.storage})
+    training = TrainingConfig(batch_size=options.questions, activation_checkpointing=options.opt == "stream", seed=0)
     config = Config(
         model=ModelConfig(blip2=str(options.folder), dtype=options.dtype),
         efficientnet=EfficientNetConfig(checkpoint=options.folder / "efficientnet_b3.safetensors"),

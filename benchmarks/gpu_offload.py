@@ -42,7 +42,7 @@ from transformers import Blip2Config, Blip2QFormerConfig, Blip2VisionConfig
 
 from artkv.config import Config, KVModulationConfig, ModelConfig
 from artkv.errors import UserError
-from artkv.planning.activations import Activations, activations, peak_activation_bytes
+from artkv.planning.activations import Activations, QuantisedExtras, activations, peak_activation_bytes
 from artkv.planning.batch_shape import BatchShape
 from artkv.planning.shapes import model_shapes
 
@@ -309,11 +309,13 @@ def predict(opt: RandomOpt, modes: Sequence[Mode], sizes: Sequence[int], report:
             activation_bytes = peak_activation_bytes(
                 acts,
                 opt.num_blocks,
-                mode.recompute,
+                0 if mode.recompute else opt.num_blocks,
                 encodes=False,
                 # As `artkv plan` takes them: see artkv/planning/prediction.py.
-                extra_outputs=2 if mode.quantisation == "int8" else 0,
-                workspace_bytes=0 if mode.quantisation is None else largest_bytes,
+                extras=QuantisedExtras(
+                    outputs=2 if mode.quantisation == "int8" else 0,
+                    workspace_bytes=0 if mode.quantisation is None else largest_bytes,
+                ),
             )
             row_of(report, mode, tokens).predicted_device_bytes = (
                 opt.outside_bytes + mode.blocks_bytes + activation_bytes

@@ -256,9 +256,10 @@ def run_settings(
         "dataset": {"train": world_folder / f"{text}.csv", "image_root": world_folder / "images", "prompt": PROMPT},
         "training": {
             "batch_size": batch_size, "num_epochs": 1000, "warmup_steps": 10, "pack_questions": options["packing"],
+            "activation_checkpointing": False,
         },
         "evaluation": {"each_epoch": False},
-        "frozen": {"opt": "resident"},
+        "frozen": {"opt": "resident", "vit": "resident", "feature_cache": None},
         "run": {"output_dir": output_dir, "checkpoint_every": 10**9},
     }  # fmt: skip
     if options["cache"]:

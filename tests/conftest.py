@@ -62,6 +62,14 @@ TINY_TEXTS = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def features_root(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where `frozen.feature_cache: auto` keeps features: a folder of the test's, and not of whoever runs it."""
+    root = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("ARTKV_CACHE", str(root))
+    return root / "features"
+
+
 @pytest.fixture(scope="session")
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return train_tokenizer(TINY_TEXTS, vocab_size=320)
@@ -112,9 +120,9 @@ TINY_SETTINGS = """
 model: {blip2: blip2, dtype: float32}
 efficientnet: {architecture: test_efficientnet, checkpoint: efficientnet.safetensors, image_size: 32}
 kv_modulation: {num_prefix_tokens: 2}
-frozen: {opt: resident}
+frozen: {opt: resident, vit: resident, feature_cache: null}
 dataset: {train: train.csv, val: val.csv, image_root: images, workers: 1}
-training: {batch_size: 4, num_epochs: 2, warmup_steps: 2, learning_rate: 1.0e-3}
+training: {batch_size: 4, num_epochs: 2, warmup_steps: 2, learning_rate: 1.0e-3, activation_checkpointing: false}
 evaluation: {max_new_tokens: 5, bootstrap_samples: 50, batch_size: 4}
 run: {checkpoint_every: 4, log_every: 2}
 """

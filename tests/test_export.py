@@ -108,7 +108,7 @@ def test_an_adapter_is_one_file_that_answers_as_its_checkpoint(
         "frozen_hash"
     ]  # fmt: skip
     assert "run" not in metadata
-    assert metadata["frozen"] == json.loads(run.config.frozen.model_dump_json()) | {"feature_cache": None}
+    assert metadata["frozen"] == json.loads(run.config.frozen.model_dump_json()) | {"feature_cache": "auto"}
     assert metadata["dataset"] == {"prompt": run.config.dataset.prompt}
     tensors = load_file(file)
     assert tensors.keys() == run.adapter.keys()

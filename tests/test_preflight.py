@@ -53,8 +53,8 @@ def test_lavis_files_are_checked_like_a_folder(
     assert "model.opt is not set" in obstacles[0]
 
 
-def setting(text: str) -> BadSettings:
-    return lambda world, folder: [text]
+def setting(*texts: str) -> BadSettings:
+    return lambda world, folder: list(texts)
 
 
 def output_below_a_file(world: Path, folder: Path) -> list[str]:
@@ -100,7 +100,11 @@ def blip2_of_another_depth(world: Path, folder: Path) -> list[str]:
 # 'FOLDER' stands for the test's folder: the message must name the thing and its place.
 OBSTACLES: list[tuple[BadSettings, str]] = [
     (setting("dataset.train=null"), "dataset.train is not set; give the CSV file"),
-    (setting("dataset.val=null"), "dataset.val is not set; give a CSV file, or set evaluation.each_epoch=false"),
+    (
+        setting("dataset.val=null", "evaluation.each_epoch=true"),
+        "dataset.val is not set; give a CSV file, or set evaluation.each_epoch=false",
+    ),
+    (setting("training.warmup_steps=18"), "training.warmup_steps = 18: the run has 18 steps, and its learning rate "),
     (setting("dataset.image_root=null"), "dataset.image_root is not set; give the folder"),
     (csv_with_a_missing_picture, "FOLDER/bad.csv:3: picture 'nowhere.png' is missing"),
     (setting("dataset.test=/nowhere/test.csv"), "/nowhere/test.csv: cannot be read"),
@@ -156,6 +160,8 @@ def test_quantised_weights_need_bitsandbytes(tiny_config: Config, monkeypatch: p
     "settings",
     [
         ["dataset.val=null", "evaluation.each_epoch=false"],
+        ["dataset.val=null"],
+        ["training.warmup_steps=17"],
         ["efficientnet.checkpoint=null", "kv_modulation.enabled=false"],
         ["run.output_dir=FOLDER/a/new/folder"],
     ],

@@ -69,7 +69,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     the remedy.
     """
     path = Path(path)
-    tree = _read_yaml(path)
+    tree = parse_yaml(read_text(path), path)
     _open_empty_sections(tree, Config)
     _resolve_paths(tree, path.parent.resolve())
     return _with_overrides(tree, overrides, path)
@@ -94,16 +94,26 @@ def _with_overrides(tree: dict[str, Any], overrides: Sequence[str], source: Path
 
 def dump_config(config: Config) -> str:
     """The config as YAML text that `load_config` reads back to an equal config."""
-    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return dump_yaml(config.model_dump(mode="json"))
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def dump_yaml(tree: dict[str, Any]) -> str:
+    """YAML text that `parse_yaml` reads back."""
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def read_text(path: Path) -> str:
+    """The text of a config file; `UserError` if it cannot be read."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"config {path}: cannot be read ({error.strerror}); give --config an existing file") from None
     except UnicodeDecodeError as error:
         raise UserError(f"config {path}: not UTF-8 text ({error.reason}); save it as UTF-8") from None
+
+
+def parse_yaml(text: str, path: Path) -> dict[str, Any]:
+    """The sections of a config file; `UserError` if it is no YAML, or none of sections."""
     try:
         tree = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
@@ -157,6 +167,8 @@ def _resolve_paths(tree: dict[str, Any], base: Path) -> None:
         values = tree.get(section)
         if not isinstance(values, dict) or not isinstance(values.get(key), str):
             continue
+        if (section, key) == ("frozen", "feature_cache") and values[key] == "auto":
+            continue  # a folder of that name is written ./auto
         if not values[key].strip():
             raise UserError(f"{section}.{key} = {values[key]!r}: is empty; give a path, or null for none")
         resolved = (base / Path(values[key]).expanduser()).resolve()

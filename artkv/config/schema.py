@@ -133,14 +133,18 @@ class TrainingConfig(Section):
     learning_rate: PositiveFloat = Field(default=1e-4, description="a number above 0, such as 1.0e-4")
     weight_decay: NonNegativeFloat = Field(default=0.01, description="a number of 0 or more")
     num_epochs: PositiveInt = Field(default=10, description="a whole number above 0")
-    warmup_steps: NonNegativeInt = Field(default=500, description="optimizer steps of 0 or more")
+    warmup_steps: NonNegativeInt | Literal["auto"] = Field(
+        default="auto", description="optimizer steps of 0 or more, or auto: 6% of the run's, 500 at most"
+    )
     max_grad_norm: PositiveFloat = Field(default=1.0, description="a number above 0")
     seed: NonNegativeInt = Field(default=1337, description="a whole number of 0 or more")
     pack_questions: Bool = Field(
         default=True, description="true: a painting's questions share one sequence; false: one sequence a question"
     )
-    activation_checkpointing: Bool = Field(
-        default=False, description="true: recompute OPT's blocks in backward, for less memory and more time"
+    activation_checkpointing: Literal["auto"] | Bool | str = Field(
+        default="auto",
+        description="auto (OPT's blocks keep as many activations as the device has room for), true (all are recomputed "
+        "in backward), false (all are kept), or a size such as 2GiB that may be kept",
     )
     early_stopping_patience: PositiveInt | None = Field(
         default=None, description="epochs without a better validation EM before training stops; null: never"
@@ -153,10 +157,22 @@ class TrainingConfig(Section):
     )
     deepspeed: str = Field(default="zero2_bf16.json", description="a path, or the name of a file of ds_configs/")
 
+    @field_validator("activation_checkpointing")
+    @classmethod
+    def _is_a_size(cls, value: bool | str) -> bool | str:
+        if isinstance(value, str) and value != "auto":
+            parse_size(value)
+        return value
+
     @property
     def kept_activation_bytes(self) -> int | None:
-        """What OPT's blocks may keep for backward; None: no limit."""
-        return 0 if self.activation_checkpointing else None
+        """Device memory that OPT's blocks may keep for backward, the rest is recomputed; None: no limit."""
+        setting = self.activation_checkpointing
+        if setting == "auto":
+            raise RuntimeError("training.activation_checkpointing is auto: the placement replaces it before it is used")
+        if isinstance(setting, bool):
+            return 0 if setting else None
+        return parse_size(setting)
 
 
 class EvaluationConfig(Section):
@@ -169,18 +185,24 @@ class EvaluationConfig(Section):
         default=100, description="most tokens of an answer; where OPT's positions end it ends too"
     )
     bootstrap_samples: PositiveInt = Field(default=1000, description="resamples behind a 95% interval")
-    each_epoch: Bool = Field(default=True, description="false: no validation while training")
+    each_epoch: Literal["auto"] | Bool = Field(
+        default="auto",
+        description="auto (validation after each epoch where dataset.val is set), true, or false: none while training",
+    )
 
 
 class FrozenConfig(Section):
     """Where the frozen weights live while training."""
 
-    opt: Literal["resident", "stream", "int8", "nf4"] = Field(
-        default="stream",
-        description="stream (OPT's blocks in host memory, fetched through a few device slots), resident (on the "
-        "device), or int8 or nf4 (on the device, quantised by bitsandbytes)",
+    opt: Literal["auto", "resident", "stream", "int8", "nf4"] = Field(
+        default="auto",
+        description="auto (the fastest of resident and stream that fits the device), resident (OPT's blocks on the "
+        "device), stream (in host memory, fetched through a few device slots), or int8 or nf4 (on the device, "
+        "quantised by bitsandbytes)",
     )
-    vit: Literal["resident", "stream"] = Field(default="resident", description="resident or stream, as for opt")
+    vit: Literal["auto", "resident", "stream"] = Field(
+        default="auto", description="auto, resident or stream, as for opt"
+    )
     storage: Literal["bf16", "int8"] = Field(
         default="bf16", description="bf16, or int8: streamed blocks in half the bytes, at some cost in accuracy"
     )
@@ -197,9 +219,10 @@ class FrozenConfig(Section):
         default=None,
         description="a size such as 8GiB: device memory for OPT's streamed and resident blocks; null: no limit",
     )
-    feature_cache: Path | None = Field(
-        default=None,
-        description="a folder for the frozen encoders' features, filled where it lacks any; null: encode in each step",
+    feature_cache: Literal["auto"] | Path | None = Field(
+        default="auto",
+        description="a folder for the frozen encoders' features, filled where it lacks any; auto: one in the user's "
+        "cache, where there is room; null: encode in each step",
     )
 
     @field_validator("memory_budget")
@@ -213,6 +236,13 @@ class FrozenConfig(Section):
     def memory_budget_bytes(self) -> int | None:
         """`memory_budget` as a number of bytes."""
         return None if self.memory_budget is None else parse_size(self.memory_budget)
+
+    @property
+    def feature_folder(self) -> Path | None:
+        """`feature_cache` as a folder; None where nothing is cached."""
+        if self.feature_cache == "auto":
+            raise RuntimeError("frozen.feature_cache is auto: the placement replaces it before it is used")
+        return self.feature_cache
 
 
 class RunConfig(Section):
@@ -250,6 +280,12 @@ class Config(Section):
     run: RunConfig = RunConfig()
     distributed: DistributedConfig = DistributedConfig()
 
+    @property
+    def validates(self) -> bool:
+        """Whether training is to validate after each epoch."""
+        each_epoch = self.evaluation.each_epoch
+        return self.dataset.val is not None if each_epoch == "auto" else each_epoch
+
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> "Config":
         for key in ("opt", "vit"):
@@ -259,13 +295,16 @@ class Config(Section):
                 )
         for key in ("storage", "slots", "resident_blocks", "memory_budget"):
             needs_opt = key in ("resident_blocks", "memory_budget")
-            streams = self.frozen.opt == "stream" or (self.frozen.vit == "stream" and not needs_opt)
+            streams_vit = self.frozen.vit == "stream" and self.frozen.opt != "auto"
+            streams = self.frozen.opt == "stream" or (streams_vit and not needs_opt)
             if not streams and getattr(self.frozen, key) != FrozenConfig.model_fields[key].default:
                 raise ValueError(f"frozen.{key} is for streamed blocks; set frozen.opt: stream, or leave it out")
         if self.frozen.resident_blocks == "auto" and self.frozen.memory_budget is None:
             raise ValueError("frozen.resident_blocks: auto needs frozen.memory_budget, such as 8GiB")
-        if self.training.early_stopping_patience is not None and not self.evaluation.each_epoch:
-            raise ValueError("training.early_stopping_patience needs the validation of evaluation.each_epoch: true")
+        if self.training.early_stopping_patience is not None and not self.validates:
+            raise ValueError(
+                "training.early_stopping_patience needs validation; set dataset.val, and evaluation.each_epoch: true"
+            )
         return self
 
     @model_validator(mode="after")

@@ -1,5 +1,6 @@
 """Frozen features on disk: computed once for each distinct picture, read in place of running the encoders."""
 
+from artkv.feature_cache.location import Location, choose_location, decoded_below, features_root
 from artkv.feature_cache.preparation import (
     CachedTables,
     CacheSettings,
@@ -9,4 +10,15 @@ from artkv.feature_cache.preparation import (
     verify_store,
 )
 
-__all__ = ["CacheSettings", "CachedTables", "check_cache", "decoded_before", "prepare_features", "verify_store"]
+__all__ = [
+    "CacheSettings",
+    "CachedTables",
+    "Location",
+    "check_cache",
+    "choose_location",
+    "decoded_before",
+    "decoded_below",
+    "features_root",
+    "prepare_features",
+    "verify_store",
+]

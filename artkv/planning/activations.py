@@ -185,48 +185,72 @@ def block_activations(shapes: ModelShapes, batch: BatchShape) -> BlockActivation
     )
 
 
+@dataclass(frozen=True)
+class MicroBatches:
+    """Micro-batches of a step: per_step, all of which are put on the device at its start.
+
+    at_once: how many go through OPT together, block by block, and so keep their activations at a time.
+    """
+
+    per_step: int = 1
+    at_once: int = 1
+
+
+@dataclass(frozen=True)
+class QuantisedExtras:
+    """What a quantised block takes beyond a plain one.
+
+    outputs: tensors of a block's output size that a kept block keeps. workspace_bytes: more that backward takes.
+    """
+
+    outputs: int = 0
+    workspace_bytes: int = 0
+
+
 def peak_activation_bytes(
     acts: Activations,
     num_blocks: int,
-    recompute: bool,
+    kept_blocks: int,
     encodes: bool = True,
-    accumulation: int = 1,
-    extra_outputs: int = 0,
-    workspace_bytes: int = 0,
+    micro_batches: MicroBatches = MicroBatches(),
+    extras: QuantisedExtras = QuantisedExtras(),
 ) -> int:
     """The largest moment: a micro-step's encoding, loss, backward of a block or of the Q-Former, or validation.
 
-    encodes: False where features come from a cache. accumulation: micro-batches of a step; all of them are put on
-    the device at its start. extra_outputs: tensors of a block's output size that a block keeps beyond those of
-    plain weights. workspace_bytes: more that a block's backward takes.
+    kept_blocks: how many of `num_blocks` keep their activations; the others keep their input, and backward recomputes
+    their inside. encodes: False where features come from a cache.
     """
-    block = acts.block
-    extra_bytes = extra_outputs * block.recomputed_bytes
-    if recompute:
-        per_block_bytes = block.recomputed_bytes
-        backward_bytes = block.recomputed_backward_bytes + extra_bytes
-    else:
-        per_block_bytes = block.stored_bytes + extra_bytes
-        backward_bytes = block.stored_backward_bytes
-    inputs_bytes = (acts.inputs_bytes if encodes else acts.features_bytes) * accumulation
-    through_qformer = (acts.features_bytes if encodes else 0) + acts.qformer_bytes
-    through_opt = through_qformer + acts.embeddings_bytes + acts.last_mask_bytes + num_blocks * per_block_bytes
+    block, at_once = acts.block, micro_batches.at_once
+    recomputed_blocks = num_blocks - kept_blocks
+    extra_bytes = extras.outputs * block.recomputed_bytes
+    kept_bytes = kept_blocks * (block.stored_bytes + extra_bytes)
+    backward_bytes = max(
+        block.stored_backward_bytes if kept_blocks else 0,
+        block.recomputed_backward_bytes + extra_bytes if recomputed_blocks else 0,
+    )
+    inputs_bytes = (acts.inputs_bytes if encodes else acts.features_bytes) * micro_batches.per_step
+    through_qformer = ((acts.features_bytes if encodes else 0) + acts.qformer_bytes) * at_once
+    through_opt = through_qformer + at_once * (
+        acts.embeddings_bytes + acts.last_mask_bytes + kept_bytes + recomputed_blocks * block.recomputed_bytes
+    )
     training_bytes = inputs_bytes + max(
         acts.encoding_bytes if encodes else 0,
         through_opt + acts.logits_bytes,
-        # A block's output is gone by then: only the backward of what follows it reads it.
-        through_opt - block.recomputed_bytes + backward_bytes + workspace_bytes,
+        # A block's output is gone by then: only the backward of what follows it reads it. Of other micro-batches that
+        # are under way the gradient is in its place, as large.
+        through_opt - block.recomputed_bytes + backward_bytes + extras.workspace_bytes,
         through_qformer + acts.qformer_backward_bytes,
     )
     if acts.evaluation is None:
         return training_bytes
-    answering = acts.evaluation
+    return max(training_bytes, answering_peak_bytes(acts.evaluation, encodes))
+
+
+def answering_peak_bytes(answering: EvaluationActivations, encodes: bool) -> int:
+    """The largest moment of generating answers: the encoders, or the keys and values."""
     if not encodes:
-        return max(training_bytes, answering.features_bytes + answering.answering_bytes)
-    return max(
-        training_bytes,
-        answering.inputs_bytes + max(answering.encoding_bytes, answering.features_bytes + answering.answering_bytes),
-    )
+        return answering.features_bytes + answering.answering_bytes
+    return answering.inputs_bytes + max(answering.encoding_bytes, answering.features_bytes + answering.answering_bytes)
 
 
 def _views(shapes: ModelShapes, batch: BatchShape, efficientnet_image_size: int) -> PaintingViews:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
+
 from artkv.datasets.packing import PackingSettings, choose_layout, cut_into_pieces, shape_of
 from artkv.datasets.tokenization import IGNORED_LABEL
 
@@ -12,13 +14,15 @@ class BatchShape:
     """A micro-batch of one rank.
 
     paintings: at most as many as questions. text_tokens: T, of the longest question with its answer.
-    is_packed: whether a painting's questions share a sequence.
+    is_packed: whether a painting's questions share a sequence. longest_text: of all texts, validation's too, in tokens;
+    None: text_tokens.
     """
 
     paintings: int
     questions: int
     text_tokens: int
     is_packed: bool = False
+    longest_text: int | None = None
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,27 @@ class Sequences:
     columns: int
     predicting_columns: int
     answer_tokens: int
+
+
+def largest_batch(painting_of_row: np.ndarray, lengths: np.ndarray, batch_size: int, is_packed: bool) -> BatchShape:
+    """What no micro-batch of a table exceeds, whatever the epoch's order.
+
+    lengths: (rows,) int64, tokens of each question with its answer. Packed, sequences hold texts one after the other:
+    their mean counts, over the longest that a micro-batch can hold. Not packed, all are padded to the longest.
+    """
+    counts = np.bincount(painting_of_row)
+    # A painting of more questions than a micro-batch holds is cut, and the rest may lie beside others.
+    pieces = np.sort(np.where(counts <= batch_size, counts, counts % batch_size))
+    pieces = pieces[pieces > 0]
+    questions = min(batch_size, len(lengths))
+    longest = np.sort(lengths)[-questions:]
+    return BatchShape(
+        paintings=max(1, int(np.searchsorted(np.cumsum(pieces), batch_size, side="right"))),
+        questions=questions,
+        text_tokens=int(np.ceil(longest.mean())) if is_packed else int(longest.max()),
+        is_packed=is_packed,
+        longest_text=int(longest.max()),
+    )
 
 
 @lru_cache(maxsize=64)

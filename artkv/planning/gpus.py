@@ -63,9 +63,12 @@ GPUS = (
     Gpu("V100 16GB", 16 * GIB, 112e12, 3, 16, False, "NVIDIA V100 data sheet, PCIe card (fp16)"),
     Gpu("A10", 24 * GIB, 125e12, 4, 16, True, "NVIDIA A10 data sheet"),
     Gpu("L4", 24 * GIB, 121e12, 4, 16, True, "NVIDIA L4 data sheet (242 with sparsity)"),
+    Gpu("RTX A6000", 48 * GIB, 154.8e12, 4, 16, True, _AMPERE),
+    Gpu("L40S", 48 * GIB, 362e12, 4, 16, True, "NVIDIA L40S data sheet (733 with sparsity)"),
     Gpu("A100 40GB", 40 * GIB, 312e12, 4, 16, True, "NVIDIA A100 data sheet"),
     Gpu("A100 80GB", 80 * GIB, 312e12, 4, 16, True, "NVIDIA A100 data sheet"),
     Gpu("H100 SXM", 80 * GIB, 989e12, 5, 16, True, "NVIDIA H100 data sheet (1,979 with sparsity)"),
+    Gpu("H200", 141 * GIB, 989e12, 5, 16, True, "NVIDIA H200 data sheet, SXM (1,979 with sparsity)"),
 )
 
 
@@ -87,6 +90,17 @@ def find_gpu(name: str) -> Gpu:
 def gpu_of_memory(memory_bytes: int) -> Gpu:
     """The listed GPU whose memory is nearest to that, the slowest one if several are; for rates where none is named."""
     return min(GPUS, key=lambda gpu: (abs(gpu.memory_bytes - memory_bytes), gpu.peak_flops))
+
+
+def gpu_of_device(name: str, memory_bytes: int) -> Gpu:
+    """The listed GPU that a device's name, such as NVIDIA H100 80GB HBM3, means; else the nearest by memory."""
+    device = _key(name)
+    models = {gpu: _key(re.sub(r" \d+GB$| SXM$", "", gpu.name)) for gpu in GPUS}
+    # The longest, for A10 is in A100 too; of one in two sizes the nearer.
+    named = [gpu for gpu in GPUS if models[gpu] in device]
+    if not named:
+        return gpu_of_memory(memory_bytes)
+    return min(named, key=lambda gpu: (-len(models[gpu]), abs(gpu.memory_bytes - memory_bytes)))
 
 
 def _key(name: str) -> str:

@@ -19,12 +19,12 @@ _VIT_SLOTS = 2
 class Mode:
     """A way to hold OPT's blocks.
 
-    storage, slots, resident_blocks: of streamed blocks; the storage is a streamed ViT's too. recompute: backward
-    computes each block's inside again; always so for streamed blocks.
+    storage, slots, resident_blocks: of streamed blocks; the storage is a streamed ViT's too. kept_blocks: how many keep
+    their activations for backward, which recomputes the inside of the others; None: all.
     """
 
     opt: OptMode
-    recompute: bool
+    kept_blocks: int | None = None
     storage: Storage = "bf16"
     slots: int = 1
     resident_blocks: int = 0
@@ -42,15 +42,22 @@ class Mode:
     @property
     def name(self) -> str:
         """As printed."""
+        name: str = self.opt
         if self.opt == "stream":
-            kept = f", {self.resident_blocks} resident" if self.resident_blocks else ""
-            return f"stream {self.storage}, {self.slots} slot{'s' if self.slots > 1 else ''}{kept}"
-        return f"{self.opt}, recomputed" if self.recompute else self.opt
+            name = f"stream {self.storage}, {self.slots} slot{'s' if self.slots > 1 else ''}"
+            if self.resident_blocks:
+                name += f", {self.resident_blocks} resident"
+        if self.kept_blocks == 0:
+            # Streamed blocks are fetched for backward anyway: that they are recomputed too goes without saying.
+            return name if self.opt == "stream" else f"{name}, recomputed"
+        if self.kept_blocks is not None:
+            return f"{name}, {self.kept_blocks} kept"
+        return f"{name}, all kept" if self.opt == "stream" else name
 
 
 def all_modes(num_blocks: int) -> Iterator[Mode]:
     """Every mode of the table."""
-    yield from (Mode("resident", recompute) for recompute in (False, True))
+    yield from (Mode("resident", kept) for kept in (None, 0))
     for storage in ("bf16", "int8"):
-        yield from (Mode("stream", True, storage, slots) for slots in SLOTS if slots <= num_blocks)  # type: ignore[arg-type]
-    yield from (Mode(opt, recompute) for opt in ("int8", "nf4") for recompute in (False, True))  # type: ignore[arg-type]
+        yield from (Mode("stream", 0, storage, slots) for slots in SLOTS if slots <= num_blocks)  # type: ignore[arg-type]
+    yield from (Mode(opt, kept) for opt in ("int8", "nf4") for kept in (None, 0))  # type: ignore[arg-type]

@@ -5,31 +5,35 @@ from dataclasses import dataclass, replace
 import torch
 
 from artkv.config import Config
+from artkv.config.editing import Scalar
 from artkv.errors import UserError
 from artkv.planning.activations import Activations
 from artkv.planning.batch_shape import BatchShape, Sequences
 from artkv.planning.gpus import Gpu, find_gpu, gpu_of_memory
 from artkv.planning.memory import TrainableMemory
 from artkv.planning.modes import FEATURES, Features, Mode, all_modes
+from artkv.planning.placement import Choice, choose, chosen_settings, describe, hint, usable_bytes
 from artkv.planning.prediction import Prediction, Predictor
 from artkv.planning.shapes import FrozenBytes
 from artkv.planning.transfer import Stack
 
-# An assumption: the allocator's gaps, kernels' workspaces, and what the driver keeps of the nominal size.
-MARGIN_FRACTION = 0.1
 # With neither a GPU nor a size named, rates are this one's.
 _DEFAULT_GPU = "A100 80GB"
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """The fastest prediction that fits, or the smallest one and what it lacks.
+    """What `frozen.opt: auto` would choose, as training does.
 
-    shortfall_bytes: 0 where it fits.
+    settings: by dotted key. words, hint: where OPT is and what it keeps, and what would fill the device. quantised: the
+    fastest way that fits with quantised weights, where nothing exact does.
     """
 
-    prediction: Prediction
-    shortfall_bytes: int
+    choice: Choice
+    settings: dict[str, Scalar]
+    words: str
+    hint: str
+    quantised: Prediction | None
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ class Plan:
     @property
     def usable_bytes(self) -> int | None:
         """The GPU's memory less the margin."""
-        return None if self.gpu_memory_bytes is None else int(self.gpu_memory_bytes * (1 - MARGIN_FRACTION))
+        return None if self.gpu_memory_bytes is None else usable_bytes(self.gpu_memory_bytes)
 
     def prediction(self, mode: Mode, features: Features, lora_on_opt: bool) -> Prediction:
         """The one of `predictions` with these."""
@@ -112,11 +116,8 @@ def plan(
     is_fp32 = config.model.dtype == "float32" or (config.model.dtype == "auto" and not chosen.has_bf16)
     dtype = torch.float32 if is_fp32 else torch.bfloat16
     batch = BatchShape(paintings, questions, text_tokens, config.training.pack_questions)
-    plain = Predictor.of(config, dtype, batch, False, world_size, chosen)
-    adapted = Predictor.of(config, dtype, batch, True, world_size, chosen, plain.activations)
-    predictors = {False: plain, True: adapted}
-    lora_on_opt = "opt" in config.trainable.lora.targets
-    own = predictors[lora_on_opt]
+    own = Predictor.of(config, dtype, batch, world_size, chosen)
+    predictors = {on_opt: own.with_lora(on_opt) for on_opt in (False, True)}
     result = Plan(
         batch=batch,
         num_visual_tokens=own.shapes.model.backbone.num_query_tokens,
@@ -127,7 +128,7 @@ def plan(
         gpu=chosen,
         gpu_is_named=gpu is not None,
         gpu_memory_bytes=gpu_memory_bytes,
-        lora_on_opt=lora_on_opt,
+        lora_on_opt=own.lora_on_opt,
         frozen=own.frozen,
         activations=own.activations,
         trainables=own.trainables,
@@ -156,18 +157,18 @@ def _choose_gpu(name: str | None, memory_bytes: int | None) -> Gpu:
 
 
 def _recommend(predictor: Predictor, usable_bytes: int) -> Recommendation:
-    """The fastest of the predictions that fit; streamed modes keep as many blocks resident as fit."""
-    candidates = []
-    for mode in all_modes(predictor.num_opt_blocks):
-        counts = range(predictor.num_opt_blocks - mode.slots + 1) if mode.opt == "stream" else range(1)
-        for features in FEATURES:
-            candidates += [predictor.predict(replace(mode, resident_blocks=count), features) for count in counts]
-    fitting = [p for p in candidates if p.device.total_bytes <= usable_bytes]
-    if fitting:
-        # Quantised weights cost accuracy: only where nothing exact fits.
-        fitting = [p for p in fitting if p.mode.is_exact] or fitting
-        # Times equal to two digits: the one that moves least, and of those the one that takes least memory.
-        best = min(fitting, key=lambda p: (float(f"{p.step_seconds:.2g}"), p.pcie_bytes_per_step, p.device.total_bytes))
-        return Recommendation(best, 0)
-    smallest = min(candidates, key=lambda p: p.device.total_bytes)
-    return Recommendation(smallest, smallest.device.total_bytes - usable_bytes)
+    """Features are taken to be cached unless the config says null: how many pictures there are is not known here."""
+    choice = choose(predictor, usable_bytes, is_cached=predictor.config.frozen.feature_cache is not None)
+    quantised = None
+    if choice.shortfall_bytes:
+        inexact = (mode for mode in all_modes(predictor.num_opt_blocks) if not mode.is_exact)
+        predictions = (predictor.predict(mode, choice.prediction.features) for mode in inexact)
+        fitting = [p for p in predictions if p.device.total_bytes <= usable_bytes]
+        quantised = min(fitting, key=lambda p: p.step_seconds, default=None)
+    return Recommendation(
+        choice,
+        chosen_settings(predictor, choice),
+        describe(predictor, choice.prediction),
+        hint(predictor, choice, usable_bytes),
+        quantised,
+    )

@@ -11,7 +11,15 @@ from artkv.config import Config
 from artkv.config.deepspeed import fill_deepspeed_config, load_deepspeed_config
 from artkv.frozen.block_layout import BlockLayout, block_layout
 from artkv.frozen.residency import device_bytes
-from artkv.planning.activations import Activations, activations, block_activations, peak_activation_bytes
+from artkv.planning.activations import (
+    Activations,
+    MicroBatches,
+    QuantisedExtras,
+    activations,
+    answering_peak_bytes,
+    block_activations,
+    peak_activation_bytes,
+)
 from artkv.planning.batch_shape import BatchShape, Sequences, sequences
 from artkv.planning.gpus import Gpu
 from artkv.planning.memory import TrainableMemory, quantised_block_bytes, trainable_memory
@@ -78,75 +86,63 @@ class Prediction:
     hidden_from_tokens: int | None
     step_seconds: float
 
-    @property
-    def settings(self) -> tuple[str, ...]:
-        """YAML lines that choose it."""
-        lines = ["frozen:", f"  opt: {self.mode.opt}"]
-        if self.mode.opt == "stream":
-            lines += [
-                f"  storage: {self.mode.storage}",
-                f"  slots: {self.mode.slots}",
-                f"  resident_blocks: {self.mode.resident_blocks}",
-            ]
-        if self.features == "ViT streamed":
-            lines.append("  vit: stream")
-            if self.mode.opt != "stream":
-                lines.append(f"  slots: {self.mode.vit_slots}")
-        if self.features == "cached":
-            lines.append("  feature_cache: FOLDER   # written by artkv cache")
-        if self.mode.opt != "stream":
-            lines += ["training:", f"  activation_checkpointing: {str(self.mode.recompute).lower()}"]
-        return tuple(lines)
-
 
 @dataclass(frozen=True)
 class Predictor:
-    """Predicts modes of one model: with or without LoRA on OPT."""
+    """Predicts modes of one model: with or without LoRA on OPT.
 
+    trains: False where questions are answered and nothing else.
+    """
+
+    config: Config
     shapes: ModelShapes
     frozen: FrozenBytes
     activations: Activations
     trainables: TrainableMemory
     batch: BatchShape
     lora_on_opt: bool
-    accumulation: int
+    world_size: int
     gpu: Gpu
+    trains: bool
 
     @staticmethod
     def of(
-        config: Config,
-        dtype: torch.dtype,
-        batch: BatchShape,
-        lora_on_opt: bool,
-        world_size: int,
-        gpu: Gpu,
-        known: Activations | None = None,
+        config: Config, dtype: torch.dtype, batch: BatchShape, world_size: int, gpu: Gpu, trains: bool = True
     ) -> "Predictor":
-        """known: activations of the model without LoRA on OPT, from which only the blocks' differ."""
-        targets = [target for target in config.trainable.lora.targets if target != "opt"]
-        shapes = model_shapes(config, dtype, [*targets, *(["opt"] if lora_on_opt else [])])
-        training = config.training
-        accumulation = training.gradient_accumulation_steps
-        trainable_shapes = shapes.trainable_shapes()
-        num_elements = sum(prod(shape) for shape in trainable_shapes.values())
-        tree = load_deepspeed_config(training.deepspeed)
-        is_bf16 = dtype == torch.bfloat16
-        filled: dict[str, Any] = fill_deepspeed_config(tree, training, accumulation, world_size, is_bf16, num_elements)
-        if known is None:
-            evaluation = _evaluation_batch(config, batch.text_tokens)
-            acts = activations(shapes, batch, config.efficientnet.image_size, evaluation)
-        else:
-            acts = replace(known, block=block_activations(shapes, batch))
+        """With LoRA as the config has it."""
+        shapes = model_shapes(config, dtype, config.trainable.lora.targets)
+        evaluation = _evaluation_batch(config, batch) if config.validates or not trains else None
         return Predictor(
+            config,
             shapes,
             frozen_bytes(shapes),
-            acts,
-            trainable_memory(trainable_shapes, dtype, world_size, filled),
+            activations(shapes, batch, config.efficientnet.image_size, evaluation),
+            _trainables(config, shapes, world_size),
             batch,
-            lora_on_opt,
-            accumulation,
+            "opt" in config.trainable.lora.targets,
+            world_size,
             gpu,
+            trains,
         )
+
+    def with_lora(self, on_opt: bool) -> "Predictor":
+        """The same with LoRA on OPT or without it: of the activations only the blocks' differ."""
+        if on_opt == self.lora_on_opt:
+            return self
+        targets = [target for target in self.config.trainable.lora.targets if target != "opt"]
+        shapes = model_shapes(self.config, self.shapes.dtype, [*targets, *(["opt"] if on_opt else [])])
+        return replace(
+            self,
+            shapes=shapes,
+            frozen=frozen_bytes(shapes),
+            activations=replace(self.activations, block=block_activations(shapes, self.batch)),
+            trainables=_trainables(self.config, shapes, self.world_size),
+            lora_on_opt=on_opt,
+        )
+
+    @property
+    def accumulation(self) -> int:
+        return self.config.training.gradient_accumulation_steps
 
     @property
     def sequences(self) -> Sequences:
@@ -166,10 +162,29 @@ class Predictor:
 
     @property
     def cached_bytes(self) -> int:
-        """The ViT's tokens in the compute dtype, and the art features in fp32."""
-        vision, encoder = self.shapes.blip2.vision_config, self.shapes.efficientnet
-        art_bytes = 0 if encoder is None else encoder.feature_dim * torch.float32.itemsize
-        return _image_tokens(vision) * vision.hidden_size * self.shapes.dtype.itemsize + art_bytes
+        """Of one picture in a feature cache."""
+        encoder = self.shapes.efficientnet
+        return record_bytes(self.shapes.blip2, self.shapes.dtype, None if encoder is None else encoder.feature_dim)
+
+    def opt_layout(self, storage: Storage) -> BlockLayout:
+        """How a block of OPT is packed in host memory."""
+        return self._opt_layouts[storage]
+
+    def at_once(self, mode: Mode) -> int:
+        """Micro-batches that go through OPT together: all of a step where its blocks are fetched for them."""
+        return self.accumulation if mode.opt == "stream" else 1
+
+    def kept_bytes(self, mode: Mode, kept_blocks: int) -> int:
+        """Activations that so many blocks keep, of all micro-batches that are there at a time."""
+        extra_bytes = self._extras(mode).outputs * self.activations.block.recomputed_bytes
+        return kept_blocks * (self.activations.block.stored_bytes + extra_bytes) * self.at_once(mode)
+
+    def kept_blocks(self, mode: Mode, budget_bytes: int | None) -> int | None:
+        """How many blocks keep their activations within a budget; None: all."""
+        if budget_bytes is None:
+            return None
+        kept = budget_bytes // self.kept_bytes(mode, 1)
+        return None if kept >= self.num_opt_blocks else kept
 
     @cached_property
     def _opt_layouts(self) -> dict[Storage, BlockLayout]:
@@ -187,9 +202,9 @@ class Predictor:
         streams_vit = features == "ViT streamed"
         opt, vit = self.opt_stack(mode.storage), self.vit_stack(mode.storage)
         streamed = opt.num_blocks - mode.resident_blocks if mode.opt == "stream" else 0
-        loads = loads_per_training_pass(streamed, mode.slots)
+        loads = loads_per_training_pass(streamed, mode.slots)  # once a step
         vit_loads = vit.num_blocks if streams_vit else 0
-        moved_bytes = loads * opt.block_bytes + vit_loads * vit.block_bytes
+        moved_bytes = loads * opt.block_bytes + vit_loads * vit.block_bytes * self.accumulation
         shared_host_bytes = (opt.num_blocks * _whole_pages(opt.block_bytes) if mode.opt == "stream" else 0) + (
             vit_loads * _whole_pages(vit.block_bytes)
         )
@@ -200,9 +215,9 @@ class Predictor:
             device=self._device_memory(mode, features),
             shared_host_bytes=shared_host_bytes,
             rank_host_bytes=self.trainables.host_bytes,
-            pcie_bytes_per_step=moved_bytes * self.accumulation,
+            pcie_bytes_per_step=moved_bytes,
             hidden_from_tokens=hidden_from_tokens(opt, self.gpu) if mode.opt == "stream" else None,
-            step_seconds=self.accumulation * self._pass_seconds(mode, features, streamed, vit_loads),
+            step_seconds=self._step_seconds(mode, features, streamed, vit_loads),
         )
 
     def _device_memory(self, mode: Mode, features: Features) -> DeviceMemory:
@@ -220,7 +235,7 @@ class Predictor:
             qformer_bytes=self.frozen.qformer,
             opt_outside_blocks_bytes=self.frozen.opt_outside_blocks,
             opt_blocks_bytes=self._opt_blocks_bytes(mode),
-            trainables_bytes=self.trainables.device_bytes,
+            trainables_bytes=self.trainables.device_bytes if self.trains else self.trainables.weights_bytes,
             activations_bytes=self._peak_activation_bytes(mode, features),
             overhead_bytes=CUDA_OVERHEAD_BYTES,
         )
@@ -238,36 +253,76 @@ class Predictor:
         return sum(prod(shape) for shape in shapes.values()) * self.shapes.dtype.itemsize
 
     def _peak_activation_bytes(self, mode: Mode, features: Features) -> int:
-        matrices = [prod(shape) for shape in self.shapes.opt_block_shapes.values()]
-        # bitsandbytes dequantises a matrix whole for backward.
-        dequantised_bytes = max(matrices) * self.shapes.dtype.itemsize if mode.opt in ("int8", "nf4") else 0
+        encodes = features != "cached"
+        if not self.trains:
+            assert self.activations.evaluation is not None
+            return answering_peak_bytes(self.activations.evaluation, encodes)
+        return self.training_peak_bytes(mode, encodes, self.activations)
+
+    def training_peak_bytes(self, mode: Mode, encodes: bool, acts: Activations) -> int:
+        """Peak of a step's activations, `acts` being those of a micro-batch."""
+        num_blocks = self.num_opt_blocks
         return peak_activation_bytes(
-            self.activations,
-            self.num_opt_blocks,
-            recompute=mode.recompute,
-            encodes=features != "cached",
-            accumulation=self.accumulation,
-            # Its int8 products keep their inputs; the LayerNorms' two outputs are those that nothing else keeps.
-            extra_outputs=2 if mode.opt == "int8" else 0,
-            workspace_bytes=dequantised_bytes,
+            acts,
+            num_blocks,
+            num_blocks if mode.kept_blocks is None else mode.kept_blocks,
+            encodes,
+            MicroBatches(self.accumulation, self.at_once(mode)),
+            self._extras(mode),
         )
 
-    def _pass_seconds(self, mode: Mode, features: Features, num_streamed: int, vit_loads: int) -> float:
+    def _extras(self, mode: Mode) -> QuantisedExtras:
+        if mode.opt not in ("int8", "nf4"):
+            return QuantisedExtras()
+        largest = max(prod(shape) for shape in self.shapes.opt_block_shapes.values())
+        return QuantisedExtras(
+            # Its int8 products keep their inputs; the LayerNorms' two outputs are those that nothing else keeps.
+            outputs=2 if mode.opt == "int8" else 0,
+            # bitsandbytes dequantises a matrix whole for backward.
+            workspace_bytes=largest * self.shapes.dtype.itemsize,
+        )
+
+    def _step_seconds(self, mode: Mode, features: Features, num_streamed: int, vit_loads: int) -> float:
         text = self.shapes.blip2.text_config
-        vision = self.shapes.blip2.vision_config
-        tokens = self.sequences.rows * self.sequences.columns
-        slowdown = QUANTISED_SLOWDOWN if mode.opt in ("int8", "nf4") else 1.0
-        seconds = training_pass_seconds(
-            self.opt_stack(mode.storage), self.gpu, tokens, mode.recompute, num_streamed, mode.slots, slowdown
+        at_once, num_blocks = self.at_once(mode), self.num_opt_blocks
+        seconds = (self.accumulation // at_once) * training_pass_seconds(
+            self.opt_stack(mode.storage),
+            self.gpu,
+            self.sequences.rows * self.sequences.columns * at_once,
+            0 if mode.kept_blocks is None else num_blocks - mode.kept_blocks,
+            num_streamed,
+            mode.slots,
+            QUANTISED_SLOWDOWN if mode.opt in ("int8", "nf4") else 1.0,
         )
         # The head: 2 FLOP an element of its matrix and answer token for the logits, 2 for their gradient.
         head_elements = text.vocab_size * text.word_embed_proj_dim
-        seconds += 4 * head_elements * self.sequences.answer_tokens / self.gpu.effective_flops
+        seconds += self.accumulation * 4 * head_elements * self.sequences.answer_tokens / self.gpu.effective_flops
         if features == "cached":
             return seconds
-        image_tokens = self.batch.paintings * _image_tokens(vision)
+        image_tokens = self.batch.paintings * _image_tokens(self.shapes.blip2.vision_config)
         vit = self.vit_stack(mode.storage)
-        return seconds + forward_pass_seconds(vit, self.gpu, image_tokens, vit_loads, mode.vit_slots)
+        return seconds + self.accumulation * forward_pass_seconds(
+            vit, self.gpu, image_tokens, vit_loads, mode.vit_slots
+        )
+
+
+def record_bytes(blip2: Any, dtype: torch.dtype, art_features: int | None) -> int:
+    """Of one picture in a feature cache: the ViT's tokens in the compute dtype, and the art features in fp32.
+
+    blip2: the transformers config. art_features: their width; None: there are none.
+    """
+    vision = blip2.vision_config
+    return _image_tokens(vision) * vision.hidden_size * dtype.itemsize + (art_features or 0) * torch.float32.itemsize
+
+
+def _trainables(config: Config, shapes: ModelShapes, world_size: int) -> TrainableMemory:
+    training, trainable_shapes = config.training, shapes.trainable_shapes()
+    num_elements = sum(prod(shape) for shape in trainable_shapes.values())
+    filled: dict[str, Any] = fill_deepspeed_config(
+        load_deepspeed_config(training.deepspeed), training, training.gradient_accumulation_steps, world_size,
+        shapes.dtype == torch.bfloat16, num_elements,
+    )  # fmt: skip
+    return trainable_memory(trainable_shapes, shapes.dtype, world_size, filled)
 
 
 def _layouts(shapes: dict[str, tuple[int, ...]]) -> dict[Storage, BlockLayout]:
@@ -279,10 +334,9 @@ def _image_tokens(vision: Any) -> int:
     return (vision.image_size // vision.patch_size) ** 2 + 1
 
 
-def _evaluation_batch(config: Config, text_tokens: int) -> tuple[BatchShape, int] | None:
+def _evaluation_batch(config: Config, batch: BatchShape) -> tuple[BatchShape, int]:
     evaluation = config.evaluation
-    if not evaluation.each_epoch:
-        return None
+    text_tokens = batch.longest_text or batch.text_tokens
     questions = _QUESTIONS_OF_AUTO if evaluation.batch_size == "auto" else evaluation.batch_size
     return BatchShape(questions, questions, text_tokens), evaluation.max_new_tokens
 

@@ -137,7 +137,7 @@ def model_shapes(config: Config, dtype: torch.dtype, lora_targets: Iterable[str]
 
 
 def read_blip2_config(model: ModelConfig) -> Any:
-    """BLIP-2's config: of a folder or LAVIS's files, or the known one of `Salesforce/blip2-opt-2.7b`.
+    """BLIP-2's config: of a folder, LAVIS's files or the hub, or the known one of `Salesforce/blip2-opt-2.7b`.
 
     Nothing is fetched for the known one.
 
@@ -150,13 +150,24 @@ def read_blip2_config(model: ModelConfig) -> Any:
     if (folder / "config.json").is_file():
         return read_folder_config(folder, model.blip2)
     if model.blip2 != BLIP2_OPT_2_7B:
-        raise UserError(
-            f"model.blip2 = {model.blip2!r}: its shapes are not known; give a folder that holds its config.json, "
-            f"or {BLIP2_OPT_2_7B}"
-        )
+        return _published_config(model.blip2)
     config = _blip2_opt_2_7b()
     config._attn_implementation = "sdpa"
     return config
+
+
+def _published_config(blip2: str) -> Any:
+    """The config.json of another model on the hub, or of the hub's cache; no weights are fetched."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        folder = Path(hf_hub_download(blip2, "config.json")).parent
+    except Exception as error:
+        raise UserError(
+            f"model.blip2 = {blip2!r}: its shapes are not known ({type(error).__name__}); give a folder that holds its "
+            f"config.json, or {BLIP2_OPT_2_7B}"
+        ) from None
+    return read_folder_config(folder, blip2)
 
 
 def _blip2_opt_2_7b() -> Any:

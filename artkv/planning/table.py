@@ -3,13 +3,19 @@
 import argparse
 from collections.abc import Iterator
 from dataclasses import fields
+from pathlib import Path
+
+import torch
 
 from artkv.config import Config
+from artkv.config.editing import write_settings, yaml_scalar
 from artkv.config.sizes import parse_size
 from artkv.errors import UserError
-from artkv.planning.gpus import GPUS, MATMUL_EFFICIENCY, PCIE_EFFICIENCY
+from artkv.planning.device import ask_device
+from artkv.planning.gpus import GPUS, MATMUL_EFFICIENCY, PCIE_EFFICIENCY, gpu_of_device
 from artkv.planning.modes import FEATURES
-from artkv.planning.plan import MARGIN_FRACTION, Plan, plan
+from artkv.planning.placement import MARGIN_FRACTION
+from artkv.planning.plan import Plan, plan
 from artkv.planning.prediction import CUDA_OVERHEAD_BYTES, QUANTISED_SLOWDOWN, Prediction
 from artkv.planning.transfer import hidden_from_tokens
 
@@ -27,11 +33,30 @@ _PART_NAMES = {
 
 
 def run(config: Config, options: argparse.Namespace) -> None:
-    """Prints the plan of `config` with the options of `artkv plan`."""
+    """Prints the plan of `config` with the options of `artkv plan`, and writes its choice down where that is wanted."""
     memory_bytes = None if options.gpu_memory is None else _gpu_memory_bytes(options.gpu_memory)
-    print(
-        format_plan(plan(config, memory_bytes, options.gpu, options.world_size, options.text_tokens, options.paintings))
-    )
+    gpu = options.gpu
+    if gpu is None and memory_bytes is None:
+        gpu, memory_bytes = _own_gpu()
+    found = plan(config, memory_bytes, gpu, options.world_size, options.text_tokens, options.paintings)
+    print(format_plan(found))
+    if options.write is None:
+        return
+    path = options.write or options.config
+    if path is None:
+        raise UserError("--write: names no file, and --config is not given; give one of them")
+    if found.recommendation is None or found.recommendation.choice.shortfall_bytes:
+        raise UserError(f"--write {path}: there is no choice to write; give --gpu-memory, or more of it")
+    kept = write_settings(Path(path), found.recommendation.settings)
+    print(f"\nwritten into {path}{'' if kept else '; its comments are lost'}")
+
+
+def _own_gpu() -> tuple[str | None, int | None]:
+    """Name and free memory of this machine's GPU, if it has one."""
+    device = ask_device(torch.device("cuda", 0)) if torch.cuda.is_available() else None
+    if device is None:
+        return None, None
+    return gpu_of_device(device.name, device.memory_bytes).name, device.free_bytes
 
 
 def _gpu_memory_bytes(text: str) -> int:
@@ -43,7 +68,7 @@ def _gpu_memory_bytes(text: str) -> int:
 
 def format_plan(plan: Plan) -> str:
     """The whole plan as text of at most 120 columns."""
-    sections = [_heading(plan), _parts(plan), _modes(plan), _gpus(plan), _assumptions(), _recommendation(plan)]
+    sections = [_recommendation(plan), _heading(plan), _parts(plan), _modes(plan), _gpus(plan), _assumptions()]
     return "\n\n".join("\n".join(section) for section in sections if section)
 
 
@@ -119,7 +144,7 @@ def _modes(plan: Plan) -> list[str]:
     lines.append(
         "Host: frozen masters, page-locked, once a node. Hidden: copies take no time of their own from so many"
     )
-    lines.append("tokens in a micro-batch on; never with 1 slot.")
+    lines.append("tokens on that go through a block at a time; never with 1 slot.")
     lines.append(
         f"Cached: features from frozen.feature_cache, {plan.cached_bytes / 1e6:.2f} MB of disk a distinct picture; no "
         "encoder on the device."
@@ -150,7 +175,7 @@ def _tokens(prediction: Prediction) -> str:
 
 def _gpus(plan: Plan) -> list[str]:
     lines = [
-        f"Copies hidden from so many tokens in a micro-batch on (this one has {plan.micro_batch_tokens})",
+        f"Copies hidden from so many tokens on (a micro-batch has {plan.micro_batch_tokens})",
         f"  {'':<14}{'GiB':>5}{'peak TFLOP/s':>14}{'PCIe':>9}{'GB/s':>7}{'bf16':>8}{'int8':>8}",
     ]
     for gpu in GPUS:
@@ -173,27 +198,38 @@ def _assumptions() -> list[str]:
 
 
 def _recommendation(plan: Plan) -> list[str]:
-    if plan.recommendation is None or plan.usable_bytes is None or plan.gpu_memory_bytes is None:
-        return ["No recommendation: give --gpu-memory or --gpu."]
-    best = plan.recommendation.prediction
+    found = plan.recommendation
+    if found is None or plan.usable_bytes is None or plan.gpu_memory_bytes is None:
+        return ["No recommendation: this machine has no GPU; give --gpu-memory or --gpu."]
+    best, shortfall = found.choice.prediction, found.choice.shortfall_bytes
     room = f"{_gib(plan.gpu_memory_bytes)} GiB, of which {_gib(plan.usable_bytes)} may be used"
-    if plan.recommendation.shortfall_bytes:
+    if shortfall:
         lines = [
-            f"Nothing available fits {room}: the smallest, {best.mode.name}, takes "
-            f"{_gib(best.device.total_bytes)}, {_gib(plan.recommendation.shortfall_bytes)} GiB too much. "
-            "Lower training.batch_size",
-            "and raise training.gradient_accumulation_steps, or give more memory.",
+            f"Nothing exact fits {room}: the smallest, {best.mode.name},",
+            f"takes {_gib(best.device.total_bytes)}, {_gib(shortfall)} GiB too much.",
+            "Lower training.batch_size and raise training.gradient_accumulation_steps, or give more memory.",
         ]
+        if found.quantised is not None:
+            lines.append(
+                f"With quantised weights, not exact, {found.quantised.mode.name} fits: "
+                f"{_gib(found.quantised.device.total_bytes)} GiB."
+            )
         return [*lines, *_device_parts(best)]
     lines = [
-        f"Recommended for {room}:",
-        f"{best.mode.name}, features {best.features}: {_gib(best.device.total_bytes)} GiB, "
+        f"Chosen by frozen.opt: auto for {room}:",
+        f"{found.words}, features {best.features}: {_gib(best.device.total_bytes)} GiB, "
         f"about {best.step_seconds:.2f} s a step",
     ]
+    if found.hint:
+        lines.append(f"{found.hint.removeprefix('; ')}.")
     lines += _device_parts(best)
     lines.append(f"  {'host, page-locked':<24}{_gib(best.shared_host_bytes + best.rank_host_bytes):>7} GiB")
-    lines.append("Settings:")
-    lines += [f"  {line}" for line in best.settings]
+    lines.append("The same as settings, which training needs not be told (--write puts them into the config):")
+    for section in dict.fromkeys(key.split(".")[0] for key in found.settings):
+        lines.append(f"  {section}:")
+        for key, value in found.settings.items():
+            if key.startswith(f"{section}."):
+                lines.append(f"    {key.split('.')[1]}: {yaml_scalar(value)}")
     return lines
 
 

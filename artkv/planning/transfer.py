@@ -27,7 +27,7 @@ def loads_per_training_pass(num_streamed: int, slots: int) -> int:
 
 
 def hidden_from_tokens(stack: Stack, gpu: Gpu) -> int:
-    """Tokens in a micro-batch from which a block's forward pass takes as long as the copy of the next block.
+    """Tokens that go through a block at a time from which its forward pass takes as long as the copy of the next.
 
     A block costs 2 FLOP a parameter and token. Backward, with 4 of them (recomputation and the gradient of
     the input), hides a copy from half as many tokens.
@@ -37,19 +37,26 @@ def hidden_from_tokens(stack: Stack, gpu: Gpu) -> int:
 
 
 def training_pass_seconds(
-    stack: Stack, gpu: Gpu, tokens: int, recompute: bool, num_streamed: int = 0, slots: int = 1, slowdown: float = 1.0
+    stack: Stack,
+    gpu: Gpu,
+    tokens: int,
+    recomputed_blocks: int,
+    num_streamed: int = 0,
+    slots: int = 1,
+    slowdown: float = 1.0,
 ) -> float:
     """Estimated time of a forward and backward pass over the stack.
 
     Forward is 2 FLOP a parameter and token, backward 2 (weights are frozen: only the input has a gradient) and
-    2 more where it recomputes. With two slots or more a copy runs beside the products; with one, after them.
+    2 more in the blocks that are recomputed. With two slots or more a copy runs beside the products; with one, after
+    them.
 
     slowdown: of the products against those of plain 16-bit weights.
     """
     product_seconds = 2 * stack.num_blocks * stack.block_elements * tokens / gpu.effective_flops * slowdown
     copy_seconds = loads_per_training_pass(num_streamed, slots) / 2 * stack.block_bytes / gpu.copy_bytes_per_second
     forward = _overlapped(product_seconds, copy_seconds, slots)
-    return forward + _overlapped(product_seconds * (2 if recompute else 1), copy_seconds, slots)
+    return forward + _overlapped(product_seconds * (1 + recomputed_blocks / stack.num_blocks), copy_seconds, slots)
 
 
 def forward_pass_seconds(stack: Stack, gpu: Gpu, tokens: int, num_streamed: int = 0, slots: int = 1) -> float:

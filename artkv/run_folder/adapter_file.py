@@ -43,7 +43,8 @@ def write_adapter(
     """
     tree = config.model_dump(mode="json")
     description: dict[str, Any] = {name: tree[name] for name in _SECTIONS}
-    description["frozen"] |= {"feature_cache": None}  # a folder of this machine
+    if config.frozen.feature_cache is not None:
+        description["frozen"] |= {"feature_cache": "auto"}  # for a folder of this machine
     description |= {
         "format_version": FORMAT_VERSION,
         "base_model": config.model.blip2,

@@ -10,8 +10,6 @@ from artkv.batch import Batch
 from artkv.config import Config
 from artkv.datasets.batches import training_loader
 from artkv.datasets.order import plan_epoch
-from artkv.datasets.packed_shapes import plan_shapes
-from artkv.datasets.packing import PackingSettings
 from artkv.datasets.table import QuestionTable
 from artkv.distributed import World
 from artkv.errors import RunFailed
@@ -20,7 +18,9 @@ from artkv.run_folder.state import Progress
 from artkv.session import Session
 from artkv.training.engine import TrainingEngine
 from artkv.training.measures import StepMeasures
+from artkv.training.placing import packing_of
 from artkv.training.saving import Saver
+from artkv.training.schedule import total_steps, warmup_steps
 from artkv.training.step import answer_token_count, seed_step, train_step
 from artkv.training.stops import NumberToHost, RunStops
 
@@ -38,19 +38,6 @@ class StepReport(NamedTuple):
     loss_sum: Tensor
     answer_tokens: Tensor
     stop_votes: NumberToHost
-
-
-def total_steps(table: QuestionTable, config: Config, per_step: int) -> int:
-    """Optimizer steps of the whole run; epochs differ by a few, as paintings fill micro-batches differently.
-
-    per_step: micro-batches of a step, those of all ranks.
-    """
-    training = config.training
-    plans = (
-        plan_epoch(table.painting_of_row, training.batch_size, training.seed, epoch)
-        for epoch in range(training.num_epochs)
-    )
-    return sum(plan.num_steps(per_step) for plan in plans)
 
 
 def fit(
@@ -71,10 +58,10 @@ def fit(
     config, world, questions = session.config, session.world, session.questions["train"]
     training, table = config.training, questions.table
     per_step = engine.accumulation * world.size
-    warmup_questions = training.warmup_steps * _questions_per_step(table, config, per_step)
+    warmup_questions = _warmup_questions(table, config, per_step)
     total_questions = training.num_epochs * len(table)
     skipped_before_start = progress.skipped_steps
-    measures, packing = StepMeasures(engine, world), packing_settings(session)
+    measures, packing = StepMeasures(engine, world), packing_of(session)
 
     while True:  # a turn is the validation that is due, and then an epoch
         # An epoch's last step is saved at the bottom of this loop, with its validation due, and validated here: so a
@@ -172,10 +159,11 @@ def learning_rate(
     return peak * min(1.0, max(0, total_questions - questions_before) / decaying)
 
 
-def _questions_per_step(table: QuestionTable, config: Config, per_step: int) -> int:
-    """What an average step sees: paintings stay together, so most micro-batches are not quite full."""
+def _warmup_questions(table: QuestionTable, config: Config, per_step: int) -> int:
+    """What the warm-up's steps see on average: paintings stay together, so most micro-batches are not quite full."""
+    steps = warmup_steps(config.training, total_steps(table, config, per_step))
     plan = plan_epoch(table.painting_of_row, config.training.batch_size, config.training.seed, epoch=0)
-    return round(len(table) / plan.num_steps(per_step))
+    return steps * round(len(table) / plan.num_steps(per_step))
 
 
 def _diverged(progress: Progress) -> RunFailed:
@@ -183,17 +171,6 @@ def _diverged(progress: Progress) -> RunFailed:
         f"step {progress.step}: loss or gradient was not finite in {progress.nonfinite_steps_in_a_row} steps in a row; "
         "lower training.learning_rate, or look at the loss in metrics.jsonl; the checkpoints before this are good"
     )
-
-
-def packing_settings(session: Session) -> PackingSettings | None:
-    """How the training's questions are packed, with the shapes of its batches; None where they are not."""
-    config, backbone, questions = session.config, session.model.backbone, session.questions["train"]
-    if not config.training.pack_questions:
-        return None
-    settings = PackingSettings(backbone.num_query_tokens, backbone.language_model_width)
-    # Of the first epoch, whatever epoch a run goes on from: all epochs have these shapes.
-    plan = plan_epoch(questions.table.painting_of_row, config.training.batch_size, config.training.seed, epoch=0)
-    return replace(settings, shapes=plan_shapes(questions, plan, settings))
 
 
 def _after_step(

@@ -22,6 +22,7 @@ from artkv.monitoring.environment import environment_report
 from artkv.monitoring.rank_log import rank_log
 from artkv.monitoring.run_log import RunLog
 from artkv.monitoring.tensorboard_log import AnsweredQuestion
+from artkv.planning.placement import Use
 from artkv.run_folder.checkpoint import Checkpoint, open_checkpoint
 from artkv.run_folder.checkpoints import RunCheckpoints
 from artkv.run_folder.marker import remove_marker
@@ -30,9 +31,11 @@ from artkv.run_folder.state import Identity, Progress, TrainableState
 from artkv.run_folder.status import recorded_state
 from artkv.session import Session, pictures_folder, training_splits
 from artkv.training.engine import TrainingEngine
-from artkv.training.loop import Validate, fit, is_finished, total_steps
+from artkv.training.loop import Validate, fit, is_finished
+from artkv.training.placing import engine_that_fits
 from artkv.training.preemption import StopRequests, job_end_time
 from artkv.training.saving import Saver
+from artkv.training.schedule import total_steps, warmup_steps
 from artkv.training.stops import RunStops
 
 _PICTURES_IN_TENSORBOARD = 8
@@ -95,28 +98,36 @@ def _train_from(
         world.together(lambda: _check_same_questions(resumed.checkpoint, config, data_hash))
         accumulation = _accumulation_on_resume(resumed.checkpoint, config, world)
 
+    steps = total_steps(table, config, accumulation * world.size)
+    warmup_steps(training, steps)  # raises for one that is too long
+
     def after_each_batch(has_shards: bool) -> None:
         if has_shards:
             stops.note_gain()
         stops.stop_if_asked()
 
-    session.load(after_each_batch=after_each_batch)
-    model, built = session.model, session.built
-    dtype = str(model.backbone.dtype).removeprefix("torch.")
-    identity = Identity(built.frozen_hash, data_hash, dtype, accumulation * world.size)
+    def load(use: Use) -> None:
+        session.load(None, after_each_batch, use)
+
+    use = Use(trains=True, accumulation=accumulation)
+    load(use)
+    dtype = str(session.model.backbone.dtype).removeprefix("torch.")
+    identity = Identity(session.built.frozen_hash, data_hash, dtype, accumulation * world.size)
     _check_ranks_agree(identity, world)
-    state, progress = TrainableState(built.initial_values, {}, {}, 0), Progress()
+    state, progress = TrainableState(session.built.initial_values, {}, {}, 0), Progress()
     if resumed is not None:
         world.together(lambda: _check_belongs(resumed.checkpoint, session, identity))
         state, progress = resumed.state, resumed.checkpoint.progress
     stops.stop_if_asked()
     if resumed is not None and world.broadcast(world.on_main(lambda: _has_nothing_to_do(resumed.checkpoint, config))):
         return progress  # config, environment and status stay those of the start that trained
-    num_trainable = sum(parameter.numel() for parameter in model.parameters())
-    is_bf16 = model.backbone.dtype == torch.bfloat16
+    num_trainable = sum(parameter.numel() for parameter in session.model.parameters())
+    is_bf16 = session.model.backbone.dtype == torch.bfloat16
     deepspeed_config = fill_deepspeed_config(deepspeed_tree, training, accumulation, world.size, is_bf16, num_trainable)
-    engine = TrainingEngine(model, deepspeed_config, training.weight_decay, state)
-    steps = total_steps(table, config, identity.micro_batches_per_step)
+    engine = engine_that_fits(
+        session, use, load,
+        lambda: TrainingEngine(session.model, deepspeed_config, training.weight_decay, state),
+    )  # fmt: skip
     world.on_main(lambda: _prepare_run_folder(config, None if resumed is None else resumed.checkpoint))
     log = RunLog(
         run_dir, world.rank, steps, progress.step if resumed else None, redo_validation=progress.validation_due

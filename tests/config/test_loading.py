@@ -131,6 +131,11 @@ def test_all_problems_are_told_at_once(folder: Path) -> None:
         ("training.learning_rate", "0"),
         ("training.weight_decay", "-0.1"),
         ("training.pack_questions", "1"),
+        ("training.warmup_steps", "-1"),
+        ("training.warmup_steps", "some"),
+        ("training.activation_checkpointing", "most"),
+        ("training.activation_checkpointing", "3"),
+        ("evaluation.each_epoch", "sometimes"),
         ("training.deterministic", "1"),
         ("kv_modulation.enabled", '"false"'),
         ("kv_modulation.num_prefix_tokens", "null"),
@@ -351,9 +356,40 @@ def test_every_field_tells_what_it_accepts() -> None:
         ("frozen={opt: resident, slots: 3}", "frozen.slots is for streamed blocks"),
         ("frozen={opt: nf4, storage: int8}", "frozen.storage is for streamed blocks"),
         ("frozen={opt: resident, vit: stream, memory_budget: 8GiB}", "frozen.memory_budget is for streamed blocks"),
-        ("frozen.resident_blocks=auto", "auto needs frozen.memory_budget"),
+        ("frozen.slots=3", "frozen.slots is for streamed blocks"),  # with opt: auto, which chooses them itself
+        ("frozen={vit: stream, storage: int8}", "frozen.storage is for streamed blocks"),
+        ("frozen={opt: stream, resident_blocks: auto}", "auto needs frozen.memory_budget"),
+        ("training.early_stopping_patience=2", "early_stopping_patience needs validation; set dataset.val"),
     ],
 )
 def test_a_setting_that_would_do_nothing_is_an_error(folder: Path, override: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_config(write(folder, "training: {seed: 1}\n"), [override])
+
+
+@pytest.mark.parametrize(
+    ("written", "kept"), [("true", 0), ("false", None), ("2GiB", 2 * 2**30), ("1.5 MB", 1_500_000)]
+)
+def test_activations_that_are_kept_are_a_number_of_bytes(folder: Path, written: str, kept: int | None) -> None:
+    config = load_config(write(folder, f"training: {{activation_checkpointing: {written}}}\n"))
+    assert config.training.kept_activation_bytes == kept
+    (folder / "again.yaml").write_text(dump_config(config))
+    assert load_config(folder / "again.yaml") == config
+
+
+def test_what_is_auto_has_no_value_before_it_is_chosen(folder: Path) -> None:
+    config = load_config(write(folder, "training: {seed: 1}\n"))
+    assert config.frozen.feature_cache == "auto"  # and no folder of that name
+    for value in (lambda: config.training.kept_activation_bytes, lambda: config.frozen.feature_folder):
+        with pytest.raises(RuntimeError, match="is auto"):
+            value()
+    named = load_config(write(folder, "frozen: {feature_cache: ./auto}\n"))
+    assert named.frozen.feature_folder == folder / "auto"
+
+
+@pytest.mark.parametrize(
+    ("settings", "validates"),
+    [("", False), ("dataset: {val: val.csv}", True), ("dataset: {val: v.csv}\nevaluation: {each_epoch: false}", False)],
+)
+def test_validation_is_where_there_is_something_to_validate_on(folder: Path, settings: str, validates: bool) -> None:
+    assert load_config(write(folder, settings)).validates is validates

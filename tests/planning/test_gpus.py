@@ -1,7 +1,7 @@
 import pytest
 
 from artkv.errors import UserError
-from artkv.planning.gpus import GIB, GPUS, find_gpu, gpu_of_memory
+from artkv.planning.gpus import GIB, GPUS, find_gpu, gpu_of_device, gpu_of_memory
 
 
 @pytest.mark.parametrize(
@@ -27,10 +27,35 @@ def test_other_names_are_the_users_error(written: str, problem: str) -> None:
 
 @pytest.mark.parametrize(
     ("gib", "name"),
-    [(6, "RTX 4060 8GB"), (8, "RTX 4060 8GB"), (12, "RTX 3060 12GB"), (24, "RTX 3090"), (200, "A100 80GB")],
+    [
+        (6, "RTX 4060 8GB"),
+        (8, "RTX 4060 8GB"),
+        (12, "RTX 3060 12GB"),
+        (24, "RTX 3090"),
+        (48, "RTX A6000"),
+        (100, "A100 80GB"),
+        (200, "H200"),
+    ],
 )
 def test_the_nearest_gpu_by_memory_is_the_slowest_of_its_size(gib: int, name: str) -> None:
     assert gpu_of_memory(gib * GIB).name == name
+
+
+@pytest.mark.parametrize(
+    ("device", "gib", "name"),
+    [
+        ("NVIDIA H200", 139, "H200"),
+        ("NVIDIA H100 80GB HBM3", 79, "H100 SXM"),
+        ("NVIDIA A100-SXM4-40GB", 39, "A100 40GB"),  # and not the A10
+        ("NVIDIA A100-PCIE-80GB", 79, "A100 80GB"),
+        ("NVIDIA L40S", 44, "L40S"),  # and not the L4
+        ("NVIDIA RTX A6000", 47, "RTX A6000"),
+        ("NVIDIA GeForce RTX 4070 Ti", 12, "RTX 4070"),
+        ("Quadro P400", 8, "RTX 4060 8GB"),  # in no table: by memory
+    ],
+)
+def test_what_cuda_calls_a_device_is_found(device: str, gib: int, name: str) -> None:
+    assert gpu_of_device(device, gib * GIB).name == name
 
 
 def test_links_have_their_known_rates() -> None:

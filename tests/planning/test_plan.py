@@ -1,10 +1,8 @@
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from artkv.config import Config, override_config
 from artkv.datasets.image_index import ImageIndex
@@ -13,7 +11,8 @@ from artkv.distributed import single_process
 from artkv.errors import UserError
 from artkv.feature_cache import prepare_features
 from artkv.planning.modes import FEATURES, Mode
-from artkv.planning.plan import MARGIN_FRACTION, Plan, plan
+from artkv.planning.placement import MARGIN_FRACTION
+from artkv.planning.plan import Plan, plan
 from artkv.planning.prediction import CUDA_OVERHEAD_BYTES
 from artkv.session import Session
 
@@ -41,14 +40,14 @@ def test_every_mode_is_there_with_each_source_of_features(tiny_plan: Plan) -> No
 
 
 def test_totals_are_the_sums_of_their_parts(tiny_plan: Plan) -> None:
-    found = tiny_plan.prediction(Mode("resident", recompute=False), "computed", lora_on_opt=False)
+    found = tiny_plan.prediction(Mode("resident"), "computed", lora_on_opt=False)
     frozen = tiny_plan.frozen
     parts = [
         frozen.vit, frozen.qformer, frozen.opt_outside_blocks, frozen.opt_blocks, frozen.efficientnet,
         tiny_plan.trainables.device_bytes, found.device.activations_bytes, CUDA_OVERHEAD_BYTES,
     ]  # fmt: skip
     assert found.device.total_bytes == sum(parts)
-    cached = tiny_plan.prediction(Mode("resident", recompute=False), "cached", lora_on_opt=False)
+    cached = tiny_plan.prediction(Mode("resident"), "cached", lora_on_opt=False)
     assert (cached.device.vit_bytes, cached.device.efficientnet_bytes) == (0, 0)
 
 
@@ -64,8 +63,8 @@ def test_cached_bytes_are_those_of_a_record(tiny_config: Config, tmp_path: Path,
 
 
 def test_streaming_needs_slots_and_host_memory(tiny_plan: Plan) -> None:
-    one = tiny_plan.prediction(Mode("stream", True, "bf16", 1), "computed", False)
-    two = tiny_plan.prediction(Mode("stream", True, "bf16", 2), "computed", False)
+    one = tiny_plan.prediction(Mode("stream", 0, "bf16", 1), "computed", False)
+    two = tiny_plan.prediction(Mode("stream", 0, "bf16", 2), "computed", False)
     block_bytes = tiny_plan.opt_stack.block_bytes
     assert two.device.opt_blocks_bytes - one.device.opt_blocks_bytes == block_bytes
     assert one.device.opt_blocks_bytes == block_bytes  # bf16 masters, bf16 slots: nothing is staged
@@ -73,9 +72,9 @@ def test_streaming_needs_slots_and_host_memory(tiny_plan: Plan) -> None:
     assert two.pcie_bytes_per_step == 0  # as many slots as blocks
     assert one.shared_host_bytes >= 2 * block_bytes
     assert one.shared_host_bytes % 4096 == 0
-    staged = tiny_plan.prediction(Mode("stream", True, "int8", 1), "computed", False)
+    staged = tiny_plan.prediction(Mode("stream", 0, "int8", 1), "computed", False)
     assert staged.device.opt_blocks_bytes == block_bytes + tiny_plan.int8_stack.block_bytes
-    resident = tiny_plan.prediction(Mode("resident", True), "computed", False)
+    resident = tiny_plan.prediction(Mode("resident", 0), "computed", False)
     assert (resident.shared_host_bytes, resident.pcie_bytes_per_step, resident.hidden_from_tokens) == (0, 0, None)
 
 
@@ -84,7 +83,7 @@ def test_streamed_vit_has_the_storage_of_the_other_blocks(tiny_plan: Plan) -> No
     assert int8.block_bytes < 0.75 * bf16.block_bytes  # small matrices: scales and alignment take their part
     seconds = []
     for storage, vit in (("bf16", bf16), ("int8", int8)):
-        mode = Mode("stream", True, storage, 1)  # type: ignore[arg-type]
+        mode = Mode("stream", 0, storage, 1)  # type: ignore[arg-type]
         streamed, computed = (tiny_plan.prediction(mode, features, False) for features in ("ViT streamed", "computed"))  # type: ignore[arg-type]
         assert streamed.pcie_bytes_per_step - computed.pcie_bytes_per_step == vit.num_blocks * vit.block_bytes
         pages = -(-vit.block_bytes // 4096)
@@ -105,17 +104,26 @@ def test_lora_and_accumulation_count(settings: Callable[..., Config]) -> None:
     )
     found = plan(config)
     assert found.lora_on_opt
-    mode = Mode("stream", True, "bf16", 1)
+    mode = Mode("stream", 0, "bf16", 1)
     without, with_lora = (found.prediction(mode, "computed", lora).device for lora in (False, True))
     adapters = 2 * 2 * (4 * 40 + 40 * 4)  # q and v of two blocks, A and B
     per_element = 2 + 4 + 8 + 4 + 2 + 6  # weight, master, moments, gradient, bucket, its copies
     assert with_lora.trainables_bytes - without.trainables_bytes == adapters * per_element
     assert found.trainables.device_bytes == with_lora.trainables_bytes
-    assert found.prediction(mode, "computed", True).pcie_bytes_per_step == 3 * 2 * found.opt_stack.block_bytes
-    # All micro-batches' pictures are on the device from the step's start.
+    # A block is fetched once for all of a step's micro-batches.
+    assert found.prediction(mode, "computed", True).pcie_bytes_per_step == 2 * found.opt_stack.block_bytes
     one_micro_step = settings(evaluation={"each_epoch": False}, model={"dtype": "bfloat16"})
-    single = plan(one_micro_step).prediction(mode, "computed", False).device
-    assert without.activations_bytes - single.activations_bytes == 2 * found.activations.inputs_bytes
+    single = plan(one_micro_step)
+    # All micro-batches' pictures are on the device from the step's start.
+    resident = Mode("resident", 0)
+    more = [p.prediction(resident, "computed", False).device.activations_bytes for p in (found, single)]
+    assert more[0] - more[1] == 2 * found.activations.inputs_bytes
+    # Streamed, what each of them leaves for backward is there at once.
+    acts, block = single.activations, single.activations.block
+    each = acts.inputs_bytes + acts.features_bytes + acts.qformer_bytes + acts.embeddings_bytes
+    each += 2 * block.recomputed_bytes
+    grown = without.activations_bytes - single.prediction(mode, "computed", False).device.activations_bytes
+    assert grown == 2 * each
 
 
 def test_dtype_is_trainings(settings: Callable[..., Config]) -> None:
@@ -125,7 +133,7 @@ def test_dtype_is_trainings(settings: Callable[..., Config]) -> None:
     full = plan(settings(model={"dtype": "float32"}), gpu="A10")
     assert full.frozen.opt_blocks == 2 * plan(automatic, gpu="A10").frozen.opt_blocks
     # bf16 masters, fp32 slots: a packed block is staged.
-    streamed = full.prediction(Mode("stream", True, "bf16", 1), "computed", False)
+    streamed = full.prediction(Mode("stream", 0, "bf16", 1), "computed", False)
     assert streamed.device.opt_blocks_bytes == 3 * full.opt_stack.block_bytes
 
 
@@ -135,62 +143,45 @@ def long_config(settings: Callable[..., Config]) -> Config:
     return settings(training={"batch_size": 64}, evaluation={"each_epoch": False}, model={"dtype": "bfloat16"})
 
 
-def test_recommendation_goes_from_fast_to_small(long_config: Config) -> None:
-    everything = plan(long_config, gpu="RTX 3060", text_tokens=80)
-    # Features from a cache: no ViT to hold or to run, so each mode is at its smallest and fastest.
-    totals = {
-        mode: everything.prediction(mode, "cached", False).device.total_bytes
-        for mode in (Mode("resident", False), Mode("resident", True), Mode("stream", True, "bf16", 1))
-    }
-    assert list(totals.values()) == sorted(totals.values(), reverse=True)
-    for mode, total in totals.items():
-        fitting = plan(long_config, _usable(total), "RTX 3060", text_tokens=80).recommendation
-        assert fitting is not None
-        assert (fitting.prediction.mode, fitting.prediction.features, fitting.shortfall_bytes) == (mode, "cached", 0)
-        assert "  feature_cache: FOLDER   # written by artkv cache" in fitting.prediction.settings
-    smallest = min((p for p in everything.predictions if not p.lora_on_opt), key=lambda p: p.device.total_bytes)
-    short = plan(long_config, _usable(smallest.device.total_bytes) - 1000, "RTX 3060", text_tokens=80)
+def test_the_recommendation_is_what_placing_chooses(long_config: Config) -> None:
+    config = override_config(
+        long_config, ["frozen={opt: auto, vit: auto, feature_cache: auto}", "training.activation_checkpointing=auto"]
+    )
+    everything = plan(config, gpu="RTX 3060", text_tokens=80)
+    # Features from a cache: no ViT to hold or to run.
+    all_kept = everything.prediction(Mode("resident"), "cached", False)
+    fitting = plan(config, _usable(all_kept.device.total_bytes), "RTX 3060", text_tokens=80).recommendation
+    assert fitting is not None
+    assert (fitting.choice.prediction, fitting.choice.shortfall_bytes) == (all_kept, 0)
+    assert fitting.settings == {"frozen.opt": "resident", "training.activation_checkpointing": False}
+    # Two blocks in two slots: nothing is smaller for being streamed.
+    smallest = everything.prediction(Mode("resident", 0), "cached", False)
+    short = plan(config, _usable(smallest.device.total_bytes) - 1000, "RTX 3060", text_tokens=80)
     assert short.recommendation is not None
-    assert short.recommendation.prediction == smallest
+    assert short.recommendation.choice.prediction == smallest
     assert short.usable_bytes is not None
-    assert short.recommendation.shortfall_bytes == smallest.device.total_bytes - short.usable_bytes > 0
+    assert short.recommendation.choice.shortfall_bytes == smallest.device.total_bytes - short.usable_bytes > 0
 
 
-def test_quantised_weights_are_recommended_only_where_nothing_exact_fits(settings: Callable[..., Config]) -> None:
-    config = settings(evaluation={"each_epoch": False})  # in float32: int8 masters are the smaller ones to stage
+def test_quantised_weights_are_told_of_only_where_nothing_exact_fits(settings: Callable[..., Config]) -> None:
+    config = settings(
+        frozen={"opt": "auto"}, training={"activation_checkpointing": "auto"}, evaluation={"each_epoch": False}
+    )  # float32: quantised is far smaller
     found = plan(config, gpu="RTX 3060")
     exact = min(
-        (p for p in found.predictions if p.mode.is_exact and not p.lora_on_opt), key=lambda p: p.device.total_bytes
+        (p for p in found.predictions if p.mode.is_exact and p.features == "computed" and not p.lora_on_opt),
+        key=lambda p: p.device.total_bytes,
     )
-    usable_bytes = exact.device.total_bytes
-    faster = [
-        p for p in found.predictions
-        if not p.mode.is_exact and p.device.total_bytes <= usable_bytes and p.step_seconds < exact.step_seconds
-    ]  # fmt: skip
-    assert faster  # and yet not recommended, as long as there is room
     with_exact, without = (
-        plan(config, _usable(num_bytes), "RTX 3060").recommendation for num_bytes in (usable_bytes, usable_bytes - 1000)
+        plan(config, _usable(num_bytes), "RTX 3060").recommendation
+        for num_bytes in (exact.device.total_bytes + 10**6, exact.device.total_bytes - 1000)
     )
     assert with_exact is not None
-    assert with_exact.prediction == exact
+    assert with_exact.quantised is None
     assert without is not None
-    assert (without.prediction.mode.is_exact, without.shortfall_bytes) == (False, 0)
-
-
-def test_settings_are_the_recommended_ones(tiny_plan: Plan) -> None:
-    prediction = tiny_plan.prediction(Mode("stream", True, "bf16", 1), "computed", False)
-    streamed = replace(prediction, mode=replace(prediction.mode, resident_blocks=1))
-    expected = ("frozen:", "  opt: stream", "  storage: bf16", "  slots: 1", "  resident_blocks: 1")
-    assert streamed.settings == expected
-    resident = tiny_plan.prediction(Mode("resident", True), "computed", False)
-    expected = ("frozen:", "  opt: resident", "training:", "  activation_checkpointing: true")
-    assert resident.settings == expected
-
-
-def test_recommendable_settings_are_accepted(tiny_plan: Plan, settings: Callable[..., Config]) -> None:
-    for prediction in tiny_plan.predictions:
-        sections = yaml.safe_load("\n".join(prediction.settings))
-        assert settings(**sections).frozen.opt == prediction.mode.opt
+    assert without.choice.shortfall_bytes > 0
+    assert without.quantised is not None
+    assert not without.quantised.mode.is_exact
 
 
 @pytest.mark.parametrize(

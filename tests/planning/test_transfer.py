@@ -71,13 +71,14 @@ def test_a_pass_takes_the_longer_of_copies_and_products() -> None:
     copy_rate = SLOW.copy_bytes_per_second
     stack = Stack(num_blocks=10, block_elements=10**9, block_bytes=int(copy_rate))  # a second a load
     # 2 FLOP x 1e9 x 10 blocks x 50 tokens / 1e12 = 1 s forward, 1 s backward, 1 s recomputed.
-    assert training_pass_seconds(stack, SLOW, 50, recompute=False) == pytest.approx(2)
-    assert training_pass_seconds(stack, SLOW, 50, recompute=True) == pytest.approx(3)
-    assert training_pass_seconds(stack, SLOW, 50, recompute=True, slowdown=1.5) == pytest.approx(4.5)
+    assert training_pass_seconds(stack, SLOW, 50, recomputed_blocks=0) == pytest.approx(2)
+    assert training_pass_seconds(stack, SLOW, 50, recomputed_blocks=10) == pytest.approx(3)
+    assert training_pass_seconds(stack, SLOW, 50, recomputed_blocks=4) == pytest.approx(2.4)
+    assert training_pass_seconds(stack, SLOW, 50, recomputed_blocks=10, slowdown=1.5) == pytest.approx(4.5)
     # 8 loads each way take longer than the products; with one slot 9 each way come on top of them.
-    assert training_pass_seconds(stack, SLOW, 50, True, num_streamed=10, slots=2) == pytest.approx(16, rel=1e-6)
-    assert training_pass_seconds(stack, SLOW, 50, True, num_streamed=10, slots=1) == pytest.approx(21, rel=1e-6)
+    assert training_pass_seconds(stack, SLOW, 50, 10, num_streamed=10, slots=2) == pytest.approx(16, rel=1e-6)
+    assert training_pass_seconds(stack, SLOW, 50, 10, num_streamed=10, slots=1) == pytest.approx(21, rel=1e-6)
     # From 10 times the tokens on, forward hides 8 loads in 10 s and backward in 20 s.
-    assert training_pass_seconds(stack, SLOW, 500, True, num_streamed=10, slots=2) == pytest.approx(30)
+    assert training_pass_seconds(stack, SLOW, 500, 10, num_streamed=10, slots=2) == pytest.approx(30)
     assert forward_pass_seconds(stack, SLOW, 50) == pytest.approx(1)
     assert forward_pass_seconds(stack, SLOW, 50, num_streamed=10, slots=2) == pytest.approx(10, rel=1e-6)

@@ -41,7 +41,7 @@ def test_it_says_what_it_takes_to_use_it(tmp_path: Path) -> None:
     )
     assert description["base_model"] == config.model.blip2
     read = adapter_config(path, description)
-    assert (read.dataset.prompt, read.training.seed, read.frozen.feature_cache) == ("Q: {question} A:", 3, None)
+    assert (read.dataset.prompt, read.training.seed, read.frozen.feature_cache) == ("Q: {question} A:", 3, "auto")
     assert (read.model, read.efficientnet, read.kv_modulation) == (
         config.model, config.efficientnet, config.kv_modulation,
     )  # fmt: skip

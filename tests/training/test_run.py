@@ -290,7 +290,9 @@ def test_a_step_of_small_micro_batches_has_the_gradient_of_one_large_batch(
     few.write_text("\n".join([lines[0], *chosen]))
     # Adam's first exp_avg is a tenth of the gradient, clipped or not: here not, so that its size shows too. (The
     # weights would show less: Adam's first step moves each by the learning rate, however small its gradient.)
-    settings = [f"dataset.train={few}", "training.num_epochs=1", "training.max_grad_norm=1.0e6"]
+    settings = [
+        f"dataset.train={few}", "training.num_epochs=1", "training.max_grad_norm=1.0e6", "training.warmup_steps=0",
+    ]  # fmt: skip
     gradients = []
     for name, batch_size, micro_batches in (("many", 4, accumulation), ("one", len(chosen), 1)):
         seen: list[list[int]] = []
@@ -384,3 +386,11 @@ def test_going_back_in_a_finished_run_with_fewer_epochs_sets_the_rest_aside(
     assert (run_dir / "checkpoints" / "stale_step_00000018").is_dir()
     records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     assert max(record["step"] for record in records) == 9
+
+
+def test_a_warm_up_as_long_as_the_run_is_refused_before_anything_is_written(
+    run_training: Train, tiny_config: Config
+) -> None:
+    with pytest.raises(UserError, match=r"training\.warmup_steps = 18: the run has 18 steps, .* give fewer, such as 1"):
+        run_training(["training.warmup_steps=18"])
+    assert not (tiny_config.run.output_dir / "config.yaml").exists()

@@ -25,7 +25,7 @@ from artkv.models.opt.answer_columns import read_answer_columns
 from artkv.models.opt.cpu_attention import CPU_ATTENTION
 
 # Everything on the device, for evaluation and wherever memory is no concern.
-RESIDENT = FrozenConfig(opt="resident")
+RESIDENT = FrozenConfig(opt="resident", vit="resident", feature_cache=None)
 
 
 class BlockStack(NamedTuple):

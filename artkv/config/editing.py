@@ -1,0 +1,61 @@
+"""Changes single settings of a YAML file and leaves the rest of its text as it is."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import yaml
+
+from artkv.config.loading import dump_yaml, parse_yaml, read_text
+from artkv.errors import UserError
+
+Scalar = str | int | bool | None
+
+
+def write_settings(path: Path, settings: Mapping[str, Scalar]) -> bool:
+    """Sets `section.key` to values in the file; False if that cost its comments, as in a section written in braces.
+
+    Raises `UserError` if the file cannot be read or written, or is no YAML of sections.
+    """
+    text = read_text(path)
+    tree = parse_yaml(text, path)
+    edited = text
+    for dotted, value in settings.items():
+        section, key = dotted.split(".")
+        edited = _with_line(edited, section, key, yaml_scalar(value))
+        tree[section] = (tree.get(section) or {}) | {key: value}
+    try:
+        kept = parse_yaml(edited, path) == tree
+    except UserError:
+        kept = False
+    try:
+        path.write_text(edited if kept else dump_yaml(tree), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"config {path}: cannot be written ({error.strerror}); give --write another file") from None
+    return kept
+
+
+def yaml_scalar(value: Scalar) -> str:
+    """A value as YAML writes it on one line."""
+    return yaml.safe_dump(value).removesuffix("...\n").strip()
+
+
+def _with_line(text: str, section: str, key: str, value: str) -> str:
+    lines = text.splitlines()
+    starts = [number for number, line in enumerate(lines) if re.match(rf"{section}:\s*(#.*)?$", line)]
+    if not starts:
+        return "\n".join([*lines, f"{section}:", f"  {key}: {value}"]) + "\n"
+    start = starts[0]
+    indent = None
+    for number in range(start + 1, len(lines)):
+        if re.match(r"[^\s#]", lines[number]):
+            break  # the next section
+        found = re.match(r"(\s+)([\w]+):(\s*)([^#]*?)(\s*#.*)?$", lines[number])
+        if found is None:
+            continue
+        indent = indent or found[1]
+        if found[2] == key:
+            lines[number] = f"{found[1]}{key}: {value}{found[5] or ''}"
+            return "\n".join(lines) + "\n"
+    lines.insert(start + 1, f"{indent or '  '}{key}: {value}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,131 @@
+"""Where the features are kept if nobody says: a folder of the user's cache, which outlives runs."""
+
+import os
+import secrets
+import shutil
+import socket
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from artkv.distributed import World, single_process
+from artkv.errors import UserError
+from artkv.feature_cache import fingerprint
+from artkv.feature_cache.contents import PictureMemo
+from artkv.feature_cache.preparation import CacheSettings, decoded_before
+from artkv.feature_cache.store import open_store
+
+# Left free on the disk: as much again as the features take, and no more than this.
+_MOST_LEFT_FREE_BYTES = 10 * 2**30
+# How long a file of another host may take to be seen.
+_SEEN_WITHIN_SECONDS = 10.0
+_GB = 10**9
+
+
+class Location(NamedTuple):
+    """Where the features are kept, None for nowhere, and what is to be said of it."""
+
+    folder: Path | None
+    note: str
+
+
+def features_root() -> Path:
+    """The folder below which each kind of features has its own: $ARTKV_CACHE, or artkv in the user's cache."""
+    own, shared = os.environ.get("ARTKV_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    base = Path(own) if own else (Path(shared) if shared else Path.home() / ".cache") / "artkv"
+    return base.expanduser().absolute() / "features"
+
+
+def decoded_below(root: Path) -> Callable[[Path], bool]:
+    """Tells the pictures that were decoded for any cache below `root` and have not changed since."""
+    memories = [decoded_before(path.parent) for path in sorted(root.glob("*/pictures.json"))]
+    return lambda path: any(is_known(path) for is_known in memories)
+
+
+def choose_location(settings: CacheSettings, paths: Sequence[Path], record_bytes: int, world: World) -> Location:
+    """The folder for these pictures below `settings.folder`, if it can be written, has room and all hosts see it.
+
+    Called on all ranks; rank 0 looks and decides for all, since the ranks fill and read one folder. Raises `UserError`
+    for what is wrong with the encoders' files.
+    """
+    located = world.broadcast(world.on_main(lambda: _choose(settings, paths, record_bytes, world)))
+    assert located is not None
+    if located.folder is None or len(set(world.gather(socket.gethostname()))) == 1:
+        return located
+    return _seen_by_all(located, world)
+
+
+def _choose(settings: CacheSettings, paths: Sequence[Path], record_bytes: int, world: World) -> Location:
+    folder = _folder_of_encoders(settings, world)
+    store, memo = open_store(folder), PictureMemo(folder / "pictures.json")
+    known = (memo.get(path) for path in set(paths))
+    num_missing = sum(found is None or found[1] not in store.place_of for found in known)
+    if not num_missing:
+        return Location(folder, f"features of pictures in {folder}")
+    needed = (num_missing + 1) * record_bytes  # and the blank one
+    what = f"features of {num_missing} pictures, {needed / _GB:.2f} GB"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _probe(folder).unlink()
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        return Location(None, f"{what}, not cached: {folder} cannot be written ({error.strerror}); {_REMEDY}")
+    wanted = needed + min(needed, _MOST_LEFT_FREE_BYTES)
+    if free < wanted:
+        return Location(
+            None,
+            f"{what}, not cached: {folder} has {free / _GB:.2f} GB free, {wanted / _GB:.2f} are wanted; {_REMEDY}",
+        )
+    return Location(folder, f"{what}, cached in {folder}")
+
+
+_REMEDY = "set ARTKV_CACHE or frozen.feature_cache to a folder with room"
+
+
+def _folder_of_encoders(settings: CacheSettings, world: World) -> Path:
+    """Each kind of features has its own, so that none is ever refused."""
+    alone = single_process(world.device)
+
+    def folder(with_art: bool) -> Path:
+        digest = fingerprint.digest(settings.open_encoders(with_art, alone).identity)
+        return settings.folder / digest[:16]
+
+    if not settings.has_art and settings.knows_art_encoder:
+        # A control reads what a run with the prefix left; but its own training needs no art encoder.
+        with suppress(UserError):
+            shared = folder(with_art=True)
+            if (shared / "cache.json").is_file():
+                return shared
+    return folder(settings.has_art)
+
+
+def _probe(folder: Path) -> Path:
+    path = folder / f".probe.{secrets.token_hex(6)}.tmp"
+    path.touch()
+    return path
+
+
+def _seen_by_all(located: Location, world: World) -> Location:
+    """The same, or nowhere if a host does not see what rank 0 writes there; a folder that is only read is trusted."""
+    folder = located.folder
+    assert folder is not None
+
+    def leave() -> Path | None:
+        try:
+            return _probe(folder)
+        except OSError:
+            return None
+
+    probe = world.broadcast(world.on_main(leave))
+    until = time.monotonic() + _SEEN_WITHIN_SECONDS
+    looked_for = folder / "cache.json" if probe is None else probe
+    while not (is_seen := looked_for.is_file()) and time.monotonic() < until:
+        time.sleep(0.2)
+    blind = sorted({host for host, seen in world.gather((socket.gethostname(), is_seen)) if not seen})
+    if probe is not None:
+        world.on_main(lambda: probe.unlink(missing_ok=True))
+    if not blind:
+        return located
+    return Location(None, f"features not cached: {folder} is not seen on {', '.join(blind)}; {_REMEDY}")

@@ -1,0 +1,36 @@
+"""What the device says of its memory."""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from artkv.distributed import World
+
+
+@dataclass(frozen=True)
+class Device:
+    """A GPU, its memory, and how much of it is free; this process's own context counts as taken."""
+
+    name: str
+    memory_bytes: int
+    free_bytes: int
+
+
+def ask_device(device: torch.device) -> Device | None:
+    """What CUDA says; None for a CPU, whose memory is not asked for."""
+    if device.type != "cuda":
+        return None
+    free_bytes, memory_bytes = torch.cuda.mem_get_info(device)
+    return Device(torch.cuda.get_device_name(device), memory_bytes, free_bytes)
+
+
+def shared_device(world: World) -> Device | None:
+    """Rank 0's, with the least memory that is free on any rank, so that all choose alike; called on all ranks.
+
+    None if any computes on a CPU.
+    """
+    devices = world.gather(ask_device(world.device))
+    known = [device for device in devices if device is not None]
+    if len(known) < len(devices):
+        return None
+    return replace(known[0], free_bytes=min(device.free_bytes for device in known))

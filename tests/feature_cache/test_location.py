@@ -1,0 +1,115 @@
+"""Where features are kept if nobody says: below the test's own $ARTKV_CACHE."""
+
+import shutil
+import threading
+from collections import namedtuple
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from artkv.config import Config, override_config
+from artkv.distributed import single_process
+from artkv.feature_cache import features_root
+from artkv.session import Session
+from tests.feature_cache.conftest import on_ranks
+
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.fixture
+def automatic(tiny_config: Config) -> Config:
+    return override_config(tiny_config, ["frozen.feature_cache=auto"])
+
+
+def session(config: Config, *overrides: str) -> Session:
+    return Session(override_config(config, overrides), single_process(), ["train", "val"])
+
+
+def test_the_root_is_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ARTKV_CACHE", str(tmp_path / "own"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert features_root() == tmp_path / "own" / "features"
+    monkeypatch.delenv("ARTKV_CACHE")
+    assert features_root() == tmp_path / "xdg" / "artkv" / "features"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert features_root() == Path.home() / ".cache" / "artkv" / "features"
+
+
+def test_features_outlive_a_run_and_each_kind_has_its_folder(
+    automatic: Config, features_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = session(automatic).load()
+    folder = first.features.folder
+    assert folder is not None
+    assert folder.parent == features_root
+    assert (folder / "cache.json").is_file()
+    assert f"features of 17 pictures, 0.00 GB, cached in {folder}" in capsys.readouterr().err
+    again = session(automatic).load()
+    assert again.features.folder == folder
+    assert "encoded" not in capsys.readouterr().err
+    other = session(automatic, "efficientnet.mean=[0.4, 0.4, 0.4]").load()
+    assert other.features.folder not in (None, folder)
+    assert sorted(features_root.iterdir()) == sorted([folder, other.features.folder])  # type: ignore[type-var]
+
+
+def test_a_control_reads_what_the_prefix_left(automatic: Config, features_root: Path) -> None:
+    alone = session(automatic, "kv_modulation.enabled=false").features.folder
+    with_prefix = session(automatic).load().features.folder
+    assert alone != with_prefix
+    assert session(automatic, "kv_modulation.enabled=false").features.folder == with_prefix
+    unknown = session(automatic, "kv_modulation.enabled=false", "efficientnet.checkpoint=null")
+    assert unknown.features.folder == alone
+
+
+@pytest.mark.parametrize("problem", ["full", "read-only"])
+def test_without_room_nothing_is_cached_and_the_line_says_why(
+    automatic: Config, features_root: Path, problem: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    if problem == "full":
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(100, 90, 10))
+        reason = " has 0.00 GB free, 0.00 are wanted; set ARTKV_CACHE or frozen.feature_cache to a folder with room"
+    else:  # whoever runs the tests may be root, who may write anywhere
+        features_root.write_text("no folder")
+        reason = " cannot be written (Not a directory); set ARTKV_CACHE"
+    loaded = session(automatic).load()
+    assert loaded.features.folder is None
+    assert loaded.placement.config.frozen.feature_cache is None
+    assert reason in capsys.readouterr().err
+
+
+def test_a_complete_cache_needs_no_room(automatic: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A file is hashed again within two seconds of its change.
+    monkeypatch.setattr("artkv.feature_cache.contents.SETTLED_SECONDS", 0.0)
+    folder = session(automatic).load().features.folder
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(100, 100, 0))
+    assert session(automatic).load().features.folder == folder
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_several_hosts_must_all_see_the_folder(
+    automatic: Config, is_shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import artkv.feature_cache.location as location
+
+    true_probe, probes = location._probe, []
+
+    def probe(folder: Path) -> Path:
+        """The first tells whether the folder can be written, the second is looked for by the other host."""
+        path = true_probe(folder)
+        probes.append(path)
+        if len(probes) == 2 and not is_shared:
+            path.unlink()
+        return path
+
+    names = SimpleNamespace(gethostname=lambda: threading.current_thread().name)
+    monkeypatch.setattr(location, "_probe", probe)
+    monkeypatch.setattr(location, "socket", names)
+    monkeypatch.setattr(location, "_SEEN_WITHIN_SECONDS", 0.0)
+    first, second = on_ranks(2, lambda world: Session(automatic, world, ["train"]).features)
+    assert first == second
+    assert (first.folder is not None) is is_shared
+    assert len(probes) == 2
+    assert not any(path.exists() for path in probes)
+    assert is_shared or " is not seen on Thread-" in first.note

@@ -1,0 +1,36 @@
+"""What is free on the device, as all ranks agree on it."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from artkv.distributed import World, single_process
+from artkv.planning.device import Device, ask_device, shared_device
+
+CPU = torch.device("cpu")
+
+
+class _Ranks(World):
+    """Three ranks, the others with what `others` says."""
+
+    others: tuple[Any, ...] = ()
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value, *self.others]
+
+
+def test_a_cpu_is_not_asked() -> None:
+    assert ask_device(CPU) is None
+    assert shared_device(single_process(CPU)) is None
+
+
+def test_the_least_that_is_free_on_any_rank_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Device("GPU", 80, 70)
+    monkeypatch.setattr("artkv.planning.device.ask_device", lambda device: own)
+    world = _Ranks(0, 0, 3, CPU)
+    monkeypatch.setattr(_Ranks, "others", (replace(own, free_bytes=20), replace(own, free_bytes=75)))
+    assert shared_device(world) == Device("GPU", 80, 20)
+    monkeypatch.setattr(_Ranks, "others", (own, None))
+    assert shared_device(world) is None
