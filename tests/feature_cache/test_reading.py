@@ -4,6 +4,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from artkv.datasets.painting_source import DecodedPictures
 from artkv.datasets.question_set import QuestionSet
 from artkv.datasets.table import QuestionTable
 from artkv.datasets.tokenized_table import tokenize_table
-from artkv.distributed import World, single_process
+from artkv.distributed import single_process
 from artkv.errors import UserError
 from artkv.evaluation.answering import (
     ALL_ABLATIONS,
@@ -154,9 +155,9 @@ def test_ask_loads_the_encoders_and_writes_nothing(config: Config, monkeypatch: 
     loaded: list[str] = []
     true_place = Blip2Backbone._place_blocks
 
-    def place(self: Blip2Backbone, stack_name: str, world: World) -> None:
+    def place(self: Blip2Backbone, stack_name: str, *others: Any) -> None:
         loaded.append(stack_name)
-        true_place(self, stack_name, world)
+        true_place(self, stack_name, *others)
 
     monkeypatch.setattr(Blip2Backbone, "_place_blocks", place)
     before = {path: path.stat().st_mtime_ns for path in Path(config.frozen.feature_cache).rglob("*")}  # type: ignore[arg-type]

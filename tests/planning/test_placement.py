@@ -52,12 +52,12 @@ def device(gib: float) -> Device:
 @pytest.mark.parametrize(
     ("gib", "batch_size", "opt", "resident_blocks", "kept"),
     [
-        (8, 8, "resident", 0, "772MiB"),
-        (8, 32, "stream", 13, "2887MiB"),
-        (8, 96, "stream", 1, "3035MiB"),
+        (8, 8, "resident", 0, False),
+        (8, 32, "stream", 14, "2887MiB"),
+        (8, 96, "stream", 2, "3035MiB"),
         (12, 8, "resident", 0, False),
         (12, 32, "resident", 0, False),
-        (12, 96, "stream", 2, "6885MiB"),
+        (12, 96, "stream", 3, "6885MiB"),
         (24, 8, "resident", 0, False),
         (24, 32, "resident", 0, False),
         (24, 96, "resident", 0, False),
@@ -90,17 +90,17 @@ def test_what_is_chosen_at_the_true_size(
         (
             80,
             8,
-            "OPT resident, all activations kept: 7.2 of 80.0 GiB free; training.batch_size 8: up to about 552 would",
+            "OPT resident, all activations kept: 7.0 of 80.0 GiB free; training.batch_size 8: up to about 552 would",
         ),
         (
             8,
-            8,
-            "OPT resident, activations of 31 of 32 blocks kept: 7.2 of 8.0 GiB free; training.batch_size 7 would rec",
+            32,
+            "OPT streamed through 2 slots with 14 of 32 blocks resident, activations of 29 of 32 blocks kept: 7.1 ",
         ),
         (
             12,
             96,
-            "OPT streamed through 2 slots with 2 of 32 blocks resident, activations of 23 of 32 blocks kept: 10.7 ",
+            "OPT streamed through 2 slots with 3 of 32 blocks resident, activations of 23 of 32 blocks kept: 10.7 ",
         ),
     ],
 )
@@ -121,7 +121,7 @@ def test_the_vit_streams_where_it_does_not_fit_beside_the_rest() -> None:
 def test_answering_keeps_no_activations_and_takes_less() -> None:
     answering = place(true_size(8, 8, trains=False), device(8), FOLDER, Use())
     assert answering.config.frozen.opt == "resident"
-    assert answering.note == "OPT resident: 6.1 of 8.0 GiB free"
+    assert answering.note == "OPT resident: 6.5 of 8.0 GiB free"
     assert place(true_size(8, 8, trains=False), device(5), FOLDER, Use()).config.frozen.opt == "stream"
 
 
@@ -180,7 +180,10 @@ def test_streaming_is_chosen_only_for_a_gain() -> None:
     assert choice.prediction.mode.opt == "resident"
     streamed = predictor.predict(Mode("stream", slots=2, resident_blocks=20), "cached")
     assert streamed.device.total_bytes < usable_bytes(8 * GIB)
-    assert streamed.step_seconds < choice.prediction.step_seconds < STREAMING_MUST_GAIN * streamed.step_seconds
+    assert streamed.step_seconds <= choice.prediction.step_seconds < STREAMING_MUST_GAIN * streamed.step_seconds
+    # Where resident blocks would recompute more than that, it is: here with 32 questions.
+    tight = choose(true_size(32, 8), usable_bytes(8 * GIB), is_cached=True)
+    assert tight.prediction.mode.opt == "stream"
 
 
 def test_the_batch_that_fills_a_device_does_fill_it() -> None:

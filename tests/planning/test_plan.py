@@ -121,6 +121,7 @@ def test_lora_and_accumulation_count(settings: Callable[..., Config]) -> None:
     # Streamed, what each of them leaves for backward is there at once.
     acts, block = single.activations, single.activations.block
     each = acts.inputs_bytes + acts.features_bytes + acts.qformer_bytes + acts.embeddings_bytes
+    each += acts.last_mask_bytes
     each += 2 * block.recomputed_bytes
     grown = without.activations_bytes - single.prediction(mode, "computed", False).device.activations_bytes
     assert grown == 2 * each
