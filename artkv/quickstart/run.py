@@ -1,14 +1,9 @@
 """Runs the whole job on the embedded world: art encoder, features, training, evaluation, control, table."""
 
-import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
-from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -23,7 +18,7 @@ from artkv.evaluation.answering import ALL_ABLATIONS, AS_TRAINED
 from artkv.evaluation.scores import Scores
 from artkv.quickstart.report import report, write_scores
 from artkv.quickstart.settings import QUESTIONS_A_STEP, PaintedWorld, QuickstartSettings
-from artkv.quickstart.world import make_models, make_pictures
+from artkv.quickstart.world import make_world
 
 
 def run_quickstart(settings: QuickstartSettings) -> dict[str, Scores]:
@@ -39,13 +34,10 @@ def run_quickstart(settings: QuickstartSettings) -> dict[str, Scores]:
         raise UserError(
             f"--ranks {settings.ranks}: a step's {QUESTIONS_A_STEP} questions cannot be shared; give 1, 2 or 4"
         )
-    with _models_being_made(settings) as wait_for_models:
-        _say("painting pictures; beside it, in a process of its own, making a small BLIP-2", began)
-        world = make_pictures(settings.world.folder, settings.seed)
-        _say("training the art encoder", began)
-        _train_art_encoder(world, settings.art_encoder, settings.seed)
-        _say("waiting for the small BLIP-2", began)
-        wait_for_models()
+    _say("making the world: paintings, questions, a small BLIP-2", began)
+    world = make_world(settings.world.folder, settings.seed)
+    _say("training the art encoder", began)
+    _train_art_encoder(world, settings.art_encoder, settings.seed)
     scores: dict[str, Scores] = {}
     for is_modulated in (True, False):
         _say("features, and training with the prefix" if is_modulated else "training the control", began)
@@ -62,29 +54,6 @@ def run_quickstart(settings: QuickstartSettings) -> dict[str, Scores]:
     _say("done", began)
     report(settings, scores)
     return scores
-
-
-@contextmanager
-def _models_being_made(settings: QuickstartSettings) -> Iterator[Callable[[], None]]:
-    """Has another process make the world's models; they and what is made of pictures know nothing of each other.
-
-    Yields what waits for them and raises what was raised there. Both processes have half of the cores: for models of
-    this size that is far more than half of the speed.
-    """
-    threads = torch.get_num_threads()
-    half = max(1, threads // 2)
-    torch.set_num_threads(half)
-    try:
-        with ProcessPoolExecutor(1, get_context("spawn"), _begin_quietly, (half,)) as pool:
-            yield pool.submit(make_models, settings.world.folder, settings.seed).result
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _begin_quietly(threads: int) -> None:
-    torch.set_num_threads(threads)
-    # Bars of two processes would write over each other; what is raised comes back all the same.
-    sys.stderr = open(os.devnull, "w")  # noqa: SIM115
 
 
 def _say(what: str, began: float) -> None:

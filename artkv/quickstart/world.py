@@ -7,7 +7,6 @@ the brushwork answers all six paintings of a composition alike and is right abou
 
 import itertools
 import json
-import os
 import shutil
 import zlib
 from collections.abc import Callable
@@ -40,30 +39,22 @@ PAIR_STEP = {"train": 1, "val": 2, "test": 1}
 _ROOMS = ("", "room_1", "room_2")
 
 
-def make_pictures(folder: Path, seed: int) -> PaintedWorld:
-    """Makes what is missing in `folder` of the pictures and questions of `seed`, laid out like ArtQuest and WikiArt.
+def make_world(folder: Path, seed: int) -> PaintedWorld:
+    """Makes what is missing of the world of `seed` in `folder`.
 
-    A stage's folder appears when the stage is complete, so an interrupted call can be repeated. Raises `UserError` for
-    a folder that holds the world of another seed.
-    """
-    world = PaintedWorld(folder)
-    _claim(folder, seed)
-    _stage(folder / "data", lambda partial: make_data(partial, seed))
-    _stage(world.wikiart, lambda partial: sort_by_style(world, "train", partial))
-    _stage(world.wikiart_val, lambda partial: sort_by_style(world, "val", partial))
-    return world
-
-
-def make_models(folder: Path, seed: int) -> None:
-    """Makes what is missing of the small OPT and the small BLIP-2 of `seed`, as `make_pictures` does; without pictures.
-
-    With one torch version and one number of threads they are a function of `seed`.
+    A stage's folder appears when the stage is complete, so an interrupted call can be repeated. With one
+    torch version and one number of threads the world is a function of `seed`. Raises `UserError` for a
+    folder that holds the world of another seed.
     """
     world = PaintedWorld(folder)
     disable_progress_bar()  # transformers' own, for the writing of a file of a few MB
     _claim(folder, seed)
+    _stage(folder / "data", lambda partial: make_data(partial, seed))
+    _stage(world.wikiart, lambda partial: sort_by_style(world, "train", partial))
+    _stage(world.wikiart_val, lambda partial: sort_by_style(world, "val", partial))
     _stage(world.language_model, lambda partial: make_language_model(partial, seed))
     _stage(world.blip2, lambda partial: make_blip2(world, partial, seed))
+    return world
 
 
 def _claim(folder: Path, seed: int) -> None:
@@ -79,7 +70,7 @@ def _claim(folder: Path, seed: int) -> None:
             )
         return
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"world.json.{os.getpid()}.partial"  # two processes may write the same label
+    partial = folder / "world.json.partial"
     partial.write_text(json.dumps(wanted) + "\n", encoding="utf-8")
     partial.replace(label)
 

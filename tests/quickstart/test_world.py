@@ -20,7 +20,7 @@ from artkv.quickstart.questions import ANSWERS
 from artkv.quickstart.settings import PaintedWorld
 from artkv.quickstart.underpainting import COLOURS, SUBJECTS, Composition, underpainting
 from artkv.quickstart.vision import VISION_SIDE, coarse_look
-from artkv.quickstart.world import compose, make_models, make_pictures
+from artkv.quickstart.world import compose, make_world
 
 CHANCE = 1 / len(STYLES)
 
@@ -201,19 +201,16 @@ def test_finished_stages_are_kept_and_another_seed_is_refused(tmp_path: Path, mo
     monkeypatch.setattr(world_module, "sort_by_style", lambda world, split, folder: made.append(split))
     monkeypatch.setattr(world_module, "make_language_model", make("language", fails=True))
     monkeypatch.setattr(world_module, "make_blip2", lambda world, folder, seed: made.append("blip2"))
-    world = make_pictures(tmp_path, seed=1)
     with pytest.raises(KeyboardInterrupt):
-        make_models(tmp_path, seed=1)
+        make_world(tmp_path, seed=1)
     assert not PaintedWorld(tmp_path).language_model.exists()
     monkeypatch.setattr(world_module, "make_language_model", make("language"))
-    make_models(tmp_path, seed=1)
-    make_pictures(tmp_path, seed=1)
+    world = make_world(tmp_path, seed=1)
     assert made == ["data", "train", "val", "language", "language", "blip2"]
     assert world.language_model.is_dir()
     assert json.loads((tmp_path / "world.json").read_text())["seed"] == 1
-    for make_part in (make_pictures, make_models):
-        with pytest.raises(UserError, match="another one"):
-            make_part(tmp_path, seed=2)
+    with pytest.raises(UserError, match="another one"):
+        make_world(tmp_path, seed=2)
 
 
 def test_recipe_is_valid() -> None:
