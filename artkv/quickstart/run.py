@@ -71,12 +71,12 @@ def _train_art_encoder(world: PaintedWorld, output_dir: Path, seed: int) -> None
         seed=seed,
         image_size=80,  # the recipe's efficientnet.image_size; smaller loses the brushwork
         batch_size=32,
-        epochs=5,
+        epochs=8,
         learning_rate=3e-3,
         weight_decay=0.01,
         ema_decay=0.9,
         smallest_crop=1.0,
-        # Five epochs are too few for anything that makes the task harder.
+        # Eight epochs are too few for anything that makes the task harder.
         mixup=0.0,
         cutmix=0.0,
         drop_rate=0.0,
