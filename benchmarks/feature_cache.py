@@ -30,7 +30,7 @@ from safetensors.torch import save_file
 from transformers import Blip2Config, Blip2ForConditionalGeneration, BlipImageProcessor
 
 from artkv.config import load_config
-from artkv.datasets.batches import evaluation_loader
+from artkv.datasets.batches import training_loader
 from artkv.datasets.image_index import ImageIndex
 from artkv.datasets.order import plan_epoch
 from artkv.datasets.question_set import QuestionSet
@@ -76,7 +76,7 @@ def measure_reading(folder: Path, num_records: int, per_batch: int, rounds: int)
     plan = plan_epoch(table.painting_of_row, per_batch * _QUESTIONS_A_PAINTING, seed=0, epoch=0)
 
     def by_thread() -> None:
-        for _ in evaluation_loader(questions, plan, single_process(), workers=1, with_answers=True):
+        for _ in training_loader(questions, plan, 0, 1, single_process(), workers=1):
             pass
 
     def by_reading() -> None:

@@ -31,15 +31,13 @@ _BATCHES_READY = 2
 
 @dataclass(frozen=True)
 class BatchMaker:
-    """Makes the `Batch` of a micro-batch; each distinct painting of it is loaded once. Several threads may use it.
+    """Makes the `Batch` of a micro-batch to train on; each distinct painting is loaded once. Threads may share it.
 
-    with_answers: true for training (labels on the answers), false for generation (prompts alone).
     pin_memory: whether tensors should lie in page-locked memory. packing: how questions are packed; None: one row a
     question.
     """
 
     questions: QuestionSet
-    with_answers: bool
     pin_memory: bool = False
     packing: PackingSettings | None = None
 
@@ -47,8 +45,7 @@ class BatchMaker:
         tokenized, paintings = self.questions.tokenized, self.questions.paintings
         rows = [int(row) for row in micro_batch.rows]
         numbers, painting_index = _distinct_paintings(self.questions, rows)
-        encode = tokenized.for_training if self.with_answers else tokenized.for_generation
-        encoded = [encode(row) for row in rows]
+        encoded = [tokenized.for_training(row) for row in rows]
         weight, pad_token_id = 0.0 if micro_batch.is_filler else 1.0, tokenized.pad_token_id
         questions: QuestionBatch | PackedQuestions
         if self.packing is None:
@@ -134,19 +131,8 @@ def training_loader(
     Raises `UserError`, naming file and CSV line, for a picture that fails though it was right when it was checked.
     """
     micro_batches = training_micro_batches(plan, first_step, accumulation, world.rank, world.size)
-    make = BatchMaker(questions, with_answers=True, pin_memory=world.device.type == "cuda", packing=packing)
+    make = BatchMaker(questions, pin_memory=world.device.type == "cuda", packing=packing)
     return _by_step(_load(make, micro_batches, workers), accumulation)
-
-
-def evaluation_loader(
-    questions: QuestionSet, plan: EpochPlan, world: World, workers: int, with_answers: bool = False
-) -> Iterator[Batch]:
-    """Yields this rank's batches of an evaluation planned by `plan_evaluation`, one row a question.
-
-    The options are those of `BatchMaker` and `training_loader`.
-    """
-    make = BatchMaker(questions, with_answers, pin_memory=world.device.type == "cuda")
-    return _load(make, evaluation_micro_batches(plan, world.rank, world.size), workers)
 
 
 def answering_loader(

@@ -113,7 +113,7 @@ def _largest_micro_batch(session: Session) -> Batch:
     text_tokens = np.add.reduceat(questions.tokenized.lengths[plan.rows], plan.row_offsets[:-1])
     tokens = text_tokens + np.diff(plan.groups_before) * session.model.backbone.num_query_tokens
     rows: MicroBatch = plan[int(np.argmax(tokens))]
-    return BatchMaker(questions, with_answers=True, packing=packing_of(session))(rows)
+    return BatchMaker(questions, packing=packing_of(session))(rows)
 
 
 def _say(session: Session, text: str) -> None:

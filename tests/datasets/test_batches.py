@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from artkv.batch import AnsweringBatch, Batch, PaintingViews
-from artkv.datasets.batches import BatchMaker, Shown, answering_loader, evaluation_loader, training_loader
+from artkv.datasets.batches import BatchMaker, Shown, answering_loader, training_loader
 from artkv.datasets.order import MicroBatch, plan_epoch, plan_evaluation
 from artkv.datasets.packing import PackingSettings
 from artkv.datasets.painting_source import DecodedPictures
@@ -58,13 +58,6 @@ def load_training(table: QuestionTable, tokenizer: Any, **changes: Any) -> list[
     return list(training_loader(question_set(table, tokenizer), plan, **settings))
 
 
-def load_evaluation(table: QuestionTable, tokenizer: Any, **changes: Any) -> list[Batch]:
-    plan = plan_evaluation(table.painting_of_row, batch_size=4)
-    settings: dict[str, Any] = {"workers": 1} | changes
-    settings["world"] = rank_of(settings.pop("rank", 0), settings.pop("world", 1))
-    return list(evaluation_loader(question_set(table, tokenizer), plan, **settings))
-
-
 def assert_same(one: Batch, other: Batch) -> None:
     assert one.rows == other.rows
     for part in ("paintings", "questions"):
@@ -88,25 +81,21 @@ def check_views(table: QuestionTable, batch: Batch) -> None:
         torch.testing.assert_close(efficientnet[0], torch.full((10, 10), (red - 0.4) / 0.2))
 
 
-def check_texts(table: QuestionTable, tokenizer: Any, batch: Batch, with_answers: bool) -> None:
+def check_texts(table: QuestionTable, tokenizer: Any, batch: Batch) -> None:
     for index, row in enumerate(batch.rows):
         length = int(batch.questions.attention_mask[index].sum())
         ids = batch.questions.input_ids[index, :length].tolist()
         labels = batch.questions.labels[index].tolist()
-        if with_answers:
-            expected = encode_for_training(tokenizer, PROMPT, table.questions[row], table.answers[row])
-            assert (ids, labels[:length]) == expected
-            assert set(labels[length:]) <= {-100}
-        else:
-            assert ids == encode_prompt(tokenizer, PROMPT, table.questions[row])
-            assert set(labels) == {-100}
+        expected = encode_for_training(tokenizer, PROMPT, table.questions[row], table.answers[row])
+        assert (ids, labels[:length]) == expected
+        assert set(labels[length:]) <= {-100}
 
 
 def test_training_batches(table: QuestionTable, tiny_tokenizer: Any) -> None:
     steps = load_training(table, tiny_tokenizer)
     for (batch,) in steps:
         check_views(table, batch)
-        check_texts(table, tiny_tokenizer, batch, with_answers=True)
+        check_texts(table, tiny_tokenizer, batch)
         assert batch.questions.weight.tolist() == [1.0] * len(batch.rows)
     assert sorted(row for (batch,) in steps for row in batch.rows) == list(range(len(table)))
 
@@ -205,23 +194,6 @@ def test_training_random_numbers_are_not_drawn_from(table: QuestionTable, tiny_t
     before = torch.get_rng_state()
     load_training(table, tiny_tokenizer)
     assert torch.equal(before, torch.get_rng_state())
-
-
-@pytest.mark.parametrize("world", [1, 2, 3, 4])
-def test_evaluation_batches(table: QuestionTable, tiny_tokenizer: Any, world: int) -> None:
-    asked = []
-    for rank in range(world):
-        for batch in load_evaluation(table, tiny_tokenizer, rank=rank, world=world):
-            check_views(table, batch)
-            check_texts(table, tiny_tokenizer, batch, with_answers=False)
-            assert batch.questions.weight.tolist() == [1.0] * len(batch.rows)
-            asked += batch.rows
-    assert sorted(asked) == list(range(len(table)))
-
-
-def test_evaluation_with_answers(table: QuestionTable, tiny_tokenizer: Any) -> None:
-    for batch in load_evaluation(table, tiny_tokenizer, with_answers=True):
-        check_texts(table, tiny_tokenizer, batch, with_answers=True)
 
 
 def load_answering(table: QuestionTable, tokenizer: Any, shown: Shown, **place: int) -> list[AnsweringBatch]:
