@@ -24,6 +24,7 @@ EXACT = {
     "stream, 1 slot",
     "stream, 2 slots",
     "stream, 3 slots",
+    "stream, 2 slots, all kept",
     "stream, auto in 0.00 GB",
     "accelerate cpu_offload",
     "ZeRO-3 offload_param",
@@ -84,6 +85,7 @@ def test_the_whole_script_on_a_cpu(tmp_path: Path) -> None:
         assert f"| {mode} | {tokens} |" in done.stdout
         # Six blocks: two loads each, but for those that the step before and its own forward pass left in the slots.
         slots = {"stream, 1 slot": 1, "stream, 2 slots": 2, "stream, 3 slots": 3, "stream int8, 2 slots": 2}
+        slots["stream, 2 slots, all kept"] = 2
         if mode in slots:
             assert row["loads_per_step"] == 2 * 6 - 2 * slots[mode]
     assert report["gradient_reference"] == "resident"
