@@ -23,8 +23,8 @@ _ProcessGroup: Any = dist.ProcessGroup
 class SingleRankGroup(_ProcessGroup):
     """A group of one rank.
 
-    What reduces or broadcasts in place has nothing to do; what gathers copies its input. Anything else raises, as
-    torch's base class does.
+    What reduces or broadcasts in place has nothing to do; what gathers or scatters copies its input. Sending raises, as
+    in torch's base class.
     """
 
     def getBackendName(self) -> str:
@@ -34,28 +34,39 @@ class SingleRankGroup(_ProcessGroup):
     def allreduce(self, tensors: list[Tensor], *_: Any, **__: Any) -> dist.Work:
         return _done(tensors)
 
-    def broadcast(self, tensors: list[Tensor], *_: Any, **__: Any) -> dist.Work:
-        return _done(tensors)
-
-    def reduce(self, tensors: list[Tensor], *_: Any, **__: Any) -> dist.Work:
-        return _done(tensors)
+    allreduce_coalesced = broadcast = reduce = allreduce
 
     def barrier(self, *_: Any, **__: Any) -> dist.Work:
         return _done(None)
 
     def allgather(self, outputs: list[list[Tensor]], inputs: list[Tensor], *_: Any, **__: Any) -> dist.Work:
-        for (output,), value in zip(outputs, inputs, strict=True):
-            output.copy_(value)
-        return _done(outputs)
+        return _copied([output for (output,) in outputs], inputs)
 
-    def gather(self, outputs: list[list[Tensor]], inputs: list[Tensor], *_: Any, **__: Any) -> dist.Work:
-        return self.allgather(outputs, inputs)
+    gather = allgather
+
+    def reduce_scatter(self, outputs: list[Tensor], inputs: list[list[Tensor]], *_: Any, **__: Any) -> dist.Work:
+        return _copied(outputs, [value for (value,) in inputs])
+
+    scatter = reduce_scatter
+
+    def alltoall(self, outputs: list[Tensor], inputs: list[Tensor], *_: Any, **__: Any) -> dist.Work:
+        return _copied(outputs, inputs)
+
+    allgather_into_tensor_coalesced = reduce_scatter_tensor_coalesced = alltoall
 
     def all_gather_single(self, output: Tensor, value: Tensor, *_: Any, **__: Any) -> dist.Work:
-        output.copy_(value)
-        return _done(output)
+        return _copied([output], [value])
 
-    _allgather_base = all_gather_single  # its name before torch 2.14
+    reduce_scatter_single = all_to_all_single = all_gather_single
+    # Their names before torch 2.14.
+    _allgather_base = _reduce_scatter_base = alltoall_base = all_gather_single
+    all_gather_single_coalesced = reduce_scatter_single_coalesced = alltoall
+
+
+def _copied(outputs: list[Tensor], inputs: list[Tensor]) -> dist.Work:
+    for output, value in zip(outputs, inputs, strict=True):
+        output.copy_(value.view_as(output))
+    return _done(outputs)
 
 
 def _done(result: Any) -> dist.Work:

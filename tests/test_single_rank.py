@@ -43,6 +43,17 @@ def test_every_collective_gives_what_gloo_gives(group: Any) -> None:
     whole = torch.zeros(4)
     getattr(dist, "all_gather_single", dist.all_gather_into_tensor)(whole, values, group=group)
     assert torch.equal(whole, values)
+    for scatter in ("reduce_scatter_single", "all_to_all_single"):
+        part = torch.zeros(4)
+        getattr(dist, scatter, dist.reduce_scatter_tensor)(part, values, group=group)
+        assert torch.equal(part, values), scatter
+    parts = [torch.zeros(4), torch.zeros(4)]
+    dist.reduce_scatter(parts[0], [values], group=group)
+    dist.scatter(parts[1], [values], src=0, group=group)
+    assert torch.equal(torch.stack(parts), torch.stack([values, values]))
+    swapped = [torch.zeros(4)]
+    dist.all_to_all(swapped, [values], group=group)
+    assert torch.equal(swapped[0], values)
     objects: list[Any] = [None]
     dist.all_gather_object(objects, {"a": 1}, group=group)
     assert objects == [{"a": 1}]
