@@ -44,7 +44,7 @@ class BatchMaker:
     def __call__(self, micro_batch: MicroBatch) -> Batch:
         tokenized, paintings = self.questions.tokenized, self.questions.paintings
         rows = [int(row) for row in micro_batch.rows]
-        numbers, painting_index = _distinct_paintings(self.questions, rows)
+        numbers, painting_index = self.questions.distinct_paintings(rows)
         encoded = [tokenized.for_training(row) for row in rows]
         weight, pad_token_id = 0.0 if micro_batch.is_filler else 1.0, tokenized.pad_token_id
         questions: QuestionBatch | PackedQuestions
@@ -85,7 +85,7 @@ class AnsweringBatchMaker:
         source, tokenized = self.questions.paintings, self.questions.tokenized
         shown, pin_memory = self.shown, self.pin_memory
         rows = [int(row) for row in micro_batch.rows]
-        numbers, painting_index = _distinct_paintings(self.questions, rows)
+        numbers, painting_index = self.questions.distinct_paintings(rows)
         all_index: list[int] = []
         num_paintings = 0
         for is_blank in shown.are_blank:
@@ -105,14 +105,6 @@ class AnsweringBatchMaker:
             pack_prompts(prompts, all_index, tokenized.pad_token_id, self.packing),
             tuple(rows),
         )
-
-
-def _distinct_paintings(questions: QuestionSet, rows: list[int]) -> tuple[np.ndarray, list[int]]:
-    """The rows' paintings, each once, and for each row the place of its painting among them."""
-    painting_of_row = questions.table.painting_of_row
-    places: dict[int, int] = {}
-    painting_index = [places.setdefault(int(painting_of_row[row]), len(places)) for row in rows]
-    return np.fromiter(places, dtype=np.int64), painting_index
 
 
 def training_loader(

@@ -45,10 +45,8 @@ def choose_shapes(batches: Sequence[Sequence[Piece]], settings: PackingSettings)
 
 def _pieces(questions: QuestionSet, rows: Iterable[int], settings: PackingSettings) -> list[Piece]:
     """The pieces of a micro-batch's rows."""
-    places: dict[int, int] = {}
-    painting_of_row = questions.table.painting_of_row
     numbers = [int(row) for row in rows]
-    painting_index = [places.setdefault(int(painting_of_row[row]), len(places)) for row in numbers]
+    _, painting_index = questions.distinct_paintings(numbers)
     return cut_into_pieces([questions.tokenized.for_training(row) for row in numbers], painting_index, settings)
 
 

@@ -91,45 +91,77 @@ def pack_questions(
     """The packed form of what `collate_questions` makes of the same arguments; a pure function of them."""
     layout, padded = _shaped_layout(cut_into_pieces(encoded, painting_index, settings), settings)
     texts = [_text_before_last_label(*one) for one in encoded]
-    shape = padded.rows, padded.columns
-    num_visual = settings.num_visual_tokens
-    token_ids = np.full(shape, pad_token_id, dtype=np.int64)
-    position_ids = np.zeros(shape, dtype=np.int64)
-    subtree_end = np.tile(np.arange(1, shape[1] + 1), (shape[0], 1))  # padding sees itself: a softmax needs something
-    piece_places, piece_painting = [], []
+    rows = lay_out_rows(layout, padded.columns, texts, pad_token_id, settings)
     answers: list[tuple[int, int, int]] = []  # row, column that predicts, id
-    for row, pieces in enumerate(layout):
-        start = 0
-        for piece in pieces:
-            piece_places.append(row * shape[1] + start)
-            piece_painting.append(piece.painting)
-            text_start, end = start + num_visual, start + piece.num_columns
-            position_ids[row, start:text_start] = np.arange(num_visual)
-            subtree_end[row, start:text_start] = end
-            tree = prefix_tree([texts[question] for question in piece.questions])
-            token_ids[row, text_start:end] = tree.token_ids
-            position_ids[row, text_start:end] = num_visual + tree.depths
-            subtree_end[row, text_start:end] = text_start + tree.ends
-            for question, path in zip(piece.questions, tree.paths, strict=True):
-                # The last visual token predicts text token 0, text token t predicts t + 1.
-                predicting = [text_start - 1, *(text_start + path)]
-                for label, column in zip(encoded[question][1], predicting, strict=False):
-                    if label != IGNORED_LABEL:
-                        answers.append((row, int(column), label))
-            start = end
-    answer_columns, answer_places = _columns_of_answers(answers, shape[0], padded.answer_columns)
+    for row, piece, text_start, paths in rows.placed:
+        for question, path in zip(piece.questions, paths, strict=True):
+            # The last visual token predicts text token 0, text token t predicts t + 1.
+            predicting = [text_start - 1, *(text_start + path)]
+            for label, column in zip(encoded[question][1], predicting, strict=False):
+                if label != IGNORED_LABEL:
+                    answers.append((row, int(column), label))
+    answer_columns, answer_places = _columns_of_answers(answers, padded.rows, padded.answer_columns)
     unused = padded.answers - len(answers)  # of weight 0
     return PackedQuestions(
-        token_ids=torch.from_numpy(token_ids),
-        position_ids=torch.from_numpy(position_ids),
-        subtree_end=torch.from_numpy(subtree_end),
-        piece_places=torch.tensor(piece_places, dtype=torch.int64),
-        piece_painting=torch.tensor(piece_painting, dtype=torch.int64),
+        **rows.tensors,
         answer_columns=torch.from_numpy(answer_columns),
         answer_places=torch.from_numpy(np.pad(answer_places, (0, unused))),
         answer_ids=torch.tensor([label for _, _, label in answers] + [0] * unused, dtype=torch.int64),
         answer_weight=torch.tensor([weight] * len(answers) + [0.0] * unused, dtype=torch.float32),
     )
+
+
+class PlacedPiece(NamedTuple):
+    """A piece in its row. text_start: its first text column. paths: of each question, its tokens' nodes in the tree."""
+
+    row: int
+    piece: Piece
+    text_start: int
+    paths: list[np.ndarray]
+
+
+class LaidOutRows(NamedTuple):
+    """tensors: the fields of `artkv.batch.PackedRows`. placed: the pieces, row after row."""
+
+    tensors: dict[str, torch.Tensor]
+    placed: list[PlacedPiece]
+
+
+def lay_out_rows(
+    layout: Sequence[Sequence[Piece]],
+    num_columns: int,
+    texts: Sequence[Sequence[int]],
+    pad_token_id: int,
+    settings: PackingSettings,
+) -> LaidOutRows:
+    """Writes each piece's visual tokens and its tree of `texts` into its row, padded to `num_columns`."""
+    shape, num_visual = (len(layout), num_columns), settings.num_visual_tokens
+    token_ids = np.full(shape, pad_token_id, dtype=np.int64)
+    position_ids = np.zeros(shape, dtype=np.int64)
+    subtree_end = np.tile(np.arange(1, num_columns + 1), (len(layout), 1))  # padding sees itself: softmax needs some
+    placed = []
+    piece_places = []
+    for row, pieces in enumerate(layout):
+        start = 0
+        for piece in pieces:
+            piece_places.append(row * num_columns + start)
+            text_start, end = start + num_visual, start + piece.num_columns
+            tree = prefix_tree([list(texts[question]) for question in piece.questions])
+            position_ids[row, start:text_start] = np.arange(num_visual)
+            subtree_end[row, start:text_start] = end
+            token_ids[row, text_start:end] = tree.token_ids
+            position_ids[row, text_start:end] = num_visual + tree.depths
+            subtree_end[row, text_start:end] = text_start + tree.ends
+            placed.append(PlacedPiece(row, piece, text_start, tree.paths))
+            start = end
+    tensors = {
+        "token_ids": torch.from_numpy(token_ids),
+        "position_ids": torch.from_numpy(position_ids),
+        "subtree_end": torch.from_numpy(subtree_end),
+        "piece_places": torch.tensor(piece_places, dtype=torch.int64),
+        "piece_painting": torch.tensor([one.piece.painting for one in placed], dtype=torch.int64),
+    }
+    return LaidOutRows(tensors, placed)
 
 
 def prefix_tree(sequences: Sequence[list[int]]) -> PrefixTree:
@@ -166,20 +198,38 @@ def cut_into_pieces(
     pieces = []
     for painting in range(max(painting_index) + 1):
         questions = sorted((n for n, place in enumerate(painting_index) if place == painting), key=lambda n: texts[n])
-        first, num_columns = 0, settings.num_visual_tokens  # of the piece that is being filled
-        for end, question in enumerate(questions):
-            shared = _shared_length(texts[questions[end - 1]], texts[question]) if end > first else 0
-            new = len(texts[question]) - shared
-            if end > first and num_columns + new > settings.max_columns:
-                pieces.append(_piece(painting, questions[first:end], num_columns, num_answers))
-                first, num_columns, new = end, settings.num_visual_tokens, len(texts[question])
-            num_columns += new
-        pieces.append(_piece(painting, questions[first:], num_columns, num_answers))
+        pieces += cut_group(texts, questions, settings.max_columns, settings.num_visual_tokens, painting, num_answers)
     return pieces
 
 
-def _piece(painting: int, questions: Sequence[int], num_columns: int, num_answers: Sequence[int]) -> Piece:
-    return Piece(painting, tuple(questions), num_columns, sum(num_answers[question] for question in questions))
+def cut_group(
+    texts: Sequence[Sequence[int]],
+    questions: Sequence[int],
+    max_columns: int,
+    num_visual: int,
+    painting: int,
+    num_answers: Sequence[int],
+) -> list[Piece]:
+    """A painting's questions, sorted by text, in pieces of at most `max_columns`, or of one question.
+
+    num_answers: answer tokens of each of `texts`.
+    """
+    pieces = []
+    first, num_columns = 0, num_visual  # of the piece that is being filled
+
+    def add(end: int) -> None:
+        chosen = tuple(questions[first:end])
+        pieces.append(Piece(painting, chosen, num_columns, sum(num_answers[question] for question in chosen)))
+
+    for end, question in enumerate(questions):
+        shared = _shared_length(texts[questions[end - 1]], texts[question]) if end > first else 0
+        new = len(texts[question]) - shared
+        if end > first and num_columns + new > max_columns:
+            add(end)
+            first, num_columns, new = end, num_visual, len(texts[question])
+        num_columns += new
+    add(len(questions))
+    return pieces
 
 
 def choose_layout(pieces: Sequence[Piece], settings: PackingSettings) -> list[list[Piece]]:
@@ -259,7 +309,7 @@ def _text_before_last_label(input_ids: list[int], labels: list[int]) -> list[int
     return input_ids[:last]
 
 
-def _shared_length(one: list[int], other: list[int]) -> int:
+def _shared_length(one: Sequence[int], other: Sequence[int]) -> int:
     shared = 0
     for a, b in zip(one, other, strict=False):
         if a != b:

@@ -4,14 +4,14 @@ Beside what `artkv.datasets.packing` does, equal prompts on one painting become 
 Letters in shapes are explained in `artkv.batch`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 
 import numpy as np
 import torch
 
 from artkv.batch import PackedPrompts
-from artkv.datasets.packing import PackingSettings, Piece, balance, layout_cost, prefix_tree
+from artkv.datasets.packing import PackingSettings, Piece, balance, cut_group, lay_out_rows, layout_cost
 
 # What a layout is chosen for; ArtQuest's answers have three to six tokens.
 _EXPECTED_ANSWER_TOKENS = 4
@@ -31,38 +31,20 @@ def pack_prompts(
     distinct = sorted(set(asked))
     texts = [prompt for _, prompt in distinct]
     layout = _choose_layout(texts, [painting for painting, _ in distinct], settings)
-    shape = (len(layout), max(sum(piece.num_columns for piece in row) for row in layout))
-    num_visual = settings.num_visual_tokens
-    token_ids = np.full(shape, pad_token_id, dtype=np.int64)
-    position_ids = np.zeros(shape, dtype=np.int64)
-    subtree_end = np.tile(np.arange(1, shape[1] + 1), (shape[0], 1))  # padding sees itself: a softmax needs something
-    last_columns = np.zeros((shape[0], _most_prompts(layout)), dtype=np.int64)
-    is_asked = np.zeros(last_columns.shape, dtype=bool)
-    piece_places, piece_painting = [], []
+    num_columns = max(sum(piece.num_columns for piece in row) for row in layout)
+    rows = lay_out_rows(layout, num_columns, texts, pad_token_id, settings)
+    last_columns = np.zeros((len(layout), _most_prompts(layout)), dtype=np.int64)
+    num_asked = [0] * len(layout)
     place_of: dict[tuple[int, Prompt], int] = {}
-    for row, pieces in enumerate(layout):
-        start = slot = 0
-        for piece in pieces:
-            piece_places.append(row * shape[1] + start)
-            piece_painting.append(piece.painting)
-            text_start, end = start + num_visual, start + piece.num_columns
-            tree = prefix_tree([list(texts[number]) for number in piece.questions])
-            position_ids[row, start:text_start] = np.arange(num_visual)
-            subtree_end[row, start:text_start] = end
-            token_ids[row, text_start:end] = tree.token_ids
-            position_ids[row, text_start:end] = num_visual + tree.depths
-            subtree_end[row, text_start:end] = text_start + tree.ends
-            for number, path in zip(piece.questions, tree.paths, strict=True):
-                last_columns[row, slot], is_asked[row, slot] = text_start + path[-1], True
-                place_of[distinct[number]] = row * last_columns.shape[1] + slot
-                slot += 1
-            start = end
+    for row, piece, text_start, paths in rows.placed:
+        for number, path in zip(piece.questions, paths, strict=True):
+            slot = num_asked[row]
+            last_columns[row, slot] = text_start + path[-1]
+            place_of[distinct[number]] = row * last_columns.shape[1] + slot
+            num_asked[row] += 1
+    is_asked = np.arange(last_columns.shape[1]) < np.array(num_asked)[:, None]
     return PackedPrompts(
-        token_ids=torch.from_numpy(token_ids),
-        position_ids=torch.from_numpy(position_ids),
-        subtree_end=torch.from_numpy(subtree_end),
-        piece_places=torch.tensor(piece_places, dtype=torch.int64),
-        piece_painting=torch.tensor(piece_painting, dtype=torch.int64),
+        **rows.tensors,
         last_columns=torch.from_numpy(last_columns),
         is_asked=torch.from_numpy(is_asked),
         places=torch.tensor([place_of[one] for one in asked], dtype=torch.int64),
@@ -79,10 +61,12 @@ def _choose_layout(
     best: list[list[Piece]] = []
     lowest = np.inf
     num_pieces = 0
+    no_answers = [0] * len(texts)
     for limit in (settings.max_columns, *(n * settings.num_visual_tokens for n in reversed(_PIECE_LIMITS))):
         pieces: list[Piece] = []
         for painting, numbers in groupby(range(len(texts)), key=lambda number: painting_of_text[number]):
-            pieces += _cut(texts, painting, list(numbers), min(limit, settings.max_columns), settings)
+            columns = min(limit, settings.max_columns)
+            pieces += cut_group(texts, list(numbers), columns, settings.num_visual_tokens, painting, no_answers)
         if len(pieces) == num_pieces:
             continue  # the lower limit has cut nothing more
         num_pieces = len(pieces)
@@ -97,24 +81,6 @@ def _choose_layout(
             if cost < lowest:
                 best, lowest = rows, cost
     return best
-
-
-def _cut(
-    texts: Sequence[Prompt], painting: int, numbers: Sequence[int], limit: int, settings: PackingSettings
-) -> Iterable[Piece]:
-    """A painting's texts in pieces of at most `limit` columns, or of one text."""
-    tree = prefix_tree([list(texts[number]) for number in numbers])
-    # A text's nodes that no earlier one has are the last of its path.
-    nodes_before = np.concatenate([[0], np.maximum.accumulate([path[-1] + 1 for path in tree.paths])])
-    current: list[int] = []
-    num_columns = settings.num_visual_tokens
-    for number, new in zip(numbers, np.diff(nodes_before).tolist(), strict=True):
-        if current and num_columns + new > limit:
-            yield Piece(painting, tuple(current), num_columns, num_answers=0)
-            current, num_columns, new = [], settings.num_visual_tokens, len(texts[number])
-        current.append(number)
-        num_columns += new
-    yield Piece(painting, tuple(current), num_columns, num_answers=0)
 
 
 def _most_prompts(layout: Sequence[Sequence[Piece]]) -> int:

@@ -1,6 +1,9 @@
 """The questions of a split with all that batches are made of, in one record."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from artkv.datasets.painting_source import PaintingSource
 from artkv.datasets.table import QuestionTable
@@ -20,3 +23,10 @@ class QuestionSet:
 
     def __len__(self) -> int:
         return len(self.table)
+
+    def distinct_paintings(self, rows: Sequence[int]) -> tuple[np.ndarray, list[int]]:
+        """The rows' paintings, each once, and for each row the place of its painting among them."""
+        painting_of_row = self.table.painting_of_row
+        places: dict[int, int] = {}
+        painting_index = [places.setdefault(int(painting_of_row[row]), len(places)) for row in rows]
+        return np.fromiter(places, dtype=np.int64), painting_index

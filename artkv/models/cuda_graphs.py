@@ -10,6 +10,7 @@ from the third on it is replayed. Whatever goes wrong on the way leaves the func
 import os
 import sys
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -94,43 +95,61 @@ class _Calls:
         print(f"artkv: no CUDA graph of {self.name} for {signature[0]}: {reason}; it stays eager", file=sys.stderr)
 
 
-class GraphedFunction:
-    """A function of tensors without a graph of autograd: the same results, replayed.
+class _Graphed(ABC):
+    """What decides for each call whether it is eager, replayed, or eager with a graph recorded beside it."""
 
-    function: pure; its inputs' and outputs' shapes depend on the inputs' shapes alone. What it returns is new tensors.
-    """
-
-    def __init__(self, name: str, function: Callable[..., tuple[Tensor, ...]], recorder: Recorder) -> None:
+    def __init__(self, name: str, function: Callable[..., Any], recorder: Recorder) -> None:
         self._function = function
         self._recorder = recorder
         self._calls = _Calls(name)
 
-    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def _call(self, inputs: Sequence[Tensor]) -> Any:
         signature = _signature(inputs)
         if self._calls.is_eager(signature):
             return self._function(*inputs)
         graph = self._calls.graphs.get(signature)
         if graph is not None:
             return self._replay(graph, inputs)
-        expected = self._function(*inputs)
-        self._calls.settle(signature, lambda: self._record(inputs, expected))
-        return expected
+        result = self._function(*inputs)
+        self._calls.settle(signature, lambda: self._record(inputs, result))
+        return result
 
-    def _record(self, inputs: Sequence[Tensor], expected: Sequence[Tensor]) -> tuple[Any, float]:
+    @abstractmethod
+    def _record(self, inputs: Sequence[Tensor], result: Any) -> tuple[Any, float]:
+        """A graph for inputs like these, and how far a replay is off. result: the eager one."""
+
+    @abstractmethod
+    def _replay(self, graph: Any, inputs: Sequence[Tensor]) -> Any:
+        """The result of a graph on other inputs."""
+
+
+class GraphedFunction(_Graphed):
+    """A function of tensors without a graph of autograd: the same results, replayed.
+
+    function: pure; its inputs' and outputs' shapes depend on the inputs' shapes alone. What it returns is new tensors.
+    """
+
+    def __init__(self, name: str, function: Callable[..., tuple[Tensor, ...]], recorder: Recorder) -> None:
+        super().__init__(name, function, recorder)
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        results: tuple[Tensor, ...] = self._call(inputs)
+        return results
+
+    def _record(self, inputs: Sequence[Tensor], result: Any) -> tuple[Any, float]:
         own = [tensor.detach().clone() for tensor in inputs]
         replay, outputs = self._recorder.record(lambda: self._function(*own))
         graph = (own, replay, outputs)
-        return graph, _difference(self._replay(graph, inputs), expected)
+        return graph, _difference(self._replay(graph, inputs), result)
 
-    @staticmethod
-    def _replay(graph: Any, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def _replay(self, graph: Any, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         own, replay, outputs = graph
         _fill(own, inputs)
         replay()
         return tuple(output.detach().clone() for output in outputs)
 
 
-class GraphedTower:
+class GraphedTower(_Graphed):
     """A function of tensors with parameters that train: forward and backward are replayed.
 
     function: from inputs without gradients to one tensor; pure. parameters: all that it differentiates by; their
@@ -140,23 +159,15 @@ class GraphedTower:
     def __init__(
         self, name: str, function: Callable[..., Tensor], parameters: Sequence[nn.Parameter], recorder: Recorder
     ) -> None:
-        self._function = function
+        super().__init__(name, function, recorder)
         self._parameters = list(parameters)
-        self._recorder = recorder
-        self._calls = _Calls(name)
         self._pending: weakref.ref[_Pass] | None = None
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         if not torch.is_grad_enabled() or self._is_pending():
-            return self._function(*inputs)
-        signature = _signature(inputs)
-        if self._calls.is_eager(signature):
-            return self._function(*inputs)
-        graph = self._calls.graphs.get(signature)
-        if graph is not None:
-            return self._replay(graph, inputs)
-        output = self._function(*inputs)
-        self._calls.settle(signature, lambda: self._record(inputs))
+            output: Tensor = self._function(*inputs)
+        else:
+            output = self._call(inputs)
         return output
 
     def _is_pending(self) -> bool:
@@ -164,13 +175,13 @@ class GraphedTower:
         waiting = None if self._pending is None else self._pending()
         return waiting is not None and not waiting.is_over
 
-    def _replay(self, graph: "_TowerGraph", inputs: Sequence[Tensor]) -> Tensor:
+    def _replay(self, graph: Any, inputs: Sequence[Tensor]) -> Tensor:
         one_pass = _Pass(graph)
         self._pending = weakref.ref(one_pass)
         output: Tensor = _Replayed.apply(one_pass, inputs, *self._parameters)
         return output
 
-    def _record(self, inputs: Sequence[Tensor]) -> tuple[Any, float]:
+    def _record(self, inputs: Sequence[Tensor], result: Any) -> tuple[Any, float]:
         # An eager pass of its own: that of the step keeps its graph for the step's backward.
         output = self._function(*inputs)
         gradient = torch.ones_like(output)

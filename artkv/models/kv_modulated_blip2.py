@@ -155,8 +155,9 @@ class KVModulatedBlip2(nn.Module):
         inputs = [features.image_features, *([] if features.art_features is None else [features.art_features])]
         num_paintings = len(features)
         filled_up = -num_paintings % _PAINTINGS_MULTIPLE
-        padded = [pad(tensor, (*[0, 0] * (tensor.dim() - 1), 0, filled_up)) for tensor in inputs]
-        return self._graphed_tower(*padded)[:num_paintings]
+        if filled_up:
+            inputs = [pad(tensor, (*[0, 0] * (tensor.dim() - 1), 0, filled_up)) for tensor in inputs]
+        return self._graphed_tower(*inputs)[:num_paintings]
 
     def _tower(self, image_features: Tensor, art_features: Tensor | None = None) -> Tensor:
         return self.visual_tokens(PaintingFeatures(image_features, art_features))

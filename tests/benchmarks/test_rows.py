@@ -1,14 +1,13 @@
 """Rows that run one after another: each is kept whatever becomes of it, and clocks tell things apart."""
 
-import importlib
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.benchmarks.conftest import run_script
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,23 +32,6 @@ def refused(path):
 def takes_too_much(path):
     raise RuntimeError("CUDA out of memory. Tried to allocate 3 GiB")
 """
-
-
-@pytest.fixture
-def module(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Imports a script of benchmarks/ by name."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module
-
-
-def run_script(name: str, *arguments: str, timeout: float) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, f"benchmarks/{name}", *arguments]
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done
 
 
 def rows_of(path: Path) -> dict[str, Any]:

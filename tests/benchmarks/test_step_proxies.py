@@ -1,6 +1,5 @@
 """Counts of what a step asks of the host, each against what can be counted by hand."""
 
-import importlib
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,16 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from tests.benchmarks.test_rows import run_script
+from tests.benchmarks.conftest import run_script
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def module(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Imports a script of benchmarks/ by name."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module
 
 
 def test_operations_are_counted_by_phase_and_views_apart(module: Any) -> None:

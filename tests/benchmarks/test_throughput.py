@@ -13,25 +13,10 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from artkv.training.stops import NumberToHost
+from tests.benchmarks.conftest import run_script
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def module(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Imports a script of benchmarks/ by name."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module
-
-
-def run_script(name: str, *arguments: str, timeout: float) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, f"benchmarks/{name}", "--tiny", "--dtype", "float32", *arguments]
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done
+TINY = ("--tiny", "--dtype", "float32")
 
 
 @pytest.mark.system
@@ -41,7 +26,7 @@ def test_throughput_of_the_main_rows(tmp_path: Path) -> None:
     wanted = ["logits off", "all three off", "last logits"]
     if importlib.util.find_spec("iopath"):  # LAVIS's Blip2OPT imports it: pip install 'artkv[benchmarks]'
         wanted.append("LAVIS")
-    done = run_script("throughput.py", "--threads", "1", "--json", str(path), "--rows", *wanted, timeout=400)
+    done = run_script("throughput.py", *TINY, "--threads", "1", "--json", str(path), "--rows", *wanted, timeout=400)
     report = json.loads(path.read_text())
     rows = {row["name"]: row for row in report["rows"]}
     assert rows.keys() - {"LAVIS Blip2OPT, plain loop"} == {
@@ -67,7 +52,7 @@ def test_throughput_of_the_main_rows(tmp_path: Path) -> None:
 def test_profile_of_a_step(tmp_path: Path) -> None:
     """artkv asks for no wait between two loggings; a trace can be read; spans add up to the step."""
     trace, path = tmp_path / "trace.json", tmp_path / "profile.json"
-    run_script("profile_step.py", "--trace", str(trace), "--json", str(path), timeout=200)
+    run_script("profile_step.py", *TINY, "--trace", str(trace), "--json", str(path), timeout=200)
     report = json.loads(path.read_text())
     assert sum(report["span_seconds"].values()) == pytest.approx(report["step_seconds"])
     libraries = {library for _, library, _, _ in report["waits_between"]}
@@ -92,7 +77,7 @@ def test_waits_are_those_of_who_asked(module: Any) -> None:
 def test_scaling_of_two_ranks(tmp_path: Path) -> None:
     """What two ranks send is counted: each gradient once and each weight once, in bytes of the trainables."""
     path = tmp_path / "scaling.json"
-    run_script("scaling.py", "--json", str(path), timeout=400)
+    run_script("scaling.py", *TINY, "--json", str(path), timeout=400)
     report = json.loads(path.read_text())
     reduced = sum(size for name, (_, size) in report["collectives"].items() if "gather" not in name)
     gathered = sum(size for name, (_, size) in report["collectives"].items() if "gather" in name)

@@ -75,11 +75,10 @@ class AnswerGradients:
 
     def losses(self, embeds: Sequence[Tensor], questions: Sequence[PackedQuestions]) -> list[Tensor]:
         """As `packed_answer_losses`; backward of each only scales a gradient that is there already."""
-        leaves = [embeds_RLD.detach() for embeds_RLD in embeds]
         if self._graphed is None:
-            made = self._losses_and_gradients(leaves, questions)
+            made = self._losses_and_gradients(embeds, questions)
         else:
-            made = [self._graphed(leaf, *_read_by_opt(one)) for leaf, one in zip(leaves, questions, strict=True)]
+            made = [self._graphed(*read) for read in map(_read_by_opt, embeds, questions)]
         return [
             _KnownGradient.apply(embeds_RLD, loss, gradient_RLD)
             for embeds_RLD, (loss, gradient_RLD) in zip(embeds, made, strict=True)
@@ -88,7 +87,7 @@ class AnswerGradients:
     def _losses_and_gradients(
         self, embeds: Sequence[Tensor], questions: Sequence[PackedQuestions]
     ) -> list[tuple[Tensor, ...]]:
-        """Of each batch: shapes () and (R, L, D). embeds: without a graph."""
+        """Of each batch: shapes () and (R, L, D)."""
         with torch.enable_grad():
             leaves = [embeds_RLD.detach().requires_grad_() for embeds_RLD in embeds]
             losses = packed_answer_losses(self._language_model, leaves, questions)
@@ -104,8 +103,8 @@ class AnswerGradients:
 _READ = ("position_ids", "subtree_end", "answer_columns", "answer_places", "answer_ids", "answer_weight")
 
 
-def _read_by_opt(questions: PackedQuestions) -> list[Tensor]:
-    return [getattr(questions, name) for name in _READ]
+def _read_by_opt(embeds_RLD: Tensor, questions: PackedQuestions) -> list[Tensor]:
+    return [embeds_RLD, *(getattr(questions, name) for name in _READ)]
 
 
 def _questions_of(read: Sequence[Tensor]) -> PackedQuestions:

@@ -135,9 +135,9 @@ def test_nothing_in_a_step_waits_for_the_device_or_depends_on_values(build: Buil
     model = build().model
     part = packed(model)
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
-        read = [fake.from_tensor(tensor) for tensor in _read_by_opt(part.questions)]
+        read = [fake.from_tensor(tensor) for tensor in _read_by_opt(embeds_of(model, part).detach(), part.questions)]
         graphed = AnswerGradients(model.backbone.language_model)
-        loss, gradient = graphed._of_tensors(fake.from_tensor(embeds_of(model, part).detach()), *read)
+        loss, gradient = graphed._of_tensors(*read)
         features = model.encode(part.paintings)
         visual = model._tower(features.image_features, features.art_features)
         torch.autograd.grad(visual.sum(), list(model.parameters()), allow_unused=True)
