@@ -40,7 +40,7 @@ from artkv.monitoring.memory import peak_device_bytes, peak_host_bytes
 from artkv.monitoring.run_log import RunLog
 from artkv.training.engine import TrainingEngine
 from artkv.training.run import train
-from artkv.training.stops import NumberToHost
+from artkv.training.stops import ToHost
 
 FORWARD, BACKWARD = "forward", "backward"
 _INSIDE = (FORWARD, BACKWARD)
@@ -115,7 +115,7 @@ class Spans:
 class HostWaits(TorchDispatchMode):
     """Counts operations for which the host would wait on CUDA, by the library whose code asked for them and its line.
 
-    Also on a CPU, but for what `NumberToHost` reads: on CUDA its copy has been queued long before, and its event is
+    Also on a CPU, but for what `ToHost` reads: on CUDA its copy has been queued long before, and its event is
     all that is waited for.
     """
 
@@ -129,7 +129,7 @@ class HostWaits(TorchDispatchMode):
             frame = _who_asked()
             if frame is None:
                 self.counts[(name, "torch", "-")] += 1
-            elif frame.f_code is not NumberToHost.read.__code__:
+            elif frame.f_code is not ToHost.read.__code__:
                 module = frame.f_globals["__name__"]
                 self.counts[(name, module.split(".")[0], f"{module}:{frame.f_lineno}")] += 1
         return func(*args, **(kwargs or {}))

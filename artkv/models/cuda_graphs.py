@@ -11,12 +11,15 @@ import os
 import sys
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
 T = TypeVar("T")
 Signature = tuple[Any, ...]
@@ -50,10 +53,21 @@ class CudaRecorder:
         torch.cuda.empty_cache()  # what eager calls left: the pool's memory is the graph's alone
         graph = torch.cuda.CUDAGraph()
         # Other threads page-lock batches meanwhile, which concerns no graph.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            results = run()
+        capture = torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local")
+        try:
+            with capture:
+                results = run()
+        except BaseException:
+            _end_allocation(graph)
+            raise
         self._pool = graph.pool()
         return graph.replay, results
+
+
+def _end_allocation(graph: torch.cuda.CUDAGraph) -> None:
+    """After a failed capture, which torch's allocator would else go on with: it would free nothing any more."""
+    with suppress(RuntimeError):
+        torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), graph.pool())
 
 
 class _Calls:
@@ -189,6 +203,9 @@ class GraphedTower(_Graphed):
         graph = _TowerGraph(self._function, self._parameters, inputs, self._recorder)
         found = self._replay(graph, inputs)
         gradients = torch.autograd.grad(found, self._parameters, gradient, allow_unused=True)
+        missing = [n for n, (one, other) in enumerate(zip(gradients, expected, strict=True)) if (one is None) != (other is None)]
+        if missing:
+            raise RuntimeError(f"of {len(gradients)} parameters, number {missing[0]} has a gradient in one of both alone")
         pairs = [(one, other) for one, other in zip(gradients, expected, strict=True) if other is not None]
         found_all, expected_all = zip((found, output), *pairs, strict=True)
         return graph, _difference(found_all, expected_all)
@@ -205,17 +222,35 @@ class _TowerGraph:
         recorder: Recorder,
     ) -> None:
         self.inputs = [tensor.detach().clone() for tensor in inputs]
+        leaves = [parameter.detach().requires_grad_(parameter.requires_grad) for parameter in parameters]
         made: list[Tensor] = []
 
         def forward() -> Tensor:
-            made[:] = [function(*self.inputs)]
+            with _InPlaceOf(parameters, leaves):
+                made[:] = [function(*self.inputs)]
             return made[0]
 
         self.replay_forward, self.output = recorder.record(forward)
         self.gradient = torch.empty_like(self.output)
         self.replay_backward, self.gradients = recorder.record(
-            lambda: torch.autograd.grad(made[0], parameters, self.gradient, allow_unused=True)
+            lambda: torch.autograd.grad(made[0], leaves, self.gradient, allow_unused=True)
         )
+
+
+class _InPlaceOf(TorchFunctionMode):
+    """Has functions of torch compute with leaves of the same memory in place of parameters.
+
+    Where a parameter has hooks, as DeepSpeed's have, its node in autograd's graph is there for good and belongs to the
+    stream that it was made on. A backward pass through it would wait for that stream, which no capture permits.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], leaves: Sequence[Tensor]) -> None:
+        super().__init__()
+        self._leaves: Mapping[int, Tensor] = {id(p): leaf for p, leaf in zip(parameters, leaves, strict=True)}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args, kwargs = tree_map(lambda value: self._leaves.get(id(value), value), (args, kwargs or {}))
+        return func(*args, **kwargs)
 
 
 class _Pass:

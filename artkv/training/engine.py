@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from artkv.batch import Batch, PackedQuestions
 from artkv.models.kv_modulated_blip2 import AnswerLoss, KVModulatedBlip2
 from artkv.run_folder.state import TrainableState
+from artkv.training.skipped_steps import SkippedSteps
 
 _ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -34,7 +35,7 @@ warnings.filterwarnings("ignore", r"`torch\.distributed\.", FutureWarning)
 class TrainingEngine:
     """DeepSpeed around the assembled model, with the state that a run starts or goes on from.
 
-    Every method but `skipped_steps` and `grad_norm` is called on all ranks at the same time.
+    Every method but `grad_norm` is called on all ranks at the same time.
     """
 
     def __init__(
@@ -53,23 +54,14 @@ class TrainingEngine:
                 config=deepspeed_config,
                 dist_init_required=False,  # artkv.distributed has made the process group
             )
-        if not self._engine.optimizer.cpu_offload:
-            # DeepSpeed looks for what is not finite in each gradient (some ten operations, and the host waits for the
-            # device), and then in their norm, which all ranks share and which says the same.
-            self._engine.optimizer.check_overflow = lambda partition_gradients: None
+        self.skipped_steps = SkippedSteps(self._engine.optimizer)
         self._make_optimizer_state()
         self._set_state(state)
-        self._skipped_before = self._engine.skipped_steps
 
     @property
     def accumulation(self) -> int:
         """Micro-steps of an optimizer step."""
         return self._engine.gradient_accumulation_steps()
-
-    @property
-    def skipped_steps(self) -> int:
-        """Steps since the start that DeepSpeed skipped as their gradient was not finite; no host sync."""
-        return self._engine.skipped_steps - self._skipped_before
 
     def grad_norm(self) -> float | Tensor:
         """The last step's gradient norm before clipping, on the device; inf where the step was skipped."""
@@ -104,7 +96,10 @@ class TrainingEngine:
         """Ends a micro-step; the last one of a step clips, updates the masters and gathers the weights."""
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
+        is_last = self._engine.is_gradient_accumulation_boundary()
         self._engine.step()
+        if is_last:
+            self.skipped_steps.step_done()
 
     def state(self, keep: bool = True) -> TrainableState | None:
         """Gathers masters and moments, one tensor at a time; None where `keep` is false."""

@@ -22,7 +22,7 @@ from artkv.training.placing import packing_of
 from artkv.training.saving import Saver
 from artkv.training.schedule import total_steps, warmup_steps
 from artkv.training.step import answer_token_count, seed_step, train_step
-from artkv.training.stops import NumberToHost, RunStops
+from artkv.training.stops import RunStops, ToHost
 
 # Scores a validation: called with the steps done, on all ranks; returns the exact match, None if it was broken off.
 Validate = Callable[[int], float | None]
@@ -37,7 +37,7 @@ class StepReport(NamedTuple):
 
     loss_sum: Tensor
     answer_tokens: Tensor
-    stop_votes: NumberToHost
+    stop_votes: ToHost
 
 
 def fit(
@@ -60,7 +60,8 @@ def fit(
     per_step = engine.accumulation * world.size
     warmup_questions = _warmup_questions(table, config, per_step)
     total_questions = training.num_epochs * len(table)
-    skipped_before_start = progress.skipped_steps
+    engine.skipped_steps.start_from(progress.skipped_steps, progress.nonfinite_steps_in_a_row)
+    skipped_so_far = engine.skipped_steps.read()
     measures, packing = StepMeasures(engine, world), packing_of(session)
 
     while True:  # a turn is the validation that is due, and then an epoch
@@ -97,16 +98,18 @@ def fit(
                 paintings=groups_after - plan.groups_before_step(epoch_step, per_step),
             )
             is_epoch_end = epoch_step + 1 == plan.num_steps(per_step)
-            progress = _after_step(
-                progress, is_epoch_end, groups_after, questions_after, skipped_before_start + engine.skipped_steps,
-                validates=validate is not None,
-            )  # fmt: skip
+            progress = _after_step(progress, is_epoch_end, groups_after, questions_after, validate is not None)
             log.advance()
             stops.note_gain(progress.step)
 
+            is_stopped = bool(report.stop_votes.read() > 0)
+            is_logged = progress.step % config.run.log_every == 0 or is_epoch_end or is_stopped
+            is_saved = progress.step % config.run.checkpoint_every == 0 or is_epoch_end or is_stopped
+            # Between these the host knows of the step before, and does not wait for this one.
+            skipped_before, skipped_so_far = skipped_so_far, engine.skipped_steps.read()
+            progress = _with_skipped(progress, skipped_so_far if is_logged or is_saved else skipped_before)
             has_diverged = progress.nonfinite_steps_in_a_row >= training.max_nonfinite_steps
-            is_stopped = report.stop_votes.read() > 0
-            if progress.step % config.run.log_every == 0 or is_epoch_end or has_diverged or is_stopped:
+            if is_logged or has_diverged:
                 # Ranks meet here and the host waits for the device; else between steps only to save and to validate.
                 metrics, note = measures.read(lr, progress, epochs_done=questions_after / len(table))
                 if note is not None:
@@ -115,7 +118,7 @@ def fit(
             if has_diverged:
                 raise _diverged(progress)
             with measures.paused():
-                if is_epoch_end or is_stopped or progress.step % config.run.checkpoint_every == 0:
+                if is_saved:
                     saver.save(engine, progress)
             has_more_to_do = progress.validation_due or progress.epoch < training.num_epochs
             if is_stopped and has_more_to_do:
@@ -174,19 +177,25 @@ def _diverged(progress: Progress) -> RunFailed:
 
 
 def _after_step(
-    progress: Progress, is_epoch_end: bool, groups_after: int, questions_after: int, skipped: int, validates: bool
+    progress: Progress, is_epoch_end: bool, groups_after: int, questions_after: int, validates: bool
 ) -> Progress:
-    """Where a run stands after one step more. groups_after: of the epoch; the others count over the whole run."""
+    """Where a run stands after one step more, but for what was skipped.
+
+    groups_after: of the epoch. questions_after: of the whole run.
+    """
     return replace(
         progress,
         step=progress.step + 1,
         epoch=progress.epoch + is_epoch_end,
         groups_consumed=0 if is_epoch_end else groups_after,
         questions_seen=questions_after,
-        skipped_steps=skipped,
         validation_due=is_epoch_end and validates,
-        nonfinite_steps_in_a_row=progress.nonfinite_steps_in_a_row + 1 if skipped > progress.skipped_steps else 0,
     )
+
+
+def _with_skipped(progress: Progress, counts: ToHost) -> Progress:
+    skipped, in_a_row = map(int, counts.read())
+    return replace(progress, skipped_steps=skipped, nonfinite_steps_in_a_row=in_a_row)
 
 
 def _after_validation(progress: Progress, score: float | None) -> Progress:

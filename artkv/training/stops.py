@@ -12,27 +12,27 @@ from artkv.run_folder.marker import write_marker
 from artkv.training.preemption import StopRequests
 
 
-class NumberToHost:
-    """A number on its way from the device to the host, which nobody waits for until it is read.
+class ToHost:
+    """Numbers on their way from the device to the host, which nobody waits for until they are read.
 
     On CUDA the copy is queued where this is made, and reading waits for that point of the queue alone: what was
     queued afterwards goes on.
     """
 
-    def __init__(self, number: Tensor) -> None:
+    def __init__(self, numbers: Tensor) -> None:
         self._event: torch.cuda.Event | None = None
-        self._number = number
-        if number.device.type == "cuda":
-            self._number = torch.empty((), dtype=number.dtype, pin_memory=True)
-            self._number.copy_(number, non_blocking=True)
+        self._numbers = numbers
+        if numbers.device.type == "cuda":
+            self._numbers = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+            self._numbers.copy_(numbers, non_blocking=True)
             self._event = torch.cuda.Event()
             self._event.record()
 
-    def read(self) -> float:
-        """The number."""
+    def read(self) -> Tensor:
+        """The numbers, on the host."""
         if self._event is not None:
             self._event.synchronize()
-        return float(self._number)
+        return self._numbers
 
 
 class RunStops:
@@ -82,11 +82,11 @@ class RunStops:
         self._world.on_main(lambda: write_marker(self._run_dir, self._step, reasons[0]))
         raise Preempted(self._step, reasons[0])
 
-    def meet(self, number: Tensor) -> tuple[Tensor, NumberToHost]:
+    def meet(self, number: Tensor) -> tuple[Tensor, ToHost]:
         """The sum over all ranks of a number, shape (), on the device, and how many of the ranks are asked to stop.
 
         The votes travel with a number that a step sums up anyway, at no cost. Read them after the step, when DeepSpeed
         has long waited for the device, to see whether the gradients are finite.
         """
         totals = self._world.all_reduce_sum(torch.stack([number, torch.full_like(number, float(self.is_asked))]))
-        return totals[0], NumberToHost(totals[1])
+        return totals[0], ToHost(totals[1])

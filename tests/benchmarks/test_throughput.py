@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from artkv.training.stops import NumberToHost
+from artkv.training.stops import ToHost
 from tests.benchmarks.conftest import run_script
 
 ROOT = Path(__file__).parents[2]
@@ -69,7 +69,7 @@ def test_waits_are_those_of_who_asked(module: Any) -> None:
     number = torch.tensor(3.0)
     with waits:
         exec("float(number)", {"__name__": "artkv.somewhere", "number": number})
-        assert NumberToHost(number).read() == 3.0
+        assert ToHost(number).read() == 3.0
     assert waits.take() == {("aten::_local_scalar_dense", "artkv", "artkv.somewhere:1"): 1}
 
 

@@ -10,7 +10,7 @@ import torch
 from artkv.distributed import World, single_process
 from artkv.errors import Preempted, RunFailed
 from artkv.training.preemption import StopRequests
-from artkv.training.stops import NumberToHost, RunStops
+from artkv.training.stops import ToHost, RunStops
 from tests.feature_cache.conftest import on_ranks
 
 
@@ -57,4 +57,4 @@ def test_votes_travel_with_the_number_that_is_summed_up(tmp_path: Path) -> None:
 
 
 def test_a_number_on_the_host_is_read_as_it_is() -> None:
-    assert NumberToHost(torch.tensor(2.5)).read() == 2.5
+    assert ToHost(torch.tensor(2.5)).read() == 2.5
