@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from artkv.datasets.order import EpochPlan
-from artkv.datasets.packing import PackedShape, PackingSettings, Piece, balance, cut_into_pieces, layout_cost, shape_of
+from artkv.datasets.packing import PackedShape, PackingSettings, Piece, balance, cut_into_pieces, rank_of, shape_of
 from artkv.datasets.question_set import QuestionSet
 
 # An epoch has at most a dozen: these, and what the batches have that none of them holds.
@@ -35,7 +35,7 @@ def choose_shapes(batches: Sequence[Sequence[Piece]], settings: PackingSettings)
     """At most `MOST_SHAPES` shapes that hold all `batches` with least padding.
 
     Batches are grouped by their tokens, such that the tokens missing to the largest of each group are fewest. A group's
-    number of rows is what costs least by `layout_cost`.
+    number of rows is the best by `rank_of`.
     """
     by_size = sorted(batches, key=_num_tokens)
     groups = _group([_num_tokens(batch) for batch in by_size], MOST_SHAPES)
@@ -84,17 +84,19 @@ def _group(sizes: Sequence[int], most: int) -> list[tuple[int, int]]:
 def _shape_for(batches: Sequence[Sequence[Piece]], settings: PackingSettings) -> PackedShape:
     """The cheapest shape that holds all of these batches, with some room."""
     longest = max(piece.num_columns for batch in batches for piece in batch)
-    best, lowest = None, np.inf
+    mean_tokens = sum(_num_tokens(batch) for batch in batches) / len(batches)
+    best, lowest = None, (True, np.inf)
     for num_rows in range(1, max(len(batch) for batch in batches) + 1):
         needed = [shape_of(balance(batch, num_rows)) for batch in batches]
         columns = _round_up(max(shape.columns for shape in needed), _COLUMN_MULTIPLE)
         if columns > max(settings.max_columns, _round_up(longest, _COLUMN_MULTIPLE)):
             continue
-        cost = layout_cost(num_rows, columns, settings.hidden_size)
-        if cost < lowest:
-            answer_columns = _round_up(max(shape.answer_columns for shape in needed) * _MARGIN, _ANSWER_MULTIPLE)
-            answers = _round_up(max(shape.answers for shape in needed) * _MARGIN, _ANSWER_MULTIPLE)
-            best, lowest = PackedShape(num_rows, columns, answer_columns, answers), cost
+        answer_columns = _round_up(max(shape.answer_columns for shape in needed) * _MARGIN, _ANSWER_MULTIPLE)
+        answers = _round_up(max(shape.answers for shape in needed) * _MARGIN, _ANSWER_MULTIPLE)
+        shape = PackedShape(num_rows, columns, answer_columns, answers)
+        rank = rank_of(shape, mean_tokens, settings)
+        if best is None or rank < lowest:
+            best, lowest = shape, rank
         elif best is not None and num_rows > best.rows + _ROWS_WITHOUT_GAIN:
             break
     assert best is not None, "one piece a row always fits"

@@ -175,6 +175,8 @@ class GraphedTower(_Graphed):
     ) -> None:
         super().__init__(name, function, recorder)
         self._parameters = list(parameters)
+        # What all graphs write theirs to: kept by each, they would take the parameters' memory once for each shape.
+        self._gradients: list[Tensor | None] | None = None
         self._pending: weakref.ref[_Pass] | None = None
 
     def __call__(self, *inputs: Tensor) -> Tensor:
@@ -200,12 +202,20 @@ class GraphedTower(_Graphed):
         output = self._function(*inputs)
         gradient = torch.ones_like(output)
         expected = torch.autograd.grad(output, self._parameters, gradient, allow_unused=True)
-        graph = _TowerGraph(self._function, self._parameters, inputs, self._recorder)
+        if self._gradients is None:
+            self._gradients = [None if one is None else torch.empty_like(one) for one in expected]
+        graph = _TowerGraph(self._function, self._parameters, inputs, self._gradients, self._recorder)
         found = self._replay(graph, inputs)
         gradients = torch.autograd.grad(found, self._parameters, gradient, allow_unused=True)
-        missing = [n for n, (one, other) in enumerate(zip(gradients, expected, strict=True)) if (one is None) != (other is None)]
+        missing = [
+            n
+            for n, (one, other) in enumerate(zip(gradients, expected, strict=True))
+            if (one is None) != (other is None)
+        ]
         if missing:
-            raise RuntimeError(f"of {len(gradients)} parameters, number {missing[0]} has a gradient in one of both alone")
+            raise RuntimeError(
+                f"of {len(gradients)} parameters, number {missing[0]} has a gradient in one of both alone"
+            )
         pairs = [(one, other) for one, other in zip(gradients, expected, strict=True) if other is not None]
         found_all, expected_all = zip((found, output), *pairs, strict=True)
         return graph, _difference(found_all, expected_all)
@@ -219,8 +229,10 @@ class _TowerGraph:
         function: Callable[..., Tensor],
         parameters: Sequence[nn.Parameter],
         inputs: Sequence[Tensor],
+        gradients: Sequence[Tensor | None],
         recorder: Recorder,
     ) -> None:
+        self.gradients = gradients
         self.inputs = [tensor.detach().clone() for tensor in inputs]
         leaves = [parameter.detach().requires_grad_(parameter.requires_grad) for parameter in parameters]
         made: list[Tensor] = []
@@ -232,9 +244,16 @@ class _TowerGraph:
 
         self.replay_forward, self.output = recorder.record(forward)
         self.gradient = torch.empty_like(self.output)
-        self.replay_backward, self.gradients = recorder.record(
-            lambda: torch.autograd.grad(made[0], leaves, self.gradient, allow_unused=True)
-        )
+
+        def backward() -> None:
+            found = torch.autograd.grad(made[0], leaves, self.gradient, allow_unused=True)
+            for own, one in zip(gradients, found, strict=True):
+                if (own is None) != (one is None):
+                    raise RuntimeError("a parameter has a gradient for one shape of inputs and not for another")
+                if own is not None and one is not None:
+                    own.copy_(one)
+
+        self.replay_backward, _ = recorder.record(backward)
 
 
 class _InPlaceOf(TorchFunctionMode):

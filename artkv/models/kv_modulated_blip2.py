@@ -41,7 +41,7 @@ class AnswerLoss(NamedTuple):
     answer_tokens: Tensor
 
 
-# A graph is tied to a number of paintings.
+# A graph is tied to a number of paintings, which beyond this is a multiple of it.
 _PAINTINGS_MULTIPLE = 4
 
 # The trainable parameter that scales all prefixes, if the model has one.
@@ -75,10 +75,10 @@ class KVModulatedBlip2(nn.Module):
         self.trainables = nn.ParameterDict({name.replace(".", "/"): trainables[name] for name in sorted(trainables)})
         backbone = parts.backbone
         before_opt = [p for name, p in trainables.items() if not name.startswith("language_model.")]
-        is_graphed = graphs_are_wanted(backbone.device) and backbone.opt_stays_in_place
+        is_graphed = graphs_are_wanted(backbone.device)
         self._answer_gradients = None
         if len(before_opt) == len(trainables):
-            recorder = CudaRecorder() if is_graphed else None
+            recorder = CudaRecorder() if is_graphed and backbone.opt_stays_in_place else None
             self._answer_gradients = AnswerGradients(backbone.language_model, recorder)
         self._graphed_tower = None
         if is_graphed and before_opt:
@@ -154,7 +154,7 @@ class KVModulatedBlip2(nn.Module):
             return self.visual_tokens(features)
         inputs = [features.image_features, *([] if features.art_features is None else [features.art_features])]
         num_paintings = len(features)
-        filled_up = -num_paintings % _PAINTINGS_MULTIPLE
+        filled_up = -num_paintings % _PAINTINGS_MULTIPLE if num_paintings > _PAINTINGS_MULTIPLE else 0
         if filled_up:
             inputs = [pad(tensor, (*[0, 0] * (tensor.dim() - 1), 0, filled_up)) for tensor in inputs]
         return self._graphed_tower(*inputs)[:num_paintings]

@@ -102,7 +102,7 @@ def fit(
             log.advance()
             stops.note_gain(progress.step)
 
-            is_stopped = bool(report.stop_votes.read() > 0)
+            is_stopped = report.stop_votes.read()[0] > 0
             is_logged = progress.step % config.run.log_every == 0 or is_epoch_end or is_stopped
             is_saved = progress.step % config.run.checkpoint_every == 0 or is_epoch_end or is_stopped
             # Between these the host knows of the step before, and does not wait for this one.

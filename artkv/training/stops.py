@@ -28,11 +28,12 @@ class ToHost:
             self._event = torch.cuda.Event()
             self._event.record()
 
-    def read(self) -> Tensor:
-        """The numbers, on the host."""
+    def read(self) -> list[float]:
+        """The numbers, flattened."""
         if self._event is not None:
             self._event.synchronize()
-        return self._numbers
+        numbers: list[float] = self._numbers.flatten().tolist()
+        return numbers
 
 
 class RunStops:

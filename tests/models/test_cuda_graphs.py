@@ -174,6 +174,50 @@ def test_graphs_are_for_cuda_and_can_be_switched_off(monkeypatch: pytest.MonkeyP
     assert not graphs_are_wanted(torch.device("cuda"))
 
 
+def test_the_recorded_backward_pass_goes_past_the_parameters_own_nodes() -> None:
+    """DeepSpeed's hooks keep these nodes on the stream that they were made on, which a capture cannot wait for."""
+    seen: list[Tensor] = []
+
+    class Looks(Rerun):
+        def record(self, run: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+            replay, results = super().record(run)
+            seen.extend([results] if isinstance(results, Tensor) else [])
+            return replay, results
+
+    function, parameters = tower()
+    for parameter in parameters:
+        parameter.register_post_accumulate_grad_hook(lambda parameter: None)
+    graphed = GraphedTower("a tower", function, parameters, Looks())
+    for seed in range(3):
+        step(graphed, parameters, seed, rows=2)
+    (output,) = seen
+    assert leaves_of(output).isdisjoint(map(id, parameters))
+    assert leaves_of(function(torch.ones(2, 4))) == set(map(id, parameters[:4]))
+    assert leaves_of(output, by=Tensor.data_ptr) == {p.data_ptr() for p in parameters[:4]}
+
+
+def leaves_of(output: Tensor, by: Callable[[Tensor], int] = id) -> set[int]:
+    """The tensors that a backward pass of `output` would accumulate gradients in."""
+    found, nodes = set(), [output.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is not None:
+            found |= {by(node.variable)} if hasattr(node, "variable") else set()
+            nodes += [following for following, _ in node.next_functions]
+    return found
+
+
+def test_graphs_of_a_tower_share_the_memory_of_the_gradients() -> None:
+    function, parameters = tower()
+    graphed = GraphedTower("a tower", function, parameters, Rerun())
+    for seed in range(3):
+        for rows in (2, 5):
+            step(graphed, parameters, seed, rows)
+    one, other = graphed._calls.graphs.values()
+    assert [g is None for g in one.gradients] == [False] * 4 + [True]
+    assert all(a is b for a, b in zip(one.gradients, other.gradients, strict=True))
+
+
 @needs_cuda
 def test_cuda_graphs_of_a_function_and_a_tower() -> None:
     function = GraphedFunction("a function", doubled_sum, CudaRecorder())
@@ -184,6 +228,7 @@ def test_cuda_graphs_of_a_function_and_a_tower() -> None:
     body, parameters = tower()
     for parameter in parameters:
         parameter.data = parameter.data.cuda()
+        parameter.register_post_accumulate_grad_hook(lambda parameter: None)
     graphed = GraphedTower("a tower", body, parameters, CudaRecorder())
     for seed in range(5):
         x = torch.randn(3, 4, generator=torch.Generator().manual_seed(seed)).cuda()

@@ -10,7 +10,7 @@ import torch
 from artkv.distributed import World, single_process
 from artkv.errors import Preempted, RunFailed
 from artkv.training.preemption import StopRequests
-from artkv.training.stops import ToHost, RunStops
+from artkv.training.stops import RunStops, ToHost
 from tests.feature_cache.conftest import on_ranks
 
 
@@ -48,13 +48,13 @@ def test_a_start_that_gained_nothing_is_not_to_be_repeated_for_want_of_time(
 
 
 def test_votes_travel_with_the_number_that_is_summed_up(tmp_path: Path) -> None:
-    def on_rank(world: World) -> tuple[float, float]:
+    def on_rank(world: World) -> tuple[float, list[float]]:
         stops = RunStops(requests_of("SIGTERM" if world.rank else None), world, tmp_path, step=0)
         number, votes = stops.meet(torch.tensor(10.0 + world.rank))
         return float(number), votes.read()
 
-    assert on_ranks(3, on_rank) == [(33.0, 2.0)] * 3
+    assert on_ranks(3, on_rank) == [(33.0, [2.0])] * 3
 
 
 def test_a_number_on_the_host_is_read_as_it_is() -> None:
-    assert ToHost(torch.tensor(2.5)).read() == 2.5
+    assert ToHost(torch.tensor(2.5)).read() == [2.5]
