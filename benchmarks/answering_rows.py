@@ -1,8 +1,8 @@
 """Answering: artkv's evaluation beside stock BLIP-2's `generate`, each with the card to itself.
 
 Stock BLIP-2 is asked as its documentation does, one row a question, and gets what favours it: pixel values ready in
-memory, questions of like length together, an end at the newline where artkv ends too, and the largest power of two of
-rows whose memory is no more than artkv's evaluation took. Both answer greedily with as many new tokens at most.
+memory, questions of like length together, an end at the newline where artkv ends too, and as many rows (1, 16, 64,
+256 ...) as take no more memory than artkv's evaluation took. Both answer greedily with as many new tokens at most.
 """
 
 import os
@@ -18,6 +18,7 @@ from device_weights import make_weights_where_missing, run_device
 from peer_rows import PROMPT, SIZES, Questions, on_device, stock_blip2
 from rows import BEGAN
 from step_clock import synchronize, taken_device_bytes, write_figures
+from true_rows import ANSWER_TOKENS, text
 from turns import EndOfTurns
 
 from artkv.config import Config
@@ -27,8 +28,8 @@ from artkv.evaluation.answering import answer_questions, answering_settings
 from artkv.models.backbone.backends import resolve_dtype
 from artkv.session import Session
 
-_UNTIMED_BATCHES = 2
-_USUAL_ROWS, _USUAL_NEW_TOKENS = 16, 20  # artkv's evaluation.batch_size and max_new_tokens by default
+_UNTIMED_BATCHES = 1
+_USUAL_ROWS = 16
 
 
 @dataclass
@@ -130,7 +131,7 @@ def run_stock_answers(
     streams: OPT's blocks by `accelerate.cpu_offload`, from page-locked memory. max_new_tokens, memory_bytes: artkv's,
     with its peak; None: not known, and the rows and tokens are artkv's usual ones.
     """
-    max_new_tokens = max_new_tokens or _USUAL_NEW_TOKENS
+    max_new_tokens = max_new_tokens or ANSWER_TOKENS
     device = run_device()
     data = Questions(Path(world), size_name, "alike", resolve_dtype(dtype, device))
     model: Any = stock_blip2(Path(world), resolve_dtype(dtype, device))
@@ -167,7 +168,7 @@ def run_stock_answers(
 
 
 def fitting_rows(answer: Callable[[int], object], most: int, memory_bytes: int | None) -> int:
-    """The largest power of two of rows that take no more memory than `memory_bytes`; 16 where that is not known."""
+    """1, 16, 64, 256 ...: the most rows that take no more memory than `memory_bytes`; 16 where that is not known."""
     if memory_bytes is None or not torch.cuda.is_available():
         answer(min(_USUAL_ROWS, most))
         return min(_USUAL_ROWS, most)
@@ -181,7 +182,7 @@ def fitting_rows(answer: Callable[[int], object], most: int, memory_bytes: int |
             break
         if torch.cuda.max_memory_allocated() > memory_bytes:
             break
-        fitting, rows = rows, 2 * rows if rows >= _USUAL_ROWS else _USUAL_ROWS
+        fitting, rows = rows, 4 * rows if rows >= _USUAL_ROWS else _USUAL_ROWS
     return fitting
 
 
@@ -220,8 +221,6 @@ def since_start() -> float | None:
 
 def answering_table(results: Sequence[dict[str, Any]]) -> list[str]:
     """Rows of answering as Markdown."""
-    from true_rows import text
-
     lines = [
         "| row | answers/s | rows at once | answers | start s | peak GB, PyTorch | GB of the device in all |",
         "|---|---|---|---|---|---|---|",

@@ -80,7 +80,7 @@ def losses(model: KVModulatedBlip2, batches: Sequence[Batch]) -> dict[str, Any]:
     """The rows of the step to come, and their mean loss a token with the prefix off and on."""
     sums = {"off": 0.0, "on": 0.0}
     tokens = 0.0
-    for batch in batches:
+    for batch in (batch.to(model.backbone.device) for batch in batches):
         paintings = batch.paintings
         features = model.encode(paintings) if isinstance(paintings, PaintingViews) else paintings
         for name in sums:

@@ -30,11 +30,11 @@ from true_rows import DEFAULT, RESIDENT, STREAMED, Bench, row_name, training_tab
 ROOT = Path(__file__).resolve().parents[1]
 _NEEDED = (
     "torch", "transformers", "deepspeed", "accelerate", "safetensors", "tokenizers", "PIL", "timm", "pytest",
-    "artkv.cli", "artkv.quickstart.run", "artkv_row", "peer_rows", "answering_rows", "step_clock", "device_weights",
-    "gpu_offload_modes",
+    "artkv.cli", "artkv.quickstart.run", "artkv_row", "peer_rows", "answering_rows", "card_profile", "step_clock",
+    "device_weights", "gpu_offload_modes",
 )  # fmt: skip
 _BUDGET_SECONDS = {"true": 465.0, "tiny": 900.0}
-_SECONDS = {"true": 9.0, "tiny": 0.4}
+_SECONDS = {"true": 5.0, "tiny": 0.4}
 _LIMIT_SECONDS = {"true": 60.0, "tiny": 90.0}
 _PAINTINGS = {"true": 320, "tiny": 60}
 _FEW, _USUAL, _MANY = 8, 48, 192
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rows-file", type=Path, required=True, help="JSON lines: each row is appended at once")
     parser.add_argument("--size", choices=("true", "tiny"), default="true", help="tiny: a rehearsal, on a CPU too")
     parser.add_argument("--budget-seconds", type=float, help="of all rows (default 465)")
-    parser.add_argument("--seconds", type=float, help="of timed steps in a row (default 9)")
+    parser.add_argument("--seconds", type=float, help="of timed steps in a row (default 5)")
     parser.add_argument("--only", nargs="*", help="only rows whose names hold one of these texts")
     parser.add_argument("--list", action="store_true", help="print the rows and their limits, and measure nothing")
     options = parser.parse_args(arguments)
@@ -81,13 +81,14 @@ def all_rows(bench: Bench, temporary: Path) -> list[Row]:
         bench.trainer(_USUAL),
         bench.default(_MANY),
         bench.trainer(_MANY),
-        gradient_tests(),
-        bench.placed(RESIDENT, _USUAL),
+        *(profile_of(bench, size) for size in (_USUAL, _MANY)),
         bench.placed(STREAMED, _USUAL),
-        Row("link", 45, "card_session:run_link", {"tiny": bench.size_name == "tiny"}),
         bench.placed(STREAMED, _FEW),
+        Row("link", 45, "card_session:run_link", {"tiny": bench.size_name == "tiny"}),
         *bench.answers(RESIDENT),
         *bench.answers(STREAMED),
+        gradient_tests(),
+        bench.placed(RESIDENT, _USUAL),
         bench.artkv(f"{STREAMED}, 4 micro-steps", _USUAL, {"opt": "stream"}, gradient_accumulation_steps=4),
         bench.artkv(
             f"{STREAMED}, keeps 2GiB", _USUAL, {"opt": "stream"}, may_be_refused=True, activation_checkpointing="2GiB"
@@ -100,6 +101,17 @@ def all_rows(bench: Bench, temporary: Path) -> list[Row]:
     if bench.size_name == "tiny":
         rows[-1] = replace(rows[-1], limit_seconds=20)  # its time is up there: a rehearsal of that, too
     return rows
+
+
+def profile_of(bench: Bench, batch_size: int) -> Row:
+    """Where a step's time goes, OPT resident."""
+    name = row_name(f"{RESIDENT}, profile", batch_size)
+    return Row(
+        name,
+        bench.limit_seconds,
+        "card_profile:run_profile",
+        {"tree": bench.tree(name, batch_size, {"opt": "resident"})},
+    )
 
 
 def gradient_tests() -> Row:
@@ -205,6 +217,7 @@ def the_machine(is_cuda: bool, began: float) -> dict[str, Any]:
 def table(results: list[dict[str, Any]]) -> list[str]:
     """All rows as Markdown: trainings, answers, the link, the rest."""
     from answering_rows import answering_table
+    from card_profile import profile_lines
 
     machine = results[0]
     lines = [
@@ -216,6 +229,8 @@ def table(results: list[dict[str, Any]]) -> list[str]:
         *answering_table(results),
         "",
         *link_lines(results),
+        "",
+        *profile_lines(results),
     ]
     commands = [result for result in results if "exit_status" in result]
     return lines + [f"{r['row']}: {r['status']}, {r['wall_seconds']} s; {r['output'][-1:]}" for r in commands]
@@ -223,7 +238,7 @@ def table(results: list[dict[str, Any]]) -> list[str]:
 
 def is_another(result: dict[str, Any]) -> bool:
     """Whether the row is no training."""
-    return "answer" in result["row"] or "exit_status" in result or result["row"] == "link"
+    return "exit_status" in result or any(name in result["row"] for name in ("answer", "link", "profile"))
 
 
 def link_lines(results: list[dict[str, Any]]) -> list[str]:

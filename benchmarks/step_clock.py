@@ -22,7 +22,8 @@ from artkv.monitoring.memory import peak_host_bytes
 
 BEGAN = "ARTKV_BENCHMARK_BEGAN"  # environment variable: when this process was started, by time.time()
 _STEPS_OF_A_STRETCH = 5
-_UNTIMED_STEPS = 8
+# By then the usual shapes have been seen, libraries have warmed up and graphs have been recorded.
+_UNTIMED_STEPS, _UNTIMED_SECONDS = 8, 4.0
 _LONGEST = 2.5  # times `seconds`: how long a row goes on for want of an aside that it waits for
 
 
@@ -87,7 +88,8 @@ class StepClock:
         self._boundaries = 0
         self._measured_since: float | None = None
         self._stretches: list[float] = []
-        self._began = self._beside = self._timed_seconds = 0.0
+        self._began = self._first_began = self._beside = self._timed_seconds = 0.0
+        self._untimed_seconds = min(_UNTIMED_SECONDS, seconds)
         self._steps = self._questions = self._loads = 0
         if torch.cuda.is_available():
             torch.zeros(1, device="cuda")
@@ -101,10 +103,11 @@ class StepClock:
         elif self._boundaries == 1:
             synchronize()
             figures.first_step_seconds = time.perf_counter() - self._began
-        if self._boundaries == 1 + _UNTIMED_STEPS:
-            self._measured_since = time.perf_counter()
-            self._begin()
-        elif self._measured_since is not None:
+        if self._measured_since is None:
+            if self._boundaries > _UNTIMED_STEPS and time.perf_counter() - self._first_began >= self._untimed_seconds:
+                self._measured_since = time.perf_counter()
+                self._begin()
+        else:
             self._steps += 1
             if self._steps == _STEPS_OF_A_STRETCH:
                 self._end()
@@ -145,7 +148,7 @@ class StepClock:
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-        self._began = time.perf_counter()
+        self._began = self._first_began = time.perf_counter()
 
     def _begin(self) -> None:
         self._steps = self._questions = 0

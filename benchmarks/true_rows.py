@@ -14,6 +14,8 @@ from rows import MEASURED, Row
 
 TRAINER = "transformers Trainer"
 DEFAULT, RESIDENT, STREAMED = "artkv, default config", "artkv, resident", "artkv, streamed"
+# Random weights never end an answer, and where OPT streams each token costs a tenth of a second.
+ANSWER_TOKENS = 16
 _PLACEMENTS = {DEFAULT: None, RESIDENT: "resident", STREAMED: "stream"}
 
 
@@ -88,6 +90,7 @@ class Bench:
         tree = self.tree(name, 48, {"opt": _PLACEMENTS[placement]})
         del tree["frozen"]["feature_cache"]
         tree["dataset"]["test"] = tree["dataset"]["train"]
+        tree["evaluation"] = tree.get("evaluation", {}) | {"max_new_tokens": ANSWER_TOKENS}
         artkv = {"tree": tree, "seconds": self.seconds}
         stock = {
             "world": str(self.world), "size_name": self.size_name, "dtype": self.dtype, "seconds": self.seconds,

@@ -3,9 +3,11 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from tests.benchmarks.conftest import run_script
 
@@ -123,6 +125,47 @@ def test_a_clock_tells_start_and_checkpoints_apart_from_steps(
     assert found["loads_per_step"] == 60
     assert (found["first_rows"], found["loss_off"], found["loss_on"]) == ([3, 4], 1.5, 1.25)
     assert found["is_complete"]
+
+
+def test_a_profile_of_steps(module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    card_profile = module("card_profile")
+    for name in ("_UNTIMED_STEPS", "_TIMED_STEPS", "_PROFILED_STEPS", "_WATCHED_STEPS"):
+        monkeypatch.setattr(card_profile, name, 2)
+    stand = card_profile.ProfileStand(tmp_path / "figures")
+    for _ in range(7):
+        stand.boundary(48)
+        torch.ones(3, 3).mm(torch.ones(3, 3))
+    with pytest.raises(module("turns").EndOfTurns):
+        stand.boundary(48)
+    found = json.loads((tmp_path / "figures").read_text())
+    assert found["by_host"]["aten::mm"][1] == 1
+    assert 0 < found["host_seconds"] < found["profiled_seconds"] + 1
+    assert found["kernels"] == found["device_seconds"] == 0
+    assert found["waits"] == {}
+    (line,) = card_profile.profile_lines([{"row": "a row", **found}, {"row": "another"}])
+    assert line.startswith("a row: ")
+
+
+def test_losses_are_of_batches_on_the_models_device(module: Any) -> None:
+    """The loop hands over what the loader made, which on a card is not there yet."""
+
+    class Paintings:
+        pass
+
+    def at(device: str) -> Any:
+        questions = SimpleNamespace(device=device)
+        return SimpleNamespace(paintings=Paintings(), questions=questions, rows=(3, 4), to=at)
+
+    def loss(visual: Any, questions: Any) -> Any:
+        assert questions.device == "the card"
+        return SimpleNamespace(loss_sum=6.0 if visual else 5.0, answer_tokens=2.0)
+
+    model = SimpleNamespace(
+        backbone=SimpleNamespace(device="the card"), answer_loss=loss,
+        visual_tokens=lambda features, use_prefix: use_prefix,
+    )  # fmt: skip
+    found = module("artkv_row").losses(model, [at("the host"), at("the host")])
+    assert found == {"rows": [3, 4, 3, 4], "off": 2.5, "on": 3.0}
 
 
 def test_weights_follow_from_their_names(module: Any, tmp_path: Path) -> None:
