@@ -114,7 +114,7 @@ def _format_answers(comparison: Comparison) -> str:
         source = "" if guess.source == "train" else f", of {comparison.split}"
         frequent = summary.frequencies[0]
         worst = summary.worst_confusion()
-        confused = "-" if worst is None else f"{worst[0]} taken for {worst[1]}, {worst[2]} times"
+        confused = "-" if worst is None else f"{_short(worst[0])} taken for {_short(worst[1])}, {worst[2]} times"
         often = f"{_short(frequent.answer)}, {frequent.asked} times"
         rows.append([kind, f"{guess.value:.3f}", f"{_short(guess.answer)}{source}", often, confused])
     return format_columns(rows)
