@@ -59,7 +59,7 @@ def _example(settings: QuickstartSettings) -> tuple[Path, Mapping[str, str]]:
     with _answers_without_prefix(settings).open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["question_type"] == "style"]
     row = next((row for row in rows if row["prediction"] != row["answer"]), rows[0])
-    return next(settings.world.image_root.rglob(Path(row["image"]).name)), row
+    return settings.world.image_root / row["image"], row
 
 
 def _answers_without_prefix(settings: QuickstartSettings) -> Path:
