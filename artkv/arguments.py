@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from artkv import __version__
 
 SPLITS = ("train", "val", "test")
+METRICS = ("exact_match", "bleu", "bleu_artquest", "token_f1")
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,27 @@ def _evaluate(verb: argparse.ArgumentParser) -> None:
         "--image", choices=("on", "blank"), default="on", help="blank: a grey picture, the question alone (default on)"
     )
     verb.add_argument(
-        "--all-ablations", action="store_true", help="prefix on, off and shuffled, and the question alone"
+        "--all-ablations",
+        action="store_true",
+        help="prefix on, off and shuffled, and the question alone; ends with their comparison",
     )
+    verb.add_argument(
+        "--control",
+        metavar="PATH",
+        help="with --all-ablations: a checkpoint of a run without a prefix, to be evaluated and compared too",
+    )
+
+
+def _compare(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "runs",
+        metavar="RUN",
+        nargs="+",
+        help="folders of runs, evaluated: first the one whose prefix is judged, then its control (trained with "
+        "kv_modulation.enabled: false), more seeds of either, or others",
+    )
+    verb.add_argument("--split", choices=SPLITS, help="which (default: the first of test, val and train that is there)")
+    verb.add_argument("--metric", choices=METRICS, default="exact_match", help="which score (default exact_match)")
 
 
 def _status(verb: argparse.ArgumentParser) -> None:
@@ -225,7 +245,11 @@ VERBS = {
     )),
     "evaluate": Verb("score a checkpoint, with the prefix on, off or shuffled; alone, or under a launcher", _evaluate, (
         "artkv evaluate --checkpoint outputs/demo/best",
-        "artkv evaluate --checkpoint outputs/demo/best --split test --all-ablations",
+        "artkv evaluate --checkpoint outputs/demo/best --split test --all-ablations --control outputs/control/best",
+    )),
+    "compare": Verb("tell what the prefix of an evaluated run adds, against ablations, controls and seeds", _compare, (
+        "artkv compare outputs/demo outputs/control",
+        "artkv compare outputs/demo outputs/control outputs/demo_seed7 outputs/control_seed7 --split test",
     )),
     "status": Verb("tell step, rate, time left, last checkpoint and score of a run", _status, (
         "artkv status outputs/demo",

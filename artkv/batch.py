@@ -13,8 +13,9 @@ letter means one thing everywhere:
     R  rows of a packed batch                          D  width of OPT
     L  columns of a packed row                         F  width of the art features
     C  columns of it that are computed                 E  edge of a picture, pixels
-    O  outputs of a classifier: vocabulary, styles     M  metrics of a score
-    B  bootstrap samples                               1, 3  that many
+    O  outputs of a classifier: vocabulary, styles     M  metrics of a score, or what a score is compared with
+    B  bootstrap samples, or exchanges of signs        U  runs of different seeds
+    1, 3  that many
 """
 
 from dataclasses import dataclass, fields, replace

@@ -79,23 +79,50 @@ def train(options: argparse.Namespace) -> int:
 
 
 def evaluate(options: argparse.Namespace) -> int:
-    """Scores a checkpoint."""
-    checkpoint, config = _open_checkpoint(options)
+    """Scores a checkpoint, and compares its ablations where they are all asked for."""
+    checkpoint, config = _open_checkpoint(options, options.checkpoint)
+    control = None if options.control is None else _open_control(options, config)
 
     from artkv.api import evaluate as run_evaluation
     from artkv.distributed import process_group
-    from artkv.evaluation.answering import ALL_ABLATIONS, Ablation
+    from artkv.evaluation.answering import ALL_ABLATIONS, AS_TRAINED, Ablation
+    from artkv.evaluation.compared_runs import compare_runs
+    from artkv.evaluation.run_roles import Run
     from artkv.evaluation.scores import format_table
+    from artkv.evaluation.verdicts import format_comparison
 
     ablations = [Ablation(options.prefix, options.image)]
     if options.all_ablations:  # a control has no prefix that could be shuffled
         ablations = [a for a in ALL_ABLATIONS if config.kv_modulation.enabled or a.prefix != "shuffled"]
     with process_group(config.distributed.timeout_minutes) as world:
         results = run_evaluation(checkpoint, options.split, ablations, config, world)
+        runs, columns = [Run(checkpoint.run_dir, config)], dict(results)
+        if control is not None:
+            without, its_config = control
+            own = run_evaluation(without, options.split, [AS_TRAINED], its_config, world)
+            runs.append(Run(without.run_dir, its_config))
+            columns["control"] = own[AS_TRAINED.name]
         if world.is_main:
-            print(format_table(results))
+            print(format_table(columns))
+            if options.all_ablations:
+                comparison, path = compare_runs(runs, options.split, "exact_match")
+                print(f"\n{format_comparison(comparison)}\n\n{path.name}: {shell.seen_by_caller(path)}")
             names = ", ".join(f"{options.split}-{name}" for name in results)
             print(f"predictions.csv and metrics.json: in {shell.seen_by_caller(checkpoint.run_dir / 'eval')}, {names}")
+    return DONE
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Tells what the prefix of a run adds, from evaluations that are there."""
+    from artkv.evaluation.run_roles import open_run
+
+    runs = [open_run(Path(folder)) for folder in options.runs]
+
+    from artkv.evaluation.compared_runs import compare_runs
+    from artkv.evaluation.verdicts import format_comparison
+
+    comparison, path = compare_runs(runs, options.split, options.metric)
+    print(f"{format_comparison(comparison)}\n\n{path.name}: {shell.seen_by_caller(path)}")
     return DONE
 
 
@@ -109,7 +136,7 @@ def status(options: argparse.Namespace) -> int:
 
 def ask(options: argparse.Namespace) -> int:
     """Answers one question about one picture."""
-    checkpoint, config = _open_checkpoint(options)
+    checkpoint, config = _open_checkpoint(options, options.checkpoint)
 
     from artkv.api import load_model
 
@@ -142,7 +169,7 @@ def cache(options: argparse.Namespace) -> int:
 
 def export(options: argparse.Namespace) -> int:
     """Writes a checkpoint for others to load."""
-    checkpoint, config = _open_checkpoint(options)
+    checkpoint, config = _open_checkpoint(options, options.checkpoint)
 
     from artkv.export import export as write_export
 
@@ -211,8 +238,8 @@ def quickstart(options: argparse.Namespace) -> int:
 
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
-    "train": train, "evaluate": evaluate, "status": status, "ask": ask, "cache": cache, "export": export,
-    "check": check, "plan": plan, "art-encoder": art_encoder, "quickstart": quickstart,
+    "train": train, "evaluate": evaluate, "compare": compare, "status": status, "ask": ask, "cache": cache,
+    "export": export, "check": check, "plan": plan, "art-encoder": art_encoder, "quickstart": quickstart,
 }  # fmt: skip
 
 
@@ -221,13 +248,29 @@ def _rank() -> str:
     return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
 
 
-def _open_checkpoint(options: argparse.Namespace) -> "tuple[Checkpoint, Config]":
-    """The checkpoint that --checkpoint means, and its config with --set; says on stderr which one it is."""
+def _open_control(options: argparse.Namespace, config: "Config") -> "tuple[Checkpoint, Config]":
+    """The checkpoint that --control means, and its config with --set; `UserError` if it is none."""
+    if not options.all_ablations:
+        raise UserError("--control: is compared with all ablations; add --all-ablations")
+    control, its_config = _open_checkpoint(options, options.control)
+    if its_config.kv_modulation.enabled or not config.kv_modulation.enabled:
+        is_first = its_config.kv_modulation.enabled
+        which, path = ("--control", options.control) if is_first else ("--checkpoint", options.checkpoint)
+        was = "with" if is_first else "without"
+        raise UserError(
+            f"{which} {path}: was trained {was} a prefix; give --control a run without one, and "
+            "--checkpoint one with it"
+        )
+    return control, its_config
+
+
+def _open_checkpoint(options: argparse.Namespace, given: str) -> "tuple[Checkpoint, Config]":
+    """The checkpoint that an option means, and its config with --set; says on stderr which one it is."""
     from artkv.config import override_config
     from artkv.run_folder.checkpoint import open_checkpoint
     from artkv.run_folder.layout import BEST, best_checkpoint, checkpoints_newest_first
 
-    checkpoint = open_checkpoint(options.checkpoint)
+    checkpoint = open_checkpoint(given)
     config = override_config(checkpoint.config, options.set)
     if _rank() == "0":
         name, run_dir = checkpoint.path.name, checkpoint.run_dir

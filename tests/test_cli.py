@@ -20,10 +20,12 @@ import artkv
 import artkv.cli as cli
 from artkv import KVPrefixGenerator, load_config, load_model
 from artkv.api import evaluate
-from artkv.arguments import VERBS, make_parser
+from artkv.arguments import METRICS, VERBS, make_parser
 from artkv.config import override_config
 from artkv.distributed import World
+from artkv.evaluation import scores
 from artkv.evaluation.answering import Ablation
+from artkv.evaluation.comparison import Comparison
 from artkv.frozen.host_blocks import HostBlocks
 from artkv.run_folder.checkpoint import open_checkpoint
 from artkv.training.run import train
@@ -34,6 +36,14 @@ def trained_run(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory, one_
     output = tmp_path_factory.mktemp("cli") / "run"
     config = load_config(tiny_world / "config.yaml", [f"run.output_dir={output}", "training.num_epochs=1"])
     train(config, None, one_process)
+    return output
+
+
+@pytest.fixture(scope="module")
+def control_run(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory, one_process: World) -> Path:
+    output = tmp_path_factory.mktemp("cli") / "control"
+    overrides = [f"run.output_dir={output}", "training.num_epochs=1", "kv_modulation.enabled=false"]
+    train(load_config(tiny_world / "config.yaml", overrides), None, one_process)
     return output
 
 
@@ -72,6 +82,89 @@ def test_evaluate_writes_and_prints_every_ablation(
     assert all(len(given) == 1 for given in by_question.values())
 
 
+def test_evaluate_with_a_control_ends_with_the_comparison_that_compare_makes_again(
+    trained_run: Path, control_run: Path, tiny_world: Path, capsys: pytest.CaptureFixture[str], in_process: None
+) -> None:
+    given = ["evaluate", "--checkpoint", str(trained_run / "best"), "--all-ablations"]
+    assert cli.main([*given, "--control", str(control_run)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[0].split()[2:] == ["on", "off", "shuffled", "on-blank", "control"]
+    path = trained_run / "eval" / "val-on" / "comparison.json"
+    written = path.read_text(encoding="utf-8")
+    comparison = Comparison.from_json(json.loads(written))
+    assert list(comparison.against) == ["off", "shuffled", "blank", "control"]
+    assert f"  {control_run}: a control, of seed 1337" in printed
+    assert "\nthing: " in printed
+    assert f"comparison.json: {path}\n" in printed
+
+    # Values against the predictions of the two runs themselves.
+    right = {}
+    for run in (trained_run, control_run):
+        with (run / "eval" / "val-on" / "predictions.csv").open() as file:
+            right[run] = [row["prediction"].lower() == row["answer"].lower() for row in csv.DictReader(file)]
+    overall = comparison.against["control"].overall
+    assert overall.difference.value == pytest.approx((sum(right[trained_run]) - sum(right[control_run])) / 11)
+    assert overall.wins == sum(a and not b for a, b in zip(right[trained_run], right[control_run], strict=True))
+    assert (overall.questions, overall.paintings) == (11, 5)
+    majority = comparison.answers["thing"].majority
+    with (tiny_world / "train.csv").open() as file:
+        answers = [row["answer"].lower() for row in csv.DictReader(file)]
+    assert majority.source == "train"
+    assert answers.count(majority.answer) == max(answers.count(answer) for answer in answers)
+
+    assert cli.main(["compare", str(trained_run), str(control_run)]) == 0
+    again = capsys.readouterr().out
+    assert again.splitlines()[0] in printed
+    assert again.split("\n\n")[1:] == [*printed.split("\n\n")[2:-1], f"comparison.json: {path}\n"]
+    assert path.read_text(encoding="utf-8") == written
+    assert cli.main(["compare", str(trained_run), "--metric", "token_f1", "--split", "val"]) == 0
+    assert json.loads(path.read_text(encoding="utf-8"))["metric"] == "token_f1"
+
+    # Without a control the ablations are compared all the same, and what is replaced is compared no more.
+    assert cli.main(given) == 0
+    assert list(json.loads(path.read_text(encoding="utf-8"))["against"]) == ["off", "shuffled", "blank"]
+    assert cli.main(["evaluate", "--checkpoint", str(trained_run / "best"), "--prefix", "off"]) == 0
+    assert not path.exists()
+
+
+def test_a_control_that_is_judged_or_is_none_is_told(
+    trained_run: Path, control_run: Path, capsys: pytest.CaptureFixture[str], in_process: None
+) -> None:
+    assert cli.main(["evaluate", "--checkpoint", str(control_run), "--all-ablations"]) == 0
+    assert "thing: there is no prefix to judge, since this run was trained without one" in capsys.readouterr().out
+    for checkpoint, control, more, message in [
+        (trained_run, trained_run, ["--all-ablations"], f"--control {trained_run}: was trained with a prefix; give"),
+        (control_run, control_run, ["--all-ablations"], f"--checkpoint {control_run}: was trained without a prefix; "),
+        (trained_run, control_run, [], "--control: is compared with all ablations; add --all-ablations"),
+    ]:
+        given = ["evaluate", "--checkpoint", str(checkpoint), "--control", str(control), *more]
+        assert cli.main(given) == 1
+        assert message in capsys.readouterr().err
+    assert cli.main(["compare", str(control_run), str(trained_run)]) == 1
+    assert "was trained without a prefix" in capsys.readouterr().err
+
+
+def test_predictions_name_paintings_and_whose_prefix_they_got(
+    trained_run: Path, tiny_world: Path, in_process: None
+) -> None:
+    assert cli.main(["evaluate", "--checkpoint", str(trained_run), "--all-ablations"]) == 0
+    rows = {}
+    for name in ("on", "shuffled"):
+        with (trained_run / "eval" / f"val-{name}" / "predictions.csv").open() as file:
+            rows[name] = list(csv.DictReader(file))
+    for row, shuffled in zip(rows["on"], rows["shuffled"], strict=True):
+        assert row["image"] == shuffled["image"]
+        assert (tiny_world / "images" / row["image"]).is_file()
+        assert row["prefix_of"] == ""
+        assert shuffled["prefix_of"] not in ("", shuffled["image"])
+    partner = {row["image"]: row["prefix_of"] for row in rows["shuffled"]}
+    assert sorted(partner.values()) == sorted(partner)  # each gives its prefix to one other
+
+
+def test_metrics_to_choose_from_are_those_of_the_scores() -> None:
+    assert METRICS == scores.METRICS
+
+
 def test_evaluating_ranks_share_one_copy_of_what_streams(
     trained_run: Path, one_process: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,14 +183,15 @@ def test_evaluating_ranks_share_one_copy_of_what_streams(
 
 
 def test_ask_gives_the_evaluations_answer(
-    trained_run: Path, capsys: pytest.CaptureFixture[str], in_process: None
+    trained_run: Path, tiny_world: Path, capsys: pytest.CaptureFixture[str], in_process: None
 ) -> None:
     assert cli.main(["evaluate", "--checkpoint", str(trained_run)]) == 0
     with (trained_run / "eval" / "val-on" / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     capsys.readouterr()
     for row in rows[:3]:
-        assert cli.main(["ask", "--checkpoint", str(trained_run / "best"), row["image"], row["question"]]) == 0
+        picture = str(tiny_world / "images" / row["image"])
+        assert cli.main(["ask", "--checkpoint", str(trained_run / "best"), picture, row["question"]]) == 0
         assert capsys.readouterr().out.strip() == row["prediction"]
 
 
@@ -274,7 +368,7 @@ def test_help_imports_nothing_that_takes_time(verb: str | None) -> None:
     if verb is not None:
         for example in VERBS[verb].examples:
             assert f"  {example}\n" in result.stdout
-        assert ("--set SECTION.KEY=VALUE" in result.stdout) == (verb not in ("status", "art-encoder"))
+        assert ("--set SECTION.KEY=VALUE" in result.stdout) == (verb not in ("status", "compare", "art-encoder"))
     assert verb != "art-encoder" or "--image-size" in result.stdout
     assert verb != "plan" or "--gpu-memory" in result.stdout
 
@@ -292,6 +386,7 @@ def test_help_imports_nothing_that_takes_time(verb: str | None) -> None:
         ("check --config nowhere.yaml", 1, "config nowhere.yaml: cannot be read"),
         ("plan --config nowhere.yaml", 1, "config nowhere.yaml: cannot be read"),
         ("evaluate --checkpoint nowhere", 1, "nowhere: no checkpoint there"),
+        ("compare nowhere", 1, "nowhere: is no run's folder"),
         ("ask --checkpoint nowhere x.png What?", 1, "nowhere: no checkpoint there"),
         ("export --checkpoint nowhere --format adapter --output x", 1, "nowhere: no checkpoint there"),
         ("art-encoder --data x --epochs 0", 1, "--epochs 0: "),

@@ -1,38 +1,126 @@
-"""Writes an evaluation's predictions and scores."""
+"""Writes an evaluation's predictions and scores, and reads them again."""
 
+import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+import numpy as np
+from numpy.typing import NDArray
 
-from artkv.datasets.table import QuestionTable
-from artkv.evaluation.scores import Scores, exact_match, token_f1
+from artkv.errors import UserError
+from artkv.evaluation.scores import Scores, exact_match, score_pairs, token_f1
+from artkv.files import write_whole
+
+if TYPE_CHECKING:  # torch takes seconds, which a comparison of what was written need not wait for
+    from artkv.datasets.table import QuestionTable
+
+PREDICTIONS, METRICS_FILE, COMPARISON = "predictions.csv", "metrics.json", "comparison.json"
+# That one question is known by, and what was answered.
+_READ = ("question_id", "image", "question", "answer", "question_type", "prediction")
 
 
-def write_results(
-    folder: Path, table: QuestionTable, answers: Sequence[str], scores: Scores, conditions: dict[str, Any]
-) -> None:
+def evaluation_folder(run_dir: Path, split: str, ablation: str) -> Path:
+    """Where a run's evaluation is, such as `eval/test-on-blank`."""
+    return run_dir / "eval" / f"{split}-{ablation}"
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The answers to a table's questions under an ablation.
+
+    image_root: the folder of the pictures. art_source: for each painting the one whose prefix it got, (I,); None where
+    each had its own, or none.
+    """
+
+    table: "QuestionTable"
+    answers: Sequence[str]
+    image_root: Path
+    art_source: NDArray[np.int64] | None = None
+
+    def columns(self) -> dict[str, list[Any]]:
+        """Of `predictions.csv`: a row a question. `image` is the painting's name: its path below `image_root`."""
+        table = self.table
+        names = [path.relative_to(self.image_root).as_posix() for path in table.painting_paths]
+        sources = [""] * len(names) if self.art_source is None else [names[source] for source in self.art_source]
+        pairs = list(zip(self.answers, table.answers, strict=True))
+        return {
+            "question_id": list(table.question_ids),
+            "image": [names[painting] for painting in table.painting_of_row],
+            "question": list(table.questions),
+            "answer": list(table.answers),
+            "prediction": list(self.answers),
+            "question_type": list(table.question_types),
+            "exact_match": [int(exact_match(prediction, answer)) for prediction, answer in pairs],
+            "token_f1": [round(token_f1(prediction, answer), 4) for prediction, answer in pairs],
+            "prefix_of": [sources[painting] for painting in table.painting_of_row],
+        }
+
+
+def write_results(folder: Path, answers: Answers, scores: Scores, conditions: Mapping[str, Any]) -> None:
     """Writes `predictions.csv`, a row a question, and `metrics.json` with the scores and `conditions`.
 
     Each file is replaced whole; called on rank 0 alone.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / ".predictions.csv.tmp"
-    pd.DataFrame(
-        {
-            "question_id": list(table.question_ids),
-            "image": [str(table.painting_paths[int(painting)]) for painting in table.painting_of_row],
-            "question": list(table.questions),
-            "answer": list(table.answers),
-            "prediction": list(answers),
-            "question_type": list(table.question_types),
-            "exact_match": [int(exact_match(p, a)) for p, a in zip(answers, table.answers, strict=True)],
-            "token_f1": [round(token_f1(p, a), 4) for p, a in zip(answers, table.answers, strict=True)],
-        }
-    ).to_csv(temporary, index=False)
-    temporary.replace(folder / "predictions.csv")
-    temporary = folder / ".metrics.json.tmp"
-    temporary.write_text(json.dumps({**conditions, **scores.to_json()}, indent=2), encoding="utf-8")
-    temporary.replace(folder / "metrics.json")
+    columns = answers.columns()
+
+    def write_predictions(path: Path) -> None:
+        # surrogateescape: names of files on disk may hold bytes that are not UTF-8.
+        with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(columns)
+            writer.writerows(zip(*columns.values(), strict=True))
+
+    write_whole(folder / PREDICTIONS, write_predictions)
+    text = json.dumps({**conditions, **scores.to_json()}, indent=2)
+    write_whole(folder / METRICS_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A `predictions.csv`, read: its columns, in the order of the split's CSV file. checkpoint: its name."""
+
+    path: Path
+    columns: Mapping[str, list[str]]
+    checkpoint: str
+
+    def __len__(self) -> int:
+        return len(self.columns["answer"])
+
+    def scores(self, metric: str) -> NDArray[np.float64]:
+        """(Q,) each question's score."""
+        return score_pairs(self.columns["prediction"], self.columns["answer"], [metric])[:, 0]
+
+
+def read_predictions(folder: Path) -> Predictions:
+    """The predictions in an evaluation's folder; `UserError` if they cannot be read."""
+    path = folder / PREDICTIONS
+    try:
+        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+            reader = csv.DictReader(file)
+            missing = [name for name in _READ if name not in (reader.fieldnames or ())]
+            if missing:
+                raise UserError(f"{path}: has no column {missing[0]}; evaluate again")
+            rows = list(reader)
+        checkpoint = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))["checkpoint"]
+    except (OSError, ValueError, KeyError, csv.Error) as error:
+        raise UserError(f"{folder}: cannot be read ({type(error).__name__}: {error}); evaluate again") from None
+    return Predictions(path, {name: [row[name] or "" for row in rows] for name in _READ}, Path(checkpoint).name)
+
+
+def check_same_questions(first: Predictions, other: Predictions) -> None:
+    """Raises `UserError` with the first row in which two sets of predictions are not on the same question."""
+    for row in range(min(len(first), len(other))):
+        for name in _READ[:-1]:
+            here, there = first.columns[name][row], other.columns[name][row]
+            if here != there:
+                raise UserError(
+                    f"{other.path}: is not on the questions of {first.path}: in row {row + 1} {name} is {there!r}, "
+                    f"not {here!r}; evaluate both on the same CSV file and pictures"
+                )
+    if len(first) != len(other):
+        raise UserError(
+            f"{other.path}: has {len(other)} questions, {first.path} {len(first)}; evaluate both on the same CSV file"
+        )

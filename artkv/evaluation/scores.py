@@ -5,7 +5,7 @@ whatever else the questions cluster in.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,19 +15,18 @@ from sacrebleu.metrics import BLEU
 from typing_extensions import Self
 
 from artkv.errors import UserError
+from artkv.evaluation.resampling import mean_intervals, sum_by_painting
 
 METRICS = ("exact_match", "bleu", "bleu_artquest", "token_f1")
 UNTYPED = "untyped"
 
-# Bootstrap samples drawn at once: 64 x 10 000 paintings of int64 take 5 MB.
-_SAMPLES_AT_ONCE = 64
 # effective_order: answers are mostly shorter than four words, and have no 4-grams to match.
 _BLEU = BLEU(effective_order=True)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean score with its bootstrap 95% percentile interval `low` to `high`."""
+    """A mean score, or a difference of two, with its 95% interval `low` to `high`, see `mean_intervals`."""
 
     value: float
     low: float
@@ -54,8 +53,7 @@ class GroupScores:
         """`{"count", "clusters", and for each metric {"value", "low", "high"}}` in plain numbers."""
         result: dict[str, Any] = {"count": self.count, "clusters": self.clusters}
         for metric in METRICS:
-            estimate: Estimate = getattr(self, metric)
-            result[metric] = {"value": estimate.value, "low": estimate.low, "high": estimate.high}
+            result[metric] = vars(getattr(self, metric))
         return result
 
 
@@ -118,6 +116,29 @@ def sentence_bleu(hypothesis: str, reference: str) -> float:
     return min(score, 1.0)  # sacrebleu gives 100.00000000000004 for equal texts
 
 
+# The functions of METRICS, in their order; each takes a prediction and its answer.
+_SCORES: tuple[Callable[[str, str], float], ...] = (
+    exact_match,
+    sentence_bleu,
+    lambda prediction, answer: sentence_bleu(hypothesis=answer, reference=prediction),
+    token_f1,
+)
+
+
+def score_pairs(
+    predictions: Iterable[str], answers: Iterable[str], metrics: Sequence[str] = METRICS
+) -> NDArray[np.float64]:
+    """(Q, M) scores in the order of `metrics`; equal pairs, of which there are many, are scored once."""
+    scores = [_SCORES[METRICS.index(metric)] for metric in metrics]
+    known: dict[tuple[str, str], tuple[float, ...]] = {}
+    rows = []
+    for pair in zip(predictions, answers, strict=True):
+        if pair not in known:
+            known[pair] = tuple(score(*pair) for score in scores)
+        rows.append(known[pair])
+    return np.array(rows, dtype=np.float64)
+
+
 def score_predictions(
     predictions: Sequence[str],
     answers: Sequence[str],
@@ -130,8 +151,7 @@ def score_predictions(
 
     All sequences are Q long. `cluster` names each question's painting: the bootstrap then draws whole
     paintings with replacement, because the questions of one painting are not independent. Without
-    it, questions are drawn. A type's interval draws only from the paintings that have the type. A
-    group of a single cluster has the interval 0 to 1, since one draw cannot show any spread.
+    it, questions are drawn. A type's interval draws only from the paintings that have the type.
     Questions with the type '' are reported as `untyped` where others have a type.
 
     The same seed and the same clusters draw the same samples, whatever the predictions. Raises
@@ -149,16 +169,22 @@ def score_predictions(
     if bootstrap_samples < 1:
         raise ValueError(f"bootstrap_samples = {bootstrap_samples}: must be at least 1")
 
-    values_QM = _score_pairs(predictions, answers)
+    values_QM = score_pairs(predictions, answers)
     cluster_Q = np.arange(count) if cluster is None else np.asarray(cluster)
-    types_Q = np.array([name or UNTYPED for name in question_types], dtype=object)
     overall = _score_group(values_QM, cluster_Q, bootstrap_samples, seed)
-    by_type = {}
-    if any(question_types):
-        for name in sorted(set(types_Q), key=lambda name: (name == UNTYPED, name)):
-            chosen_Q = types_Q == name
-            by_type[name] = _score_group(values_QM[chosen_Q], cluster_Q[chosen_Q], bootstrap_samples, seed)
+    by_type = {
+        name: _score_group(values_QM[rows], cluster_Q[rows], bootstrap_samples, seed)
+        for name, rows in rows_by_type(question_types).items()
+    }
     return Scores(overall, by_type)
+
+
+def rows_by_type(question_types: Sequence[str]) -> dict[str, NDArray[np.int64]]:
+    """The rows of each question type, alphabetically, `untyped` last; empty where no question has a type."""
+    if not any(question_types):
+        return {}
+    types_Q = np.array([name or UNTYPED for name in question_types], dtype=object)
+    return {name: np.flatnonzero(types_Q == name) for name in sorted(set(types_Q), key=_untyped_last)}
 
 
 def format_table(columns: Mapping[str, Scores], metric: str = "exact_match") -> str:
@@ -171,14 +197,18 @@ def format_table(columns: Mapping[str, Scores], metric: str = "exact_match") -> 
         raise ValueError(f"metric = {metric!r}: must be one of {', '.join(METRICS)}")
     names = {name for scores in columns.values() for name in scores.by_type}
     groups: list[tuple[str, list[GroupScores | None]]] = [
-        (name, [scores.by_type.get(name) for scores in columns.values()])
-        for name in sorted(names, key=lambda name: (name == UNTYPED, name))
+        (name, [scores.by_type.get(name) for scores in columns.values()]) for name in sorted(names, key=_untyped_last)
     ]
     groups.append(("all", [scores.overall for scores in columns.values()]))
     rows = [[metric, "questions", *columns]]
     for name, cells in groups:
         counts = dict.fromkeys(str(cell.count) for cell in cells if cell is not None)
         rows.append([name, "/".join(counts), *(_format_cell(cell, metric) for cell in cells)])
+    return format_columns(rows)
+
+
+def format_columns(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells below one another, the first column to the left and the others to the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(_format_row(row, widths) for row in rows)
 
@@ -200,59 +230,20 @@ def shuffled_painting_index(num_paintings: int, seed: int) -> NDArray[np.int64]:
     return index
 
 
-def _score_pairs(predictions: Iterable[str], answers: Iterable[str]) -> NDArray[np.float64]:
-    """(Q, M) scores in the order of METRICS; equal pairs, of which there are many, are scored once."""
-    known: dict[tuple[str, str], tuple[float, ...]] = {}
-    rows = []
-    for pair in zip(predictions, answers, strict=True):
-        if pair not in known:
-            prediction, answer = pair
-            known[pair] = (
-                exact_match(prediction, answer),
-                sentence_bleu(hypothesis=prediction, reference=answer),
-                sentence_bleu(hypothesis=answer, reference=prediction),
-                token_f1(prediction, answer),
-            )
-        rows.append(known[pair])
-    return np.array(rows, dtype=np.float64)
+def _untyped_last(name: str) -> tuple[bool, str]:
+    return name == UNTYPED, name
 
 
 def _score_group(
     values_QM: NDArray[np.float64], cluster_Q: NDArray[Any], bootstrap_samples: int, seed: int
 ) -> GroupScores:
-    names_I, position_Q = np.unique(cluster_Q, return_inverse=True)
-    clusters = len(names_I)
-    size_I = np.bincount(position_Q, minlength=clusters)
-    sums_IM = np.zeros((clusters, len(METRICS)))
-    np.add.at(sums_IM, position_Q, values_QM)
+    sums_IM, size_I = sum_by_painting(values_QM, cluster_Q)
     mean_M = values_QM.mean(axis=0)
-    if clusters == 1:
-        low_M, high_M = np.zeros_like(mean_M), np.ones_like(mean_M)
-    else:
-        means_BM = _bootstrap_means(sums_IM, size_I, bootstrap_samples, seed)
-        low_M, high_M = np.percentile(means_BM, [2.5, 97.5], axis=0)
+    low_M, high_M = mean_intervals(sums_IM, size_I, 0.0, bootstrap_samples, seed)
     estimates = {
         metric: Estimate(float(mean_M[i]), float(low_M[i]), float(high_M[i])) for i, metric in enumerate(METRICS)
     }
-    return GroupScores(count=len(values_QM), clusters=clusters, **estimates)
-
-
-def _bootstrap_means(
-    sums_IM: NDArray[np.float64], size_I: NDArray[np.int64], bootstrap_samples: int, seed: int
-) -> NDArray[np.float64]:
-    """(B, M) means over questions, each of I clusters drawn with replacement."""
-    generator = np.random.default_rng(seed)
-    clusters = len(size_I)
-    sums_and_size = np.column_stack([sums_IM, size_I])
-    means = []
-    for start in range(0, bootstrap_samples, _SAMPLES_AT_ONCE):
-        samples = min(_SAMPLES_AT_ONCE, bootstrap_samples - start)
-        drawn_BI = generator.integers(clusters, size=(samples, clusters))
-        offset_BI = drawn_BI + clusters * np.arange(samples)[:, None]
-        times_BI = np.bincount(offset_BI.ravel(), minlength=samples * clusters).reshape(samples, clusters)
-        totals = times_BI @ sums_and_size
-        means.append(totals[:, :-1] / totals[:, -1:])
-    return np.concatenate(means)
+    return GroupScores(count=len(values_QM), clusters=len(size_I), **estimates)
 
 
 def _format_cell(group: GroupScores | None, metric: str) -> str:

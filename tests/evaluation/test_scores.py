@@ -7,6 +7,8 @@ import time
 import numpy as np
 import pytest
 import sacrebleu
+from scipy import stats
+from statsmodels.stats.proportion import proportion_confint
 
 from artkv.errors import UserError
 from artkv.evaluation.scores import (
@@ -128,7 +130,9 @@ def test_paintings_with_unequal_numbers_of_questions_keep_the_question_mean() ->
     for _ in range(6000):
         drawn = np.concatenate([members[i] for i in generator.integers(len(members), size=len(members))])
         means.append(right[drawn].mean())
-    low, high = np.percentile(means, [2.5, 97.5])
+    # Hesterberg's percentiles, further out than 2.5 and 97.5 with twelve paintings.
+    tail = stats.norm.cdf(-math.sqrt(12 / 11) * stats.t.ppf(0.975, 11))
+    low, high = np.quantile(means, [tail, 1 - tail])
     assert scores.overall.exact_match.value == pytest.approx(right.mean())
     assert scores.overall.exact_match.low == pytest.approx(low, abs=0.012)  # two independent draws of 6000
     assert scores.overall.exact_match.high == pytest.approx(high, abs=0.012)
@@ -137,6 +141,24 @@ def test_paintings_with_unequal_numbers_of_questions_keep_the_question_mean() ->
 def test_single_painting_claims_nothing() -> None:
     scores = score_predictions(["a", "b"], ["a", "b"], ["x", "y"], 100, seed=0, cluster=[4, 4])
     assert (scores.overall.exact_match.low, scores.overall.exact_match.high) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("is_right", [False, True])
+def test_where_all_paintings_are_equal_exact_match_has_wilsons_interval(is_right: bool) -> None:
+    """Five wrong answers of five are not certain to be 0.000 [0.000, 0.000]; n is the number of paintings."""
+    predictions, cluster = ["yes" if is_right else "no"] * 12, [0, 0, 0, 1, 1, 2, 2, 2, 2, 3, 4, 4]
+    found = score_predictions(predictions, ["yes"] * 12, ["style"] * 12, 100, seed=0, cluster=cluster)
+    expected = proportion_confint(5 * is_right, 5, alpha=0.05, method="wilson")
+    for group in (found.overall, found.by_type["style"]):
+        assert (group.exact_match.low, group.exact_match.high) == pytest.approx(expected)
+        assert group.exact_match.value == is_right
+
+
+def test_half_of_each_painting_right_is_not_certain_either() -> None:
+    found = score_predictions(["a", "b"] * 6, ["a"] * 12, [""] * 12, 100, 0, cluster=[i // 2 for i in range(12)])
+    most = proportion_confint(0, 6, alpha=0.05, method="wilson")[1]
+    estimate = found.overall.exact_match
+    assert (estimate.low, estimate.high) == pytest.approx((0.5 - 0.5 * most, 0.5 + 0.5 * most))
 
 
 def test_seed_decides_the_samples() -> None:

@@ -1,0 +1,371 @@
+"""What one set of predictions adds to others of the same questions: paired differences, with intervals and tests.
+
+All of it draws and flips whole paintings (`artkv.evaluation.resampling`). Letters in array names are explained in
+`artkv.batch`; M are the sets of predictions that are compared with.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import Self
+
+from artkv.evaluation.answer_summary import AnswerSummary
+from artkv.evaluation.resampling import (
+    LEVEL,
+    NO_SPREAD,
+    Floats,
+    Z,
+    bootstrap_means,
+    holm,
+    interval_without_spread,
+    mean_intervals,
+    percentile_interval,
+    sign_flip_p_values,
+    sum_by_painting,
+)
+from artkv.evaluation.scores import Estimate, rows_by_type
+
+SIGNIFICANT = 1 - LEVEL
+POWER = 0.8
+# With fewer paintings that differ, no exchange of signs is rare enough: 2 / 2^5 is more than 5%.
+FEWEST_DIFFERING = 6
+# With fewer runs, their spread is hardly known, and the interval too narrow; docs/evaluation.md has by how much.
+FEW_SEEDS = 5
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """samples: of the bootstrap. seed: of all draws, which are the same for all that is compared."""
+
+    samples: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What is gained on a group of questions.
+
+    questions, paintings: how many. with_value, without_value: the mean scores of the two sets of predictions.
+    difference: the first less the second, with its 95% interval. p_value: two-sided, of `sign_flip_p_values`. p_holm:
+    corrected for the number of question types; None for the questions of all types together. detectable: the smallest
+    difference that so many paintings would have shown, see `detectable_difference`. wins, losses: questions with the
+    higher score with, and without; of exact match, those that are right only so.
+    """
+
+    questions: int
+    paintings: int
+    with_value: float
+    without_value: float
+    difference: Estimate
+    p_value: float
+    p_holm: float | None
+    detectable: float | None
+    wins: int
+    losses: int
+
+    @property
+    def is_significant(self) -> bool:
+        """At 5%, corrected for the number of question types where it is of one of them."""
+        return (self.p_value if self.p_holm is None else self.p_holm) < SIGNIFICANT
+
+    def to_json(self) -> dict[str, Any]:
+        """In plain numbers; `with` and `without` are the two values."""
+        fields = {**vars(self), "difference": vars(self.difference)}
+        return {name.removesuffix("_value") if name in _WITH else name: value for name, value in fields.items()}
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> Self:
+        """What `to_json` gave."""
+        fields = {f"{name}_value" if f"{name}_value" in _WITH else name: value for name, value in tree.items()}
+        return cls(**{**fields, "difference": Estimate(**tree["difference"])})
+
+
+_WITH = ("with_value", "without_value")
+
+
+@dataclass(frozen=True)
+class Differences:
+    """Of a split: overall, and of each question type, in the order of `Scores.by_type`."""
+
+    overall: Difference
+    by_type: dict[str, Difference]
+
+    def to_json(self) -> dict[str, Any]:
+        """`{"overall": {...}, "by_type": {type: {...}}}`."""
+        return {"overall": self.overall.to_json(), "by_type": {n: d.to_json() for n, d in self.by_type.items()}}
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> Self:
+        """What `to_json` gave."""
+        by_type = {name: Difference.from_json(given) for name, given in tree["by_type"].items()}
+        return cls(Difference.from_json(tree["overall"]), by_type)
+
+
+@dataclass(frozen=True)
+class SeedSpread:
+    """A difference over runs that differ in their seed.
+
+    differences: of each run. mean, standard_deviation: over them; the latter None for one run. low, high: the 95%
+    interval of the mean, for other paintings and other seeds, see `spread_over_seeds`.
+    """
+
+    differences: tuple[float, ...]
+    mean: float
+    standard_deviation: float | None
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """Differences over the runs of several seeds.
+
+    training_seeds, control_seeds: of the runs with the prefix, and of the controls. warning: what is to be kept in
+    mind, None for nothing. overall, by_type: by what is compared with, as in `Comparison.against`; there by type.
+    """
+
+    training_seeds: tuple[int, ...]
+    control_seeds: tuple[int, ...]
+    warning: str | None
+    overall: dict[str, SeedSpread]
+    by_type: dict[str, dict[str, SeedSpread]]
+
+    def to_json(self) -> dict[str, Any]:
+        """`{"training_seeds", "control_seeds", "warning", "against": {name: {"overall", "by_type": {type}}}}`."""
+        against = {
+            name: {"overall": vars(spread), "by_type": {t: vars(s) for t, s in self.by_type[name].items()}}
+            for name, spread in self.overall.items()
+        }
+        return {
+            "training_seeds": self.training_seeds,
+            "control_seeds": self.control_seeds,
+            "warning": self.warning,
+            "against": against,
+        }
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> Self:
+        """What `to_json` gave."""
+
+        def spread(given: Mapping[str, Any]) -> SeedSpread:
+            return SeedSpread(**{**given, "differences": tuple(given["differences"])})
+
+        return cls(
+            tuple(tree["training_seeds"]),
+            tuple(tree["control_seeds"]),
+            tree["warning"],
+            {name: spread(given["overall"]) for name, given in tree["against"].items()},
+            {
+                name: {kind: spread(one) for kind, one in given["by_type"].items()}
+                for name, given in tree["against"].items()
+            },
+        )
+
+
+@dataclass(frozen=True)
+class ComparedRun:
+    """A run that was compared. taken_for: what, in words. training_seed: its `training.seed`."""
+
+    folder: str
+    taken_for: str
+    training_seed: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A run with the prefix on against others, on the questions of a split.
+
+    has_prefix: whether the run was trained with one. runs: this one and the others. against: `off`, `shuffled` and
+    `blank` of this run, `control`, and other runs by their folder's name; as many as there are. seeds: None with one
+    run, and one control at most. answers: what is asked and answered in each question type; `all` without types.
+    """
+
+    split: str
+    metric: str
+    checkpoint: str
+    has_prefix: bool
+    runs: tuple[ComparedRun, ...]
+    against: dict[str, Differences]
+    seeds: Seeds | None
+    answers: dict[str, AnswerSummary]
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields by their names, in plain values."""
+        return {
+            **vars(self),
+            "runs": [vars(run) for run in self.runs],
+            "against": {name: differences.to_json() for name, differences in self.against.items()},
+            "seeds": None if self.seeds is None else self.seeds.to_json(),
+            "answers": {name: summary.to_json() for name, summary in self.answers.items()},
+        }
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> Self:
+        """What `to_json` gave."""
+        return cls(
+            **{
+                **tree,
+                "runs": tuple(ComparedRun(**run) for run in tree["runs"]),
+                "against": {name: Differences.from_json(given) for name, given in tree["against"].items()},
+                "seeds": None if tree["seeds"] is None else Seeds.from_json(tree["seeds"]),
+                "answers": {name: AnswerSummary.from_json(given) for name, given in tree["answers"].items()},
+            }
+        )
+
+
+def compare_values(
+    with_Q: Floats,
+    without: Mapping[str, Floats],
+    painting_Q: NDArray[Any],
+    question_types: Sequence[str],
+    resampling: Resampling,
+) -> dict[str, Differences]:
+    """Differences of each question's score `with_Q` and those of each entry of `without`, (Q,) each.
+
+    painting_Q: each question's painting, by numbers or names. Questions of the type '' are `untyped` where others have
+    a type.
+    """
+    if not without:
+        return {}
+    without_QM = np.column_stack(list(without.values()))
+    with_QM = np.broadcast_to(with_Q[:, None], without_QM.shape)
+    overall = paired_differences(with_QM, without_QM, painting_Q, resampling)
+    by_type = {
+        name: paired_differences(with_QM[rows], without_QM[rows], painting_Q[rows], resampling)
+        for name, rows in rows_by_type(question_types).items()
+    }
+    result = {}
+    for place, name in enumerate(without):
+        of_types = {kind: differences[place] for kind, differences in by_type.items()}
+        corrected = holm([difference.p_value for difference in of_types.values()])
+        of_types = {
+            kind: replace(difference, p_holm=p_holm)
+            for (kind, difference), p_holm in zip(of_types.items(), corrected, strict=True)
+        }
+        result[name] = Differences(overall[place], of_types)
+    return result
+
+
+def paired_differences(
+    with_QM: Floats, without_QM: Floats, painting_Q: NDArray[Any], resampling: Resampling
+) -> list[Difference]:
+    """The difference of each of M pairs of columns, all on the same questions and with the same draws."""
+    differences_QM = with_QM - without_QM
+    sums_IM, size_I = sum_by_painting(differences_QM, painting_Q)
+    mean_M = differences_QM.mean(axis=0)
+    low_M, high_M = mean_intervals(sums_IM, size_I, -1.0, resampling.samples, resampling.seed)
+    p_M = sign_flip_p_values(sums_IM, resampling.seed)
+    error_M = standard_errors(sums_IM, size_I)
+    return [
+        Difference(
+            questions=len(painting_Q),
+            paintings=len(size_I),
+            with_value=float(with_QM[:, m].mean()),
+            without_value=float(without_QM[:, m].mean()),
+            difference=Estimate(float(mean_M[m]), float(low_M[m]), float(high_M[m])),
+            p_value=float(p_M[m]),
+            p_holm=None,
+            detectable=detectable_difference(float(error_M[m]), len(size_I), int((sums_IM[:, m] != 0).sum())),
+            wins=int((differences_QM[:, m] > 0).sum()),
+            losses=int((differences_QM[:, m] < 0).sum()),
+        )
+        for m in range(len(mean_M))
+    ]
+
+
+def standard_errors(sums_IM: Floats, size_I: NDArray[np.int64]) -> Floats:
+    """(M,) of a mean over questions that cluster in paintings: the cluster-robust one, with the factor I / (I - 1).
+
+    0 for a single painting. (Cameron, Gelbach and Miller, Bootstrap-Based Improvements for Inference with Clustered
+    Errors, 2008, for a regression on the constant alone.)
+    """
+    paintings, questions = len(size_I), size_I.sum()
+    residuals_IM = sums_IM - size_I[:, None] * (sums_IM.sum(axis=0) / questions)
+    factor = paintings / max(1, paintings - 1)
+    errors_M: Floats = np.sqrt(factor * (residuals_IM**2).sum(axis=0)) / questions
+    return errors_M
+
+
+def detectable_difference(standard_error: float, paintings: int, differing: int) -> float | None:
+    """The smallest true difference that would be significant at 5% in 80% of such sets of paintings.
+
+    (1.96 + 0.84) standard errors (Bloom, Minimum Detectable Effects, 1995): it takes the difference for normally
+    distributed, and its spread for what it was found to be.
+
+    differing: paintings with a difference. Where these are fewer than six, nothing could have been significant, and a
+    spread that hardly showed says nothing; nor does one of 0, where all are won alike. Then it is at least the share of
+    paintings of which six or more are drawn in 80% of such sets: they must all differ in the same direction, here in
+    all of their questions. None where there are fewer than six paintings.
+    """
+    normal = (Z + NormalDist().inv_cdf(POWER)) * standard_error
+    if differing >= FEWEST_DIFFERING and standard_error > 0:
+        return normal
+    return None if paintings < FEWEST_DIFFERING else max(normal, _share_that_shows(paintings))
+
+
+def _share_that_shows(paintings: int) -> float:
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        share = (low + high) / 2
+        fewer = sum(
+            math.comb(paintings, k) * share**k * (1 - share) ** (paintings - k) for k in range(FEWEST_DIFFERING)
+        )
+        low, high = (share, high) if 1 - fewer < POWER else (low, share)
+    return high
+
+
+def spread_over_seeds(
+    with_QU: Floats, without_QU: Floats, painting_Q: NDArray[Any], resampling: Resampling, is_paired: bool
+) -> SeedSpread:
+    """A difference over the runs of several seeds, a column each.
+
+    is_paired: each run has its own column to compare with, as its ablations are. Else the columns of `without_QU` are
+    runs by themselves, such as controls, and each run is compared with their mean.
+
+    The interval draws paintings and runs, crossed: each sample has the same paintings in all of its runs (Owen, The
+    Pigeonhole Bootstrap, 2007). Of U runs it draws U - 1, with which their mean has the right variance, where U would
+    have one too small by (U - 1) / U (Rao and Wu, Resampling Inference With Complex Survey Data, 1988). One run is
+    taken as it is, and the interval then says nothing of other seeds.
+    """
+    if is_paired:
+        with_QU, without_QU = with_QU - without_QU, np.zeros((len(with_QU), 1))
+    means_BU = []
+    for place, values_QU in enumerate((with_QU, without_QU)):
+        sums_IU, size_I = sum_by_painting(values_QU, painting_Q)
+        drawn_BU = bootstrap_means(sums_IU, size_I, resampling.samples, resampling.seed)
+        means_BU.append(_mean_of_drawn_runs(drawn_BU, [resampling.seed, place]))
+    mean_U, others = with_QU.mean(axis=0), without_QU.mean()
+    low, high = _interval_of_draws(means_BU[0] - means_BU[1], float(mean_U.mean() - others), len(size_I))
+    runs = len(mean_U)
+    return SeedSpread(
+        differences=tuple(float(value) for value in mean_U - others),
+        mean=float(mean_U.mean() - others),
+        standard_deviation=float(mean_U.std(ddof=1)) if runs > 1 else None,
+        low=low,
+        high=high,
+    )
+
+
+def _interval_of_draws(means_B: Floats, mean: float, paintings: int) -> tuple[float, float]:
+    if paintings == 1:
+        return -1.0, 1.0
+    if np.ptp(means_B) < NO_SPREAD:
+        low, high = interval_without_spread(np.array([mean]), paintings, -1.0)
+    else:
+        low, high = percentile_interval(means_B[:, None], paintings)
+    return float(low[0]), float(high[0])
+
+
+def _mean_of_drawn_runs(means_BU: Floats, seed: list[int]) -> Floats:
+    """(B,) means over runs that are drawn with replacement, one fewer than there are."""
+    samples, runs = means_BU.shape
+    if runs == 1:
+        return means_BU[:, 0]
+    times_BU = np.random.default_rng(seed).multinomial(runs - 1, np.full(runs, 1 / runs), size=samples)
+    mean_B: Floats = (times_BU * means_BU).sum(axis=1) / (runs - 1)
+    return mean_B

@@ -1,0 +1,130 @@
+"""What each of several runs is taken for in a comparison: by its settings, a control, another seed, or another run."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from artkv.config import Config, load_config
+from artkv.errors import UserError
+from artkv.evaluation.comparison import ComparedRun
+
+# Names in a comparison, and of the folders behind the split's, of what a run is compared with of its own.
+ABLATIONS = {"off": "off", "shuffled": "shuffled", "blank": "on-blank"}
+CONTROL = "control"
+
+_SEED = "training.seed"
+# What decides neither what a run learns nor from what.
+_OF_NO_MATTER = (
+    "run.", "distributed.", "frozen.", "evaluation.", "dataset.val", "dataset.test", "dataset.image_root",
+    "dataset.workers", "training.activation_checkpointing", "training.deepspeed",
+)  # fmt: skip
+# What a control has no use for.
+_OF_THE_PREFIX = ("kv_modulation.", "efficientnet.")
+_MOST_SETTINGS_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that was evaluated: its folder, and the settings that it was trained with."""
+
+    folder: Path
+    config: Config
+
+    @property
+    def has_prefix(self) -> bool:
+        """Whether it was trained with one; a control was not."""
+        return self.config.kv_modulation.enabled
+
+    @property
+    def seed(self) -> int:
+        """Its `training.seed`."""
+        return self.config.training.seed
+
+
+@dataclass(frozen=True)
+class Roles:
+    """What runs were taken for.
+
+    seeds: the run that is compared, and others that differ from it in their seed alone. controls: those trained without
+    a prefix, which differ among themselves in their seed alone. others: any other, by the name of its folder. told: all
+    of them in the order given, with the role in words.
+    """
+
+    seeds: list[Run]
+    controls: list[Run] = field(default_factory=list)
+    others: dict[str, Run] = field(default_factory=dict)
+    told: list[ComparedRun] = field(default_factory=list)
+
+
+def open_run(folder: Path) -> Run:
+    """The run of a folder; `UserError` if it is none."""
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"{folder}: is no run's folder, there is no config.yaml in it; give a run.output_dir")
+    return Run(folder, load_config(path))
+
+
+def roles_of(runs: Sequence[Run]) -> Roles:
+    """What each run is taken for beside the first one; `UserError` for one that cannot be compared with it."""
+    first = runs[0]
+    roles = Roles([first])
+    roles.told.append(ComparedRun(str(first.folder), f"the run that is compared, of seed {first.seed}", first.seed))
+    for run in runs[1:]:
+        roles.told.append(ComparedRun(str(run.folder), _take(run, roles), run.seed))
+    return roles
+
+
+def _take(run: Run, roles: Roles) -> str:
+    """Puts the run where it belongs, and says in words where that is."""
+    first = roles.seeds[0]
+    if run.has_prefix and not first.has_prefix:
+        raise UserError(
+            f"{first.folder}: was trained without a prefix, {run.folder} with one; name first the run whose prefix is "
+            "to be judged"
+        )
+    differing = list(_differing_settings(first.config, run.config))
+    if run.has_prefix == first.has_prefix:
+        if set(differing) <= {_SEED}:
+            _add_seed(run, roles.seeds)
+            return f"the same with seed {run.seed}"
+    elif not roles.controls or set(_differing_settings(roles.controls[0].config, run.config)) <= {_SEED}:
+        _add_seed(run, roles.controls)
+        more = [key for key in differing if not key.startswith((*_OF_THE_PREFIX, _SEED))]
+        return f"a control, of seed {run.seed}" + (f"; no strict one: it differs in {_some(more)} too" if more else "")
+    name = run.folder.name
+    if name in (*roles.others, *ABLATIONS, CONTROL):
+        raise UserError(f"{run.folder}: something else is called {name} here; rename the folder")
+    roles.others[name] = run
+    return f"another run: it differs in {_some(differing)}"
+
+
+def _add_seed(run: Run, group: list[Run]) -> None:
+    for other in group:
+        if other.seed == run.seed:
+            raise UserError(
+                f"{run.folder}: has the settings and the seed of {other.folder}, and is no further seed of it; leave "
+                "it out"
+            )
+    group.append(run)
+
+
+def _differing_settings(first: Config, other: Config) -> Iterator[str]:
+    """Dotted keys of the settings in which two trainings differ."""
+    settings, others = (dict(_flat(config.model_dump(mode="json"))) for config in (first, other))
+    for key, value in settings.items():
+        if value != others.get(key) and not key.startswith(_OF_NO_MATTER):
+            yield key
+
+
+def _flat(tree: Mapping[str, Any], dotted: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{dotted}{key}.")
+        else:
+            yield f"{dotted}{key}", value
+
+
+def _some(settings: Sequence[str]) -> str:
+    more = len(settings) - _MOST_SETTINGS_SHOWN
+    return ", ".join(settings[:_MOST_SETTINGS_SHOWN]) + (f" and {more} more" if more > 0 else "")

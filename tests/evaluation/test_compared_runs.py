@@ -1,0 +1,138 @@
+"""Comparisons of evaluations that were written by hand."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from artkv.errors import UserError
+from artkv.evaluation.compared_runs import compare_runs
+from artkv.evaluation.comparison import Comparison, Resampling, compare_values
+from artkv.evaluation.results import read_predictions
+from artkv.evaluation.run_roles import open_run
+from tests.evaluation.evaluations import PAINTINGS, answers_to, make_table, write_evaluation, write_run
+
+CONTROL = {"enabled": False}
+ALL = {"on": 20, "off": 3, "shuffled": 4, "on-blank": 0}
+
+
+def compare(*folders: Path, metric: str = "exact_match") -> Comparison:
+    comparison, path = compare_runs([open_run(folder) for folder in folders], None, metric)
+    assert path == folders[0] / "eval" / "test-on" / "comparison.json"
+    assert Comparison.from_json(json.loads(path.read_text(encoding="utf-8"))) == comparison
+    return comparison
+
+
+def test_a_run_is_compared_with_its_ablations_and_its_control(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", ALL)
+    control = write_run(tmp_path / "control", {"on": 5}, kv_modulation=CONTROL)
+    found = compare(run, control)
+    assert list(found.against) == ["off", "shuffled", "blank", "control"]
+    for name, right in (("off", 3), ("shuffled", 4), ("blank", 0), ("control", 5)):
+        style, colour = (found.against[name].by_type[kind] for kind in ("style", "colour"))
+        assert style.difference.value == pytest.approx(1 - right / PAINTINGS)
+        assert (style.wins, style.losses, style.paintings) == (PAINTINGS - right, 0, PAINTINGS)
+        assert style.is_significant
+        assert colour.difference.value == 0
+        assert found.against[name].overall.questions == 2 * PAINTINGS
+    assert (found.split, found.metric, found.checkpoint, found.has_prefix) == (
+        "test", "exact_match", "step_00000081", True,
+    )  # fmt: skip
+    assert found.seeds is None
+    assert found.answers["style"].majority.source == "split"  # the config names no training data
+    by_f1 = compare(run, control, metric="token_f1")
+    assert by_f1.against["off"].by_type["style"].difference.value == pytest.approx((1 - 3 / PAINTINGS) / 2)
+
+
+def test_the_training_splits_majority_is_taken_where_its_file_can_be_read(tmp_path: Path) -> None:
+    train = tmp_path / "train.csv"
+    train.write_text("image,question,answer,question_type\na,b,Style 1,style\na,b,style 1,style\na,b,style 0,style\n")
+    run = write_run(tmp_path / "run", ALL, dataset={"train": train})
+    summary = compare(run).answers
+    assert (summary["style"].majority.answer, summary["style"].majority.source) == ("style 1", "train")
+    assert summary["style"].majority.value == pytest.approx(7 / PAINTINGS)
+    assert summary["colour"].majority.source == "split"
+    train.unlink()
+    assert compare(run).answers["style"].majority.source == "split"
+
+
+def test_seeds_of_a_run_and_of_its_control_are_put_together(tmp_path: Path) -> None:
+    runs = [
+        write_run(tmp_path / f"run{seed}", {**ALL, "on": right}, training={"seed": seed})
+        for seed, right in ((1, 20), (2, 18), (3, 16))
+    ]
+    controls = [
+        write_run(tmp_path / f"control{seed}", {"on": right}, training={"seed": seed}, kv_modulation=CONTROL)
+        for seed, right in ((1, 5), (2, 3))
+    ]
+    found = compare(*runs, *controls)
+    assert found.seeds is not None
+    assert (found.seeds.training_seeds, found.seeds.control_seeds) == ((1, 2, 3), (1, 2))
+    assert found.seeds.warning is not None
+    assert "3 seeds of the run are few" in found.seeds.warning
+    assert "2 seeds of the control are few" in found.seeds.warning
+    style = found.seeds.by_type["control"]["style"]
+    assert style.differences == pytest.approx((16 / 20, 14 / 20, 12 / 20))
+    assert style.mean == pytest.approx(14 / 20)
+    assert style.standard_deviation == pytest.approx(0.1)
+    assert style.low < 14 / 20 < style.high
+    # Each run's own ablation.
+    assert found.seeds.by_type["off"]["style"].differences == pytest.approx((17 / 20, 15 / 20, 13 / 20))
+    # The first run and the first control alone:
+    assert found.against["control"].by_type["style"].difference.value == pytest.approx(15 / 20)
+
+    (runs[2] / "eval" / "test-off" / "predictions.csv").unlink()
+    found = compare(*runs)
+    assert found.seeds is not None
+    assert list(found.seeds.overall) == ["shuffled", "blank"]
+    assert found.seeds.warning is not None
+    assert found.seeds.warning.endswith("off: not evaluated for every seed")
+
+
+def test_another_run_is_compared_under_its_folders_name(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", ALL)
+    longer = write_run(tmp_path / "longer", {"on": 20}, training={"num_epochs": 9})
+    found = compare(run, longer)
+    assert list(found.against) == ["off", "shuffled", "blank", "longer"]
+    assert found.against["longer"].overall.difference.value == 0
+
+
+def test_a_control_alone_has_no_prefix(tmp_path: Path) -> None:
+    assert not compare(write_run(tmp_path / "control", {"on": 5, "on-blank": 0}, kv_modulation=CONTROL)).has_prefix
+
+
+def test_what_was_not_evaluated_or_not_alike_is_refused(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", {"on": 20})
+    with pytest.raises(UserError, match="run/eval/test-on: is all that was evaluated, .*; evaluate with --all-abl"):
+        compare(run)
+    assert not (run / "eval" / "test-on" / "comparison.json").exists()
+    empty = write_run(tmp_path / "empty", {}, kv_modulation=CONTROL)
+    with pytest.raises(UserError, match="empty: no split was answered .*; artkv evaluate --checkpoint"):
+        compare(empty)
+    with pytest.raises(UserError, match="empty: has not answered the test split with the prefix on; artkv evaluate"):
+        compare(run, empty)
+
+    table = make_table(tmp_path)
+    write_evaluation(run, "off", table, answers_to(table, 3), checkpoint="step_00000040")
+    with pytest.raises(UserError, match="test-off: is of step_00000040, .*test-on of step_00000081; evaluate one of"):
+        compare(run)
+
+    fewer = make_table(tmp_path, paintings=PAINTINGS - 1)
+    write_evaluation(run, "off", fewer, answers_to(fewer, 3))
+    with pytest.raises(UserError, match="test-off/predictions.csv: has 38 questions, .*test-on/predictions.csv 40"):
+        compare(run)
+
+
+def test_draws_follow_from_the_runs_own_settings(tmp_path: Path) -> None:
+    own = {"evaluation": {"bootstrap_samples": 7}, "training": {"seed": 2}}
+    run = write_run(tmp_path / "run", {"on": 20, "off": 3}, **own)
+    on, off = (read_predictions(run / "eval" / f"test-{name}") for name in ("on", "off"))
+    expected = compare_values(
+        on.scores("exact_match"),
+        {"off": off.scores("exact_match")},
+        np.array(on.columns["image"]),
+        on.columns["question_type"],
+        Resampling(samples=7, seed=2),
+    )
+    assert compare(run).against["off"] == expected["off"]

@@ -1,0 +1,86 @@
+"""What an evaluation writes is what a comparison reads."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from artkv.errors import UserError
+from artkv.evaluation.results import Answers, check_same_questions, evaluation_folder, read_predictions
+from artkv.evaluation.scores import score_predictions, shuffled_painting_index
+from tests.evaluation.evaluations import answers_to, make_table, write_evaluation
+
+
+def test_paintings_are_named_by_their_path_below_the_pictures_folder_wherever_that_is(tmp_path: Path) -> None:
+    table = make_table(tmp_path / "here", paintings=3)
+    columns = Answers(table, ["x"] * 6, tmp_path / "here" / "images").columns()
+    assert columns["image"] == ["p0.png", "p0.png", "p1.png", "p1.png", "p2.png", "p2.png"]
+    above = Answers(table, ["x"] * 6, tmp_path / "here").columns()
+    assert above["image"][0] == "images/p0.png"
+    assert columns["prefix_of"] == [""] * 6
+
+
+def test_who_gave_the_shuffled_prefix_is_told(tmp_path: Path) -> None:
+    table = make_table(tmp_path, paintings=5)
+    source = shuffled_painting_index(5, seed=3)
+    columns = Answers(table, ["x"] * 10, tmp_path / "images", source).columns()
+    assert columns["prefix_of"] == [f"p{source[row // 2]}.png" for row in range(10)]
+    assert all(own != other for own, other in zip(columns["image"], columns["prefix_of"], strict=True))
+
+
+def test_predictions_come_back_as_they_were(tmp_path: Path) -> None:
+    table = make_table(tmp_path, paintings=3)
+    answers = ['oil, "on" canvas', "NA", "", "two\nlines", "Über", "style 2"]
+    write_evaluation(tmp_path / "run", "on", table, answers)
+    folder = evaluation_folder(tmp_path / "run", "test", "on")
+    assert sorted(path.name for path in folder.iterdir()) == ["metrics.json", "predictions.csv"]
+    read = read_predictions(folder)
+    assert read.columns["prediction"] == answers
+    assert read.columns["answer"] == list(table.answers)
+    assert read.checkpoint == "step_00000081"
+    expected = score_predictions(answers, list(table.answers), [""] * 6, 10, 0)
+    for metric in ("exact_match", "token_f1", "bleu", "bleu_artquest"):
+        assert read.scores(metric).mean() == pytest.approx(getattr(expected.overall, metric).value)
+    with read.path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["exact_match"]) for row in rows] == read.scores("exact_match").tolist()
+    assert np.allclose([float(row["token_f1"]) for row in rows], read.scores("token_f1"), atol=5e-5)  # four decimals
+    assert str(tmp_path) not in read.path.read_text(encoding="utf-8")
+
+
+def test_the_first_question_that_differs_is_named(tmp_path: Path) -> None:
+    table = make_table(tmp_path, paintings=4)
+    for run, others in (("a", table), ("b", make_table(tmp_path, paintings=5))):
+        write_evaluation(tmp_path / run, "on", others, answers_to(others, 2))
+    first, longer = (read_predictions(evaluation_folder(tmp_path / run, "test", "on")) for run in ("a", "b"))
+    check_same_questions(first, first)
+    with pytest.raises(UserError, match="has 10 questions, .*a/eval/test-on/predictions.csv 8; evaluate both on"):
+        check_same_questions(first, longer)
+    path = tmp_path / "b" / "eval" / "test-on" / "predictions.csv"
+    path.write_text(path.read_text().replace("p1.png,Which colour?", "p1.png,Which hue?"))
+    changed = read_predictions(path.parent)
+    with pytest.raises(UserError, match="in row 4 question is 'Which hue\\?', not 'Which colour\\?'; evaluate both"):
+        check_same_questions(first, changed)
+
+
+def test_what_cannot_be_read_is_named_with_the_remedy(tmp_path: Path) -> None:
+    write_evaluation(tmp_path / "run", "on", make_table(tmp_path), answers_to(make_table(tmp_path), 1))
+    whole = tmp_path / "run" / "eval" / "test-on"
+    for number, (name, content, message) in enumerate(
+        [
+            ("predictions.csv", "question,answer\nx,y\n", "predictions.csv: has no column question_id; evaluate again"),
+            ("metrics.json", "{", "cannot be read .*; evaluate again"),
+            ("metrics.json", json.dumps({"split": "test"}), "cannot be read .*checkpoint.*; evaluate again"),
+            ("metrics.json", None, "cannot be read .*No such file.*; evaluate again"),
+        ]
+    ):
+        folder = tmp_path / f"copy {number}"
+        shutil.copytree(whole, folder)
+        (folder / name).unlink()
+        if content is not None:
+            (folder / name).write_text(content)
+        with pytest.raises(UserError, match=message):
+            read_predictions(folder)
