@@ -104,6 +104,15 @@ def _compare(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--metric", choices=METRICS, default="exact_match", help="which score (default exact_match)")
 
 
+def _sweep(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("sweep", metavar="SWEEP", help="a YAML file with config, output_dir, and grid or runs")
+    verb.add_argument("--ranks", type=_whole_number(1), help="processes of each run (default: the GPUs, or 1)")
+    which = verb.add_mutually_exclusive_group()
+    which.add_argument("--list", action="store_true", help="print the runs and what of them is done, and do nothing")
+    which.add_argument("--run", type=_whole_number(0), metavar="N", help="do this one alone, as a Slurm array's task")
+    which.add_argument("--report", action="store_true", help="report on the runs that are done, and do nothing else")
+
+
 def _status(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("run", metavar="RUN", help="the folder of a run, its run.output_dir")
 
@@ -250,6 +259,11 @@ VERBS = {
     "compare": Verb("tell what the prefix of an evaluated run adds, against ablations, controls and seeds", _compare, (
         "artkv compare outputs/demo outputs/control",
         "artkv compare outputs/demo outputs/control outputs/demo_seed7 outputs/control_seed7 --split test",
+    )),
+    "sweep": Verb("train and compare the runs of a grid or list of settings, with their seeds", _sweep, (
+        "artkv sweep prefix_tokens.yaml",
+        "artkv sweep prefix_tokens.yaml --report",
+        "sbatch --array=0-14 launch/sweep.sbatch",
     )),
     "status": Verb("tell step, rate, time left, last checkpoint and score of a run", _status, (
         "artkv status outputs/demo",

@@ -40,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return RUN_FAILED
     except Preempted as stop:
         if _rank() == "0":
-            print(f"artkv: {stop}, which is saved; go on with --resume auto", file=sys.stderr)
+            again = "the same command" if options.verb == "sweep" else "--resume auto"
+            print(f"artkv: {stop}, which is saved; go on with {again}", file=sys.stderr)
         return PREEMPTED
     except Exception:
         traceback.print_exc()
@@ -124,6 +125,31 @@ def compare(options: argparse.Namespace) -> int:
     comparison, path = compare_runs(runs, options.split, options.metric)
     print(f"{format_comparison(comparison)}\n\n{path.name}: {shell.seen_by_caller(path)}")
     return DONE
+
+
+def sweep(options: argparse.Namespace) -> int:
+    """Trains and compares the runs of a sweep."""
+    from artkv.sweep.plan import read_sweep
+
+    plan = read_sweep(Path(options.sweep))
+
+    from artkv.sweep.results import format_results, read_results, write_results
+    from artkv.sweep.running import check_folders, describe, do_runs
+
+    if options.list:
+        print("\n".join(describe(plan)))
+        return DONE
+    failed: dict[int, str] = {}
+    if not options.report:
+        check_folders(plan)
+        failed = do_runs(plan, plan.runs if options.run is None else [plan.run(options.run)], options.ranks)
+    if options.run is None:
+        results, missing = read_results(plan)
+        print(format_results(results, missing))
+        print(f"written: {', '.join(str(shell.seen_by_caller(path)) for path in write_results(plan, results))}")
+    for index, message in failed.items():
+        print(f"artkv: run failed: {index} ({plan.runs[index].name}): {message}", file=sys.stderr)
+    return RUN_FAILED if failed else DONE
 
 
 def status(options: argparse.Namespace) -> int:
@@ -238,8 +264,9 @@ def quickstart(options: argparse.Namespace) -> int:
 
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
-    "train": train, "evaluate": evaluate, "compare": compare, "status": status, "ask": ask, "cache": cache,
-    "export": export, "check": check, "plan": plan, "art-encoder": art_encoder, "quickstart": quickstart,
+    "train": train, "evaluate": evaluate, "compare": compare, "sweep": sweep, "status": status, "ask": ask,
+    "cache": cache, "export": export, "check": check, "plan": plan, "art-encoder": art_encoder,
+    "quickstart": quickstart,
 }  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from artkv.arguments import VERBS, make_parser
 from artkv.config import Config, load_config, override_config, recipe_path
 from artkv.distributed import World
 from artkv.errors import UserError
+from artkv.sweep.plan import read_sweep
 from tests.test_layering import LAYERS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -134,7 +135,11 @@ def test_every_verb_and_setting_is_one(page: Path) -> None:
 @each_page
 def test_yaml_json_and_python_can_be_read(page: Path, tmp_path: Path) -> None:
     for fence in fences(page.read_text(encoding="utf-8")):
-        if fence.language == "yaml":
+        if fence.language == "yaml" and fence.text.startswith("config: my.yaml"):
+            (tmp_path / "my.yaml").write_text("", encoding="utf-8")
+            (tmp_path / "sweep.yaml").write_text(fence.text, encoding="utf-8")
+            read_sweep(tmp_path / "sweep.yaml")
+        elif fence.language == "yaml":
             (tmp_path / "my.yaml").write_text(fence.text, encoding="utf-8")
             load_config(tmp_path / "my.yaml")
         elif fence.language == "json":

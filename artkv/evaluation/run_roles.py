@@ -83,12 +83,12 @@ def _take(run: Run, roles: Roles) -> str:
             f"{first.folder}: was trained without a prefix, {run.folder} with one; name first the run whose prefix is "
             "to be judged"
         )
-    differing = list(_differing_settings(first.config, run.config))
+    differing = list(differing_settings(first.config, run.config))
     if run.has_prefix == first.has_prefix:
         if set(differing) <= {_SEED}:
             _add_seed(run, roles.seeds)
             return f"the same with seed {run.seed}"
-    elif not roles.controls or set(_differing_settings(roles.controls[0].config, run.config)) <= {_SEED}:
+    elif not roles.controls or set(differing_settings(roles.controls[0].config, run.config)) <= {_SEED}:
         _add_seed(run, roles.controls)
         more = [key for key in differing if not key.startswith((*_OF_THE_PREFIX, _SEED))]
         return f"a control, of seed {run.seed}" + (f"; no strict one: it differs in {_some(more)} too" if more else "")
@@ -109,7 +109,7 @@ def _add_seed(run: Run, group: list[Run]) -> None:
     group.append(run)
 
 
-def _differing_settings(first: Config, other: Config) -> Iterator[str]:
+def differing_settings(first: Config, other: Config) -> Iterator[str]:
     """Dotted keys of the settings in which two trainings differ."""
     settings, others = (dict(_flat(config.model_dump(mode="json"))) for config in (first, other))
     for key, value in settings.items():

@@ -1,14 +1,11 @@
 """Runs the whole job on the embedded world: art encoder, features, training, evaluation, control, table."""
 
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from artkv import shell
 from artkv.api import evaluate
 from artkv.art_encoder.arguments import ArtEncoderSettings
 from artkv.art_encoder.training import train_art_encoder
@@ -16,6 +13,7 @@ from artkv.config import load_config
 from artkv.errors import RunFailed, UserError
 from artkv.evaluation.answering import ALL_ABLATIONS, AS_TRAINED
 from artkv.evaluation.scores import Scores
+from artkv.launching import launch
 from artkv.quickstart.report import report, write_scores
 from artkv.quickstart.settings import QUESTIONS_A_STEP, PaintedWorld, QuickstartSettings
 from artkv.quickstart.world import make_world
@@ -88,10 +86,6 @@ def _train_art_encoder(world: PaintedWorld, output_dir: Path, seed: int) -> None
 
 
 def _launch(verb: str, config_path: Path, ranks: int, *options: str) -> None:
-    """`deepspeed --num_accelerators RANKS --module artkv VERB`, as on any machine."""
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", str(ranks)]
-    command = ["--module", "artkv", verb, "--config", str(config_path), *options]
-    # The launcher reports several lines a rank, and warns that there is no hostfile: not here.
-    result = subprocess.run([*launcher, "--log_level", "error", *command], env=shell.without_person(), check=False)
-    if result.returncode:
-        raise RunFailed(f"{verb} ended with exit code {result.returncode}; its messages are above")
+    code = launch(verb, ranks, "--config", str(config_path), *options)
+    if code:
+        raise RunFailed(f"{verb} ended with exit code {code}; its messages are above")

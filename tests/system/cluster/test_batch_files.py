@@ -66,6 +66,30 @@ def test_headers_work_unchanged(
         assert (" some/best " if verb == "evaluate" else " --config some config.yaml ") in line
 
 
+def test_a_sweep_is_an_array_whose_tasks_are_requeued_once_they_have_saved(
+    gpu_cluster: MiniCluster, programs: Path, tmp_path: Path
+) -> None:
+    """The signal before the time's end comes to the shell, and is passed on."""
+    saves = f"""
+    echo "run: $*, restart ${{SLURM_RESTART_COUNT:-0}}"
+    [ "${{SLURM_RESTART_COUNT:-0}}" = 1 ] && exit 0
+    trap 'kill $sleep; exit 75' TERM
+    touch {tmp_path}/listens
+    sleep 60 & sleep=$!
+    wait
+    """
+    put_in_place_of_python(programs, saves)
+    job = submit(gpu_cluster, "sweep.sbatch", ["--array=3"], tmp_path / "log", {"SWEEP": "some sweep.yaml"})
+    wait_for((tmp_path / "listens").exists, 60, "the first start")
+    job.send("--batch", "--signal=TERM")
+    job.wait_until_requeued(60)
+    job.start_now()
+    job.wait_until_ended(60)
+    assert job.state == "COMPLETED", job.log.read_text()
+    told = [line for line in job.log.read_text().splitlines() if line.startswith("run: ")]
+    assert told == [f"run: -m artkv sweep some sweep.yaml --run 3, restart {start}" for start in (0, 1)]
+
+
 @pytest.mark.parametrize("script", TRAININGS)
 def test_the_marker_alone_requeues(gpu_cluster: MiniCluster, programs: Path, tmp_path: Path, script: str) -> None:
     """Also: the next start removes the marker, and goes on from the checkpoint of the first one, if there is one."""

@@ -1,0 +1,1 @@
+"""Trains and compares the runs of a grid or list of settings."""

@@ -1,0 +1,160 @@
+"""What a sweep's file says: which runs there are."""
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from artkv.config import Config, load_config
+from artkv.config.loading import parse_yaml, read_text
+from artkv.errors import UserError
+
+SEED = "training.seed"
+# A sweep over prefix tokens wants the control, too; the settings have no prefix of 0 tokens.
+_TOKENS, _CONTROL = "kv_modulation.num_prefix_tokens", "kv_modulation.enabled"
+_MOST_RUNS = 10_000
+_UNSAFE = re.compile(r"[^\w.=,+-]+")
+
+Settings = dict[str, Any]
+
+
+class SweepFile(BaseModel):
+    """The keys of a sweep's file.
+
+    config: relative to the file. output_dir: of all runs, relative to the working directory as `run.output_dir` is.
+    split: that is answered, with all ablations. grid: values of dotted settings, of which each combination is run.
+    runs: mappings of dotted settings; with a grid, each with each combination.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    config: str
+    output_dir: str
+    split: Literal["train", "val", "test"] = "val"
+    grid: dict[str, list[Any]] = Field(default_factory=dict)
+    runs: list[dict[str, Any]] = Field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class SweepRun:
+    """A run of a sweep.
+
+    index: from 0, in the file's order. settings: dotted key -> value, as the file has them. overrides: the same as
+    `--set` takes them, the folder included.
+    """
+
+    index: int
+    name: str
+    settings: Settings
+    overrides: tuple[str, ...]
+    config: Config
+
+    @property
+    def folder(self) -> Path:
+        """Its `run.output_dir`."""
+        return self.config.run.output_dir
+
+    @property
+    def setting(self) -> Settings:
+        """What it is beside its seed."""
+        return {key: value for key, value in self.settings.items() if key != SEED}
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep's file, read and checked."""
+
+    path: Path
+    config_path: Path
+    output_dir: Path
+    split: str
+    runs: tuple[SweepRun, ...]
+
+    def run(self, index: int) -> SweepRun:
+        """One of the runs; `UserError` where there is none."""
+        if not 0 <= index < len(self.runs):
+            raise UserError(f"--run {index}: {self.path} has runs 0 to {len(self.runs) - 1}")
+        return self.runs[index]
+
+    def groups(self) -> list[list[SweepRun]]:
+        """Runs that differ in their seed alone, together, in the file's order."""
+        groups: dict[str, list[SweepRun]] = {}
+        for run in self.runs:
+            groups.setdefault(repr(sorted(run.setting.items())), []).append(run)
+        return list(groups.values())
+
+
+def read_sweep(path: Path) -> Sweep:
+    """Reads a sweep's file, and the config once for each run; `UserError` names the file, the key and the remedy."""
+    tree = parse_yaml(read_text(path), path)
+    try:
+        file = SweepFile.model_validate(tree, strict=True)
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+        keys = ", ".join(SweepFile.model_fields)
+        raise UserError("\n".join([f"sweep {path}:", *lines, f"  known keys: {keys}"])) from None
+    config_path = path.parent / Path(file.config).expanduser()
+    combinations = list(_combinations(file, path))
+    short = _short_keys(combinations)
+    output_dir = Path(file.output_dir).expanduser()
+    runs: list[SweepRun] = []
+    for index, settings in enumerate(combinations):
+        name = _UNSAFE.sub("_", ",".join(f"{short[key]}={_text(value)}" for key, value in settings.items()))
+        overrides = tuple(
+            f"{key}={_text(value)}"
+            for key, value in [*_translated(settings), ("run.output_dir", str(output_dir / name))]
+        )
+        try:
+            config = load_config(config_path, overrides)
+        except UserError as error:
+            raise UserError(f"sweep {path}, run {index} ({name}):\n{error}") from None
+        runs.append(SweepRun(index, name, settings, overrides, config))
+    names = [run.name for run in runs]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"sweep {path}: two runs are {twice}; leave one out")
+    return Sweep(path, config_path, output_dir, file.split, tuple(runs))
+
+
+def _combinations(file: SweepFile, path: Path) -> Iterator[Settings]:
+    if not file.grid and not file.runs:
+        raise UserError(f"sweep {path}: has neither grid nor runs; give settings, such as grid: {{{SEED}: [1, 2, 3]}}")
+    for key, values in file.grid.items():
+        if not values:
+            raise UserError(f"sweep {path}: grid.{key} is empty; give at least one value")
+    listed: Sequence[Settings] = file.runs or [{}]
+    count = len(listed)
+    for values in file.grid.values():
+        count *= len(values)
+    if count > _MOST_RUNS:
+        raise UserError(f"sweep {path}: that is {count} runs, and {_MOST_RUNS} are the most; shorten grid or runs")
+    for settings in listed:
+        for chosen in itertools.product(*file.grid.values()):
+            combined = dict(settings)
+            for key, value in zip(file.grid, chosen, strict=True):
+                if key in settings:
+                    raise UserError(f"sweep {path}: {key} is in grid and in runs; leave it in one of them")
+                combined[key] = value
+            yield combined
+
+
+def _translated(settings: Settings) -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        yield (_CONTROL, False) if key == _TOKENS and value == 0 and value is not False else (key, value)
+
+
+def _short_keys(combinations: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The last part of each key, or all of it where two end alike."""
+    keys = list(dict.fromkeys(key for settings in combinations for key in settings))
+    last = [key.rpartition(".")[2] for key in keys]
+    return {key: name if last.count(name) == 1 else key for key, name in zip(keys, last, strict=True)}
+
+
+def _text(value: Any) -> str:
+    """As YAML in a line, which `--set` reads back."""
+    text: str = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True)
+    return text.removesuffix("...\n").strip()

@@ -1,0 +1,191 @@
+"""What a sweep has found: scores and gains of each setting over its seeds, as a table and as files."""
+
+import csv
+import io
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from artkv.errors import UserError
+from artkv.evaluation.compared_runs import compare_runs
+from artkv.evaluation.comparison import Comparison
+from artkv.evaluation.results import METRICS_FILE, evaluation_folder
+from artkv.evaluation.run_roles import ABLATIONS, CONTROL, Run, differing_settings
+from artkv.evaluation.scores import Scores
+from artkv.files import write_whole
+from artkv.sweep.plan import SEED, Sweep, SweepRun
+from artkv.sweep.running import is_answered
+
+ALL = "all"
+_METRIC = "exact_match"
+_RESULTS, _TABLE = "sweep.json", "sweep.csv"
+
+
+@dataclass(frozen=True)
+class SettingResult:
+    """A setting's runs, one a seed.
+
+    scores: of each run, by the ablation's name. comparison: of the first with its ablations, the controls that differ
+    from it in the prefix alone, and over the seeds; None where a control has nothing to be compared with.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    seeds: tuple[int, ...]
+    scores: tuple[Mapping[str, Scores], ...]
+    comparison: Comparison | None
+
+    def values(self, question_type: str) -> list[float]:
+        """Exact match of each run as it was trained, of a type or of all; empty where a type is unknown."""
+        found = []
+        for scores in self.scores:
+            on = scores["on"]
+            group = on.overall if question_type == ALL else on.by_type.get(question_type)
+            found += [] if group is None else [group.exact_match.value]
+        return found
+
+    def gain(self, other: str, question_type: str) -> tuple[float, float, float] | None:
+        """(mean, low, high) of what the prefix adds to `other`, over seeds if there are several."""
+        if self.comparison is None:
+            return None
+        if (seeds := self.comparison.seeds) is not None and other in seeds.overall:
+            spread = seeds.overall[other] if question_type == ALL else seeds.by_type[other].get(question_type)
+            return None if spread is None else (spread.mean, spread.low, spread.high)
+        if (against := self.comparison.against.get(other)) is None:
+            return None
+        found = against.overall if question_type == ALL else against.by_type.get(question_type)
+        return None if found is None else (found.difference.value, found.difference.low, found.difference.high)
+
+
+def read_results(sweep: Sweep) -> tuple[list[SettingResult], list[SweepRun]]:
+    """What the answered runs found, by setting, and the runs that are not answered yet.
+
+    Writes each setting's `comparison.json`. `UserError` if no run is answered.
+    """
+    missing = [run for run in sweep.runs if not is_answered(sweep, run)]
+    groups = [[run for run in group if run not in missing] for group in sweep.groups()]
+    groups = [group for group in groups if group]
+    if not groups:
+        raise UserError(
+            f"sweep {sweep.path}: none of its {len(sweep.runs)} runs is done yet; start it without --report"
+        )
+    controls = [_open(run) for group in groups for run in group if not run.config.kv_modulation.enabled]
+    return [_result(sweep, group, controls) for group in groups], missing
+
+
+def question_types(results: Sequence[SettingResult]) -> list[str]:
+    """Of all settings, in the order of scores; `all` last."""
+    return [*dict.fromkeys(t for result in results for s in result.scores for t in s["on"].by_type), ALL]
+
+
+def format_results(results: Sequence[SettingResult], missing: Sequence[SweepRun]) -> str:
+    """Tables for a terminal: exact match over seeds, and what the prefix adds."""
+    types = question_types(results)
+    rows = [[_METRIC, "seeds", *types]]
+    rows += [[result.name, str(len(result.seeds)), *(_mean(result.values(t)) for t in types)] for result in results]
+    lines = [*_aligned(rows), ""]
+    for other in (*ABLATIONS, CONTROL):
+        gains = [[_gain(result.gain(other, t)) for t in types] for result in results]
+        if any(cell != "-" for row in gains for cell in row):
+            named = zip(results, gains, strict=True)
+            lines += _aligned([[f"on - {other}", *types], *([result.name, *row] for result, row in named)])
+            lines.append("")
+    lines.append(
+        "mean over seeds and their standard deviation; differences with 95% intervals, over paintings and seeds"
+    )
+    if missing:
+        lines.append(f"not done yet: {', '.join(f'{run.index} ({run.name})' for run in missing)}")
+    return "\n".join(lines)
+
+
+def write_results(sweep: Sweep, results: Sequence[SettingResult]) -> list[Path]:
+    """Writes `sweep.json` and `sweep.csv`, a row a run, ablation and type, into the sweep's folder."""
+    tree = {
+        "split": sweep.split,
+        "metric": _METRIC,
+        "settings": [
+            {
+                "name": result.name,
+                "settings": dict(result.settings),
+                "seeds": result.seeds,
+                "scores": [{name: scores.to_json() for name, scores in one.items()} for one in result.scores],
+                "comparison": None if result.comparison is None else result.comparison.to_json(),
+            }
+            for result in results
+        ],
+    }
+    keys = list(dict.fromkeys(key for result in results for key in result.settings))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*keys, SEED, "prefix", "question_type", _METRIC, "low", "high", "questions", "paintings"])
+    for result in results:
+        for seed, of_run in zip(result.seeds, result.scores, strict=True):
+            for ablation, scores in of_run.items():
+                for name, group in [*scores.by_type.items(), (ALL, scores.overall)]:
+                    one = group.exact_match
+                    own = [result.settings.get(key, "") for key in keys]
+                    writer.writerow(
+                        [*own, seed, ablation, name, one.value, one.low, one.high, group.count, group.clusters]
+                    )
+    contents = {sweep.output_dir / _RESULTS: json.dumps(tree, indent=2), sweep.output_dir / _TABLE: text.getvalue()}
+    for path, content in contents.items():
+        _write(path, content)
+    return list(contents)
+
+
+def _write(path: Path, content: str) -> None:
+    write_whole(path, lambda file: file.write_text(content, encoding="utf-8"))
+
+
+def _result(sweep: Sweep, group: Sequence[SweepRun], controls: Sequence[Run]) -> SettingResult:
+    first = group[0]
+    runs = [_open(run) for run in group]
+    scores = tuple(
+        {name: s for name in ("on", *ABLATIONS.values()) if (s := _scores(sweep, run, name))} for run in group
+    )
+    comparison = None
+    if runs[0].has_prefix:
+        comparison, _ = compare_runs([*runs, *_strict(runs[0], controls)], sweep.split, _METRIC)
+    name = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in first.setting.items()) or "as configured"
+    return SettingResult(name, first.setting, tuple(run.seed for run in runs), scores, comparison)
+
+
+def _strict(run: Run, controls: Sequence[Run]) -> list[Run]:
+    """Those that differ from the run in prefix, art encoder and seed alone."""
+    free = ("kv_modulation.", "efficientnet.", SEED)
+    return [
+        control
+        for control in controls
+        if all(key.startswith(free) for key in differing_settings(run.config, control.config))
+    ]
+
+
+def _open(run: SweepRun) -> Run:
+    return Run(run.folder, run.config)
+
+
+def _scores(sweep: Sweep, run: SweepRun, ablation: str) -> Scores | None:
+    path = evaluation_folder(run.folder, sweep.split, ablation) / METRICS_FILE
+    return Scores.from_json(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+
+def _mean(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
+    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.3f}{spread}"
+
+
+def _gain(gain: tuple[float, float, float] | None) -> str:
+    return "-" if gain is None else "{:+.3f} [{:+.3f}, {:+.3f}]".format(*gain)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    ]

@@ -1,0 +1,123 @@
+"""Does the runs of a sweep: trains, answers with all ablations, and leaves alone what is done."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from artkv.config import load_config
+from artkv.errors import Preempted, RunFailed, UserError
+from artkv.evaluation.results import METRICS_FILE, evaluation_folder
+from artkv.evaluation.run_roles import differing_settings
+from artkv.launching import launch
+from artkv.run_folder.layout import BEST, best_checkpoint, checkpoints_newest_first
+from artkv.run_folder.marker import MARKER
+from artkv.run_folder.status import STATE
+from artkv.sweep.plan import Sweep, SweepRun
+
+
+def check_folders(sweep: Sweep) -> None:
+    """`UserError` if a run's folder holds a training with other settings than the sweep's file has now."""
+    for run in sweep.runs:
+        path = run.folder / "config.yaml"
+        if not path.is_file():
+            continue
+        differing = list(differing_settings(load_config(path), run.config))
+        if differing:
+            raise UserError(
+                f"sweep {sweep.path}, run {run.index} ({run.name}): {run.folder} was trained with other values of "
+                f"{', '.join(differing[:5])}; give another output_dir, or remove that folder"
+            )
+
+
+def describe(sweep: Sweep) -> list[str]:
+    """A line for each run: its index, name and state."""
+    states = {
+        run.index: "done" if is_answered(sweep, run) else _read(run.folder / STATE).get("state", "-")
+        for run in sweep.runs
+    }
+    width = max(map(len, states.values()))
+    return [f"{run.index:4d}  {states[run.index]:{width}}  {run.name}" for run in sweep.runs]
+
+
+def do_runs(sweep: Sweep, runs: Sequence[SweepRun], ranks: int | None) -> dict[int, str]:
+    """Does runs one after another, and says how long is left; one that fails does not keep the others.
+
+    ranks: processes of each; None for as many as there are GPUs, or one. Returns what went wrong, by index. Raises
+    `Preempted` where a run was asked to stop and has saved.
+    """
+    if ranks is None:
+        ranks = max(1, torch.cuda.device_count())
+    todo = [run for run in runs if not is_answered(sweep, run)]
+    failed: dict[int, str] = {}
+    began = time.monotonic()
+    for place, run in enumerate(todo):
+        left = (
+            timedelta(seconds=round((time.monotonic() - began) / place * (len(todo) - place))) if place else "unknown"
+        )
+        print(f"run {run.index} ({run.name}): {place + 1} of {len(todo)} to do, time left {left}", flush=True)
+        try:
+            do_run(sweep, run, ranks)
+        except RunFailed as error:
+            failed[run.index] = str(error)
+    return failed
+
+
+def do_run(sweep: Sweep, run: SweepRun, ranks: int) -> None:
+    """Trains a run from where it is to its end, and answers the split's questions; nothing where both are done.
+
+    Raises `RunFailed` if either ended with an error; the messages are above, from the processes that failed.
+    """
+    if not is_trained(run):
+        _launch(run, "train", ranks, *_config(sweep, run), "--resume", "auto")
+    if not is_answered(sweep, run):
+        _launch(run, "evaluate", ranks, "--checkpoint", str(_best(run)), "--split", sweep.split, "--all-ablations")
+
+
+def is_trained(run: SweepRun) -> bool:
+    """Whether the run is at its end."""
+    return _read(run.folder / STATE).get("state") == "finished"
+
+
+def is_answered(sweep: Sweep, run: SweepRun) -> bool:
+    """Whether the best checkpoint's answers are there, with the last of the ablations."""
+    if not is_trained(run):
+        return False
+    wanted = best_checkpoint(run.folder) or next(iter(checkpoints_newest_first(run.folder)), None)
+    answered = [
+        Path(_read(evaluation_folder(run.folder, sweep.split, name) / METRICS_FILE).get("checkpoint", "")).name
+        for name in ("on", "on-blank")
+    ]
+    return answered == [wanted, wanted]
+
+
+def _launch(run: SweepRun, verb: str, ranks: int, *options: str) -> None:
+    code = launch(verb, ranks, *options)
+    if code == 0:
+        return
+    # Launchers have exit codes of their own: the marker tells.
+    marker = _read(run.folder / MARKER)
+    if verb == "train" and marker:
+        raise Preempted(int(marker["step"]), f"{marker['reason']}, in run {run.index} ({run.name}),")
+    raise RunFailed(f"{verb} ended with exit code {code}; its messages are above")
+
+
+def _config(sweep: Sweep, run: SweepRun) -> list[str]:
+    return ["--config", str(sweep.config_path), *(f for one in run.overrides for f in ("--set", one))]
+
+
+def _best(run: SweepRun) -> Path:
+    """The best checkpoint, or the run's folder, which means the newest, where no validation chose one."""
+    return run.folder / BEST if best_checkpoint(run.folder) is not None else run.folder
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    with suppress(OSError, ValueError):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else {}
+    return {}

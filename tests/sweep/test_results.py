@@ -1,0 +1,98 @@
+"""A sweep's tables and files, of runs that were written by hand."""
+
+import csv
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+
+from artkv.errors import UserError
+from artkv.sweep.plan import Sweep
+from artkv.sweep.results import format_results, question_types, read_results, write_results
+from tests.sweep.sweeps import answer, finish_training, make_sweep
+
+GRID = "{kv_modulation.num_prefix_tokens: [0, 4], training.seed: [1, 2, 3]}"
+STYLES = [4, 6, 5, 18, 20, 19]  # of twenty, in the order of the runs
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Sweep:
+    sweep = make_sweep(tmp_path, GRID)
+    for run, right in zip(sweep.runs, STYLES, strict=True):
+        finish_training(run)
+        answer(run, {"on": right, "off": 3, "on-blank": 0} | ({"shuffled": 2} if right > 10 else {}))
+    return sweep
+
+
+def test_scores_and_gains_are_those_of_the_seeds(finished: Sweep) -> None:
+    results, missing = read_results(finished)
+    assert missing == []
+    control, four = results
+    assert (control.name, four.name) == ("num_prefix_tokens 0", "num_prefix_tokens 4")
+    assert (control.seeds, four.seeds) == ((1, 2, 3), (1, 2, 3))
+    assert control.comparison is None
+    assert question_types(results) == ["colour", "style", "all"]
+    assert four.values("style") == pytest.approx([0.9, 1.0, 0.95])
+    assert four.values("all") == pytest.approx([0.95, 1.0, 0.975])
+    mean, low, high = four.gain("control", "style") or (0, 0, 0)
+    assert mean == pytest.approx(0.95 - 0.25)
+    assert low < mean < high
+    assert four.gain("off", "style")[0] == pytest.approx(0.95 - 0.15)
+    assert four.gain("control", "colour")[0] == 0
+    assert control.gain("off", "style") is None
+
+
+def test_the_table_says_mean_spread_and_intervals(finished: Sweep) -> None:
+    lines = format_results(*read_results(finished)).splitlines()
+    assert lines[0].split() == ["exact_match", "seeds", "colour", "style", "all"]
+    spread = statistics.stdev([0.9, 1.0, 0.95])
+    assert f"0.950 ± {spread:.3f}" in lines[2]
+    on_control = next(number for number, line in enumerate(lines) if line.startswith("on - control"))
+    assert lines[on_control + 2].startswith("num_prefix_tokens 4")
+    assert "+0.700 [" in lines[on_control + 2]
+    assert lines[on_control + 1].split()[-1] == "-"
+
+
+def test_files_hold_every_run(finished: Sweep) -> None:
+    results, _ = read_results(finished)
+    as_json, as_csv = write_results(finished, results)
+    tree = json.loads(as_json.read_text(encoding="utf-8"))
+    assert [one["seeds"] for one in tree["settings"]] == [[1, 2, 3]] * 2
+    assert tree["settings"][1]["comparison"]["seeds"]["training_seeds"] == [1, 2, 3]
+    with as_csv.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3 * (3 + 4) * 3  # seeds, ablations of control and prefix, types with all
+    found = [
+        float(row["exact_match"])
+        for row in rows
+        if (row["kv_modulation.num_prefix_tokens"], row["prefix"], row["question_type"]) == ("4", "on", "style")
+    ]
+    assert found == pytest.approx([0.9, 1.0, 0.95])
+
+
+def test_what_is_not_done_yet_is_named_and_the_rest_reported(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path, GRID)
+    with pytest.raises(UserError, match="none of its 6 runs is done yet"):
+        read_results(sweep)
+    finish_training(sweep.runs[3])
+    answer(sweep.runs[3], {"on": 20, "off": 3, "shuffled": 2, "on-blank": 0})
+    results, missing = read_results(sweep)
+    assert [result.seeds for result in results] == [(1,)]
+    assert [run.index for run in missing] == [0, 1, 2, 4, 5]
+    assert results[0].gain("off", "style")[0] == pytest.approx(0.85)
+    assert results[0].gain("control", "style") is None
+    assert "not done yet: 0 (num_prefix_tokens=0,seed=1), 1 (" in format_results(results, missing)
+
+
+def test_a_control_that_differs_in_more_than_the_prefix_is_none(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path, "{kv_modulation.num_prefix_tokens: [0, 4], training.num_epochs: [1, 2]}")
+    for run in sweep.runs:
+        finish_training(run)
+        answer(run, {"on": 10 if run.config.kv_modulation.enabled else run.config.training.num_epochs, "on-blank": 0})
+    results, _ = read_results(sweep)
+    gains = {r.name: r.gain("control", "style") for r in results if r.settings["kv_modulation.num_prefix_tokens"]}
+    assert {name: gain[0] for name, gain in gains.items()} == {
+        "num_prefix_tokens 4, num_epochs 1": pytest.approx(0.45),
+        "num_prefix_tokens 4, num_epochs 2": pytest.approx(0.4),
+    }
