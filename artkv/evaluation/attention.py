@@ -17,6 +17,7 @@ from artkv.datasets.question_set import QuestionSet
 from artkv.evaluation.answering import PAINTINGS_AT_ONCE, features_of
 from artkv.kv_modulation import LayerAttention
 from artkv.models.kv_modulated_blip2 import KVModulatedBlip2
+from artkv.monitoring.attention_picture import Looks
 
 Floats = NDArray[np.float64]
 
@@ -103,6 +104,11 @@ def mass_over_paintings(attentions: Sequence[PaintingAttention]) -> tuple[Floats
     """Mean and standard deviation over paintings of the mass on the prefix, each (Z, H)."""
     mass = np.stack([attention.mass for attention in attentions])
     return mass.mean(axis=0), mass.std(axis=0)
+
+
+def looks_of(attention: PaintingAttention, has_prefix: bool) -> Looks:
+    """What is drawn of a painting's attention. has_prefix: whether its model has one."""
+    return Looks(attention.map_on if has_prefix else None, attention.map_off, float(attention.mass.mean()))
 
 
 def _per_head(layers_IH: Sequence[Tensor]) -> Floats:

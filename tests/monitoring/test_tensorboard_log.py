@@ -29,8 +29,8 @@ def test_scalars_pictures_and_text_can_be_read_back(tmp_path: Path) -> None:
     log.close()
     events = read(tmp_path)
     assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(10, 0.5), (20, 0.25)]
-    assert set(events.Tags()["images"]) == {"samples/0", "samples/1"}
-    (image,) = events.Images("samples/0")
+    assert set(events.Tags()["images"]) == {"works/0", "works/1"}
+    (image,) = events.Images("works/0")
     pixels = np.asarray(Image.open(io.BytesIO(image.encoded_image_string)))
     np.testing.assert_array_equal(pixels, draw_sample(SAMPLE))
     (text,) = events.Tensors("config/text_summary")
