@@ -8,9 +8,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from artkv.monitoring.cards import AnsweredQuestion
 from artkv.monitoring.metrics_log import Kind, MetricsLog
 from artkv.monitoring.progress import ProgressLine
-from artkv.monitoring.tensorboard_log import AnsweredQuestion, TensorBoardLog
+from artkv.monitoring.tensorboard_log import TensorBoardLog
 
 
 class RunLog:

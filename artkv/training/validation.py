@@ -10,8 +10,8 @@ from artkv.datasets.table import QuestionTable
 from artkv.distributed import World
 from artkv.evaluation.answering import GaveUp, answer_questions, answering_settings, score_answers
 from artkv.evaluation.attention import PaintingAttention, attention_of, looks_of, mass_over_paintings
+from artkv.monitoring.cards import AnsweredQuestion
 from artkv.monitoring.run_log import RunLog
-from artkv.monitoring.tensorboard_log import AnsweredQuestion
 from artkv.session import Session
 from artkv.training.loop import Validate
 from artkv.training.stops import RunStops

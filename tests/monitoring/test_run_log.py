@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from artkv.monitoring.cards import AnsweredQuestion
 from artkv.monitoring.run_log import RunLog, to_numbers
-from artkv.monitoring.tensorboard_log import AnsweredQuestion
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
