@@ -18,7 +18,8 @@ from artkv.monitoring.cards import AnsweredQuestion, draw_card
 # What tells of the machine and not of the model.
 _VITALS = {
     "questions_per_second", "paintings_per_second", "step_seconds", "step_seconds_max", "data_wait_share",
-    "own_step_seconds", "own_step_seconds_max", "slowest_rank", "skipped_steps", "peak_host_gib", "peak_device_gib",
+    "own_step_seconds", "own_step_seconds_max", "slowest_rank", "skipped_steps",
+    "pictures_per_second", "peak_host_gib", "peak_device_gib",
 }  # fmt: skip
 # Metrics whose names begin so are a group of their own.
 _GROUPS = ("attention", "grad_norm", "update_to_weight")

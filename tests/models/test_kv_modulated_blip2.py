@@ -110,7 +110,7 @@ def test_the_prefix_can_be_switched_off_and_depends_on_the_art_features(build: B
 def test_an_answers_probability_is_the_product_of_its_tokens(
     build: Build, stock: Blip2ForConditionalGeneration
 ) -> None:
-    """Of stock BLIP-2, by transformers' own scores of `generate`; random weights are unsure, so the products are small."""
+    """By the scores that transformers' `generate` gives out of stock BLIP-2."""
     model = build(kv_modulation={"enabled": False}).model
     tokenizer = model.backbone.tokenizer
     with torch.no_grad():
