@@ -70,7 +70,7 @@ class RunLog:
             if mass is not None:
                 self._tensorboard.histogram(step, "attention/mass_of_heads", mass)
 
-    def settings(self, settings: Mapping[str, bool | float | str], metric: str) -> None:
+    def settings(self, settings: Mapping[str, float | str], metric: str) -> None:
         """Puts the run into TensorBoard's table of runs; see `TensorBoardLog.settings`."""
         if self._tensorboard is not None:
             self._tensorboard.settings(settings, metric)

@@ -58,7 +58,7 @@ class TensorBoardLog:
         for position, sample in enumerate(samples):
             self._writer.add_image(f"works/{position}", draw_card(sample), step, dataformats="HWC")
 
-    def settings(self, settings: Mapping[str, bool | float | str], metric: str) -> None:
+    def settings(self, settings: Mapping[str, float | str], metric: str) -> None:
         """Begins the run's line in the table of runs, whose column `metric` shows that tag's last value."""
         experiment, beginning, self._settings_end = hparams(dict(settings), {metric: 0.0})
         self._writer._get_file_writer().add_summary(experiment)

@@ -288,8 +288,8 @@ def _summary(session: Session, steps: int) -> str:
     )
 
 
-def main_settings(config: Config) -> dict[str, bool | float | str]:
-    """What runs are compared by, by the settings' names."""
+def main_settings(config: Config) -> dict[str, float | str]:
+    """What runs are compared by, by the settings' names; numbers, and all else as text."""
     sections = {name: getattr(config, name).model_dump() for name in ("kv_modulation", "trainable", "training")}
     lora = sections["trainable"].pop("lora")
     flat = {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
@@ -299,7 +299,8 @@ def main_settings(config: Config) -> dict[str, bool | float | str]:
         "model.backend": config.model.backend,
         "model.dtype": config.model.dtype,
     }
-    return {name: value if isinstance(value, (bool, int, float)) else str(value) for name, value in flat.items()}
+    is_number = {name: isinstance(value, (int, float)) and not isinstance(value, bool) for name, value in flat.items()}
+    return {name: value if is_number[name] else str(value) for name, value in flat.items()}
 
 
 def _data_hash(table: QuestionTable, image_root: Path) -> str:

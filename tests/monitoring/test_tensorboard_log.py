@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import plugin_data_pb2
 
 from artkv.monitoring.cards import AnsweredQuestion, draw_card
-from artkv.monitoring.tensorboard_log import TensorBoardLog
+from artkv.monitoring.tensorboard_log import TensorBoardLog, tag_of
 
 SAMPLE = AnsweredQuestion(
     Image.new("RGB", (200, 100), (10, 20, 200)), "Who painted this?", "Albrecht Dürer", "albrecht dürer"
@@ -56,3 +57,30 @@ def test_a_restart_hides_what_it_writes_again(tmp_path: Path) -> None:
     assert [(event.step, event.value) for event in read(tmp_path).Scalars("train/loss")] == [
         (10, 10.0), (20, 20.0), (30, -1.0),
     ]  # fmt: skip
+
+
+def test_groups_of_tags() -> None:
+    assert tag_of("train", "loss") == "train/loss"
+    assert tag_of("train", "grad_norm") == "train/grad_norm"
+    assert tag_of("train", "grad_norm/generator") == "grad_norm/generator"
+    assert tag_of("train", "slowest_rank") == "vitals/slowest_rank"
+    assert tag_of("validation", "attention/mass/layer_0") == "attention/mass/layer_0"
+    assert tag_of("validation", "exact_match/style") == "validation/exact_match/style"
+
+
+def test_the_table_of_runs_has_settings_beside_a_curves_last_value(tmp_path: Path) -> None:
+    """As TensorBoard's plugin reads it, from the folder's one event file."""
+    log = TensorBoardLog(tmp_path)
+    log.settings({"training.learning_rate": 1e-4, "kv_modulation.gate": "zero"}, "validation/exact_match")
+    log.scalars(5, "validation", {"exact_match": 0.5})
+    log.finished()
+    log.close()
+    assert len(list(tmp_path.iterdir())) == 1
+    contents = read(tmp_path).PluginTagToContent("hparams")
+    data = {name: plugin_data_pb2.HParamsPluginData.FromString(content) for name, content in contents.items()}
+    (start,) = (one.session_start_info for one in data.values() if one.HasField("session_start_info"))
+    assert start.hparams["training.learning_rate"].number_value == 1e-4
+    assert start.hparams["kv_modulation.gate"].string_value == "zero"
+    (experiment,) = (one.experiment for one in data.values() if one.HasField("experiment"))
+    assert [info.name.tag for info in experiment.metric_infos] == ["validation/exact_match"]
+    assert any(one.HasField("session_end_info") for one in data.values())

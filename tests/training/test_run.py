@@ -417,3 +417,12 @@ def test_a_warm_up_as_long_as_the_run_is_refused_before_anything_is_written(
     with pytest.raises(UserError, match=r"training\.warmup_steps = 18: the run has 18 steps, .* give fewer, such as 1"):
         run_training(["training.warmup_steps=18"])
     assert not (tiny_config.run.output_dir / "config.yaml").exists()
+
+
+def test_settings_that_runs_are_compared_by_are_numbers_and_text(tiny_config: Config) -> None:
+    settings = run_module.main_settings(override_config(tiny_config, ["trainable.lora.targets=[opt]"]))
+    assert settings["training.learning_rate"] == 1e-3
+    assert settings["kv_modulation.enabled"] == "True"
+    assert settings["trainable.lora.targets"] == "('opt',)"
+    assert settings["training.early_stopping_patience"] == "None"
+    assert {type(value) for value in settings.values()} == {int, float, str}
