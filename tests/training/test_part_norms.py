@@ -66,11 +66,21 @@ def test_metrics_are_the_norm_before_clipping_and_change_over_weights() -> None:
     })  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_runs_norms_are_those_of_its_checkpoints(run_training: Train, tiny_config: Config, dtype: str) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "deepspeed"),
+    [
+        ("float32", "zero2_bf16.json"),
+        ("bfloat16", "zero2_bf16.json"),
+        ("bfloat16", "zero2_bf16_offload_optimizer.json"),
+    ],
+)
+def test_a_runs_norms_are_those_of_its_checkpoints(
+    run_training: Train, tiny_config: Config, dtype: str, deepspeed: str
+) -> None:
     """Adam's first moment after the first step is a tenth of the clipped gradient; masters say how far they moved."""
     settings = [
-        f"model.dtype={dtype}", "run.log_every=1", "run.checkpoint_every=1", "run.keep_checkpoints=99",
+        f"model.dtype={dtype}", f"training.deepspeed={deepspeed}", "run.log_every=1", "run.checkpoint_every=1",
+        "run.keep_checkpoints=99",
         "training.num_epochs=1", "training.max_grad_norm=0.01", "training.warmup_steps=0", "kv_modulation.gate=zero",
         "trainable.lora.targets=[opt, qformer]", "trainable.lora.rank=2",
     ]  # fmt: skip
