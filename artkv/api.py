@@ -5,9 +5,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from artkv.config import Config, load_config
+from artkv.datasets.pictures import open_picture
 from artkv.distributed import World, single_process
 from artkv.errors import UserError
 from artkv.evaluation.answering import (
@@ -18,8 +20,11 @@ from artkv.evaluation.answering import (
     answering_settings,
     score_answers,
 )
+from artkv.evaluation.attention import looks_of
 from artkv.evaluation.results import COMPARISON, Answers, evaluation_folder, write_results
 from artkv.evaluation.scores import Scores, shuffled_painting_index
+from artkv.files import write_whole
+from artkv.monitoring.cards import AnsweredQuestion, draw_card
 from artkv.run_folder.checkpoint import Checkpoint, open_checkpoint
 from artkv.session import Session, csv_path, pictures_folder
 
@@ -97,6 +102,13 @@ def evaluate(
             write_results(evaluation_folder(trained.run_dir, split, ablation.name), answered, scores, conditions)
     world.barrier()
     return results
+
+
+def draw_attention(session: Session, picture: Path | str, question: str, answer: str, file: Path) -> None:
+    """Writes a PNG of the picture, of where the model looks in it with the prefix on and off, and of what it said."""
+    looks = looks_of(session.attention(picture), session.model.has_prefix)
+    card = Image.fromarray(draw_card(AnsweredQuestion(open_picture(Path(picture)), question, None, answer, looks)))
+    write_whole(file, lambda temporary: card.save(temporary, format="PNG"))
 
 
 def cache(config: Config, splits: Sequence[str], world: World) -> str:

@@ -122,6 +122,9 @@ def _ask(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("picture", metavar="IMAGE", help="path of a picture")
     verb.add_argument("question", metavar="QUESTION", help='such as "Which style is this?"')
     verb.add_argument("--prefix", choices=("on", "off"), default="on", help="off: without the art encoder's prefix")
+    verb.add_argument(
+        "--attention", type=_png, metavar="FILE.png", help="draw where the model looks, with the prefix on and off"
+    )
 
 
 def _cache(verb: argparse.ArgumentParser) -> None:
@@ -199,6 +202,12 @@ def _quickstart(verb: argparse.ArgumentParser) -> None:
     _add_overrides(verb)
 
 
+def _png(text: str) -> str:
+    if not text.lower().endswith(".png"):
+        raise argparse.ArgumentTypeError(f"{text}: would hold a PNG; give it a name that ends in .png")
+    return text
+
+
 def _splits(text: str) -> tuple[str, ...]:
     chosen = tuple(text.split(","))
     if not set(chosen) <= set(SPLITS):
@@ -271,6 +280,7 @@ VERBS = {
     "ask": Verb("answer a question about a picture", _ask, (
         'artkv ask --checkpoint outputs/demo/best painting.jpg "Which style is this?"',
         'artkv ask --checkpoint outputs/demo/best --prefix off painting.jpg "Which style is this?"',
+        'artkv ask --checkpoint outputs/demo/best --attention looks.png painting.jpg "Which style is this?"',
     )),
     "cache": Verb("compute the frozen encoders' features; alone, or under a launcher", _cache, (
         "artkv cache --config my.yaml",

@@ -164,9 +164,17 @@ def ask(options: argparse.Namespace) -> int:
     """Answers one question about one picture."""
     checkpoint, config = _open_checkpoint(options, options.checkpoint)
 
-    from artkv.api import load_model
+    from artkv.api import draw_attention, load_model
 
-    print(load_model(config, checkpoint).ask(options.picture, options.question, options.prefix == "on"))
+    session = load_model(config, checkpoint)
+    (answer,) = session.answers(options.picture, [options.question], options.prefix == "on")
+    print(answer.text)
+    per_token = f"{answer.token_probability:.3f} a token"
+    print(f"probability {answer.probability:.3f}, {per_token}", file=sys.stderr)  # the answer stands alone, for a pipe
+    if options.attention is not None:
+        drawing = Path(options.attention)
+        draw_attention(session, options.picture, options.question, answer.text, drawing)
+        print(f"attention: {shell.seen_by_caller(drawing)}", file=sys.stderr)
     return DONE
 
 

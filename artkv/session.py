@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from typing_extensions import Self
 
-from artkv.batch import PaintingViews
+from artkv.batch import PaintingFeatures, PaintingViews
 from artkv.config import Config, DatasetConfig
 from artkv.datasets.checked_tables import read_checked_tables
 from artkv.datasets.packing import PackingSettings
@@ -23,6 +23,7 @@ from artkv.datasets.tokenization import encode_prompt
 from artkv.datasets.tokenized_table import TokenizedTable, tokenize_table, too_long_questions
 from artkv.distributed import World
 from artkv.errors import UserError
+from artkv.evaluation.attention import PaintingAttention, attention_of_features
 from artkv.feature_cache import (
     CachedTables,
     CacheSettings,
@@ -38,7 +39,7 @@ from artkv.models.backbone.backends import open_backbone, resolve_dtype
 from artkv.models.backbone.blip2_backbone import RESIDENT, Blip2Backbone
 from artkv.models.efficientnet import create_efficientnet
 from artkv.models.frozen_encoders import open_frozen_encoders, painting_transform
-from artkv.models.kv_modulated_blip2 import KVModulatedBlip2
+from artkv.models.kv_modulated_blip2 import KVModulatedBlip2, LikelyAnswer
 from artkv.planning.batch_shape import BatchShape, largest_batch
 from artkv.planning.device import Device, shared_device
 from artkv.planning.gpus import gpu_of_device
@@ -205,11 +206,14 @@ class Session:
     ) -> str | list[str]:
         """The answer to a question about a picture, or a list of answers to a list of questions."""
         questions = [question] if isinstance(question, str) else list(question)
-        opened = upright_rgb(picture) if isinstance(picture, Image.Image) else open_picture(Path(picture))
-        vit_view, art_view = self.transform(opened)
-        device = self.world.device
-        features = self.model.encode(PaintingViews(vit_view[None], art_view[None]).to(device))
-        backbone = self.model.backbone
+        answers = [answer.text for answer in self.answers(picture, questions, use_prefix)]
+        return answers[0] if isinstance(question, str) else answers
+
+    def answers(
+        self, picture: str | Path | Image.Image, questions: Sequence[str], use_prefix: bool = True
+    ) -> list[LikelyAnswer]:
+        """The answer to each of the questions about a picture, with what the model thinks of it."""
+        backbone, device = self.model.backbone, self.world.device
         prompts = [encode_prompt(backbone.tokenizer, self.config.dataset.prompt, text) for text in questions]
         for text, prompt in zip(questions, prompts, strict=True):
             if (needed := backbone.num_query_tokens + len(prompt) + 1) > backbone.max_positions:
@@ -220,9 +224,17 @@ class Session:
         packing = PackingSettings(backbone.num_query_tokens, backbone.language_model_width)
         packed = pack_prompts(prompts, [0] * len(prompts), backbone.tokenizer.pad_token_id, packing).to(device)
         with torch.no_grad():
-            visual_tokens = self.model.visual_tokens(features, use_prefix)
-            answers = self.model.generate_answers(visual_tokens, packed, self.config.evaluation.max_new_tokens)
-        return answers[0] if isinstance(question, str) else answers
+            visual_tokens = self.model.visual_tokens(self._encode(picture), use_prefix)
+        return self.model.generate_with_probability(visual_tokens, packed, self.config.evaluation.max_new_tokens)
+
+    def attention(self, picture: str | Path | Image.Image) -> PaintingAttention:
+        """Where the Q-Former's query tokens look in a picture, with the prefix and without."""
+        return attention_of_features(self.model, self._encode(picture))[0]
+
+    def _encode(self, picture: str | Path | Image.Image) -> PaintingFeatures:
+        opened = upright_rgb(picture) if isinstance(picture, Image.Image) else open_picture(Path(picture))
+        vit_view, art_view = self.transform(opened)
+        return self.model.encode(PaintingViews(vit_view[None], art_view[None]).to(self.world.device))
 
     def _load_trained(self, checkpoint: Checkpoint) -> None:
         """Gives the model a checkpoint's trained weights, once they are known to belong to it."""

@@ -39,6 +39,7 @@ from artkv.distributed import process_group
 from artkv.monitoring.memory import peak_device_bytes, peak_host_bytes
 from artkv.monitoring.run_log import RunLog
 from artkv.training.engine import TrainingEngine
+from artkv.training.part_norms import PartNorms
 from artkv.training.run import train
 from artkv.training.stops import ToHost
 
@@ -298,7 +299,8 @@ def _patched(observer: _Observer) -> Iterator[None]:
     loop: Any = artkv.training.loop
     patched: list[tuple[Any, str]] = [
         (loop, "step_together"), (loop, "training_loader"), (TrainingEngine, "forward"), (TrainingEngine, "backward"),
-        (TrainingEngine, "step"), (RunLog, "train"), (RunLog, "advance"),
+        (TrainingEngine, "step"), (TrainingEngine, "part_metrics"), (PartNorms, "_before_step"),
+        (PartNorms, "_after_step"), (RunLog, "train"), (RunLog, "advance"),
     ]  # fmt: skip
     originals = [getattr(owner, name) for owner, name in patched]
     spans = observer.spans
@@ -315,6 +317,8 @@ def _patched(observer: _Observer) -> Iterator[None]:
     spans.wrap(TrainingEngine, "forward", FORWARD)
     spans.wrap(TrainingEngine, "backward", BACKWARD)
     spans.wrap(TrainingEngine, "step", "DeepSpeed's optimizer step")
+    for owner, method in ((TrainingEngine, "part_metrics"), (PartNorms, "_before_step"), (PartNorms, "_after_step")):
+        spans.wrap(owner, method, "norms of parts")
     spans.wrap(RunLog, "train", "logging")
     spans.wrap(RunLog, "advance", "progress bar")
     try:

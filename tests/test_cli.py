@@ -195,6 +195,26 @@ def test_ask_gives_the_evaluations_answer(
         assert capsys.readouterr().out.strip() == row["prediction"]
 
 
+def test_ask_tells_the_probability_and_draws_where_the_model_looks(
+    trained_run: Path, tiny_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], in_process: None
+) -> None:
+    picture, drawing = tiny_world / "images" / "val0.png", tmp_path / "new folder" / "looks.png"
+    asked = ["ask", "--checkpoint", str(trained_run / "best"), str(picture), "What is thing 0?"]
+    assert cli.main([*asked, "--attention", str(drawing)]) == 0
+    told = capsys.readouterr()
+    model = load_model(checkpoint=trained_run / "best")
+    (answer,) = model.answers(picture, ["What is thing 0?"])
+    assert told.out == f"{answer.text}\n"
+    assert f"probability {answer.probability:.3f}, {answer.token_probability:.3f} a token" in told.err
+    assert 0 < answer.probability <= answer.token_probability <= 1
+    with Image.open(drawing) as drawn:
+        assert (drawn.format, drawn.width) == ("PNG", 3 * 448)
+    assert model.attention(picture).map_on.sum() == pytest.approx(1)
+    with pytest.raises(SystemExit):
+        cli.main([*asked, "--attention", str(tmp_path / "looks.jpg")])
+    assert "looks.jpg: would hold a PNG; give it a name that ends in .png" in capsys.readouterr().err
+
+
 def test_use_from_python(trained_run: Path, tiny_world: Path) -> None:
     config = override_config(load_config(tiny_world / "config.yaml"), ["training.num_epochs=1"])
     model = load_model(config, checkpoint=trained_run / "checkpoints" / "latest")

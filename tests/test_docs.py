@@ -308,7 +308,7 @@ def test_the_readmes_commands_and_those_from_python_run(
     capsys.readouterr()
     scope: dict[str, Any] = {}
     exec(compile(executed(ROOT / "docs/python.md", "python"), "docs/python.md", "exec"), scope)
-    assert len(capsys.readouterr().out.splitlines()) == 4
+    assert len(capsys.readouterr().out.splitlines()) == 6
 
 
 def test_names_are_in_the_files_that_they_are_said_to_be_in() -> None:

@@ -41,6 +41,7 @@ from artkv.art_encoder.timm_parts import (
 )
 from artkv.errors import RunFailed, UserError
 from artkv.monitoring.progress import ProgressLine
+from artkv.monitoring.tensorboard_log import TensorBoardLog
 
 _STATE_FILE = "state.safetensors"
 # What may differ between a stop and a resume without changing the result, or is recorded otherwise: the data by
@@ -102,6 +103,7 @@ def train_art_encoder(settings: ArtEncoderSettings) -> ArtEncoderResult:
     else:
         output.mkdir(parents=True, exist_ok=True)
     _keep_metrics(output / "metrics.jsonl", standing.epochs_done)
+    curves = TensorBoardLog(output, purge_step=standing.epochs_done + 1)
     checkpoint = output / f"{settings.architecture}.safetensors"
 
     steps = len(parts.batches)
@@ -113,21 +115,20 @@ def train_art_encoder(settings: ArtEncoderSettings) -> ArtEncoderResult:
         estimate_batchnorm(parts.averaged.module, parts.statistics_loader, parts.device)
         scores = evaluate(parts.averaged.module, parts.validation_loader, data.classes, parts.device)
 
-        _append_metrics(
-            output / "metrics.jsonl",
-            {
-                "epoch": epoch,
-                "step": epoch * steps,
-                "train_loss": train_loss,
-                "learning_rate": parts.optimizer.param_groups[0]["lr"],
-                "validation_loss": scores.loss,
-                "top1": scores.top1,
-                "top5": scores.top5,
-                "mean_style_top1": scores.mean_style_top1,
-                "train_seconds": train_seconds,
-                "pictures_per_second": steps * settings.batch_size / train_seconds,
-            },
-        )
+        metrics = {
+            "epoch": epoch,
+            "step": epoch * steps,
+            "train_loss": train_loss,
+            "learning_rate": parts.optimizer.param_groups[0]["lr"],
+            "validation_loss": scores.loss,
+            "top1": scores.top1,
+            "top5": scores.top5,
+            "mean_style_top1": scores.mean_style_top1,
+            "train_seconds": train_seconds,
+            "pictures_per_second": steps * settings.batch_size / train_seconds,
+        }
+        _append_metrics(output / "metrics.jsonl", metrics)
+        _add_to_curves(curves, metrics)
         standing.epochs_done = epoch
         is_best = standing.improves(scores)
         if is_best:
@@ -143,6 +144,7 @@ def train_art_encoder(settings: ArtEncoderSettings) -> ArtEncoderResult:
             f"{scores.mean_style_top1:.3f}{' (best so far)' if is_best else ''}"
         )
     progress.close()
+    curves.close()
     if standing.best is None or not checkpoint.is_file():
         raise UserError(f"{checkpoint} is gone, though {state_file} says that it was written; train in a new folder")
     return ArtEncoderResult(checkpoint, data.classes, standing.best_epoch, standing.best)
@@ -370,3 +372,12 @@ def _keep_metrics(path: Path, epochs_done: int) -> None:
     """Drops the lines of epochs that will be done again, a half-written one included."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     path.write_text("".join(lines[:epochs_done]), encoding="utf-8")
+
+
+def _add_to_curves(curves: TensorBoardLog, metrics: dict[str, Any]) -> None:
+    """An epoch's point of each curve in TensorBoard, where epochs take the place of steps."""
+    trained = {"loss": metrics["train_loss"], "learning_rate": metrics["learning_rate"]}
+    curves.scalars(metrics["epoch"], "train", trained | {"pictures_per_second": metrics["pictures_per_second"]})
+    scored = {name: metrics[name] for name in ("top1", "top5", "mean_style_top1")}
+    curves.scalars(metrics["epoch"], "validation", scored | {"loss": metrics["validation_loss"]})
+    curves.flush()

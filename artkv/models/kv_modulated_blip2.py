@@ -20,12 +20,12 @@ from artkv.batch import (
     PaintingViews,
     QuestionBatch,
 )
-from artkv.kv_modulation import KVPrefix, KVPrefixGenerator
+from artkv.kv_modulation import KVPrefix, KVPrefixGenerator, LayerAttention, recorded_attention
 from artkv.models.backbone.blip2_backbone import Blip2Backbone
 from artkv.models.cuda_graphs import CudaRecorder, GraphedTower, graphs_are_wanted
 from artkv.models.opt.answer_gradients import AnswerGradients, packed_answer_losses
 from artkv.models.opt.answers import answer_cross_entropy, hidden_at_answers
-from artkv.models.opt.decoding import DecodingLimits, decode_greedily
+from artkv.models.opt.decoding import Decoded, DecodingLimits, decode_greedily
 from artkv.models.opt.packed_sequences import packed_embeddings
 
 
@@ -39,6 +39,20 @@ class AnswerLoss(NamedTuple):
 
     loss_sum: Tensor
     answer_tokens: Tensor
+
+
+class LikelyAnswer(NamedTuple):
+    """An answer, and what the model that gave it thinks of it.
+
+    probability: the product of its tokens' probabilities, each given what comes before it, the newline or `</s>` that
+        ends it included. So that of this answer and no longer one, among all that the model could give. An answer that
+        was cut off has no end, and the product is of what it has.
+    token_probability: the geometric mean of these, which does not fall with the answer's length.
+    """
+
+    text: str
+    probability: float
+    token_probability: float
 
 
 # A graph is tied to a number of paintings, which beyond this is a multiple of it.
@@ -138,6 +152,19 @@ class KVModulatedBlip2(nn.Module):
         query_output = self.backbone.query_images(features.image_features, prefix)
         return self.backbone.project_queries(query_output)
 
+    @torch.no_grad()
+    def cross_attention(self, features: PaintingFeatures, use_prefix: bool = True) -> list[LayerAttention]:
+        """Where the query tokens look in the forward pass of `visual_tokens`, a record for each of the Z layers."""
+        with recorded_attention(self.backbone.cross_attention) as recorded:
+            self.visual_tokens(features, use_prefix)
+        return recorded
+
+    @property
+    def prefix_gate(self) -> Tensor | None:
+        """`tanh(g)`, shape (), by which the prefix's part is scaled; None without a gate."""
+        gate = self.trainables.get(PREFIX_GATE)
+        return None if gate is None else torch.tanh(gate.detach().float()).reshape(())
+
     def forward(self, batch: Batch, only_visual: bool = False) -> AnswerLoss | Tensor:
         """The loss on the answers of `batch`: question, visual tokens and padding carry none.
 
@@ -202,22 +229,42 @@ class KVModulatedBlip2(nn.Module):
         text_RLD = self.backbone.language_model.get_input_embeddings()(rows.token_ids)
         return packed_embeddings(text_RLD, visual_IKD, rows)
 
-    @torch.no_grad()
     def generate_answers(self, visual_IKD: Tensor, prompts: PackedPrompts, max_new_tokens: int) -> list[str]:
         """Greedy answers, without the question and cut at the newline; the same alone and in a batch.
 
         An answer also ends where OPT has no position left for it.
         """
+        return self._texts(self._decode(visual_IKD, prompts, max_new_tokens))
+
+    def generate_with_probability(
+        self, visual_IKD: Tensor, prompts: PackedPrompts, max_new_tokens: int
+    ) -> list[LikelyAnswer]:
+        """`generate_answers` with what the model thinks of them."""
+        decoded = self._decode(visual_IKD, prompts, max_new_tokens, with_probability=True)
+        assert decoded.log_probabilities is not None
+        log_of_all = decoded.log_probabilities.double().sum(dim=1)
+        num_tokens = (decoded.token_ids != self.backbone.tokenizer.pad_token_id).sum(dim=1).clamp(min=1)
+        probabilities = zip(log_of_all.exp().tolist(), (log_of_all / num_tokens).exp().tolist(), strict=True)
+        texts = self._texts(decoded)
+        return [LikelyAnswer(text, *likely) for text, likely in zip(texts, probabilities, strict=True)]
+
+    @torch.no_grad()
+    def _decode(
+        self, visual_IKD: Tensor, prompts: PackedPrompts, max_new_tokens: int, with_probability: bool = False
+    ) -> Decoded:
         backbone = self.backbone
-        token_ids = decode_greedily(
+        return decode_greedily(
             backbone.language_model,
             backbone.tokenizer,
             prompts,
             self._packed_embeddings(visual_IKD, prompts),
             DecodingLimits(max_new_tokens, backbone.max_positions),
             look_back=0 if "opt" in backbone.streamed else 1,
+            with_probability=with_probability,
         )
-        answers: Sequence[str] = backbone.tokenizer.batch_decode(token_ids, skip_special_tokens=True)
+
+    def _texts(self, decoded: Decoded) -> list[str]:
+        answers: Sequence[str] = self.backbone.tokenizer.batch_decode(decoded.token_ids, skip_special_tokens=True)
         return [answer.split("\n", 1)[0].strip() for answer in answers]
 
     def _prompt_embeddings(self, visual_IKD: Tensor, questions: QuestionBatch) -> tuple[Tensor, Tensor]:

@@ -3,12 +3,15 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from artkv.monitoring.cards import AnsweredQuestion
 from artkv.monitoring.metrics_log import Kind, MetricsLog
 from artkv.monitoring.progress import ProgressLine
-from artkv.monitoring.tensorboard_log import AnsweredQuestion, TensorBoardLog
+from artkv.monitoring.tensorboard_log import TensorBoardLog
 
 
 class RunLog:
@@ -49,17 +52,33 @@ class RunLog:
 
         0-d tensors may be on a device: all of them are fetched in one transfer, the only time that
         logging waits for the device. Names carry units: loss, learning_rate, grad_norm,
-        questions_per_second, step_seconds, peak_device_bytes, peak_host_bytes, skipped_steps.
+        questions_per_second, step_seconds, peak_host_gib, skipped_steps.
         """
         return self._write(step, "train", metrics)
 
-    def validation(
-        self, step: int, metrics: Mapping[str, float | Tensor], samples: Sequence[AnsweredQuestion] = ()
-    ) -> dict[str, float]:
-        """Logs scores of `step`, and draws `samples` into TensorBoard; returns them as `train` does."""
+    def validation(self, step: int, metrics: Mapping[str, float | Tensor]) -> dict[str, float]:
+        """Logs scores of `step`; returns them as `train` does."""
+        return self._write(step, "validation", metrics)
+
+    def shown(self, step: int, samples: Sequence[AnsweredQuestion], mass: NDArray[np.float64] | None) -> None:
+        """Draws into TensorBoard what is of no use as numbers; call it before the step's `validation`.
+
+        samples: the same paintings and questions each time. mass: of attention on the prefix, a value for each head.
+        """
         if self._tensorboard is not None:
             self._tensorboard.samples(step, samples)
-        return self._write(step, "validation", metrics)
+            if mass is not None:
+                self._tensorboard.histogram(step, "attention/mass_of_heads", mass)
+
+    def settings(self, settings: Mapping[str, float | str], metric: str) -> None:
+        """Puts the run into TensorBoard's table of runs; see `TensorBoardLog.settings`."""
+        if self._tensorboard is not None:
+            self._tensorboard.settings(settings, metric)
+
+    def finished(self) -> None:
+        """Marks the run finished in that table."""
+        if self._tensorboard is not None:
+            self._tensorboard.finished()
 
     def config(self, text: str, step: int = 0) -> None:
         """Shows the resolved config in TensorBoard."""

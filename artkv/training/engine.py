@@ -22,8 +22,10 @@ from deepspeed.utils import (
 from torch import Tensor, nn
 
 from artkv.batch import Batch, PackedQuestions
+from artkv.distributed import World
 from artkv.models.kv_modulated_blip2 import AnswerLoss, KVModulatedBlip2
 from artkv.run_folder.state import TrainableState
+from artkv.training.part_norms import PartNorms, Stretch, merged, part_metrics, parts_of
 from artkv.training.skipped_steps import SkippedSteps
 
 _ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -35,7 +37,7 @@ warnings.filterwarnings("ignore", r"`torch\.distributed\.", FutureWarning)
 class TrainingEngine:
     """DeepSpeed around the assembled model, with the state that a run starts or goes on from.
 
-    Every method but `grad_norm` is called on all ranks at the same time.
+    Every method but `grad_norm` and `measure_parts` is called on all ranks at the same time.
     """
 
     def __init__(
@@ -57,6 +59,8 @@ class TrainingEngine:
         self.skipped_steps = SkippedSteps(self._engine.optimizer)
         self._make_optimizer_state()
         self._set_state(state)
+        self._part_of = parts_of(self._names)
+        self._part_norms = PartNorms(self._engine.optimizer.optimizer, self._stretches())
 
     @property
     def accumulation(self) -> int:
@@ -67,6 +71,19 @@ class TrainingEngine:
         """The last step's gradient norm before clipping, on the device; inf where the step was skipped."""
         norm = self._engine.get_global_grad_norm()
         return float("nan") if norm is None else norm
+
+    def measure_parts(self, in_next_step: bool) -> None:
+        """Whether `part_metrics` is wanted of the next step."""
+        self._part_norms.ask(in_next_step)
+
+    def part_metrics(self, world: World) -> dict[str, Tensor]:
+        """Gradient norm and update-to-weight ratio of each part in the last step; see `part_metrics`.
+
+        On the device; all ranks meet. Empty where the last step was not to be measured, or was skipped.
+        """
+        parts = sorted(set(self._part_of.values()))
+        squares = self._part_norms.read(parts, world.device)
+        return {} if squares is None else part_metrics(world.all_reduce_sum(squares), parts, self.grad_norm())
 
     def losses(self, batches: Sequence[Batch]) -> Iterator[AnswerLoss]:
         """The forward passes of a step's micro-batches, one at a time, as they are asked for.
@@ -146,6 +163,20 @@ class TrainingEngine:
         for group_state in self._engine.optimizer.state.values():
             group_state["step"].fill_(state.adam_step)
         self._engine.optimizer.update_lp_params()
+
+    def _stretches(self) -> dict[Tensor, list[Stretch]]:
+        """What this rank has of each part, by flat tensor of masters."""
+        optimizer = self._engine.optimizer
+        part_of = {parameter: self._part_of[name] for name, parameter in self.model.named_trainables().items()}
+        stretches = {}
+        for parameters, masters in zip(optimizer.bit16_groups, optimizer.single_partition_of_fp32_groups, strict=True):
+            found = []
+            for parameter in parameters:
+                if parameter._hp_mapping is not None:  # else other ranks have all of it
+                    place = parameter._hp_mapping.hp_fragment_address
+                    found.append(Stretch(part_of[parameter], place.start, place.start + place.numel))
+            stretches[masters] = merged(found)
+        return stretches
 
     def _adam_step(self) -> int:
         return int(next(iter(self._engine.optimizer.state.values()))["step"])

@@ -61,7 +61,8 @@ def fit(
     warmup_questions = _warmup_questions(table, config, per_step)
     total_questions = training.num_epochs * len(table)
     engine.skipped_steps.start_from(progress.skipped_steps, progress.nonfinite_steps_in_a_row)
-    skipped_so_far = engine.skipped_steps.read()
+    if progress.step == 0:
+        _score(validate, 0, stops)  # of the weights that training starts from: it is logged, and chooses nothing
     measures, packing = StepMeasures(engine, world), packing_of(session)
 
     while True:  # a turn is the validation that is due, and then an epoch
@@ -69,10 +70,7 @@ def fit(
         # run that ends in between, or in the validation, does that first when it is resumed.
         if progress.validation_due:
             with measures.paused():
-                score = None if validate is None else validate(progress.step)
-                if score is None and validate is not None:
-                    stops.stop_if_asked()  # and it was: that is why there is no score
-                progress = _after_validation(progress, score)
+                progress = _after_validation(progress, _score(validate, progress.step, stops))
                 saver.save_score(engine, progress)
                 stops.note_gain()
         if is_finished(progress, config):
@@ -89,6 +87,9 @@ def fit(
             lr = learning_rate(
                 training.learning_rate, progress.questions_seen, questions_after, warmup_questions, total_questions
             )
+            is_epoch_end = epoch_step + 1 == plan.num_steps(per_step)
+            is_logged = (progress.step + 1) % config.run.log_every == 0 or is_epoch_end
+            measures.reads_after_next_step(is_logged)
             seed_step(training.seed, progress.step, world.rank)
             report = step_together(engine, batches, lr, stops, world)
             measures.step_done(
@@ -97,19 +98,15 @@ def fit(
                 questions=questions_after - progress.questions_seen,
                 paintings=groups_after - plan.groups_before_step(epoch_step, per_step),
             )
-            is_epoch_end = epoch_step + 1 == plan.num_steps(per_step)
             progress = _after_step(progress, is_epoch_end, groups_after, questions_after, validate is not None)
             log.advance()
             stops.note_gain(progress.step)
 
             is_stopped = report.stop_votes.read()[0] > 0
-            is_logged = progress.step % config.run.log_every == 0 or is_epoch_end or is_stopped
             is_saved = progress.step % config.run.checkpoint_every == 0 or is_epoch_end or is_stopped
-            # Between these the host knows of the step before, and does not wait for this one.
-            skipped_before, skipped_so_far = skipped_so_far, engine.skipped_steps.read()
-            progress = _with_skipped(progress, skipped_so_far if is_logged or is_saved else skipped_before)
+            progress = _with_skipped(progress, *engine.skipped_steps.counts(waits=is_logged or is_saved))
             has_diverged = progress.nonfinite_steps_in_a_row >= training.max_nonfinite_steps
-            if is_logged or has_diverged:
+            if is_logged or is_stopped or has_diverged:
                 # Ranks meet here and the host waits for the device; else between steps only to save and to validate.
                 metrics, note = measures.read(lr, progress, epochs_done=questions_after / len(table))
                 if note is not None:
@@ -120,8 +117,7 @@ def fit(
             with measures.paused():
                 if is_saved:
                     saver.save(engine, progress)
-            has_more_to_do = progress.validation_due or progress.epoch < training.num_epochs
-            if is_stopped and has_more_to_do:
+            if is_stopped and (progress.validation_due or progress.epoch < training.num_epochs):  # else it is done
                 stops.stop_if_asked()
 
 
@@ -162,6 +158,14 @@ def learning_rate(
     return peak * min(1.0, max(0, total_questions - questions_before) / decaying)
 
 
+def _score(validate: Validate | None, step: int, stops: RunStops) -> float | None:
+    """The exact match of a validation, or None where none is wanted; where it was broken off, all ranks stop."""
+    score = None if validate is None else validate(step)
+    if score is None and validate is not None:
+        stops.stop_if_asked()  # and it was: that is why there is no score
+    return score
+
+
 def _warmup_questions(table: QuestionTable, config: Config, per_step: int) -> int:
     """What the warm-up's steps see on average: paintings stay together, so most micro-batches are not quite full."""
     steps = warmup_steps(config.training, total_steps(table, config, per_step))
@@ -193,8 +197,7 @@ def _after_step(
     )
 
 
-def _with_skipped(progress: Progress, counts: ToHost) -> Progress:
-    skipped, in_a_row = map(int, counts.read())
+def _with_skipped(progress: Progress, skipped: int, in_a_row: int) -> Progress:
     return replace(progress, skipped_steps=skipped, nonfinite_steps_in_a_row=in_a_row)
 
 

@@ -16,6 +16,8 @@ from artkv.training.engine import TrainingEngine
 
 T = TypeVar("T")
 
+_GIB = 2**30
+
 
 class StepMeasures:
     """Adds up losses, and times steps, until `read` asks for them; nothing before that waits for the device.
@@ -47,6 +49,10 @@ class StepMeasures:
         self._answer_tokens += answer_tokens
         self._clock.step_done(questions, paintings)
 
+    def reads_after_next_step(self, does: bool) -> None:
+        """Whether `read` is going to be called after the next step, which some metrics are of."""
+        self._engine.measure_parts(does)
+
     def read(
         self, learning_rate: float, progress: Progress, epochs_done: float
     ) -> tuple[dict[str, float | Tensor], str | None]:
@@ -59,10 +65,12 @@ class StepMeasures:
             "epoch": epochs_done,
             "questions_seen": float(progress.questions_seen),
             "skipped_steps": float(progress.skipped_steps),
-            "peak_device_bytes": float(peak_device_bytes()),
-            "peak_host_bytes": float(peak_host_bytes()),
+            "peak_host_gib": peak_host_bytes() / _GIB,
             **self._clock.read(),
             **own_seconds,
+            **self._engine.part_metrics(self._world),
         }
+        if self._world.device.type == "cuda":
+            metrics["peak_device_gib"] = peak_device_bytes() / _GIB
         self._loss_sum, self._answer_tokens = torch.zeros_like(self._loss_sum), torch.zeros_like(self._answer_tokens)
         return metrics, note

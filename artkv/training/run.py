@@ -9,19 +9,15 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from PIL import Image
 
 from artkv.config import Config, dump_config
 from artkv.config.deepspeed import fill_deepspeed_config, load_deepspeed_config
-from artkv.datasets.pictures import open_picture
 from artkv.datasets.table import QuestionTable
 from artkv.distributed import World
 from artkv.errors import UserError
-from artkv.evaluation.answering import GaveUp, answer_questions, answering_settings, score_answers
 from artkv.monitoring.environment import environment_report
 from artkv.monitoring.rank_log import rank_log
 from artkv.monitoring.run_log import RunLog
-from artkv.monitoring.tensorboard_log import AnsweredQuestion
 from artkv.planning.placement import Use
 from artkv.run_folder.checkpoint import Checkpoint, open_checkpoint
 from artkv.run_folder.checkpoints import RunCheckpoints
@@ -31,14 +27,13 @@ from artkv.run_folder.state import Identity, Progress, TrainableState
 from artkv.run_folder.status import recorded_state
 from artkv.session import Session, pictures_folder, training_splits
 from artkv.training.engine import TrainingEngine
-from artkv.training.loop import Validate, fit, is_finished
+from artkv.training.loop import fit, is_finished
 from artkv.training.placing import engine_that_fits
 from artkv.training.preemption import StopRequests, job_end_time
 from artkv.training.saving import Saver
 from artkv.training.schedule import total_steps, warmup_steps
 from artkv.training.stops import RunStops
-
-_PICTURES_IN_TENSORBOARD = 8
+from artkv.training.validation import validation
 
 
 class Resumed(NamedTuple):
@@ -138,8 +133,10 @@ def _train_from(
         stops.stop_if_asked()
         begin_training(steps)
         saver = Saver(RunCheckpoints(run_dir), config, identity, lock, world)
-        validate = _validation(session, log, stops) if "val" in session.questions else None
+        validate = validation(session, log, stops) if "val" in session.questions else None
+        log.settings(main_settings(config), "train/loss" if validate is None else "validation/exact_match")
         progress = fit(session, engine, progress, saver, log, stops, validate)
+        log.finished()
     finally:
         log.close()
     engine.close()
@@ -291,37 +288,19 @@ def _summary(session: Session, steps: int) -> str:
     )
 
 
-def _validation(session: Session, log: RunLog, stops: RunStops) -> Validate:
-    questions, world, settings = session.questions["val"], session.world, answering_settings(session.config)
-
-    def validate(step: int) -> float | None:
-        try:
-            answers = answer_questions(session.model, questions, settings, world, gives_up=lambda: stops.is_asked)
-        except GaveUp:
-            return None
-        exact_match = 0.0
-        if world.is_main:
-            scores = score_answers(answers, questions.table, bootstrap_samples=1, seed=settings.seed)  # means alone
-            names = ("exact_match", "bleu", "bleu_artquest", "token_f1")
-            metrics = {name: getattr(scores.overall, name).value for name in names}
-            metrics |= {f"exact_match/{kind}": group.exact_match.value for kind, group in scores.by_type.items()}
-            log.validation(step, metrics, _samples(questions.table, answers))
-            log.note(f"step {step}: validation exact match {metrics['exact_match']:.3f}")
-            exact_match = metrics["exact_match"]
-        return world.broadcast(exact_match)
-
-    return validate
-
-
-def _samples(table: QuestionTable, answers: list[str]) -> list[AnsweredQuestion]:
-    """A few questions spread over the table, always the same, so that their answers can be followed."""
-    stride = max(1, len(table) // _PICTURES_IN_TENSORBOARD)
-    rows = range(0, len(table), stride)[:_PICTURES_IN_TENSORBOARD]
-
-    def picture(row: int) -> Image.Image:
-        return open_picture(table.painting_paths[int(table.painting_of_row[row])])
-
-    return [AnsweredQuestion(picture(r), table.questions[r], table.answers[r], answers[r]) for r in rows]
+def main_settings(config: Config) -> dict[str, float | str]:
+    """What runs are compared by, by the settings' names; numbers, and all else as text."""
+    sections = {name: getattr(config, name).model_dump() for name in ("kv_modulation", "trainable", "training")}
+    lora = sections["trainable"].pop("lora")
+    flat = {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
+    flat |= {f"trainable.lora.{key}": value for key, value in lora.items()}
+    flat |= {
+        "model.blip2": config.model.blip2,
+        "model.backend": config.model.backend,
+        "model.dtype": config.model.dtype,
+    }
+    is_number = {name: isinstance(value, (int, float)) and not isinstance(value, bool) for name, value in flat.items()}
+    return {name: value if is_number[name] else str(value) for name, value in flat.items()}
 
 
 def _data_hash(table: QuestionTable, image_root: Path) -> str:

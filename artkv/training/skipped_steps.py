@@ -25,8 +25,9 @@ class SkippedSteps:
         self._optimizer = zero_optimizer
         masters: Tensor = zero_optimizer.single_partition_of_fp32_groups[0]
         self._is_on_device = not zero_optimizer.cpu_offload and bool(zero_optimizer.optimizer.defaults.get("fused"))
-        # How many steps were skipped, and how many of these in a row up to now.
+        # How many steps were skipped, and how many of these in a row up to now; and both on their way to the host.
         self._counts = torch.zeros(2, device=masters.device)
+        self._before = self._now = ToHost(self._counts)
         self._overflow = torch.zeros((), device=masters.device)
         if self._is_on_device:
             zero_optimizer.check_overflow = lambda partition_gradients: None  # the norm, shared by all ranks, says it
@@ -37,6 +38,7 @@ class SkippedSteps:
     def start_from(self, skipped: int, in_a_row: int) -> None:
         """Goes on from the counts of a run that is resumed."""
         self._counts = torch.tensor([skipped, in_a_row], dtype=torch.float32, device=self._counts.device)
+        self._before = self._now = ToHost(self._counts)
 
     def step_done(self) -> None:
         """Counts the optimizer step that is over."""
@@ -45,10 +47,15 @@ class SkippedSteps:
             overflow = torch.full_like(overflow, float(self._optimizer.overflow))
         skipped, in_a_row = self._counts.unbind()
         self._counts = torch.stack([skipped + overflow, (in_a_row + 1) * overflow])
+        self._before, self._now = self._now, ToHost(self._counts)
 
-    def read(self) -> ToHost:
-        """The two counts as they are now, float32 of shape (2,)."""
-        return ToHost(self._counts)
+    def counts(self, waits: bool) -> tuple[int, int]:
+        """How many steps were skipped, and how many of these in a row up to now.
+
+        waits: for the device to be done with the last step. Else this is what was so before that step.
+        """
+        skipped, in_a_row = (self._now if waits else self._before).read()
+        return int(skipped), int(in_a_row)
 
     def _total_norm(self, norm_type: int = 2) -> Tensor:
         """The norm of all ranks' gradients, shape (); inf where it is not finite."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -139,6 +140,18 @@ def test_killed_and_resumed_is_the_same_to_the_bit(
         for folder in (tmp_path, uninterrupted)
     )
     assert ours == theirs
+
+
+def test_each_epoch_is_a_point_of_the_curves(uninterrupted: Path) -> None:
+    events = EventAccumulator(str(uninterrupted)).Reload()
+    lines = [json.loads(line) for line in (uninterrupted / "metrics.jsonl").read_text().splitlines()]
+    for tag, name in {
+        "train/loss": "train_loss", "validation/loss": "validation_loss", "validation/top1": "top1",
+        "validation/mean_style_top1": "mean_style_top1", "train/learning_rate": "learning_rate",
+        "vitals/pictures_per_second": "pictures_per_second",
+    }.items():  # fmt: skip
+        curve = [(event.step, event.value) for event in events.Scalars(tag)]
+        assert curve == [(line["epoch"], pytest.approx(line[name])) for line in lines], tag
 
 
 def test_a_damaged_state_is_refused(folders: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The assembled model against stock transformers, and what trains in it."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -104,6 +105,52 @@ def test_the_prefix_can_be_switched_off_and_depends_on_the_art_features(build: B
         swapped = PaintingFeatures(features.image_features, features.art_features.flip(0))
         assert not torch.allclose(on, off)
         assert not torch.allclose(model.visual_tokens(swapped), on)
+
+
+def test_an_answers_probability_is_the_product_of_its_tokens(
+    build: Build, stock: Blip2ForConditionalGeneration
+) -> None:
+    """By the scores that transformers' `generate` gives out of stock BLIP-2."""
+    model = build(kv_modulation={"enabled": False}).model
+    tokenizer = model.backbone.tokenizer
+    with torch.no_grad():
+        visual = model.visual_tokens(model.encode(views()))
+    answers = model.generate_with_probability(visual, prompts(tokenizer, [0, 1, 2]), max_new_tokens=4)
+    assert [answer.text for answer in answers] == model.generate_answers(
+        visual, prompts(tokenizer, [0, 1, 2]), max_new_tokens=4
+    )
+    newline = tokenizer("\n", add_special_tokens=False).input_ids[-1]
+    for (question, _), painting, answer in zip(QUESTIONS, PAINTING_OF_QUESTION, answers, strict=True):
+        ids = torch.tensor([[IMAGE_TOKEN] * NUM_VISUAL + tokenizer(PROMPT.format(question=question)).input_ids])
+        generated = stock.generate(
+            pixel_values=views().vit_pixels[painting : painting + 1], input_ids=ids, max_new_tokens=4, do_sample=False,
+            eos_token_id=[newline, tokenizer.eos_token_id], output_scores=True, return_dict_in_generate=True,
+        )  # fmt: skip
+        probabilities = [float(scores.softmax(dim=-1).max()) for scores in generated.scores]
+        # fp32, up to four factors; the worst seen is 2e-6 relative.
+        assert answer.probability == pytest.approx(math.prod(probabilities), rel=2e-5)
+        assert answer.token_probability == pytest.approx(math.prod(probabilities) ** (1 / len(probabilities)), rel=2e-5)
+
+
+def test_attention_with_the_prefix_off_is_stock_blip2s(build: Build, tiny_world: Path) -> None:
+    """Of transformers' eager attention, which gives its probabilities out."""
+    eager = Blip2ForConditionalGeneration.from_pretrained(tiny_world / "blip2", attn_implementation="eager").eval()
+    model = build().model
+    features = model.encode(views())
+    expected: list[Tensor] = []
+    for layer in eager.qformer.encoder.layer:
+        if layer.has_cross_attention:
+            layer.crossattention.attention.register_forward_hook(lambda *call: expected.append(call[-1][1]))
+    with torch.no_grad():
+        queries = eager.query_tokens.expand(2, -1, -1)
+        eager.qformer(query_embeds=queries, encoder_hidden_states=features.image_features)
+    found = model.cross_attention(features, use_prefix=False)
+    assert len(found) == len(expected) == 2
+    for one, probabilities in zip(found, expected, strict=True):
+        # fp32; the worst seen is 2e-7.
+        torch.testing.assert_close(one.on_image_IHKN, probabilities, rtol=0, atol=2e-6)
+    on = model.cross_attention(features)
+    assert [layer.on_prefix_IHKP.shape for layer in on] == [(2, 4, 6, 2)] * 2
 
 
 def test_gradients_reach_exactly_what_trains(build: Build) -> None:

@@ -4,13 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from artkv.monitoring.cards import AnsweredQuestion
 from artkv.monitoring.run_log import RunLog, to_numbers
-from artkv.monitoring.tensorboard_log import AnsweredQuestion
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
@@ -23,7 +24,8 @@ def test_metrics_reach_file_tensorboard_and_console(tmp_path: Path, capsys: pyte
     logged = log.train(1, {"loss": torch.tensor(0.5), "learning_rate": 1e-4, "skipped_steps": torch.tensor(3)})
     log.advance()
     sample = AnsweredQuestion(Image.new("RGB", (8, 8)), "q", "a", "p")
-    log.validation(1, {"exact_match": 0.75}, [sample])
+    log.shown(1, [sample], np.array([[0.1, 0.2]]))
+    log.validation(1, {"exact_match": 0.75})
     log.note("saved")
     log.close()
     assert logged == {"loss": 0.5, "learning_rate": 1e-4, "skipped_steps": 3.0}
@@ -32,7 +34,7 @@ def test_metrics_reach_file_tensorboard_and_console(tmp_path: Path, capsys: pyte
     assert (validation["kind"], validation["exact_match"]) == ("validation", 0.75)
     events = EventAccumulator(str(tmp_path)).Reload()
     assert {"train/loss", "train/learning_rate", "validation/exact_match"} <= set(events.Tags()["scalars"])
-    assert events.Tags()["images"] == ["samples/0"]
+    assert events.Tags()["images"] == ["works/0"]
     error = capsys.readouterr().err
     assert "step 1/2  loss 0.5" in error
     assert "saved" in error

@@ -4,12 +4,12 @@ import io
 from pathlib import Path
 
 import numpy as np
-import pytest
-from PIL import Image, ImageFont
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import plugin_data_pb2
 
-from artkv.monitoring import tensorboard_log
-from artkv.monitoring.tensorboard_log import AnsweredQuestion, TensorBoardLog, draw_sample, wrap_text
+from artkv.monitoring.cards import AnsweredQuestion, draw_card
+from artkv.monitoring.tensorboard_log import TensorBoardLog, tag_of
 
 SAMPLE = AnsweredQuestion(
     Image.new("RGB", (200, 100), (10, 20, 200)), "Who painted this?", "Albrecht Dürer", "albrecht dürer"
@@ -29,10 +29,10 @@ def test_scalars_pictures_and_text_can_be_read_back(tmp_path: Path) -> None:
     log.close()
     events = read(tmp_path)
     assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(10, 0.5), (20, 0.25)]
-    assert set(events.Tags()["images"]) == {"samples/0", "samples/1"}
-    (image,) = events.Images("samples/0")
+    assert set(events.Tags()["images"]) == {"works/0", "works/1"}
+    (image,) = events.Images("works/0")
     pixels = np.asarray(Image.open(io.BytesIO(image.encoded_image_string)))
-    np.testing.assert_array_equal(pixels, draw_sample(SAMPLE))
+    np.testing.assert_array_equal(pixels, draw_card(SAMPLE))
     (text,) = events.Tensors("config/text_summary")
     assert text.tensor_proto.string_val[0].decode() == "    model:\n      dtype: auto"
 
@@ -59,47 +59,28 @@ def test_a_restart_hides_what_it_writes_again(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_sample_shows_picture_above_text() -> None:
-    drawn = draw_sample(SAMPLE)
-    assert drawn.dtype == np.uint8
-    assert drawn.shape[1:] == (448, 3)
-    assert (drawn[:224] == (10, 20, 200)).all()  # 200 x 100 scaled to 448 x 224
-    text = drawn[224:]
-    assert (text.min(axis=(1, 2)) < 100).any()  # dark strokes on white
-    assert (text[0] == 255).all()
-    assert text.shape[0] == 2 * 10 + 3 * 24  # three texts, a line each
+def test_groups_of_tags() -> None:
+    assert tag_of("train", "loss") == "train/loss"
+    assert tag_of("train", "grad_norm") == "train/grad_norm"
+    assert tag_of("train", "grad_norm/generator") == "grad_norm/generator"
+    assert tag_of("train", "slowest_rank") == "vitals/slowest_rank"
+    assert tag_of("validation", "attention/mass/layer_0") == "attention/mass/layer_0"
+    assert tag_of("validation", "exact_match/style") == "validation/exact_match/style"
 
 
-def test_prediction_is_green_when_right_and_red_when_wrong() -> None:
-    def coloured(prediction: str) -> tuple[bool, bool]:
-        drawn = draw_sample(AnsweredQuestion(SAMPLE.picture, "q", "oil", prediction))[224:].astype(int)
-        red, green = drawn[..., 0], drawn[..., 1]
-        return bool((green - red > 80).any()), bool((red - green > 80).any())
-
-    assert coloured("OIL") == (True, False)
-    assert coloured("tempera") == (False, True)
-    assert coloured("") == (False, True)
-
-
-def test_odd_pictures_and_long_texts_are_drawn_whole() -> None:
-    tall = AnsweredQuestion(Image.new("L", (10, 4000)), "long words " * 60, "a" * 300, "日本 \n\t line")
-    drawn = draw_sample(tall)
-    assert drawn.shape[0] > 896 + 15 * 24
-    flat = draw_sample(AnsweredQuestion(Image.new("RGBA", (5000, 3)), "q", "a", "p"))
-    assert flat.shape == (1 + 2 * 10 + 3 * 24, 448, 3)
-
-
-def test_wrapping_keeps_every_word_within_the_width() -> None:
-    font = ImageFont.load_default(18)
-    text = "Question about " + "w" * 120 + " and some more words that follow it"
-    lines = wrap_text(text, font, 200)
-    assert max(font.getlength(line) for line in lines) <= 200
-    assert "".join(lines).replace(" ", "") == text.replace(" ", "")
-    assert wrap_text("short", font, 200) == ["short"]
-
-
-def test_without_a_system_font_accents_are_folded_rather_than_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensorboard_log, "_font", lambda: (ImageFont.load_default(18), False))
-    accented = draw_sample(AnsweredQuestion(SAMPLE.picture, "q", "Dürer", "Dürer"))
-    plain = draw_sample(AnsweredQuestion(SAMPLE.picture, "q", "Durer", "Durer"))
-    np.testing.assert_array_equal(accented, plain)
+def test_the_table_of_runs_has_settings_beside_a_curves_last_value(tmp_path: Path) -> None:
+    """As TensorBoard's plugin reads it, from the folder's one event file."""
+    log = TensorBoardLog(tmp_path)
+    log.settings({"training.learning_rate": 1e-4, "kv_modulation.gate": "zero"}, "validation/exact_match")
+    log.scalars(5, "validation", {"exact_match": 0.5})
+    log.finished()
+    log.close()
+    assert len(list(tmp_path.iterdir())) == 1
+    contents = read(tmp_path).PluginTagToContent("hparams")
+    data = {name: plugin_data_pb2.HParamsPluginData.FromString(content) for name, content in contents.items()}
+    (start,) = (one.session_start_info for one in data.values() if one.HasField("session_start_info"))
+    assert start.hparams["training.learning_rate"].number_value == 1e-4
+    assert start.hparams["kv_modulation.gate"].string_value == "zero"
+    (experiment,) = (one.experiment for one in data.values() if one.HasField("experiment"))
+    assert [info.name.tag for info in experiment.metric_infos] == ["validation/exact_match"]
+    assert any(one.HasField("session_end_info") for one in data.values())

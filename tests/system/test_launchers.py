@@ -142,6 +142,14 @@ def test_the_number_of_ranks_may_change(
     # order. The worst seen is 0.
     assert difference < 1e-6
     assert progress(output)["questions_seen"] == 4 * 30
+    one_run, other_run = (
+        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (output, in_two_parts)
+    )
+    for of_one, of_other in zip(one_run, other_run, strict=True):
+        for name in [name for name in of_one if name.startswith(("grad_norm", "update_to_weight"))]:
+            # fp32; each rank has its part of the gradients and masters.
+            assert of_one[name] == pytest.approx(of_other[name], rel=1e-4), name
 
 
 def test_a_loss_that_is_infinite_on_one_rank_alone_is_skipped_by_both(tiny_world: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Signals and a job's end stop a run after a step, and what is resumed ends as if nothing had been."""
 
+import itertools
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ import pytest
 
 import artkv.feature_cache.filling as filling
 import artkv.files as whole_file
-import artkv.training.run as run_module
+import artkv.training.validation as validation_module
 from artkv.config import Config
 from artkv.errors import Preempted, RunFailed
 from artkv.run_folder.checkpoint import open_checkpoint
@@ -114,6 +115,28 @@ def test_a_run_that_is_done_with_its_last_step_is_done(
     assert not (tiny_config.run.output_dir / "preempted.json").exists()
 
 
+def test_a_stop_before_the_first_step_leaves_a_marker_and_the_next_start_validates_again(
+    whole: dict[str, Any],
+    run_training: Train,
+    tiny_config: Config,
+    monkeypatch: pytest.MonkeyPatch,
+    stops: StopRequests,
+) -> None:
+    answer_questions = validation_module.answer_questions
+    with monkeypatch.context() as patch:
+
+        def signalled(*arguments: Any, **options: Any) -> list[str]:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return answer_questions(*arguments, **options)
+
+        patch.setattr(validation_module, "answer_questions", signalled)
+        with pytest.raises(Preempted, match="stopped by SIGTERM after step 0"):
+            run_training(requests=stops)
+    assert marker(tiny_config.run.output_dir)["step"] == 0
+    run_training(resume="auto")
+    assert left_by(tiny_config.run.output_dir) == whole
+
+
 def test_a_stop_while_validating_breaks_that_off_and_the_resume_does_it_once(
     whole: dict[str, Any],
     run_training: Train,
@@ -121,14 +144,16 @@ def test_a_stop_while_validating_breaks_that_off_and_the_resume_does_it_once(
     monkeypatch: pytest.MonkeyPatch,
     stops: StopRequests,
 ) -> None:
-    answer_questions = run_module.answer_questions
+    answer_questions = validation_module.answer_questions
     with monkeypatch.context() as patch:
+        validations = itertools.count()
 
         def signalled(*arguments: Any, **options: Any) -> list[str]:
-            os.kill(os.getpid(), signal.SIGTERM)
+            if next(validations) == 1:  # the first one, before training, goes through
+                os.kill(os.getpid(), signal.SIGTERM)
             return answer_questions(*arguments, **options)
 
-        patch.setattr(run_module, "answer_questions", signalled)
+        patch.setattr(validation_module, "answer_questions", signalled)
         with pytest.raises(Preempted, match="stopped by SIGTERM after step 9"):
             run_training(requests=stops)
     assert marker(tiny_config.run.output_dir)["step"] == 9
@@ -161,7 +186,8 @@ def test_a_validation_that_was_due_in_another_folder_is_saved_into_this_one(
     run_training([f"run.output_dir={other}", "run.keep_checkpoints=9"], resume=str(tiny_config.run.output_dir))
     assert rewritten[0] == (other, 9)
     assert (other / "best" / "checkpoint.json").is_file()
-    assert left_by(other) == whole
+    # That of step 0 is in the metrics of the folder it was done for.
+    assert left_by(other) == whole | {"validations": whole["validations"][1:]}
 
 
 def test_a_kill_between_score_and_checkpoint_logs_the_validation_once(

@@ -150,10 +150,10 @@ def test_logs_go_on_after_a_resume_and_tensorboard_reads_them(run_training: Trai
     steps = [record["step"] for record in records if record["kind"] == "train"]
     assert steps == [2, 4, 6, 8, 9, 10, 12, 14, 16, 18]
     assert all(record["loss"] > 0 and record["grad_norm"] > 0 for record in records if record["kind"] == "train")
-    assert [record["step"] for record in records if record["kind"] == "validation"] == [9, 18]
+    assert [record["step"] for record in records if record["kind"] == "validation"] == [0, 9, 18]
     events = EventAccumulator(str(run_dir)).Reload()
     assert [event.step for event in events.Scalars("train/loss")] == steps
-    assert [event.step for event in events.Scalars("validation/exact_match")] == [9, 18]
+    assert [event.step for event in events.Scalars("validation/exact_match")] == [0, 9, 18]
     assert events.Tags()["images"]
     assert json.loads((run_dir / "environment.json").read_text())
     assert (run_dir / "best").resolve().name.startswith("step_")
@@ -417,3 +417,12 @@ def test_a_warm_up_as_long_as_the_run_is_refused_before_anything_is_written(
     with pytest.raises(UserError, match=r"training\.warmup_steps = 18: the run has 18 steps, .* give fewer, such as 1"):
         run_training(["training.warmup_steps=18"])
     assert not (tiny_config.run.output_dir / "config.yaml").exists()
+
+
+def test_settings_that_runs_are_compared_by_are_numbers_and_text(tiny_config: Config) -> None:
+    settings = run_module.main_settings(override_config(tiny_config, ["trainable.lora.targets=[opt]"]))
+    assert settings["training.learning_rate"] == 1e-3
+    assert settings["kv_modulation.enabled"] == "True"
+    assert settings["trainable.lora.targets"] == "('opt',)"
+    assert settings["training.early_stopping_patience"] == "None"
+    assert {type(value) for value in settings.values()} == {int, float, str}

@@ -34,6 +34,16 @@ class DecodingLimits(NamedTuple):
     max_positions: int
 
 
+class Decoded(NamedTuple):
+    """token_ids: (Q, max_new_tokens), ended by a newline or `</s>` and filled up with padding.
+
+    log_probabilities: the same shape, float32, of each of these among all tokens, 0 for padding; None unless wanted.
+    """
+
+    token_ids: Tensor
+    log_probabilities: Tensor | None
+
+
 class Layout(NamedTuple):
     """What is kept of the rows, and room for more.
 
@@ -127,10 +137,13 @@ class _Answers:
 
     ids, positions: of each slot's newest token. ended: whether it has its last one, or never had a question.
     left: how many tokens it may still have. places: where in the flattened first layout it was. mask_R1CL: whom its
-    query sees. written: (steps, places) of the first layout, all tokens, filled up with padding.
+    query sees. written: (steps, places) of the first layout, all tokens, filled up with padding. log_probabilities: of
+    these, 0 for padding; None where nobody wants them.
     """
 
-    def __init__(self, prompts: PackedPrompts, mask_R1LL: Tensor, limits: DecodingLimits, tokenizer: Any) -> None:
+    def __init__(
+        self, prompts: PackedPrompts, mask_R1LL: Tensor, limits: DecodingLimits, tokenizer: Any, with_probability: bool
+    ) -> None:
         last_RC, self._pad_id = prompts.last_columns, tokenizer.pad_token_id
         self._end_ids = (newline_token_id(tokenizer), tokenizer.eos_token_id)
         self._last_position = limits.max_positions - 1
@@ -140,14 +153,20 @@ class _Answers:
         self._left_RC = (limits.max_positions - 1 - self.positions_RC).clamp(max=limits.max_new_tokens)
         self._places_RC = torch.arange(last_RC.numel(), device=last_RC.device).view_as(last_RC)
         self.written = last_RC.new_full((limits.max_new_tokens, last_RC.numel()), self._pad_id)
+        self.log_probabilities = self.written.float().zero_() if with_probability else None
         self.mask_R1CL = mask_R1LL.take_along_dim(last_RC[:, None, :, None], dim=2)
         self._prompt_columns = self.mask_R1CL.shape[3]
         self._own_R1CC = self.mask_R1CL
 
-    def take(self, step: int, ids_RC: Tensor) -> None:
-        """Adds the tokens of a step, (R, C), to the answers that have not ended."""
-        self.ids_RC = ids_RC.masked_fill(self.ended_RC, self._pad_id)
+    def take(self, step: int, logits_RCO: Tensor) -> None:
+        """Adds the likeliest tokens of a step to the answers that have not ended."""
+        best_RC = logits_RCO.argmax(dim=-1)
+        self.ids_RC = best_RC.masked_fill(self.ended_RC, self._pad_id)
         self.written[step].index_copy_(0, self._places_RC.flatten(), self.ids_RC.flatten())
+        if self.log_probabilities is not None:
+            of_all_RCO = logits_RCO.float().log_softmax(dim=-1)
+            of_best_RC = of_all_RCO.gather(2, best_RC[..., None])[..., 0].masked_fill(self.ended_RC, 0.0)
+            self.log_probabilities[step].index_copy_(0, self._places_RC.flatten(), of_best_RC.flatten())
         self._left_RC -= 1
         newline, eos = self._end_ids
         self.ended_RC |= (self.ids_RC == newline) | (self.ids_RC == eos) | (self._left_RC <= 0)
@@ -197,19 +216,21 @@ def decode_greedily(
     embeds_RLD: Tensor,
     limits: DecodingLimits,
     look_back: int = 0,
-) -> Tensor:
-    """The new tokens of each question, (Q, max_new_tokens), ended by a newline or `</s>` and filled up with padding.
+    with_probability: bool = False,
+) -> Decoded:
+    """The new tokens of each question, the likeliest one after the other.
 
     Args:
         language_model: transformers' OPT, after `read_answer_columns`.
         embeds_RLD: what OPT reads of the prompts, visual tokens included.
         look_back: see `EndWatch`.
+        with_probability: whether the tokens' log probabilities are wanted.
     """
     decoder, head = language_model.model.decoder, language_model.lm_head
     embed = language_model.get_input_embeddings()
     cache, watch = ColumnCache(), EndWatch(look_back if embeds_RLD.is_cuda else 0)
     mask_R1LL = tree_attention_mask(prompts.subtree_end, embeds_RLD.dtype)
-    answers = _Answers(prompts, mask_R1LL, limits, tokenizer)
+    answers = _Answers(prompts, mask_R1LL, limits, tokenizer, with_probability)
     hidden_RCD = decoder(
         inputs_embeds=embeds_RLD,
         attention_mask=mask_R1LL,
@@ -218,7 +239,7 @@ def decode_greedily(
         answer_columns=prompts.last_columns,
         use_cache=False,
     ).last_hidden_state
-    answers.take(0, head(hidden_RCD).argmax(dim=-1))
+    answers.take(0, head(hidden_RCD))
     for step in range(1, limits.max_new_tokens):
         if watch.have_all_ended(answers.ended_RC):
             break
@@ -237,5 +258,9 @@ def decode_greedily(
             use_cache=False,
         ).last_hidden_state
         cache.columns_C += answers.ids_RC.shape[1]
-        answers.take(step, head(hidden_RCD).argmax(dim=-1))
-    return answers.written.index_select(1, prompts.places).T
+        answers.take(step, head(hidden_RCD))
+    log_probabilities = answers.log_probabilities
+    return Decoded(
+        answers.written.index_select(1, prompts.places).T,
+        None if log_probabilities is None else log_probabilities.index_select(1, prompts.places).T,
+    )

@@ -104,7 +104,7 @@ def decoded(
         )
     limits = DecodingLimits(max_new_tokens, max_positions=128)
     answers = []
-    for ids in decode_greedily(language_model, ends, prompts, embeds_RLD, limits).tolist():
+    for ids in decode_greedily(language_model, ends, prompts, embeds_RLD, limits).token_ids.tolist():
         end = next((n + 1 for n, one in enumerate(ids) if one in (ends.newline, ends.eos_token_id)), len(ids))
         padding = next((n for n, one in enumerate(ids) if one == 1), len(ids))
         assert set(ids[min(end, padding) :]) <= {1}
@@ -227,3 +227,32 @@ def test_a_look_back_sees_the_end_a_step_later() -> None:
     at_once, later = EndWatch(0), EndWatch(1)
     assert [at_once.have_all_ended(flag) for flag in flags[:2]] == [False, True]
     assert [later.have_all_ended(flag) for flag in flags] == [False, False, True]
+
+
+def test_probabilities_are_those_of_stock_opts_logits(build_on: Build) -> None:
+    """Of each answer's tokens, its end included, from one forward pass over prompt and answer; in any company."""
+    model = build_on("transformers").model
+    language_model, visual_IKD = model.backbone.language_model, visual_tokens()
+    ends = telling_ends(model)
+    prompts = packed(model, QUESTIONS)
+    embed = language_model.get_input_embeddings()
+    limits = DecodingLimits(12, max_positions=128)
+    with torch.no_grad():
+        embeds_RLD = packed_embeddings(embed(prompts.token_ids), visual_IKD, prompts)
+        found = decode_greedily(language_model, ends, prompts, embeds_RLD, limits, with_probability=True)
+        plain = decode_greedily(language_model, ends, prompts, embeds_RLD, limits)
+    assert plain.log_probabilities is None
+    assert found.log_probabilities is not None
+    assert torch.equal(plain.token_ids, found.token_ids)
+    answers = by_generate(model, ends, 12)
+    assert len({len(answer) for answer in answers}) > 2
+    for (painting, _), ids, answer, logs in zip(
+        QUESTIONS, prompt_ids(model), answers, found.log_probabilities, strict=True
+    ):
+        with torch.no_grad():
+            embeds_1SD = torch.cat([visual_IKD[painting][None], embed(torch.tensor([ids + answer[:-1]]))], dim=1)
+            logits_SO = language_model(inputs_embeds=embeds_1SD).logits[0, -len(answer) :]
+        expected = logits_SO.log_softmax(dim=-1).gather(1, torch.tensor(answer)[:, None])[:, 0]
+        # fp32; the worst seen is 2e-6.
+        torch.testing.assert_close(logs[: len(answer)], expected, rtol=0, atol=2e-5)
+        assert not logs[len(answer) :].any()
