@@ -176,7 +176,7 @@ def _visual_tokens(model: KVModulatedBlip2, batch: AnsweringBatch, ablations: Se
     for start in range(0, 0 if paintings is None else len(paintings), PAINTINGS_AT_ONCE):
         assert paintings is not None
         some = slice(start, start + PAINTINGS_AT_ONCE)
-        features = _features(model, paintings[some])
+        features = features_of(model, paintings[some])
         art_IF = features.art_features
         others_IF = art_IF if other_art is None else other_art[some]
         if other_art is not None and isinstance(paintings, PaintingViews):
@@ -187,14 +187,15 @@ def _visual_tokens(model: KVModulatedBlip2, batch: AnsweringBatch, ablations: Se
                 shown = PaintingFeatures(features.image_features, shown_IF)
                 parts[ablation].append(model.visual_tokens(shown, use_prefix=ablation.prefix != "off"))
     if batch.blank is not None:
-        features = _features(model, batch.blank)
+        features = features_of(model, batch.blank)
         for ablation in ablations:
             if ablation.image == "blank":
                 parts[ablation].append(model.visual_tokens(features, use_prefix=ablation.prefix != "off"))
     return torch.cat([part for of_ablation in parts.values() for part in of_ablation])
 
 
-def _features(model: KVModulatedBlip2, paintings: PaintingViews | PaintingFeatures) -> PaintingFeatures:
+def features_of(model: KVModulatedBlip2, paintings: PaintingViews | PaintingFeatures) -> PaintingFeatures:
+    """What the frozen encoders say of the paintings, computed where it was not cached."""
     return model.encode(paintings) if isinstance(paintings, PaintingViews) else paintings
 
 

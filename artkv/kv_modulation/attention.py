@@ -3,6 +3,7 @@
 Letters in tensor names are explained in `artkv.batch`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,24 @@ class KVPrefix:
         return self.k[index], self.v[index]
 
 
+@dataclass(frozen=True)
+class AttentionInputs:
+    """What a layer attends with in one forward pass, as an observer is shown it; nothing is copied.
+
+    Without a prefix `key_prefix_IHPX` and `value_prefix_IHPX` have P = 0. mask, mask_with_prefix: as
+    `scaled_dot_product_attention` takes them, over image tokens and over prefix and image tokens, or None.
+    """
+
+    query_IHKX: Tensor
+    key_IHNX: Tensor
+    value_IHNX: Tensor
+    key_prefix_IHPX: Tensor
+    value_prefix_IHPX: Tensor
+    gate: Tensor | None
+    mask: Tensor | None
+    mask_with_prefix: Tensor | None
+
+
 class PrefixedCrossAttention(nn.Module):
     """A Q-Former's cross-attention with `K = concat([K_prefix, K_img])`, and V likewise.
 
@@ -50,6 +69,7 @@ class PrefixedCrossAttention(nn.Module):
         self.value = value
         self.num_heads = num_heads
         self.layer_index = layer_index  # among the cross-attention layers, from 0
+        self.observer: Callable[[AttentionInputs], None] | None = None  # see `recorded_attention`
 
     def forward(
         self,
@@ -74,15 +94,22 @@ class PrefixedCrossAttention(nn.Module):
         mask = encoder_attention_mask
 
         if kv_prefix is None:
+            if self.observer is not None:
+                none, gate = key_IHNX[:, :, :0], None
+                self.observer(AttentionInputs(query_IHKX, key_IHNX, value_IHNX, none, none, gate, mask, mask))
             out_IHKX = scaled_dot_product_attention(query_IHKX, key_IHNX, value_IHNX, attn_mask=mask)
             return self._merge(out_IHKX), None
 
-        k_prefix_IHPX, v_prefix_IHPX = kv_prefix.layer(self.layer_index)
+        k_prefix_IHPX, v_prefix_IHPX = (part.to(key_IHNX.dtype) for part in kv_prefix.layer(self.layer_index))
+        full_mask = _extend_by_ones(mask, k_prefix_IHPX.shape[2])
+        if self.observer is not None:
+            prefix = (k_prefix_IHPX, v_prefix_IHPX, kv_prefix.gate)
+            self.observer(AttentionInputs(query_IHKX, key_IHNX, value_IHNX, *prefix, mask, full_mask))
         out_IHKX = scaled_dot_product_attention(
             query_IHKX,
-            torch.cat([k_prefix_IHPX.to(key_IHNX.dtype), key_IHNX], dim=2),
-            torch.cat([v_prefix_IHPX.to(value_IHNX.dtype), value_IHNX], dim=2),
-            attn_mask=_extend_by_ones(mask, k_prefix_IHPX.shape[2]),
+            torch.cat([k_prefix_IHPX, key_IHNX], dim=2),
+            torch.cat([v_prefix_IHPX, value_IHNX], dim=2),
+            attn_mask=full_mask,
         )
         if kv_prefix.gate is not None:
             image_only_IHKX = scaled_dot_product_attention(query_IHKX, key_IHNX, value_IHNX, attn_mask=mask)

@@ -13,8 +13,8 @@ def install_prefixed_cross_attention(
     num_heads: int,
     expected_count: int,
     attention: type[PrefixedCrossAttention] = PrefixedCrossAttention,
-) -> None:
-    """Replaces `block.<attribute>` of every cross-attention block by a prefixed one.
+) -> list[PrefixedCrossAttention]:
+    """Replaces `block.<attribute>` of every cross-attention block by a prefixed one; returns these.
 
     Args:
         blocks: the Q-Former's cross-attention blocks in the order of its layers.
@@ -31,6 +31,7 @@ def install_prefixed_cross_attention(
             f"the Q-Former has {len(blocks)} cross-attention layers but its config says {expected_count}; "
             "the prefix would miss some"
         )
+    installed = []
     for layer_index, block in enumerate(blocks):
         stock = getattr(block, attribute)
         lacking = [name for name in ("query", "key", "value") if not hasattr(stock, name)]
@@ -38,3 +39,5 @@ def install_prefixed_cross_attention(
             raise ValueError(f"cross-attention layer {layer_index}: {type(stock).__name__} has no {lacking}")
         prefixed = attention(stock.query, stock.key, stock.value, num_heads, layer_index)
         setattr(block, attribute, prefixed.train(stock.training))
+        installed.append(prefixed)
+    return installed

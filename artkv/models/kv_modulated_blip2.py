@@ -20,7 +20,7 @@ from artkv.batch import (
     PaintingViews,
     QuestionBatch,
 )
-from artkv.kv_modulation import KVPrefix, KVPrefixGenerator
+from artkv.kv_modulation import KVPrefix, KVPrefixGenerator, LayerAttention, recorded_attention
 from artkv.models.backbone.blip2_backbone import Blip2Backbone
 from artkv.models.cuda_graphs import CudaRecorder, GraphedTower, graphs_are_wanted
 from artkv.models.opt.answer_gradients import AnswerGradients, packed_answer_losses
@@ -137,6 +137,19 @@ class KVModulatedBlip2(nn.Module):
             prefix = self.prefix(features.art_features)
         query_output = self.backbone.query_images(features.image_features, prefix)
         return self.backbone.project_queries(query_output)
+
+    @torch.no_grad()
+    def cross_attention(self, features: PaintingFeatures, use_prefix: bool = True) -> list[LayerAttention]:
+        """Where the query tokens look in the forward pass of `visual_tokens`, a record for each of the Z layers."""
+        with recorded_attention(self.backbone.cross_attention) as recorded:
+            self.visual_tokens(features, use_prefix)
+        return recorded
+
+    @property
+    def prefix_gate(self) -> Tensor | None:
+        """`tanh(g)`, shape (), by which the prefix's part is scaled; None without a gate."""
+        gate = self.trainables.get(PREFIX_GATE)
+        return None if gate is None else torch.tanh(gate.detach().float()).reshape(())
 
     def forward(self, batch: Batch, only_visual: bool = False) -> AnswerLoss | Tensor:
         """The loss on the answers of `batch`: question, visual tokens and padding carry none.

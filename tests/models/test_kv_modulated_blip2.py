@@ -106,6 +106,27 @@ def test_the_prefix_can_be_switched_off_and_depends_on_the_art_features(build: B
         assert not torch.allclose(model.visual_tokens(swapped), on)
 
 
+def test_attention_with_the_prefix_off_is_stock_blip2s(build: Build, tiny_world: Path) -> None:
+    """Of transformers' eager attention, which gives its probabilities out."""
+    eager = Blip2ForConditionalGeneration.from_pretrained(tiny_world / "blip2", attn_implementation="eager").eval()
+    model = build().model
+    features = model.encode(views())
+    expected: list[Tensor] = []
+    for layer in eager.qformer.encoder.layer:
+        if layer.has_cross_attention:
+            layer.crossattention.attention.register_forward_hook(lambda *call: expected.append(call[-1][1]))
+    with torch.no_grad():
+        queries = eager.query_tokens.expand(2, -1, -1)
+        eager.qformer(query_embeds=queries, encoder_hidden_states=features.image_features)
+    found = model.cross_attention(features, use_prefix=False)
+    assert len(found) == len(expected) == 2
+    for one, probabilities in zip(found, expected, strict=True):
+        # fp32; the worst seen is 2e-7.
+        torch.testing.assert_close(one.on_image_IHKN, probabilities, rtol=0, atol=2e-6)
+    on = model.cross_attention(features)
+    assert [layer.on_prefix_IHKP.shape for layer in on] == [(2, 4, 6, 2)] * 2
+
+
 def test_gradients_reach_exactly_what_trains(build: Build) -> None:
     model = build().model
     answer_loss(model, training_batch(model.backbone.tokenizer)).backward()

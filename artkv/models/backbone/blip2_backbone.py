@@ -85,6 +85,7 @@ class Blip2Backbone(ABC):
 
     language_model: transformers' OPTForCausalLM; its last block after `read_answer_columns`.
     max_positions: visual and text tokens together that it takes.
+    cross_attention: the Q-Former's cross-attention layers, in their order.
     streamed: `opt` and `vit`, where their blocks stream.
 
     modules: on the meta device; in eval mode with gradients off after this, and without values before `load`.
@@ -128,7 +129,7 @@ class Blip2Backbone(ABC):
         elif device.type == "cuda":
             # Of torch's kernels cuDNN's alone makes a plan for each shape, on the host, and on Hopper it comes first.
             torch.backends.cuda.enable_cudnn_sdp(False)
-        install_prefixed_cross_attention(
+        self.cross_attention = install_prefixed_cross_attention(
             list(modules.cross_attention.values()),
             modules.attention_attribute,
             self.num_qformer_heads,
