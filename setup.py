@@ -14,7 +14,11 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["artkv", "artkv.*"]), "artkv.ds_configs"],
     package_dir={"artkv.ds_configs": "ds_configs"},
-    package_data={"artkv": ["config/recipes/*.yaml", "py.typed"], "artkv.ds_configs": ["*.json"]},
+    package_data={
+        "artkv": ["config/recipes/*.yaml", "py.typed"],
+        "artkv.report": ["page.html.jinja", "page.css", "page.js"],
+        "artkv.ds_configs": ["*.json"],
+    },
     install_requires=[
         "torch>=2.6,<2.15",
         "torchvision>=0.21,<0.30",
@@ -29,6 +33,7 @@ setup(
         "numpy>=1.26,<3",
         "pandas>=2.2,<4",
         "pillow>=11,<14",
+        "jinja2>=3.1,<4",
         "sacrebleu>=2.4,<3",
         "tensorboard>=2.18,<3",
         "tqdm>=4.66",
@@ -48,6 +53,7 @@ setup(
             "mypy>=1.14",
             "types-PyYAML",
             "psutil",
+            "playwright>=1.60",  # drives Debian's Chromium
             # References that tests compare with; artkv itself does its statistics in NumPy.
             "scipy>=1.11",
             "statsmodels>=0.14",

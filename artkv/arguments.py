@@ -185,6 +185,28 @@ def _plan(verb: argparse.ArgumentParser) -> None:
     )
 
 
+def _report(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("run", metavar="RUN", help="the folder of a run, its run.output_dir")
+    verb.add_argument(
+        "controls", metavar="CONTROL", nargs="*", help="folders of runs that were trained without a prefix"
+    )
+    verb.add_argument("--split", choices=SPLITS, help="whose answers (default: test, val or train, the first answered)")
+    verb.add_argument("--output", metavar="FILE", help="the HTML file (default: report.html in RUN)")
+    verb.add_argument(
+        "--pictures",
+        type=_whole_number(0),
+        metavar="N",
+        help="most pictures in the file (default: as many as can be mailed)",
+    )
+    verb.add_argument(
+        "--attention",
+        type=_whole_number(0),
+        metavar="N",
+        help="paintings with maps of where the model looks, for which it is loaded (default: 12 if it can be; 0: none)",
+    )
+    _add_overrides(verb)
+
+
 def _art_encoder(verb: argparse.ArgumentParser) -> None:
     from artkv.art_encoder.arguments import add_arguments
 
@@ -273,6 +295,10 @@ VERBS = {
         "artkv sweep prefix_tokens.yaml",
         "artkv sweep prefix_tokens.yaml --report",
         "sbatch --array=0-14 launch/sweep.sbatch",
+    )),
+    "report": Verb("write one HTML file that shows what the prefix adds, to open and to mail", _report, (
+        "artkv report outputs/demo",
+        "artkv report outputs/demo outputs/control --output demo.html",
     )),
     "status": Verb("tell step, rate, time left, last checkpoint and score of a run", _status, (
         "artkv status outputs/demo",

@@ -108,6 +108,8 @@ def evaluate(options: argparse.Namespace) -> int:
             if options.all_ablations:
                 comparison, path = compare_runs(runs, options.split, "exact_match")
                 print(f"\n{format_comparison(comparison)}\n\n{path.name}: {shell.seen_by_caller(path)}")
+                if shell.has_person() and checkpoint.run is not None:
+                    print(f"as a page: {shell.command('artkv', 'report', *(run.folder for run in runs))}")
             names = ", ".join(f"{options.split}-{name}" for name in results)
             print(f"predictions.csv and metrics.json: in {shell.seen_by_caller(checkpoint.run_dir / 'eval')}, {names}")
     return DONE
@@ -157,6 +159,24 @@ def status(options: argparse.Namespace) -> int:
     from artkv.run_folder.status import format_status, read_status
 
     print(format_status(read_status(Path(options.run))))
+    return DONE
+
+
+def report(options: argparse.Namespace) -> int:
+    """Writes a run's report."""
+    from artkv.report.writing import ReportSettings, write_report
+
+    settings = ReportSettings(
+        run_dir=Path(options.run),
+        controls=[Path(control) for control in options.controls],
+        split=options.split,
+        output=None if options.output is None else Path(options.output),
+        pictures=options.pictures,
+        attention=options.attention,
+        overrides=options.set,
+    )
+    path = write_report(settings)
+    print(f"{shell.seen_by_caller(path)}: {path.stat().st_size / 1e6:.1f} MB, open it in a browser")
     return DONE
 
 
@@ -272,7 +292,8 @@ def quickstart(options: argparse.Namespace) -> int:
 
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
-    "train": train, "evaluate": evaluate, "compare": compare, "sweep": sweep, "status": status, "ask": ask,
+    "train": train, "evaluate": evaluate, "compare": compare, "sweep": sweep, "report": report, "status": status,
+    "ask": ask,
     "cache": cache, "export": export, "check": check, "plan": plan, "art-encoder": art_encoder,
     "quickstart": quickstart,
 }  # fmt: skip

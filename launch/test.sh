@@ -6,7 +6,7 @@ export EXTRAS=dev
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 ruff check --quiet .
 ruff format --check --quiet .
-shellcheck launch/*.sh launch/*.sbatch .ci/run tests/system/cluster/*.sh
+shellcheck launch/*.sh launch/*.sbatch .ci/run tests/*.sh tests/system/cluster/*.sh
 mypy
 # First what can run side by side, then what needs the machine to itself: launchers, clusters, measurements.
 exit_code=0

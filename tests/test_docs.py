@@ -301,8 +301,9 @@ def test_the_readmes_commands_and_those_from_python_run(
         assert program == "artkv"
         assert cli.main(arguments) == 0, f"{line}: {capsys.readouterr().err}"
         verbs.append(arguments[0])
-    assert verbs == ["check", "train", "train", "evaluate", "ask", "export"]
+    assert verbs == ["check", "train", "train", "evaluate", "report", "ask", "export"]
     assert (tmp_path / "painter.safetensors").is_file()
+    assert "attention maps" in (tmp_path / "outputs/artquest/report.html").read_text(encoding="utf-8")
     assert len(list((tmp_path / "outputs/artquest/eval").iterdir())) == 4
 
     capsys.readouterr()

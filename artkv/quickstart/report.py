@@ -11,6 +11,7 @@ from artkv.evaluation.scores import Estimate, Scores, format_table
 from artkv.files import write_whole
 from artkv.quickstart.paintings import STYLES
 from artkv.quickstart.settings import QuickstartSettings
+from artkv.run_folder.layout import REPORT
 
 # What a run of the world shows when everything works.
 _LEAST_EXACT_MATCH = 0.9
@@ -50,6 +51,10 @@ def report(settings: QuickstartSettings, scores: dict[str, Scores]) -> None:
         print(f"\nTo ask about a test painting, which is {row['answer']}, with the prefix and without:")
         print(f"  {shell.command(*ask)}\n  {shell.command(*ask, '--prefix', 'off')}")
         print(f"The curves:\n  {shell.command('tensorboard', '--logdir', settings.output_dir)}")
+    page = settings.output_dir / REPORT
+    if page.is_file():
+        print("\nThe report has the verdict, the curves and every answer with its picture; open it in a browser:")
+        print(f"  {page.resolve().as_uri()}")
     if surprises := find_surprises(scores):
         raise RunFailed("the scores are not what this world was made to show: " + "; ".join(surprises))
 

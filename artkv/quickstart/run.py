@@ -1,4 +1,4 @@
-"""Runs the whole job on the embedded world: art encoder, features, training, evaluation, control, table."""
+"""Runs the whole job on the embedded world: art encoder, features, training, evaluation, control, table, report."""
 
 import time
 from dataclasses import replace
@@ -12,11 +12,14 @@ from artkv.art_encoder.training import train_art_encoder
 from artkv.config import load_config
 from artkv.errors import RunFailed, UserError
 from artkv.evaluation.answering import ALL_ABLATIONS, AS_TRAINED
+from artkv.evaluation.compared_runs import compare_runs
+from artkv.evaluation.run_roles import open_run
 from artkv.evaluation.scores import Scores
 from artkv.launching import launch
 from artkv.quickstart.report import report, write_scores
 from artkv.quickstart.settings import QUESTIONS_A_STEP, PaintedWorld, QuickstartSettings
 from artkv.quickstart.world import make_world
+from artkv.report.writing import ReportSettings, write_report
 
 
 def run_quickstart(settings: QuickstartSettings) -> dict[str, Scores]:
@@ -48,6 +51,10 @@ def run_quickstart(settings: QuickstartSettings) -> dict[str, Scores]:
         best = settings.run_dir(is_modulated) / "best"
         results = evaluate(best, "test", ablations, load_config(config_path))
         scores |= results if is_modulated else {"control": results[AS_TRAINED.name]}
+    _say("writing the report", began)
+    run, control = settings.run_dir(True), settings.run_dir(False)
+    compare_runs([open_run(run), open_run(control)], "test", "exact_match")
+    write_report(ReportSettings(run, [control]))
     write_scores(settings, scores)
     _say("done", began)
     report(settings, scores)

@@ -1,10 +1,11 @@
-"""Names in a run's folder: `checkpoints/step_00000500`, `checkpoints/latest`, and the link `best`."""
+"""Names in a run's folder: `checkpoints/step_00000500`, `checkpoints/latest`, the link `best`, `report.html`."""
 
 from pathlib import Path
 
 CHECKPOINTS = "checkpoints"
 LATEST = "latest"
 BEST = "best"
+REPORT = "report.html"
 
 
 def checkpoint_name(step: int) -> str:

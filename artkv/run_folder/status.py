@@ -116,7 +116,7 @@ def read_status(run_dir: Path, wait_seconds: float = 1.5 * HEARTBEAT_SECONDS) ->
         raise UserError(
             f"{run_dir}: holds no run (no {STATE}, run.lock or checkpoints); give the run.output_dir of a run"
         )
-    training, validations = _read_metrics(run_dir / "metrics.jsonl")
+    training, validations = read_metrics(run_dir / "metrics.jsonl")
     state, detail = _state(run_dir, record, lock, marker, wait_seconds)
     last = training[-1] if training else {}
     validation = validations[-1] if validations else {}
@@ -216,7 +216,7 @@ def _read_if_readable(path: Path) -> Mapping[str, Any] | None:
     return None
 
 
-def _read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The records of training and of validations; a line that is just being written is left out."""
     training: list[dict[str, Any]] = []
     validations: list[dict[str, Any]] = []

@@ -126,6 +126,10 @@ def test_a_finished_quickstart_shows_its_table_again_and_commands_to_paste(
     curves = [f"{programs}/tensorboard", "--logdir", "quickstart"]
     assert commands == [ask, [*ask, "--prefix", "off"], curves]
     assert "which is mosaic" in printed
+    assert "browser" not in printed  # there is no report yet
+    (finished.output_dir / "report.html").touch()
+    assert report_if_finished(finished)
+    assert capsys.readouterr().out.splitlines()[-1] == f"  {Path.cwd().as_uri()}/quickstart/report.html"
     monkeypatch.setenv("ARTKV_CALLER_PATH", shell.without_person()["ARTKV_CALLER_PATH"])
     assert report_if_finished(finished)
     assert "artkv ask" not in capsys.readouterr().out

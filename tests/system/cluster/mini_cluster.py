@@ -76,7 +76,7 @@ def missing_requirements() -> str | None:
     if os.geteuid() != 0:
         return "needs root"
     if missing:
-        return f"needs {', '.join(missing)}: run tests/system/cluster/install_packages.sh"
+        return f"needs {', '.join(missing)}: run tests/install_packages.sh"
     trial = "ip link add br0 type bridge && ip link add n1 type veth peer name eth0 && mount -t tmpfs tmpfs /run"
     unshared = subprocess.run(
         ["unshare", "-n", "-u", "-i", "-m", "-p", "--fork", "--mount-proc", "sh", "-c", trial],

@@ -1,9 +1,23 @@
 #!/usr/bin/env bash
-# Installs the Debian packages that the cluster tests need, where they are missing. Needs root and apt.
-# No daemon is started: the tests start their own, in namespaces of their own.
+# Installs what the tests can use of Debian, where it is missing, and axe-core of npm: for the tests on a cluster and
+# of the report's page. Needs root and apt. No daemon is started: the tests start their own, in namespaces of their own.
 set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
 
-packages=(slurm-wlm munge openssh-server pdsh iproute2 procps)
+# axe-core finds what keeps people from reading a page. It is another project's code, so that no copy is committed.
+axe=report/axe-core
+if [ ! -e "$axe/axe.min.js" ] && command -v npm >/dev/null; then
+  unpacked=$(mktemp -d)
+  if (cd "$unpacked" && npm pack --silent --fetch-timeout=20000 --fetch-retries=1 axe-core@4.14.1 && tar -xzf axe-core-*.tgz) >/dev/null; then
+    mkdir -p "$axe"
+    mv "$unpacked/package/axe.min.js" "$axe/axe.min.js"
+  else
+    echo "axe-core could not be fetched from npm" >&2
+  fi
+  rm -rf "$unpacked"
+fi
+
+packages=(slurm-wlm munge openssh-server pdsh iproute2 procps chromium fonts-dejavu-core)
 missing=()
 for package in "${packages[@]}"; do
   # shellcheck disable=SC2016  # dpkg's own variable

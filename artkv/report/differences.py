@@ -1,0 +1,109 @@
+"""What comparison.json says, as the page shows it: differences, verdicts, and what guessing scores."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from artkv.evaluation.comparison import Comparison, Difference
+from artkv.evaluation.run_roles import ABLATIONS, CONTROL
+from artkv.evaluation.scores import Scores
+from artkv.evaluation.verdicts import verdicts
+from artkv.report.evidence import LABELS, Evidence
+
+
+def described_comparison(evidence: Evidence) -> dict[str, Any]:
+    """What the page's template needs of the comparison; empty lists where there is none."""
+    comparison = evidence.comparison
+    if comparison is None:
+        return {"verdicts": [], "differences": [], "guesses": [], "seeds": [], "seed_warning": None, "metric": ""}
+    return {
+        "verdicts": [sentence.split(": ", 1) for sentence in verdicts(comparison)] if comparison.has_prefix else [],
+        "differences": difference_tables(comparison) if comparison.has_prefix else [],
+        "guesses": guesses(comparison, evidence.evaluations[0].scores),
+        "seeds": seed_rows(comparison),
+        "seed_warning": comparison.seeds and comparison.seeds.warning,
+        "metric": comparison.metric.replace("_", " "),
+    }
+
+
+def difference_tables(comparison: Comparison) -> list[dict[str, Any]]:
+    """A table for each that the run is compared with, the control first: its label, and a row for each question type.
+
+    The last row is of all questions.
+    """
+    return [
+        {
+            "label": _label(name),
+            "rows": [_row(kind, one) for kind, one in [*of.by_type.items(), ("all", of.overall)]],
+        }
+        for name, of in sorted(comparison.against.items(), key=lambda item: item[0] != CONTROL)
+    ]
+
+
+def guesses(comparison: Comparison, scores: Scores) -> list[dict[str, str]]:
+    """For each question type what is answered most often, and what it scores to say so always, beside the model."""
+    rows = []
+    for name, summary in comparison.answers.items():
+        group = scores.by_type.get(name, scores.overall)
+        guess, worst = summary.majority, summary.worst_confusion()
+        source = "" if guess.source == "train" else f" (of the {comparison.split} questions)"
+        confused = "none" if worst is None else f"{worst[0]} taken for {worst[1]}, {worst[2]:,} times"
+        rows.append(
+            {
+                "name": name, "guess": guess.answer + source, "guess_scores": f"{guess.value:.3f}",
+                "model_scores": f"{getattr(group, comparison.metric).value:.3f}", "confused": confused,
+            }
+        )  # fmt: skip
+    return rows
+
+
+def seed_rows(comparison: Comparison) -> list[dict[str, str]]:
+    """Differences over the runs of several seeds, a row for each other and each question type."""
+    if comparison.seeds is None:
+        return []
+    rows = []
+    for name, overall in comparison.seeds.overall.items():
+        label = _label(name)
+        for kind, one in [*comparison.seeds.by_type[name].items(), ("all", overall)]:
+            rows.append(
+                {
+                    "against": label, "name": kind, "mean": _signed(one.mean),
+                    "interval": f"[{_signed(one.low)}, {_signed(one.high)}]", "spread": _number(one.standard_deviation),
+                    "each": ", ".join(_signed(value) for value in one.differences),
+                }
+            )  # fmt: skip
+    return rows
+
+
+def _label(name: str) -> str:
+    """How the report calls what a comparison names: an ablation, the control, or another run's folder."""
+    return LABELS.get(ABLATIONS.get(name, name), name)
+
+
+def _row(name: str, one: Difference) -> Mapping[str, str]:
+    return {
+        "name": name,
+        "questions": f"{one.questions:,}",
+        "with_prefix": f"{one.with_value:.3f}",
+        "without": f"{one.without_value:.3f}",
+        "difference": _signed(one.difference.value),
+        "interval": f"[{_signed(one.difference.low)}, {_signed(one.difference.high)}]",
+        "p_value": _probability(one.p_value),
+        "p_holm": "–" if one.p_holm is None else _probability(one.p_holm),
+        "wins": f"{one.wins:,}",
+        "losses": f"{one.losses:,}",
+        "detectable": _number(one.detectable),
+    }
+
+
+def _signed(value: float) -> str:
+    """With its sign, a true minus, and zero with neither."""
+    rounded = round(value, 3)
+    return f"{rounded:+.3f}".replace("-", "−") if rounded else "0.000"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _probability(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"

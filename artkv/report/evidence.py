@@ -1,0 +1,181 @@
+"""What a run's folder holds about a run: its settings, its curves, its answers and scores.
+
+Nothing here takes a model, and nothing is computed anew.
+"""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from artkv import shell
+from artkv.config import Config, load_config
+from artkv.errors import UserError
+from artkv.evaluation.comparison import Comparison
+from artkv.evaluation.results import (
+    COMPARISON,
+    METRICS_FILE,
+    Predictions,
+    check_same_questions,
+    evaluation_folder,
+    read_predictions,
+)
+from artkv.evaluation.run_roles import CONTROL, open_run
+from artkv.evaluation.scores import Scores
+from artkv.run_folder.checkpoint import Checkpoint, open_checkpoint
+from artkv.run_folder.layout import CHECKPOINTS
+from artkv.run_folder.status import RunStatus, read_metrics, read_status
+
+# Of the splits that were evaluated, the first of these.
+_SPLITS = ("test", "val", "train")
+# Ablations by the names of their folders, in the order of the report's columns, and how the report calls them.
+LABELS = {"on": "prefix on", "off": "prefix off", "shuffled": "shuffled", "on-blank": "question only"}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A split answered under one ablation.
+
+    name: the ablation's, or `control`. label: how the report calls it.
+    """
+
+    name: str
+    label: str
+    predictions: Predictions
+    scores: Scores
+
+    @property
+    def checkpoint(self) -> str:
+        """The name of the one that answered."""
+        return self.predictions.checkpoint
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that the report says, as the run's folder has it.
+
+    checkpoint: the one that answered; None where it is no longer there. environment: environment.json, empty where it
+    is missing. training, validations: records of metrics.jsonl. evaluations: of the split, the prefix on first, the
+    controls last. comparison: None where it was not made.
+    """
+
+    run_dir: Path
+    status: RunStatus
+    config: Config
+    checkpoint: Checkpoint | None
+    environment: Mapping[str, Any]
+    training: Sequence[Mapping[str, Any]]
+    validations: Sequence[Mapping[str, Any]]
+    split: str
+    evaluations: Sequence[Evaluation]
+    comparison: Comparison | None
+
+    @property
+    def has_prefix(self) -> bool:
+        """Whether the run has a prefix to judge; a control has none."""
+        return self.config.kv_modulation.enabled
+
+
+def read_evidence(run_dir: Path, controls: Sequence[Path] = (), split: str | None = None) -> Evidence:
+    """Reads a run's folder, and the answers of its controls.
+
+    split: None for the test questions if they were answered, else the validation's, else those of training.
+
+    Raises:
+        UserError: if the folder holds no run or no evaluation, or a control is none or did not answer the same
+            questions.
+    """
+    status = read_status(run_dir, wait_seconds=0)
+    split = split or _evaluated_split(run_dir)
+    evaluations = [
+        _read_evaluation(run_dir, split, name, label)
+        for name, label in LABELS.items()
+        if evaluation_folder(run_dir, split, name).is_dir()
+    ]
+    if not evaluations or evaluations[0].name != "on":
+        raise UserError(f"{run_dir}: the {split} questions were not answered; {_how_to_evaluate(run_dir, split)}")
+    config, checkpoint = _settings(run_dir, evaluations[0].checkpoint)
+    if not config.kv_modulation.enabled:  # without a prefix off is on
+        evaluations = [evaluation for evaluation in evaluations if evaluation.name != "off"]
+    for place, control in enumerate(controls, start=1):
+        if open_run(control).has_prefix:
+            raise UserError(f"{control}: was trained with a prefix and is no control; give runs without one")
+        if not evaluation_folder(control, split, "on").is_dir():
+            raise UserError(f"{control}: the {split} questions were not answered; {_how_to_evaluate(control, split)}")
+        label = CONTROL if len(controls) == 1 else f"{CONTROL} {place}"
+        evaluations.append(_read_evaluation(control, split, "on", label, name=CONTROL))
+    for evaluation in evaluations[1:]:
+        check_same_questions(evaluations[0].predictions, evaluation.predictions)
+    training, validations = read_metrics(run_dir / "metrics.jsonl")
+    return Evidence(
+        run_dir=run_dir,
+        status=status,
+        config=config,
+        checkpoint=checkpoint,
+        environment=_read_json(run_dir / "environment.json") or {},
+        training=training,
+        validations=validations,
+        split=split,
+        evaluations=evaluations,
+        comparison=_read_comparison(evaluation_folder(run_dir, split, "on") / COMPARISON),
+    )
+
+
+def _evaluated_split(run_dir: Path) -> str:
+    for split in _SPLITS:
+        if evaluation_folder(run_dir, split, "on").is_dir():
+            return split
+    raise UserError(f"{run_dir}: has no evaluation to report; {_how_to_evaluate(run_dir, 'test')}")
+
+
+def _how_to_evaluate(run_dir: Path, split: str) -> str:
+    """What to type for the answers that are missing."""
+    best = run_dir / "best"
+    checkpoint = best if best.exists() else run_dir
+    command = shell.command("artkv", "evaluate", "--checkpoint", checkpoint, "--split", split, "--all-ablations")
+    return f"make it with: {command}"
+
+
+def _read_evaluation(run_dir: Path, split: str, ablation: str, label: str, name: str | None = None) -> Evaluation:
+    folder = evaluation_folder(run_dir, split, ablation)
+    predictions = read_predictions(folder)
+    try:
+        scores = Scores.from_json(json.loads((folder / METRICS_FILE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / METRICS_FILE}: cannot be read ({error}); run artkv evaluate again") from None
+    return Evaluation(name or ablation, label, predictions, scores)
+
+
+def _read_comparison(path: Path) -> Comparison | None:
+    tree = _read_json(path)
+    if tree is None:
+        return None
+    try:
+        return Comparison.from_json(tree)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); run artkv compare again") from None
+
+
+def _settings(run_dir: Path, checkpoint_name: str) -> tuple[Config, Checkpoint | None]:
+    """The config of the checkpoint that answered, and the checkpoint if it is still there."""
+    folder = run_dir / CHECKPOINTS / checkpoint_name
+    if folder.is_dir():
+        checkpoint = open_checkpoint(folder)
+        return checkpoint.config, checkpoint
+    print(f"artkv: {folder}: is no longer there; settings are those of {run_dir / 'config.yaml'}", file=sys.stderr)
+    return load_config(run_dir / "config.yaml"), None
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """A file that artkv wrote whole; None where there is none."""
+    if not path.is_file():
+        return None
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        tree = None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: is not what artkv writes; delete it, and make it again")
+    return tree

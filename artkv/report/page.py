@@ -1,0 +1,154 @@
+"""The page: what it says of a run's evidence, and its text, in which nothing comes from elsewhere."""
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2.utils import htmlsafe_json_dumps
+from markupsafe import Markup
+
+from artkv import __version__
+from artkv.evaluation.run_roles import CONTROL
+from artkv.evaluation.scores import Estimate
+from artkv.report.evidence import Evidence
+from artkv.report.facts import model_facts, settings_text, training_facts, versions
+from artkv.report.plots import Interval, interval_plot, line_plot
+
+_FOLDER = Path(__file__).parent
+_MEANINGS = {
+    "on": "everything as in training",
+    "off": "the same weights without the prefix",
+    "shuffled": "each picture with the prefix of another painting",
+    "on-blank": "a grey picture, so the question alone",
+    CONTROL: "another model, trained without a prefix",
+}
+_OTHER_SCORES = {"bleu": "BLEU", "bleu_artquest": "BLEU as ArtQuest computes it", "token_f1": "token F1"}
+_CURVES = (
+    ("training", "loss", "Loss on answer tokens", None),
+    ("training", "learning_rate", "Learning rate", 0.0),
+    ("training", "questions_per_second", "Questions a second", 0.0),
+    ("validations", "exact_match", "Exact match on the validation questions", 0.0),
+)
+
+
+@dataclass(frozen=True)
+class Note:
+    """A sentence about what is missing, and the command that adds it, if one does."""
+
+    text: str
+    command: str | None = None
+
+
+def render(evidence: Evidence, parts: Mapping[str, Any]) -> str:
+    """The page's HTML. parts: what its template needs beside the evidence, see page.html.jinja."""
+    style, script = ((_FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    first = evidence.evaluations[0]
+    environment = Environment(
+        loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    return environment.get_template("page.html.jinja").render(
+        style=Markup(style),
+        style_hash=_csp_hash(style),
+        script=Markup(script),
+        script_hash=_csp_hash(script),
+        title=evidence.run_dir.resolve().name,
+        lead=_lead(evidence),
+        version=__version__,
+        made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        sections=_sections(parts),
+        has_prefix=evidence.has_prefix,
+        split={"val": "validation", "train": "training"}.get(evidence.split, evidence.split),
+        questions=f"{first.scores.overall.count:,}",
+        paintings=f"{first.scores.overall.clusters:,}",
+        columns=evidence.evaluations,
+        ablations=_ablations(evidence),
+        groups=_groups(evidence),
+        score_plot=_score_plot(evidence),
+        other_scores=[
+            (name, [getattr(one.scores.overall, metric) for one in evidence.evaluations])
+            for metric, name in _OTHER_SCORES.items()
+        ],
+        curves=_curves(evidence),
+        training_facts=training_facts(evidence),
+        model_facts=model_facts(evidence),
+        versions=versions(evidence),
+        settings=settings_text(evidence),
+        **parts,
+    )
+
+
+def json_for_script(tree: object) -> Markup:
+    """JSON that no text in it can end the script element of, or the string."""
+    return htmlsafe_json_dumps(tree, dumps=lambda value: json.dumps(value, separators=(",", ":"), ensure_ascii=False))
+
+
+def _csp_hash(text: str) -> str:
+    """What a Content-Security-Policy allows an inline style or script by: this page's own, and no other's."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode('utf-8')).digest()).decode('ascii')}"
+
+
+def _lead(evidence: Evidence) -> str:
+    if not evidence.has_prefix:
+        return "BLIP-2 trained to answer questions about paintings without a prefix: a control."
+    return (
+        "BLIP-2 trained to answer questions about paintings, with keys and values from a frozen art encoder in front "
+        "of the picture's own. What do they add?"
+    )
+
+
+def _sections(parts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    sections = [("verdict", "Verdict"), ("scores", "Scores")]
+    sections += [("differences", "Differences")] if parts["differences"] else []
+    sections += [("gallery", "Gallery"), ("attention", "Where it looks"), ("training", "Training")]
+    return [*sections, ("model", "Model")]
+
+
+def _ablations(evidence: Evidence) -> list[tuple[str, str]]:
+    meanings = _MEANINGS if evidence.has_prefix else {**_MEANINGS, "on": "the picture and the question"}
+    return [(evaluation.label, meanings[evaluation.name]) for evaluation in evidence.evaluations]
+
+
+def _groups(evidence: Evidence) -> list[dict[str, Any]]:
+    """A row for each question type and one for all."""
+    first = evidence.evaluations[0].scores
+    names = list(first.by_type)
+    rows = [
+        (name, first.by_type[name].count, [one.scores.by_type.get(name) for one in evidence.evaluations])
+        for name in names
+    ]
+    rows.append(("all", first.overall.count, [one.scores.overall for one in evidence.evaluations]))
+    return [
+        {"name": name, "count": f"{count:,}", "exact_match": [scores and scores.exact_match for scores in cells]}
+        for name, count, cells in rows
+    ]
+
+
+def _score_plot(evidence: Evidence) -> Markup:
+    groups = [
+        (group["name"], [None if one is None else _interval(one) for one in group["exact_match"]])
+        for group in _groups(evidence)
+    ]
+    return interval_plot("Exact match by question type", [one.label for one in evidence.evaluations], groups)
+
+
+def _interval(one: Estimate) -> Interval:
+    return Interval(one.value, one.low, one.high, f"{one.value:.3f}, interval {one.low:.3f} to {one.high:.3f}")
+
+
+def _curves(evidence: Evidence) -> list[dict[str, Any]]:
+    records: Mapping[str, Sequence[Mapping[str, Any]]] = {
+        "training": evidence.training, "validations": evidence.validations,
+    }  # fmt: skip
+    curves = []
+    for kind, metric, title, lowest in _CURVES:
+        points = [(one["step"], one[metric]) for one in records[kind] if one.get(metric) is not None]
+        if points:
+            curves.append({"svg": line_plot(title, points, lowest), "caption": title})
+    return curves
