@@ -141,7 +141,7 @@ def reliability_plot(title: str, bins: Sequence[Bin]) -> Markup:
     asked = [one for one in bins if one.count]
     for one in asked:
         left, width = x(one.low) + 1, x(one.high) - x(one.low) - 2
-        parts.append(_bar(left, y(one.accuracy), width, bottom - y(one.accuracy)))
+        parts.append(_bar(left, y(one.accuracy), width, bottom - y(one.accuracy), "bar pale"))
         height = strip * one.count / most
         parts.append(_bar(left, strip_top + strip - height, width, height))
     parts.append(_line(x(0), y(0), x(1), y(1), "diagonal"))
@@ -196,9 +196,9 @@ def _line(x1: float, y1: float, x2: float, y2: float, style: str) -> Markup:
     return Markup('<line x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}" class="{}"/>').format(x1, y1, x2, y2, style)
 
 
-def _bar(x: float, y: float, width: float, height: float) -> Markup:
-    return Markup('<rect class="bar" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"/>').format(
-        x, y, width, height
+def _bar(x: float, y: float, width: float, height: float, style: str = "bar") -> Markup:
+    return Markup('<rect class="{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"/>').format(
+        style, x, y, width, height
     )
 
 
