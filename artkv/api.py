@@ -1,6 +1,8 @@
 """artkv from Python: a trained model that answers, and evaluations of it."""
 
+import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -8,8 +10,9 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from artkv.config import Config, load_config
+from artkv.config import Config, DatasetConfig, load_config
 from artkv.datasets.pictures import open_picture
+from artkv.datasets.question_set import QuestionSet
 from artkv.distributed import World, single_process
 from artkv.errors import UserError
 from artkv.evaluation.answering import (
@@ -21,8 +24,9 @@ from artkv.evaluation.answering import (
     score_answers,
 )
 from artkv.evaluation.attention import looks_of
+from artkv.evaluation.choices import MOST_CANDIDATES, Candidates, choose, read_candidates, row_choices
 from artkv.evaluation.results import COMPARISON, Answers, evaluation_folder, write_results
-from artkv.evaluation.scores import Scores, shuffled_painting_index
+from artkv.evaluation.scores import Scores, score_choices, shuffled_painting_index
 from artkv.files import write_whole
 from artkv.monitoring.cards import AnsweredQuestion, draw_card
 from artkv.run_folder.checkpoint import Checkpoint, open_checkpoint
@@ -61,13 +65,15 @@ def evaluate(
     ablations: Sequence[Ablation] = ALL_ABLATIONS,
     config: Config | None = None,
     world: World | None = None,
+    choices: str | None = None,
 ) -> dict[str, Scores]:
     """Scores a checkpoint on a split under each ablation, and writes them below the run's `eval/`.
 
     A comparison of what is replaced there is removed.
 
     Called on all ranks, which share the questions. The result is by the ablation's name.
-    config: the checkpoint's by default. world: this process alone by default.
+    config: the checkpoint's by default. world: this process alone by default. choices: what is chosen among by
+    likelihood too: `train`, the training CSV's answers, or the path of a CSV file of candidates; see `read_candidates`.
     """
     world = world or single_process()
     given = checkpoint
@@ -79,8 +85,13 @@ def evaluate(
             "leave --prefix shuffled out",
             on_all_ranks=True,
         )
+    candidates = None if choices is None else world.together(lambda: _candidates(choices, config.dataset))
     session = Session(config, world, [split]).load(trained)
     questions, settings = session.questions[split], answering_settings(config)
+    if candidates is not None:
+        questions = world.together(lambda: _with_choices(session, questions, candidates))
+        if world.is_main:
+            print(f"artkv: {candidates.describe(list(questions.table.question_types))}", file=sys.stderr)
     names = ", ".join(ablation.name for ablation in ablations)
     bar = tqdm(
         total=len(questions), desc=f"{split}, prefix {names}", unit="question", disable=None if world.is_main else True
@@ -92,16 +103,34 @@ def evaluate(
     if world.is_main:
         (evaluation_folder(trained.run_dir, split, AS_TRAINED.name) / COMPARISON).unlink(missing_ok=True)
     results: dict[str, Scores] = {}
-    for ablation, answers in zip(ablations, answers_of_all, strict=True):
-        scores = score_answers(answers, table, config.evaluation.bootstrap_samples, seed)
+    samples = config.evaluation.bootstrap_samples
+    for ablation, answered in zip(ablations, answers_of_all, strict=True):
+        scores, chosen = score_answers(answered.texts, table, samples, seed), None
+        if candidates is not None:
+            chosen = choose(candidates, table, answered.log_likelihoods)
+            of_choices = score_choices(chosen, answered.texts, table, candidates.to_json(), samples, seed)
+            scores = replace(scores, choices=of_choices)
         results[ablation.name] = scores
         if world.is_main:
             conditions = {"checkpoint": str(trained.path), "split": split} | vars(ablation)
             source = shuffled_painting_index(table.num_paintings, seed) if ablation.prefix == "shuffled" else None
-            answered = Answers(table, answers, pictures_folder(config.dataset), source)
-            write_results(evaluation_folder(trained.run_dir, split, ablation.name), answered, scores, conditions)
+            written = Answers(table, answered.texts, pictures_folder(config.dataset), source, chosen)
+            write_results(evaluation_folder(trained.run_dir, split, ablation.name), written, scores, conditions)
     world.barrier()
     return results
+
+
+def _candidates(choices: str, dataset: DatasetConfig) -> Candidates:
+    """What `evaluate` is to have chosen among."""
+    if choices == "train":
+        return read_candidates(csv_path(dataset, "train"), MOST_CANDIDATES)
+    return read_candidates(Path(choices))
+
+
+def _with_choices(session: Session, questions: QuestionSet, candidates: Candidates) -> QuestionSet:
+    backbone = session.model.backbone
+    longest = backbone.max_positions - backbone.num_query_tokens
+    return replace(questions, choices=row_choices(candidates, questions, backbone.tokenizer, longest))
 
 
 def draw_attention(session: Session, picture: Path | str, question: str, answer: str, file: Path) -> None:

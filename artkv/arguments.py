@@ -90,6 +90,14 @@ def _evaluate(verb: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="with --all-ablations: a checkpoint of a run without a prefix, to be evaluated and compared too",
     )
+    verb.add_argument(
+        "--choices",
+        nargs="?",
+        const="train",
+        metavar="FILE",
+        help="choose among few answers by likelihood too: those of each question type in dataset.train, or in this CSV "
+        "file (columns answer and question_type)",
+    )
 
 
 def _compare(verb: argparse.ArgumentParser) -> None:
@@ -101,7 +109,12 @@ def _compare(verb: argparse.ArgumentParser) -> None:
         "kv_modulation.enabled: false), more seeds of either, or others",
     )
     verb.add_argument("--split", choices=SPLITS, help="which (default: the first of test, val and train that is there)")
-    verb.add_argument("--metric", choices=METRICS, default="exact_match", help="which score (default exact_match)")
+    verb.add_argument(
+        "--metric",
+        choices=(*METRICS, "accuracy"),
+        default="exact_match",
+        help="which score (default exact_match); accuracy: of choices",
+    )
 
 
 def _sweep(verb: argparse.ArgumentParser) -> None:
@@ -286,6 +299,7 @@ VERBS = {
     "evaluate": Verb("score a checkpoint, with the prefix on, off or shuffled; alone, or under a launcher", _evaluate, (
         "artkv evaluate --checkpoint outputs/demo/best",
         "artkv evaluate --checkpoint outputs/demo/best --split test --all-ablations --control outputs/control/best",
+        "artkv evaluate --checkpoint outputs/demo/best --split test --choices",
     )),
     "compare": Verb("tell what the prefix of an evaluated run adds, against ablations, controls and seeds", _compare, (
         "artkv compare outputs/demo outputs/control",

@@ -18,7 +18,9 @@ letter means one thing everywhere:
     1, 3  that many
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,24 +28,24 @@ from typing_extensions import Self
 
 
 class _Movable:
-    """Moves every tensor of a dataclass, nested records included."""
+    """Moves every tensor of a dataclass, nested records and tuples of records included."""
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
-        moved = {}
-        for field in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, field.name)
-            if isinstance(value, (Tensor, _Movable)):
-                moved[field.name] = value.to(device, non_blocking=non_blocking)
-        return replace(self, **moved)  # type: ignore[type-var]
+        return self._with_each(lambda value: value.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Self:
         """Page-locks every tensor, so that the copy to the device can overlap."""
-        pinned = {}
+        return self._with_each(lambda value: value.pin_memory())
+
+    def _with_each(self, change: Callable[[Any], Any]) -> Self:
+        changed: dict[str, Any] = {}
         for field in fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
             if isinstance(value, (Tensor, _Movable)):
-                pinned[field.name] = value.pin_memory()
-        return replace(self, **pinned)  # type: ignore[type-var]
+                changed[field.name] = change(value)
+            elif isinstance(value, tuple) and value and isinstance(value[0], _Movable):
+                changed[field.name] = tuple(change(record) for record in value)
+        return replace(self, **changed)  # type: ignore[type-var]
 
 
 @dataclass(frozen=True)
@@ -132,18 +134,26 @@ class PackedRows(_Movable):
 
 
 @dataclass(frozen=True)
-class PackedQuestions(PackedRows):
-    """Training questions, packed.
+class PackedAnswers(PackedRows):
+    """Texts with answers that are given, packed.
 
     answer_columns: (R, C) int64, the columns of each row that predict answer tokens, filled up with 0.
     answer_places: (A,) int64, where in the flattened (R, C) each answer token is predicted.
     answer_ids: (A,) int64, the answers' and newlines' ids.
-    answer_weight: (A,) float32, the weight of the token's question: 1, or 0 for one that only fills a step up.
     """
 
     answer_columns: Tensor
     answer_places: Tensor
     answer_ids: Tensor
+
+
+@dataclass(frozen=True)
+class PackedQuestions(PackedAnswers):
+    """Training questions, packed.
+
+    answer_weight: (A,) float32, the weight of the token's question: 1, or 0 for one that only fills a step up.
+    """
+
     answer_weight: Tensor
 
     def answer_token_count(self) -> Tensor:
@@ -183,6 +193,17 @@ class PackedPrompts(PackedRows):
 
 
 @dataclass(frozen=True)
+class PackedChoices(PackedAnswers):
+    """Answers that a question may have, each of them after its prompt, packed.
+
+    answer_owners: (A,) int64, the number of each token's answer among `num_answers`.
+    """
+
+    answer_owners: Tensor
+    num_answers: int
+
+
+@dataclass(frozen=True)
 class AnsweringBatch(_Movable):
     """Questions that are answered at once, each once for every way in which its painting is shown.
 
@@ -192,14 +213,17 @@ class AnsweringBatch(_Movable):
     blank: one plain grey painting, or None.
     prompts: of all questions, one way after the other. `piece_painting` counts the paintings so too: I of each way,
         one of a blank way.
-    rows: the questions' row numbers in their CSV table.
+    choices: the answers that are to be scored, of all prompts one after the other, some at a time.
+    rows: the questions' row numbers in their CSV table. num_choices: of each of them, how many there are.
     """
 
     paintings: PaintingViews | PaintingFeatures | None
     other_art: Tensor | None
     blank: PaintingViews | PaintingFeatures | None
     prompts: PackedPrompts
+    choices: tuple[PackedChoices, ...]
     rows: tuple[int, ...]
+    num_choices: tuple[int, ...]
 
 
 @dataclass(frozen=True)

@@ -89,22 +89,25 @@ def evaluate(options: argparse.Namespace) -> int:
     from artkv.evaluation.answering import ALL_ABLATIONS, AS_TRAINED, Ablation
     from artkv.evaluation.compared_runs import compare_runs
     from artkv.evaluation.run_roles import Run
-    from artkv.evaluation.scores import format_table
+    from artkv.evaluation.scores import format_calibration, format_table
     from artkv.evaluation.verdicts import format_comparison
 
     ablations = [Ablation(options.prefix, options.image)]
     if options.all_ablations:  # a control has no prefix that could be shuffled
         ablations = [a for a in ALL_ABLATIONS if config.kv_modulation.enabled or a.prefix != "shuffled"]
     with process_group(config.distributed.timeout_minutes) as world:
-        results = run_evaluation(checkpoint, options.split, ablations, config, world)
+        results = run_evaluation(checkpoint, options.split, ablations, config, world, options.choices)
         runs, columns = [Run(checkpoint.run_dir, config)], dict(results)
         if control is not None:
             without, its_config = control
-            own = run_evaluation(without, options.split, [AS_TRAINED], its_config, world)
+            own = run_evaluation(without, options.split, [AS_TRAINED], its_config, world, options.choices)
             runs.append(Run(without.run_dir, its_config))
             columns["control"] = own[AS_TRAINED.name]
         if world.is_main:
             print(format_table(columns))
+            chose = {name: scores.choices for name, scores in columns.items() if scores.choices is not None}
+            if chose:
+                print(f"\n{format_table(chose, 'accuracy')}\n\n{format_calibration(chose)}")
             if options.all_ablations:
                 comparison, path = compare_runs(runs, options.split, "exact_match")
                 print(f"\n{format_comparison(comparison)}\n\n{path.name}: {shell.seen_by_caller(path)}")

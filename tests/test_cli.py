@@ -82,6 +82,36 @@ def test_evaluate_writes_and_prints_every_ablation(
     assert all(len(given) == 1 for given in by_question.values())
 
 
+def test_evaluate_with_choices_writes_what_was_chosen_and_compare_takes_it(
+    trained_run: Path, tiny_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], in_process: None
+) -> None:
+    given = ["evaluate", "--checkpoint", str(trained_run), "--all-ablations", "--choices"]
+    assert cli.main(given) == 0
+    printed = capsys.readouterr()
+    assert "artkv: choices: thing (3)\n" in printed.err
+    tables = [block.splitlines()[0].split() for block in printed.out.split("\n\n")]
+    assert tables[1] == ["accuracy", "questions", "on", "off", "shuffled", "on-blank"]
+    assert " ".join(tables[2]) == "choices accuracy exact match mean probability calibration error"
+    folder = trained_run / "eval" / "val-off"
+    with (folder / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    right = [row["choice"].lower() == row["answer"].lower() for row in rows]
+    confident = [float(row["choice_probability"]) for row in rows]
+    assert all(row["choice"] in ("oil", "canvas", "Jan van Eyck") for row in rows)
+    assert min(confident) > 1 / 3
+    assert [row["gold_probability"] == row["choice_probability"] for row in rows] == right
+    choices = json.loads((folder / "metrics.json").read_text())["choices"]
+    assert choices["overall"]["accuracy"]["value"] == pytest.approx(sum(right) / len(right))
+    assert sum(one["count"] for one in choices["overall"]["bins"]) == len(rows)
+    assert choices["candidates"] == {"thing": ["canvas", "Jan van Eyck", "oil"]}
+    assert cli.main(["compare", str(trained_run), "--metric", "accuracy"]) == 0
+    assert capsys.readouterr().out.startswith("accuracy on val, prefix on")
+    file_of_candidates = tmp_path / "candidates.csv"
+    file_of_candidates.write_text("answer,question_type\noil,style\n")
+    assert cli.main([*given, str(file_of_candidates)]) == 1
+    assert "candidates.csv: has candidates for none of the types of" in capsys.readouterr().err
+
+
 def test_evaluate_with_a_control_ends_with_the_comparison_that_compare_makes_again(
     trained_run: Path, control_run: Path, tiny_world: Path, capsys: pytest.CaptureFixture[str], in_process: None
 ) -> None:

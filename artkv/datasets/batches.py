@@ -6,7 +6,7 @@ signals that a job's processes get.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -14,7 +14,8 @@ from typing import Protocol, TypeVar
 import numpy as np
 import torch
 
-from artkv.batch import AnsweringBatch, Batch, PackedQuestions, QuestionBatch
+from artkv.batch import AnsweringBatch, Batch, PackedChoices, PackedQuestions, QuestionBatch
+from artkv.datasets.choice_packing import PossibleAnswer, Tokens, pack_choices
 from artkv.datasets.order import EpochPlan, MicroBatch, evaluation_micro_batches, training_micro_batches
 from artkv.datasets.packing import PackingSettings, pack_questions
 from artkv.datasets.prompt_packing import pack_prompts
@@ -73,12 +74,14 @@ class Shown:
 class AnsweringBatchMaker:
     """Makes the `AnsweringBatch` of a micro-batch; each distinct painting is loaded once for all ways.
 
-    Several threads may use it. pin_memory, packing: see `BatchMaker`.
+    Several threads may use it. pin_memory, packing: see `BatchMaker`. choices_at_once: most answers that are scored in
+    one forward pass.
     """
 
     questions: QuestionSet
     shown: Shown
     packing: PackingSettings
+    choices_at_once: int
     pin_memory: bool = False
 
     def __call__(self, micro_batch: MicroBatch) -> AnsweringBatch:
@@ -92,6 +95,8 @@ class AnsweringBatchMaker:
             all_index += [num_paintings + (0 if is_blank else place) for place in painting_index]
             num_paintings += 1 if is_blank else len(numbers)
         prompts = [tokenized.for_generation(row)[0] for row in rows] * len(shown.are_blank)
+        choices = self.questions.choices
+        answers = [() if choices is None else choices.of_row(row) for row in rows]
         paintings = other_art = None
         if not all(shown.are_blank):
             others = numbers if shown.art_source is None else shown.art_source[numbers]
@@ -103,8 +108,23 @@ class AnsweringBatchMaker:
             other_art,
             source.load_blank(1, pin_memory) if any(shown.are_blank) else None,
             pack_prompts(prompts, all_index, tokenized.pad_token_id, self.packing),
+            self._choices(prompts, all_index, answers * len(shown.are_blank)),
             tuple(rows),
+            tuple(len(of_row) for of_row in answers),
         )
+
+    def _choices(
+        self, prompts: Sequence[list[int]], painting_index: Sequence[int], answers: Sequence[Sequence[Tokens]]
+    ) -> tuple[PackedChoices, ...]:
+        """The answers to choose among, of all prompts one after the other, `choices_at_once` together."""
+        pad_token_id = self.questions.tokenized.pad_token_id
+        flat = [
+            PossibleAnswer(painting, tuple(prompt), answer)
+            for prompt, painting, of_prompt in zip(prompts, painting_index, answers, strict=True)
+            for answer in of_prompt
+        ]
+        parts = (flat[start : start + self.choices_at_once] for start in range(0, len(flat), self.choices_at_once))
+        return tuple(pack_choices(part, pad_token_id, self.packing) for part in parts)
 
 
 def training_loader(
@@ -128,13 +148,12 @@ def training_loader(
 
 
 def answering_loader(
-    questions: QuestionSet, plan: EpochPlan, world: World, workers: int, packing: PackingSettings, shown: Shown
+    make: AnsweringBatchMaker, plan: EpochPlan, world: World, workers: int
 ) -> Iterator[AnsweringBatch]:
     """Yields this rank's batches of an evaluation planned by `plan_evaluation`, to be answered.
 
-    The options are those of `AnsweringBatchMaker` and `training_loader`.
+    workers: see `training_loader`.
     """
-    make = AnsweringBatchMaker(questions, shown, packing, pin_memory=world.device.type == "cuda")
     return _load(make, evaluation_micro_batches(plan, world.rank, world.size), workers)
 
 

@@ -107,7 +107,7 @@ def pack_questions(
             for label, column in zip(encoded[question][1], predicting, strict=False):
                 if label != IGNORED_LABEL:
                     answers.append((row, int(column), label))
-    answer_columns, answer_places = _columns_of_answers(answers, padded.rows, padded.answer_columns)
+    answer_columns, answer_places = columns_of_answers(answers, padded.rows, padded.answer_columns)
     unused = padded.answers - len(answers)  # of weight 0
     return PackedQuestions(
         **rows.tensors,
@@ -301,10 +301,13 @@ def _shaped_layout(pieces: Sequence[Piece], settings: PackingSettings) -> tuple[
     )
 
 
-def _columns_of_answers(
+def columns_of_answers(
     answers: Sequence[tuple[int, int, int]], num_rows: int, most: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`answer_columns`, `most` a row, and `answer_places` of `PackedQuestions`; a column may predict several tokens."""
+    """`answer_columns`, `most` a row, and `answer_places` of `PackedAnswers`; a column may predict several tokens.
+
+    answers: row, column that predicts it, and id of each answer token.
+    """
     columns = [sorted({column for answer_row, column, _ in answers if answer_row == row}) for row in range(num_rows)]
     answer_columns = np.zeros((num_rows, most), dtype=np.int64)
     rank: dict[tuple[int, int], int] = {}

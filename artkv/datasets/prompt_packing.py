@@ -30,7 +30,7 @@ def pack_prompts(
     asked = [(painting, tuple(prompt)) for painting, prompt in zip(painting_index, prompts, strict=True)]
     distinct = sorted(set(asked))
     texts = [prompt for _, prompt in distinct]
-    layout = _choose_layout(texts, [painting for painting, _ in distinct], settings)
+    layout = layout_of_texts(texts, [painting for painting, _ in distinct], settings, _EXPECTED_ANSWER_TOKENS)
     num_columns = max(sum(piece.num_columns for piece in row) for row in layout)
     rows = lay_out_rows(layout, num_columns, texts, pad_token_id, settings)
     last_columns = np.zeros((len(layout), _most_prompts(layout)), dtype=np.int64)
@@ -51,12 +51,12 @@ def pack_prompts(
     )
 
 
-def _choose_layout(
-    texts: Sequence[Prompt], painting_of_text: Sequence[int], settings: PackingSettings
+def layout_of_texts(
+    texts: Sequence[Prompt], painting_of_text: Sequence[int], settings: PackingSettings, new_tokens: int = 0
 ) -> list[list[Piece]]:
     """The rows that cost least among some limits and numbers of rows; `choose_layout` tries all, for small batches.
 
-    Texts are sorted within each painting.
+    Texts are sorted by painting, and within each painting. new_tokens: of each, that will be added to its row.
     """
     best: list[list[Piece]] = []
     lowest = np.inf
@@ -76,8 +76,8 @@ def _choose_layout(
             num_columns = max(sum(piece.num_columns for piece in row) for row in rows)
             if num_columns > max(settings.max_columns, longest):
                 continue
-            answers = _EXPECTED_ANSWER_TOKENS * _most_prompts(rows)
-            cost = layout_cost(num_rows, num_columns + answers, settings.hidden_size)
+            added = new_tokens * _most_prompts(rows)
+            cost = layout_cost(num_rows, num_columns + added, settings.hidden_size)
             if cost < lowest:
                 best, lowest = rows, cost
     return best

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from artkv.datasets.choice_packing import RowChoices
 from artkv.datasets.painting_source import PaintingSource
 from artkv.datasets.table import QuestionTable
 from artkv.datasets.tokenized_table import TokenizedTable
@@ -14,12 +15,14 @@ from artkv.datasets.tokenized_table import TokenizedTable
 class QuestionSet:
     """A split: its checked CSV file, the token ids of its texts, and where its paintings come from.
 
-    Rows and paintings have the same numbers in all three.
+    Rows and paintings have the same numbers in all of them. choices: answers that are to be scored beside those that
+    are generated; None: there are none.
     """
 
     table: QuestionTable
     tokenized: TokenizedTable
     paintings: PaintingSource
+    choices: RowChoices | None = None
 
     def __len__(self) -> int:
         return len(self.table)

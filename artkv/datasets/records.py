@@ -55,11 +55,11 @@ class Records:
     problems: list[Problem]
 
 
-def read_records(path: Path) -> Records:
+def read_records(path: Path, required: Sequence[str] = REQUIRED_COLUMNS) -> Records:
     """Reads as much of the file as can be read; nothing that is wrong with its form raises.
 
-    Values are text: NA, None, null and nan are ordinary answers. Raises `UserError` only when the file
-    itself cannot be opened.
+    Values are text: NA, None, null and nan are ordinary answers. required: the columns that the header must have.
+    Raises `UserError` only when the file itself cannot be opened.
     """
     try:
         data = path.read_bytes()
@@ -70,13 +70,13 @@ def read_records(path: Path) -> Records:
         problems.append(Problem(path, 1, "the file is UTF-16; save it as UTF-8"))
         return Records((), [], problems)
     if not data.removeprefix(codecs.BOM_UTF8).strip():
-        problems.append(Problem(path, 1, f"the file is empty; it needs a header {','.join(REQUIRED_COLUMNS)}"))
+        problems.append(Problem(path, 1, f"the file is empty; it needs a header {','.join(required)}"))
         return Records((), [], problems)
     lines, unreadable = _decode_lines(path, data.removeprefix(codecs.BOM_UTF8), problems)
     rows = _rows(path, lines, problems)
     header_line, header = next(rows, (1, []))
     header = [name.strip() for name in header]
-    columns = _check_header(path, header_line, header, problems)
+    columns = _check_header(path, header_line, header, required, problems)
     records = []
     for line, row in rows:
         if len(row) != len(header):
@@ -154,13 +154,15 @@ def _explain_csv_error(error: csv.Error) -> str:
     return f"not readable as CSV ({reason})"
 
 
-def _check_header(path: Path, line: int, header: list[str], problems: list[Problem]) -> tuple[str, ...]:
+def _check_header(
+    path: Path, line: int, header: list[str], required: Sequence[str], problems: list[Problem]
+) -> tuple[str, ...]:
     problems.extend(
         Problem(path, line, f"column {name!r} appears {header.count(name)} times; keep one of them")
         for name in dict.fromkeys(header)
         if header.count(name) > 1
     )
-    missing = [name for name in REQUIRED_COLUMNS if name not in header]
+    missing = [name for name in required if name not in header]
     if missing:
         found = ", ".join(repr(name) for name in header)
         names = ", ".join(repr(name) for name in missing)
@@ -169,7 +171,7 @@ def _check_header(path: Path, line: int, header: list[str], problems: list[Probl
                 path,
                 line,
                 f"missing column{'s' if len(missing) > 1 else ''} {names}; the header has {found}; "
-                f"it needs {','.join(REQUIRED_COLUMNS)}, separated by commas",
+                f"it needs {','.join(required)}, separated by commas",
             )
         )
-    return tuple(name for name in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS) if name in header)
+    return tuple(name for name in (*required, *OPTIONAL_COLUMNS) if name in header)

@@ -5,14 +5,16 @@ Letters in tensor names are explained in `artkv.batch`.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from artkv.batch import AnsweringBatch, PaintingFeatures, PaintingViews
 from artkv.config import Config
-from artkv.datasets.batches import Shown, answering_loader
+from artkv.datasets.batches import AnsweringBatchMaker, Shown, answering_loader
 from artkv.datasets.order import plan_evaluation
 from artkv.datasets.packing import PackingSettings
 from artkv.datasets.question_set import QuestionSet
@@ -70,6 +72,17 @@ class AnsweringSettings:
     seed: int
 
 
+class Answered(NamedTuple):
+    """What a model says to a table's questions, in the order of its rows.
+
+    texts: the answers that it generates. log_likelihoods: of each question's choices, (choices,) float64;
+    empty where it has none.
+    """
+
+    texts: list[str]
+    log_likelihoods: list[NDArray[np.float64]]
+
+
 class GaveUp(Exception):
     """Answering was broken off, on all ranks together."""
 
@@ -90,8 +103,8 @@ def answer_questions(
     advance: Callable[[int], None] = lambda questions: None,
     gives_up: Callable[[], bool] | None = None,
 ) -> list[str]:
-    """The answers under one ablation; see `answer_under`."""
-    return answer_under(model, questions, settings, world, [ablation], advance, gives_up)[0]
+    """The generated answers under one ablation; see `answer_under`."""
+    return answer_under(model, questions, settings, world, [ablation], advance, gives_up)[0].texts
 
 
 def answer_under(
@@ -102,10 +115,11 @@ def answer_under(
     ablations: Sequence[Ablation],
     advance: Callable[[int], None] = lambda questions: None,
     gives_up: Callable[[], bool] | None = None,
-) -> list[list[str]]:
+) -> list[Answered]:
     """For each ablation the answers in the order of the table's rows, whole on every rank.
 
-    A picture is loaded and encoded once for all ablations, and its questions are answered in one batch.
+    A picture is loaded and encoded once for all ablations, and its questions are answered in one batch. Their choices,
+    if they have any, are scored after it, as many at once as questions are answered at once.
 
     Called on all ranks; they split the questions and meet at the end, and at the start if they have to agree on a
     batch size. `advance` is told how many questions this rank has answered since the last call, under all ablations.
@@ -121,11 +135,16 @@ def answer_under(
     else:
         rows_at_once = max(1, settings.batch_size // number)
     plan = plan_evaluation(table.painting_of_row, rows_at_once)
-    packing = PackingSettings(backbone.num_query_tokens, backbone.language_model_width)
-    shown = _shown(ablations, table.num_paintings, settings.seed)
-    batches = answering_loader(questions, plan, world, settings.workers, packing, shown)
+    make = AnsweringBatchMaker(
+        questions,
+        _shown(ablations, table.num_paintings, settings.seed),
+        PackingSettings(backbone.num_query_tokens, backbone.language_model_width),
+        choices_at_once=rows_at_once * number,
+        pin_memory=world.device.type == "cuda",
+    )
+    batches = answering_loader(make, plan, world, settings.workers)
     between_meetings = max(1, QUESTIONS_BETWEEN_MEETINGS // (rows_at_once * number))
-    answered: dict[int, tuple[str, ...]] = {}
+    answered: dict[int, Answered] = {}
     with torch.no_grad():
         # All ranks count the same rounds, since they meet in some; a rank may have no batch in the last one.
         for round_number in range(1, -(-plan.num_micro_batches // world.size) + 1):
@@ -135,14 +154,17 @@ def answer_under(
                 advance(len(batch.rows))
             if gives_up is not None and round_number % between_meetings == 0 and _any(gives_up(), world):
                 raise GaveUp
-    everything: dict[int, tuple[str, ...]] = {}
+    everything: dict[int, Answered] = {}
     for part, gave_up in world.gather((answered, gives_up is not None and gives_up())):
         if gave_up:
             raise GaveUp
         everything |= part
     if len(everything) != len(table):
         raise RuntimeError(f"{len(everything)} answers to {len(table)} questions of {table.path}")
-    return [list(answers) for answers in zip(*(everything[row] for row in range(len(table))), strict=True)]
+    rows = [everything[row] for row in range(len(table))]
+    return [
+        Answered([row.texts[way] for row in rows], [row.log_likelihoods[way] for row in rows]) for way in range(number)
+    ]
 
 
 def _shown(ablations: Sequence[Ablation], num_paintings: int, seed: int) -> Shown:
@@ -160,13 +182,17 @@ def _answers(
     settings: AnsweringSettings,
     world: World,
     ablations: Sequence[Ablation],
-) -> dict[int, tuple[str, ...]]:
-    """The answers of each row, an ablation each."""
+) -> dict[int, Answered]:
+    """What is said to each row, an ablation each."""
     on_device = batch.to(world.device, non_blocking=True)
     visual_IKD = _visual_tokens(model, on_device, ablations)
-    answers = model.generate_answers(visual_IKD, on_device.prompts, settings.max_new_tokens)
+    texts = model.generate_answers(visual_IKD, on_device.prompts, settings.max_new_tokens)
+    scored = [model.log_likelihoods(visual_IKD, choices).cpu().numpy() for choices in on_device.choices]
+    flat = np.concatenate([np.zeros(0), *scored])
     number = len(batch.rows)
-    return {row: tuple(answers[place::number]) for place, row in enumerate(batch.rows)}
+    ends = np.cumsum([*batch.num_choices] * len(ablations))
+    log_likelihoods = np.split(flat, ends[:-1])
+    return {row: Answered(texts[place::number], log_likelihoods[place::number]) for place, row in enumerate(batch.rows)}
 
 
 def _visual_tokens(model: KVModulatedBlip2, batch: AnsweringBatch, ablations: Sequence[Ablation]) -> Tensor:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ from artkv.evaluation.comparison import (
 )
 from artkv.evaluation.results import COMPARISON, Predictions, check_same_questions, evaluation_folder, read_predictions
 from artkv.evaluation.run_roles import ABLATIONS, CONTROL, Roles, Run, roles_of
-from artkv.evaluation.scores import rows_by_type
+from artkv.evaluation.scores import ACCURACY, rows_by_type
 from artkv.files import write_whole
 
 # Of these the first that a run has answered is compared, where none is asked for.
@@ -38,30 +39,30 @@ def compare_runs(runs: Sequence[Run], split: str | None, metric: str) -> tuple[C
     """
     first = runs[0]
     roles = roles_of(runs)
-    split = split or _answered_split(first.folder)
-    on = _read_on(first.folder, split)
-    compared = {name: read for name in ABLATIONS if (read := _read_ablation(first.folder, split, name, on)) is not None}
+    evaluated = _Evaluated(split or _answered_split(first.folder), metric)
+    on = evaluated.on(first)
+    compared = {name: read for name in ABLATIONS if (read := evaluated.ablation(first, name, on)) is not None}
     if roles.controls:
-        compared[CONTROL] = _read_on(roles.controls[0].folder, split)
-    compared |= {name: _read_on(run.folder, split) for name, run in roles.others.items()}
+        compared[CONTROL] = evaluated.on(roles.controls[0])
+    compared |= {name: evaluated.on(run) for name, run in roles.others.items()}
     if not compared and len(roles.seeds) == 1:
         raise UserError(
             f"{on.path.parent}: is all that was evaluated, there is nothing to compare it with; evaluate with "
             "--all-ablations, or name a control too"
         )
     for predictions in compared.values():
-        check_same_questions(on, predictions)
+        _check_comparable(on, predictions, metric)
     config, types = first.config, on.columns["question_type"]
     resampling = Resampling(config.evaluation.bootstrap_samples, config.training.seed)
     without = {name: predictions.scores(metric) for name, predictions in compared.items()}
     comparison = Comparison(
-        split=split,
+        split=evaluated.split,
         metric=metric,
         checkpoint=on.checkpoint,
         has_prefix=first.has_prefix,
         runs=tuple(roles.told),
         against=compare_values(on.scores(metric), without, _paintings(on), types, resampling),
-        seeds=_compare_seeds(roles, on, metric, split, resampling),
+        seeds=_compare_seeds(roles, on, evaluated, resampling),
         answers=summarize_answers(
             on.columns["prediction"], on.columns["answer"], types, _training_majority(config), metric
         ),
@@ -81,58 +82,77 @@ def _answered_split(run_dir: Path) -> str:
     )
 
 
-def _read_on(run_dir: Path, split: str) -> Predictions:
-    folder = evaluation_folder(run_dir, split, "on")
-    if not (folder / "predictions.csv").is_file():
-        raise UserError(
-            f"{run_dir}: has not answered the {split} split with the prefix on; "
-            f"artkv evaluate --checkpoint {run_dir} --split {split}"
-        )
-    return read_predictions(folder)
+class _Evaluated(NamedTuple):
+    """Reads what runs answered to a split; with the metric `accuracy` what they chose."""
+
+    split: str
+    metric: str
+
+    def on(self, run: Run) -> Predictions:
+        """The answers with the prefix on."""
+        folder = evaluation_folder(run.folder, self.split, "on")
+        if not (folder / "predictions.csv").is_file():
+            raise UserError(
+                f"{run.folder}: has not answered the {self.split} split with the prefix on; "
+                f"artkv evaluate --checkpoint {run.folder} --split {self.split}"
+            )
+        return self._read(folder)
+
+    def ablation(self, run: Run, name: str, on: Predictions) -> Predictions | None:
+        """The answers under an ablation of the checkpoint that `on` is of; None if there are none."""
+        folder = evaluation_folder(run.folder, self.split, ABLATIONS[name])
+        if not (folder / "predictions.csv").is_file():
+            return None
+        read = self._read(folder)
+        if read.checkpoint != on.checkpoint:
+            raise UserError(
+                f"{folder}: is of {read.checkpoint}, {on.path.parent} of {on.checkpoint}; evaluate one of the two with "
+                "--all-ablations"
+            )
+        return read
+
+    def _read(self, folder: Path) -> Predictions:
+        read = read_predictions(folder)
+        return read.of_choices() if self.metric == ACCURACY else read
 
 
-def _read_ablation(run_dir: Path, split: str, name: str, on: Predictions) -> Predictions | None:
-    """The answers under an ablation of the checkpoint that `on` is of; None if there are none."""
-    folder = evaluation_folder(run_dir, split, ABLATIONS[name])
-    if not (folder / "predictions.csv").is_file():
-        return None
-    read = read_predictions(folder)
-    if read.checkpoint != on.checkpoint:
+def _check_comparable(first: Predictions, other: Predictions, metric: str) -> None:
+    """Raises `UserError` if two sets of predictions are not on the same questions, or did not choose among the same."""
+    if metric == ACCURACY and first.candidates != other.candidates:
         raise UserError(
-            f"{folder}: is of {read.checkpoint}, {on.path.parent} of {on.checkpoint}; evaluate one of the two with "
-            "--all-ablations"
+            f"{other.path}: chose among other candidates than {first.path}; evaluate both with the same --choices FILE"
         )
-    return read
+    check_same_questions(first, other)
 
 
 def _paintings(predictions: Predictions) -> NDArray[np.str_]:
     return np.array(predictions.columns["image"])
 
 
-def _compare_seeds(roles: Roles, on: Predictions, metric: str, split: str, resampling: Resampling) -> Seeds | None:
+def _compare_seeds(roles: Roles, on: Predictions, evaluated: _Evaluated, resampling: Resampling) -> Seeds | None:
     """What the seeds of the run and of its control show together; None with one of each."""
     if len(roles.seeds) == 1 and len(roles.controls) < 2:
         return None
-    on_of_seeds = [on, *(_read_on(run.folder, split) for run in roles.seeds[1:])]
+    on_of_seeds = [on, *(evaluated.on(run) for run in roles.seeds[1:])]
     compared: dict[str, list[Predictions]] = {}
     missing = []
     for name in ABLATIONS:
-        read = [_read_ablation(run.folder, split, name, own) for run, own in zip(roles.seeds, on_of_seeds, strict=True)]
+        read = [evaluated.ablation(run, name, own) for run, own in zip(roles.seeds, on_of_seeds, strict=True)]
         found = [predictions for predictions in read if predictions is not None]
         if len(found) == len(read):
             compared[name] = found
         elif found:
             missing.append(name)
     if roles.controls:
-        compared[CONTROL] = [_read_on(run.folder, split) for run in roles.controls]
+        compared[CONTROL] = [evaluated.on(run) for run in roles.controls]
     for predictions in [*on_of_seeds, *(one for of_name in compared.values() for one in of_name)]:
-        check_same_questions(on, predictions)
+        _check_comparable(on, predictions, evaluated.metric)
     painting_Q, by_type = _paintings(on), rows_by_type(on.columns["question_type"])
-    with_QU = np.column_stack([predictions.scores(metric) for predictions in on_of_seeds])
+    with_QU = np.column_stack([predictions.scores(evaluated.metric) for predictions in on_of_seeds])
     overall: dict[str, SeedSpread] = {}
     of_types: dict[str, dict[str, SeedSpread]] = {}
     for name, given in compared.items():
-        without_QU = np.column_stack([predictions.scores(metric) for predictions in given])
+        without_QU = np.column_stack([predictions.scores(evaluated.metric) for predictions in given])
         is_paired = name != CONTROL
         overall[name] = spread_over_seeds(with_QU, without_QU, painting_Q, resampling, is_paired)
         of_types[name] = {

@@ -3,15 +3,16 @@
 import csv
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import Self
 
 from artkv.errors import UserError
-from artkv.evaluation.scores import Scores, exact_match, score_pairs, token_f1
+from artkv.evaluation.scores import Choice, Scores, exact_match, score_pairs, token_f1
 from artkv.files import write_whole
 
 if TYPE_CHECKING:  # torch takes seconds, which a comparison of what was written need not wait for
@@ -20,6 +21,8 @@ if TYPE_CHECKING:  # torch takes seconds, which a comparison of what was written
 PREDICTIONS, METRICS_FILE, COMPARISON = "predictions.csv", "metrics.json", "comparison.json"
 # That one question is known by, and what was answered.
 _READ = ("question_id", "image", "question", "answer", "question_type", "prediction")
+# What was chosen among candidates; a column that is there where choices were asked for.
+CHOICE = "choice"
 
 
 def evaluation_folder(run_dir: Path, split: str, ablation: str) -> Path:
@@ -32,13 +35,14 @@ class Answers:
     """The answers to a table's questions under an ablation.
 
     image_root: the folder of the pictures. art_source: for each painting the one whose prefix it got, (I,); None where
-    each had its own, or none.
+    each had its own, or none. choices: what each question chose, or None where it did not; None: none was to.
     """
 
     table: "QuestionTable"
     answers: Sequence[str]
     image_root: Path
     art_source: NDArray[np.int64] | None = None
+    choices: Sequence[Choice | None] | None = None
 
     def columns(self) -> dict[str, list[Any]]:
         """Of `predictions.csv`: a row a question. `image` is the painting's name: its path below `image_root`."""
@@ -46,7 +50,7 @@ class Answers:
         names = [path.relative_to(self.image_root).as_posix() for path in table.painting_paths]
         sources = [""] * len(names) if self.art_source is None else [names[source] for source in self.art_source]
         pairs = list(zip(self.answers, table.answers, strict=True))
-        return {
+        columns = {
             "question_id": list(table.question_ids),
             "image": [names[painting] for painting in table.painting_of_row],
             "question": list(table.questions),
@@ -57,6 +61,17 @@ class Answers:
             "token_f1": [round(token_f1(prediction, answer), 4) for prediction, answer in pairs],
             "prefix_of": [sources[painting] for painting in table.painting_of_row],
         }
+        if self.choices is not None:
+            columns |= {
+                CHOICE: ["" if choice is None else choice.text for choice in self.choices],
+                "choice_probability": [_rounded(choice and choice.probability) for choice in self.choices],
+                "gold_probability": [_rounded(choice and choice.gold_probability) for choice in self.choices],
+            }
+        return columns
+
+
+def _rounded(probability: float | None) -> float | str:
+    return "" if probability is None else round(probability, 6)
 
 
 def write_results(folder: Path, answers: Answers, scores: Scores, conditions: Mapping[str, Any]) -> None:
@@ -80,11 +95,16 @@ def write_results(folder: Path, answers: Answers, scores: Scores, conditions: Ma
 
 @dataclass(frozen=True)
 class Predictions:
-    """A `predictions.csv`, read: its columns, in the order of the split's CSV file. checkpoint: its name."""
+    """A `predictions.csv`, read: its columns, in the order of the split's CSV file.
+
+    checkpoint: its name. candidates: of each question type, what the column `choice` was chosen among; None where there
+    is no such column.
+    """
 
     path: Path
     columns: Mapping[str, list[str]]
     checkpoint: str
+    candidates: Mapping[str, list[str]] | None = None
 
     def __len__(self) -> int:
         return len(self.columns["answer"])
@@ -92,6 +112,14 @@ class Predictions:
     def scores(self, metric: str) -> NDArray[np.float64]:
         """(Q,) each question's score."""
         return score_pairs(self.columns["prediction"], self.columns["answer"], [metric])[:, 0]
+
+    def of_choices(self) -> Self:
+        """What was chosen in the place of what was generated, of the questions that chose; `UserError` if none did."""
+        if self.candidates is None:
+            raise UserError(f"{self.path}: has no choices; evaluate again with --choices")
+        columns = {**self.columns, "prediction": self.columns[CHOICE]}
+        rows = [row for row, choice in enumerate(self.columns[CHOICE]) if choice]
+        return replace(self, columns={name: [column[row] for row in rows] for name, column in columns.items()})
 
 
 def read_predictions(folder: Path) -> Predictions:
@@ -103,11 +131,14 @@ def read_predictions(folder: Path) -> Predictions:
             missing = [name for name in _READ if name not in (reader.fieldnames or ())]
             if missing:
                 raise UserError(f"{path}: has no column {missing[0]}; evaluate again")
+            names = [*_READ, CHOICE] if CHOICE in (reader.fieldnames or ()) else _READ
             rows = list(reader)
-        checkpoint = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))["checkpoint"]
+        metrics = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
+        checkpoint, candidates = metrics["checkpoint"], metrics["choices"]["candidates"] if CHOICE in names else None
     except (OSError, ValueError, KeyError, csv.Error) as error:
         raise UserError(f"{folder}: cannot be read ({type(error).__name__}: {error}); evaluate again") from None
-    return Predictions(path, {name: [row[name] or "" for row in rows] for name in _READ}, Path(checkpoint).name)
+    columns = {name: [row[name] or "" for row in rows] for name in names}
+    return Predictions(path, columns, Path(checkpoint).name, candidates)
 
 
 def check_same_questions(first: Predictions, other: Predictions) -> None:

@@ -7,7 +7,7 @@ whatever else the questions cluster in.
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +15,15 @@ from sacrebleu.metrics import BLEU
 from typing_extensions import Self
 
 from artkv.errors import UserError
+from artkv.evaluation.calibration import Calibration, calibrate
 from artkv.evaluation.resampling import mean_intervals, sum_by_painting
 
+if TYPE_CHECKING:  # torch takes seconds
+    from artkv.datasets.table import QuestionTable
+
 METRICS = ("exact_match", "bleu", "bleu_artquest", "token_f1")
+# Exact match of what is chosen among candidates, not of what is generated.
+ACCURACY = "accuracy"
 UNTYPED = "untyped"
 
 # effective_order: answers are mostly shorter than four words, and have no 4-grams to match.
@@ -57,21 +63,95 @@ class GroupScores:
         return result
 
 
+class Choice(NamedTuple):
+    """What a question chooses among its candidates.
+
+    text: the likeliest one. probability: its share of all candidates' probabilities. gold_probability: the right
+    answer's share, 0 where it is no candidate.
+    """
+
+    text: str
+    probability: float
+    gold_probability: float
+
+
+@dataclass(frozen=True)
+class ChoiceGroup:
+    """How a group of questions chose.
+
+    count, clusters: as of `GroupScores`. accuracy: whether the choice is right, as exact match has it. exact_match: of
+    the generated answers to the same questions. calibration: of the choices' probabilities.
+    """
+
+    count: int
+    clusters: int
+    accuracy: Estimate
+    exact_match: Estimate
+    calibration: Calibration
+
+    def to_json(self) -> dict[str, Any]:
+        """`{"count", "clusters", "accuracy": {...}, "exact_match": {...}, "ece", "bins"}` in plain numbers."""
+        return {
+            "count": self.count,
+            "clusters": self.clusters,
+            "accuracy": vars(self.accuracy),
+            "exact_match": vars(self.exact_match),
+            **self.calibration.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> Self:
+        """What `to_json` gave."""
+        estimates = (Estimate(**tree[ACCURACY]), Estimate(**tree["exact_match"]))
+        return cls(tree["count"], tree["clusters"], *estimates, Calibration.from_json(tree))
+
+
+@dataclass(frozen=True)
+class ChoiceScores:
+    """How the questions of a split chose that have candidates: overall, and of each such type, in the usual order.
+
+    candidates: by type, what was chosen among. not_candidates: questions whose right answer is none of them.
+    """
+
+    overall: ChoiceGroup
+    by_type: dict[str, ChoiceGroup]
+    candidates: dict[str, list[str]]
+    not_candidates: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields by their names, in plain values; see `ChoiceGroup.to_json`."""
+        return {
+            "overall": self.overall.to_json(),
+            "by_type": {name: group.to_json() for name, group in self.by_type.items()},
+            "candidates": self.candidates,
+            "not_candidates": self.not_candidates,
+        }
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> Self:
+        """What `to_json` gave."""
+        by_type = {name: ChoiceGroup.from_json(given) for name, given in tree["by_type"].items()}
+        return cls(ChoiceGroup.from_json(tree["overall"]), by_type, tree["candidates"], tree["not_candidates"])
+
+
 @dataclass(frozen=True)
 class Scores:
     """The scores of a split: overall, and of each question type, alphabetically, `untyped` last.
 
-    by_type is empty when no question has a type.
+    by_type is empty when no question has a type. choices: None where no question was to choose.
     """
 
     overall: GroupScores
     by_type: dict[str, GroupScores]
+    choices: ChoiceScores | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """`{"overall": {...}, "by_type": {type: {...}}}`, see `GroupScores.to_json`."""
+        """`{"overall": {...}, "by_type": {type: {...}}}`, see `GroupScores.to_json`, and any `"choices"`."""
+        choices = {} if self.choices is None else {"choices": self.choices.to_json()}
         return {
             "overall": self.overall.to_json(),
             "by_type": {name: group.to_json() for name, group in self.by_type.items()},
+            **choices,
         }
 
     @classmethod
@@ -81,7 +161,8 @@ class Scores:
         def group(given: Mapping[str, Any]) -> GroupScores:
             return GroupScores(**{**given, **{metric: Estimate(**given[metric]) for metric in METRICS}})
 
-        return cls(group(tree["overall"]), {name: group(given) for name, given in tree["by_type"].items()})
+        choices = ChoiceScores.from_json(tree["choices"]) if "choices" in tree else None
+        return cls(group(tree["overall"]), {name: group(given) for name, given in tree["by_type"].items()}, choices)
 
 
 def exact_match(prediction: str, answer: str) -> float:
@@ -116,20 +197,21 @@ def sentence_bleu(hypothesis: str, reference: str) -> float:
     return min(score, 1.0)  # sacrebleu gives 100.00000000000004 for equal texts
 
 
-# The functions of METRICS, in their order; each takes a prediction and its answer.
-_SCORES: tuple[Callable[[str, str], float], ...] = (
-    exact_match,
-    sentence_bleu,
-    lambda prediction, answer: sentence_bleu(hypothesis=answer, reference=prediction),
-    token_f1,
-)
+# Each takes a prediction and its answer.
+_SCORES: dict[str, Callable[[str, str], float]] = {
+    "exact_match": exact_match,
+    "bleu": sentence_bleu,
+    "bleu_artquest": lambda prediction, answer: sentence_bleu(hypothesis=answer, reference=prediction),
+    "token_f1": token_f1,
+    ACCURACY: exact_match,
+}
 
 
 def score_pairs(
     predictions: Iterable[str], answers: Iterable[str], metrics: Sequence[str] = METRICS
 ) -> NDArray[np.float64]:
     """(Q, M) scores in the order of `metrics`; equal pairs, of which there are many, are scored once."""
-    scores = [_SCORES[METRICS.index(metric)] for metric in metrics]
+    scores = [_SCORES[metric] for metric in metrics]
     known: dict[tuple[str, str], tuple[float, ...]] = {}
     rows = []
     for pair in zip(predictions, answers, strict=True):
@@ -179,6 +261,48 @@ def score_predictions(
     return Scores(overall, by_type)
 
 
+def score_choices(
+    choices: Sequence[Choice | None],
+    predictions: Sequence[str],
+    table: "QuestionTable",
+    candidates: dict[str, list[str]],
+    bootstrap_samples: int,
+    seed: int,
+) -> ChoiceScores:
+    """Scores what the questions of a table chose; those with None are left out.
+
+    predictions: the generated answers. candidates: by type. Raises ValueError where no question chose.
+    """
+    rows = [row for row, choice in enumerate(choices) if choice is not None]
+    chosen = [choice for choice in choices if choice is not None]
+    if not chosen:
+        raise ValueError("choices are all None: there is nothing to score")
+    answers, types = [table.answers[row] for row in rows], [table.question_types[row] for row in rows]
+    known = {name: {text.lower() for text in texts} for name, texts in candidates.items()}
+    values_QM = np.array(
+        [
+            (exact_match(choice.text, answer), exact_match(predictions[row], answer))
+            for row, choice, answer in zip(rows, chosen, answers, strict=True)
+        ]
+    )
+    confidence_Q = np.array([choice.probability for choice in chosen])
+    cluster_Q = table.painting_of_row[rows]
+
+    def group(some: NDArray[np.int64]) -> ChoiceGroup:
+        clusters, (accuracy, exact) = _estimate(values_QM[some], cluster_Q[some], bootstrap_samples, seed)
+        calibration = calibrate(confidence_Q[some], values_QM[some, 0] == 1)
+        return ChoiceGroup(len(some), clusters, accuracy, exact, calibration)
+
+    return ChoiceScores(
+        overall=group(np.arange(len(rows))),
+        by_type={name: group(some) for name, some in rows_by_type(types).items()},
+        candidates=candidates,
+        not_candidates=sum(
+            answer.lower() not in known[name or UNTYPED] for answer, name in zip(answers, types, strict=True)
+        ),
+    )
+
+
 def rows_by_type(question_types: Sequence[str]) -> dict[str, NDArray[np.int64]]:
     """The rows of each question type, alphabetically, `untyped` last; empty where no question has a type."""
     if not any(question_types):
@@ -187,16 +311,17 @@ def rows_by_type(question_types: Sequence[str]) -> dict[str, NDArray[np.int64]]:
     return {name: np.flatnonzero(types_Q == name) for name in sorted(set(types_Q), key=_untyped_last)}
 
 
-def format_table(columns: Mapping[str, Scores], metric: str = "exact_match") -> str:
+def format_table(columns: Mapping[str, Scores | ChoiceScores], metric: str = "exact_match") -> str:
     """A text table: a row for each question type and `all`, a column for each entry of `columns`.
 
+    metric: one of `METRICS`, or of choices `accuracy` or `exact_match`.
     Cells read `value [low, high]`, `-` where that column has no such type. Returns lines without a
     newline at the end; the columns keep their order.
     """
-    if metric not in METRICS:
-        raise ValueError(f"metric = {metric!r}: must be one of {', '.join(METRICS)}")
+    if metric not in _SCORES:
+        raise ValueError(f"metric = {metric!r}: must be one of {', '.join(_SCORES)}")
     names = {name for scores in columns.values() for name in scores.by_type}
-    groups: list[tuple[str, list[GroupScores | None]]] = [
+    groups: list[tuple[str, list[GroupScores | ChoiceGroup | None]]] = [
         (name, [scores.by_type.get(name) for scores in columns.values()]) for name in sorted(names, key=_untyped_last)
     ]
     groups.append(("all", [scores.overall for scores in columns.values()]))
@@ -204,6 +329,16 @@ def format_table(columns: Mapping[str, Scores], metric: str = "exact_match") -> 
     for name, cells in groups:
         counts = dict.fromkeys(str(cell.count) for cell in cells if cell is not None)
         rows.append([name, "/".join(counts), *(_format_cell(cell, metric) for cell in cells)])
+    return format_columns(rows)
+
+
+def format_calibration(columns: Mapping[str, ChoiceScores]) -> str:
+    """A text table of what the choices' probabilities are worth, over all questions that chose."""
+    rows = [["choices", "accuracy", "exact match", "mean probability", "calibration error"]]
+    for name, scores in columns.items():
+        one = scores.overall
+        numbers = (one.accuracy.value, one.exact_match.value, one.calibration.mean_confidence, one.calibration.ece)
+        rows.append([name, *(f"{number:.3f}" for number in numbers)])
     return format_columns(rows)
 
 
@@ -237,16 +372,21 @@ def _untyped_last(name: str) -> tuple[bool, str]:
 def _score_group(
     values_QM: NDArray[np.float64], cluster_Q: NDArray[Any], bootstrap_samples: int, seed: int
 ) -> GroupScores:
+    clusters, estimates = _estimate(values_QM, cluster_Q, bootstrap_samples, seed)
+    return GroupScores(len(values_QM), clusters, **dict(zip(METRICS, estimates, strict=True)))
+
+
+def _estimate(
+    values_QM: NDArray[np.float64], cluster_Q: NDArray[Any], bootstrap_samples: int, seed: int
+) -> tuple[int, list[Estimate]]:
+    """The number of clusters, and each score's mean with its interval."""
     sums_IM, size_I = sum_by_painting(values_QM, cluster_Q)
-    mean_M = values_QM.mean(axis=0)
     low_M, high_M = mean_intervals(sums_IM, size_I, 0.0, bootstrap_samples, seed)
-    estimates = {
-        metric: Estimate(float(mean_M[i]), float(low_M[i]), float(high_M[i])) for i, metric in enumerate(METRICS)
-    }
-    return GroupScores(count=len(values_QM), clusters=len(size_I), **estimates)
+    columns = zip(values_QM.mean(axis=0), low_M, high_M, strict=True)
+    return len(size_I), [Estimate(*map(float, column)) for column in columns]
 
 
-def _format_cell(group: GroupScores | None, metric: str) -> str:
+def _format_cell(group: GroupScores | ChoiceGroup | None, metric: str) -> str:
     if group is None:
         return "-"
     estimate: Estimate = getattr(group, metric)

@@ -13,6 +13,7 @@ from torch.nn.functional import pad
 
 from artkv.batch import (
     Batch,
+    PackedChoices,
     PackedPrompts,
     PackedQuestions,
     PackedRows,
@@ -23,8 +24,8 @@ from artkv.batch import (
 from artkv.kv_modulation import KVPrefix, KVPrefixGenerator, LayerAttention, recorded_attention
 from artkv.models.backbone.blip2_backbone import Blip2Backbone
 from artkv.models.cuda_graphs import CudaRecorder, GraphedTower, graphs_are_wanted
-from artkv.models.opt.answer_gradients import AnswerGradients, packed_answer_losses
-from artkv.models.opt.answers import answer_cross_entropy, hidden_at_answers
+from artkv.models.opt.answer_gradients import AnswerGradients, decode_packed, packed_answer_losses
+from artkv.models.opt.answers import answer_cross_entropy, answer_log_probabilities, hidden_at_answers
 from artkv.models.opt.decoding import Decoded, DecodingLimits, decode_greedily
 from artkv.models.opt.packed_sequences import packed_embeddings
 
@@ -247,6 +248,16 @@ class KVModulatedBlip2(nn.Module):
         probabilities = zip(log_of_all.exp().tolist(), (log_of_all / num_tokens).exp().tolist(), strict=True)
         texts = self._texts(decoded)
         return [LikelyAnswer(text, *likely) for text, likely in zip(texts, probabilities, strict=True)]
+
+    @torch.no_grad()
+    def log_likelihoods(self, visual_IKD: Tensor, choices: PackedChoices) -> Tensor:
+        """The log probability of each answer after its prompt, its newline included: (`num_answers`,), fp64."""
+        language_model = self.backbone.language_model
+        (hidden_RCD,) = decode_packed(language_model, [self._packed_embeddings(visual_IKD, choices)], [choices])
+        log_p_A = answer_log_probabilities(
+            hidden_RCD.flatten(0, 1), language_model.lm_head, choices.answer_places, choices.answer_ids
+        ).double()
+        return log_p_A.new_zeros(choices.num_answers).index_add_(0, choices.answer_owners, log_p_A)
 
     @torch.no_grad()
     def _decode(

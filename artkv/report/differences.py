@@ -5,7 +5,7 @@ from typing import Any
 
 from artkv.evaluation.comparison import Comparison, Difference
 from artkv.evaluation.run_roles import ABLATIONS, CONTROL
-from artkv.evaluation.scores import Scores
+from artkv.evaluation.scores import ACCURACY, ChoiceScores, Scores
 from artkv.evaluation.verdicts import verdicts
 from artkv.report.evidence import LABELS, Evidence
 
@@ -41,9 +41,12 @@ def difference_tables(comparison: Comparison) -> list[dict[str, Any]]:
 
 def guesses(comparison: Comparison, scores: Scores) -> list[dict[str, str]]:
     """For each question type what is answered most often, and what it scores to say so always, beside the model."""
+    scored: Scores | ChoiceScores = (
+        scores.choices if comparison.metric == ACCURACY and scores.choices is not None else scores
+    )
     rows = []
     for name, summary in comparison.answers.items():
-        group = scores.by_type.get(name, scores.overall)
+        group = scored.by_type.get(name, scored.overall)
         guess, worst = summary.majority, summary.worst_confusion()
         source = "" if guess.source == "train" else f" (of the {comparison.split} questions)"
         confused = "none" if worst is None else f"{worst[0]} taken for {worst[1]}, {worst[2]:,} times"

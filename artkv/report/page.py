@@ -16,6 +16,7 @@ from markupsafe import Markup
 from artkv import __version__
 from artkv.evaluation.run_roles import CONTROL
 from artkv.evaluation.scores import Estimate
+from artkv.report.choices import described_choices
 from artkv.report.evidence import Evidence
 from artkv.report.facts import model_facts, settings_text, training_facts, versions
 from artkv.report.plots import Interval, interval_plot, line_plot
@@ -50,38 +51,36 @@ def render(evidence: Evidence, parts: Mapping[str, Any]) -> str:
     style, style_hash = style_and_hash()
     script = (_FOLDER / "page.js").read_text(encoding="utf-8")
     first = evidence.evaluations[0]
-    return (
-        page_environment(_FOLDER)
-        .get_template("page.html.jinja")
-        .render(
-            style=style,
-            style_hash=style_hash,
-            script=Markup(script),
-            script_hash=_csp_hash(script),
-            title=evidence.run_dir.resolve().name,
-            lead=_lead(evidence),
-            version=__version__,
-            made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-            sections=_sections(parts),
-            has_prefix=evidence.has_prefix,
-            split={"val": "validation", "train": "training"}.get(evidence.split, evidence.split),
-            questions=f"{first.scores.overall.count:,}",
-            paintings=f"{first.scores.overall.clusters:,}",
-            columns=evidence.evaluations,
-            ablations=_ablations(evidence),
-            groups=_groups(evidence),
-            score_plot=_score_plot(evidence),
-            other_scores=[
-                (name, [getattr(one.scores.overall, metric) for one in evidence.evaluations])
-                for metric, name in _OTHER_SCORES.items()
-            ],
-            curves=_curves(evidence),
-            training_facts=training_facts(evidence),
-            model_facts=model_facts(evidence),
-            versions=versions(evidence),
-            settings=settings_text(evidence),
-            **parts,
-        )
+    template = page_environment(_FOLDER).get_template("page.html.jinja")
+    return template.render(
+        style=style,
+        style_hash=style_hash,
+        script=Markup(script),
+        script_hash=_csp_hash(script),
+        title=evidence.run_dir.resolve().name,
+        lead=_lead(evidence),
+        version=__version__,
+        made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        sections=_sections(parts),
+        has_prefix=evidence.has_prefix,
+        split={"val": "validation", "train": "training"}.get(evidence.split, evidence.split),
+        questions=f"{first.scores.overall.count:,}",
+        paintings=f"{first.scores.overall.clusters:,}",
+        columns=evidence.evaluations,
+        ablations=_ablations(evidence),
+        groups=_groups(evidence),
+        score_plot=_score_plot(evidence),
+        other_scores=[
+            (name, [getattr(one.scores.overall, metric) for one in evidence.evaluations])
+            for metric, name in _OTHER_SCORES.items()
+        ],
+        choices=described_choices(evidence),
+        curves=_curves(evidence),
+        training_facts=training_facts(evidence),
+        model_facts=model_facts(evidence),
+        versions=versions(evidence),
+        settings=settings_text(evidence),
+        **parts,
     )
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from artkv.evaluation.calibration import Bin
+
 _WIDTH = 360
 _LEFT, _RIGHT, _TOP = 46, 10, 10
 # More points than pixels are averaged.
@@ -111,12 +113,48 @@ def bar_plot(title: str, bars: Sequence[tuple[str, float]], highest: float) -> M
         y = _TOP + place * 18
         width = value / (highest or 1) * (_WIDTH - left - right)
         parts.append(_text(left - 6, y + 11, _shortened(name, 15), "end"))
-        parts.append(
-            Markup('<rect class="bar" x="{}" y="{}" width="{:.1f}" height="13"/>').format(left, y, max(width, 0.5))
-        )
+        parts.append(_bar(left, y, max(width, 0.5), 13))
         parts.append(_text(left + width + 5, y + 11, f"{100 * value:.1f}%", "start"))
     described = " ".join(f"{name}: {100 * value:.1f}%." for name, value in bars)
     return _svg(title, described, _TOP + len(bars) * 18 + 4, parts)
+
+
+def reliability_plot(title: str, bins: Sequence[Bin]) -> Markup:
+    """Accuracy over probability: a bar for each bin with questions, up to the diagonal if all is well; below, how many.
+
+    A bar is as high as the bin's accuracy, and a mark on it stands at the mean probability of its questions.
+    """
+    bottom, strip_top, strip = 200, 222, 28
+    most = max(one.count for one in bins)
+    parts = []
+
+    def x(value: float) -> float:
+        return _LEFT + value * (_WIDTH - _LEFT - _RIGHT)
+
+    def y(value: float) -> float:
+        return bottom - value * (bottom - _TOP)
+
+    for tick in (0, 0.25, 0.5, 0.75, 1):
+        parts.append(_line(_LEFT, y(tick), _WIDTH - _RIGHT, y(tick), "grid"))
+        parts.append(_text(_LEFT - 5, y(tick) + 3.5, number(tick), "end"))
+        parts.append(_text(x(tick), bottom + 14, number(tick), "end" if tick == 1 else "middle"))
+    asked = [one for one in bins if one.count]
+    for one in asked:
+        left, width = x(one.low) + 1, x(one.high) - x(one.low) - 2
+        parts.append(_bar(left, y(one.accuracy), width, bottom - y(one.accuracy), "bar pale"))
+        height = strip * one.count / most
+        parts.append(_bar(left, strip_top + strip - height, width, height))
+    parts.append(_line(x(0), y(0), x(1), y(1), "diagonal"))
+    parts += [_mark(x(one.confidence), y(one.accuracy), 1) for one in asked]
+    parts.append(_text(_LEFT - 5, strip_top + strip, "0", "end"))
+    parts.append(_text(_LEFT - 5, strip_top + 8, f"{most:,}", "end"))
+    parts.append(_text((_LEFT + _WIDTH - _RIGHT) / 2, strip_top + strip + 16, "probability of the choice", "middle"))
+    described = " ".join(
+        f"Of {one.count:,} choices with probabilities of {one.low:.2f} to {one.high:.2f}, {one.confidence:.2f} in the "
+        f"mean, {100 * one.accuracy:.0f}% are right."
+        for one in asked
+    )
+    return _svg(title, described, strip_top + strip + 22, parts)
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
@@ -156,6 +194,12 @@ def _text(x: float, y: float, text: str, anchor: str, style: str = "tick") -> Ma
 
 def _line(x1: float, y1: float, x2: float, y2: float, style: str) -> Markup:
     return Markup('<line x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}" class="{}"/>').format(x1, y1, x2, y2, style)
+
+
+def _bar(x: float, y: float, width: float, height: float, style: str = "bar") -> Markup:
+    return Markup('<rect class="{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"/>').format(
+        style, x, y, width, height
+    )
 
 
 def _dot(x: float, y: float, style: str) -> Markup:

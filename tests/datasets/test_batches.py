@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from artkv.batch import AnsweringBatch, Batch, PaintingViews
-from artkv.datasets.batches import BatchMaker, Shown, answering_loader, training_loader
+from artkv.datasets.batches import AnsweringBatchMaker, BatchMaker, Shown, answering_loader, training_loader
 from artkv.datasets.order import MicroBatch, plan_epoch, plan_evaluation
 from artkv.datasets.packing import PackingSettings
 from artkv.datasets.painting_source import DecodedPictures
@@ -200,7 +200,8 @@ def load_answering(table: QuestionTable, tokenizer: Any, shown: Shown, **place: 
     plan = plan_evaluation(table.painting_of_row, batch_size=4)
     world = rank_of(place.get("rank", 0), place.get("world", 1))
     packing = PackingSettings(num_visual_tokens=2, hidden_size=64)
-    return list(answering_loader(question_set(table, tokenizer), plan, world, 1, packing, shown))
+    make = AnsweringBatchMaker(question_set(table, tokenizer), shown, packing, choices_at_once=8)
+    return list(answering_loader(make, plan, world, 1))
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])

@@ -1,6 +1,7 @@
 """Evaluations written by hand into runs' folders."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from artkv.config import Config, dump_config
 from artkv.datasets.columns import PathColumn, StringColumn
 from artkv.datasets.table import QuestionTable
 from artkv.evaluation.results import Answers, evaluation_folder, write_results
-from artkv.evaluation.scores import score_predictions
+from artkv.evaluation.scores import Choice, score_choices, score_predictions
 
 PAINTINGS = 20
 
@@ -38,14 +39,35 @@ def answers_to(table: QuestionTable, styles_right: int) -> list[str]:
     ]
 
 
+STYLES = {"style": ["style 0", "style 1", "style X"]}
+
+
 def write_evaluation(
-    run_dir: Path, ablation: str, table: QuestionTable, answers: Sequence[str], checkpoint: str = "step_00000081"
+    run_dir: Path,
+    ablation: str,
+    table: QuestionTable,
+    answers: Sequence[str],
+    checkpoint: str = "step_00000081",
+    choices: Sequence[Choice | None] | None = None,
 ) -> None:
+    """choices: among `STYLES`, of which style 2 is none; colours do not choose."""
     scores = score_predictions(
         answers, list(table.answers), list(table.question_types), 20, 0, table.painting_of_row.tolist()
     )
-    given = Answers(table, answers, table.painting_paths[0].parent)
+    if choices is not None:
+        scores = replace(scores, choices=score_choices(choices, answers, table, STYLES, 20, 0))
+    given = Answers(table, answers, table.painting_paths[0].parent, choices=choices)
     write_results(evaluation_folder(run_dir, "test", ablation), given, scores, {"checkpoint": f"x/{checkpoint}"})
+
+
+def choices_of(table: QuestionTable, styles_right: int) -> list[Choice | None]:
+    """Styles of the first paintings right, all others style X, with a probability of 0.7."""
+    return [
+        Choice(answer if row // 2 < styles_right and answer in STYLES["style"] else "style X", 0.7, 0.25)
+        if kind == "style"
+        else None
+        for row, (answer, kind) in enumerate(zip(table.answers, table.question_types, strict=True))
+    ]
 
 
 def write_run(run_dir: Path, styles_right: Mapping[str, int], **sections: dict) -> Path:

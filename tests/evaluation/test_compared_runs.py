@@ -11,7 +11,7 @@ from artkv.evaluation.compared_runs import compare_runs
 from artkv.evaluation.comparison import Comparison, Resampling, compare_values
 from artkv.evaluation.results import read_predictions
 from artkv.evaluation.run_roles import open_run
-from tests.evaluation.evaluations import PAINTINGS, answers_to, make_table, write_evaluation, write_run
+from tests.evaluation.evaluations import PAINTINGS, answers_to, choices_of, make_table, write_evaluation, write_run
 
 CONTROL = {"enabled": False}
 ALL = {"on": 20, "off": 3, "shuffled": 4, "on-blank": 0}
@@ -136,3 +136,29 @@ def test_draws_follow_from_the_runs_own_settings(tmp_path: Path) -> None:
         Resampling(samples=7, seed=2),
     )
     assert compare(run).against["off"] == expected["off"]
+
+
+def test_choices_are_compared_where_accuracy_is_asked_for(tmp_path: Path) -> None:
+    run, table = write_run(tmp_path / "run", ALL), make_table(tmp_path)
+    for ablation, right in (("on", 20), ("off", 6), ("shuffled", 3), ("on-blank", 0)):
+        write_evaluation(run, ablation, table, answers_to(table, 20), choices=choices_of(table, right))
+    found = compare(run, metric="accuracy")
+    assert list(found.against["off"].by_type) == ["style"]  # colours did not choose
+    # Style 2, of every third painting, is no candidate.
+    assert found.against["off"].overall.with_value == pytest.approx(14 / PAINTINGS)
+    assert found.against["off"].overall.without_value == pytest.approx(4 / PAINTINGS)
+    assert found.answers["style"].majority.value == pytest.approx(7 / PAINTINGS)
+    assert compare(run).against["off"].overall.difference.value == 0  # of what was generated
+
+
+def test_choices_among_other_candidates_are_not_compared(tmp_path: Path) -> None:
+    run, table = write_run(tmp_path / "run", ALL), make_table(tmp_path)
+    for ablation in ALL:
+        write_evaluation(run, ablation, table, answers_to(table, 20), choices=choices_of(table, 3))
+    path = run / "eval" / "test-off" / "metrics.json"
+    path.write_text(path.read_text().replace('"style X"', '"style Y"'))
+    with pytest.raises(UserError, match=r"test-off/predictions.csv: chose among other candidates than .*test-on"):
+        compare(run, metric="accuracy")
+    write_evaluation(run, "off", table, answers_to(table, 20))
+    with pytest.raises(UserError, match=r"test-off/predictions.csv: has no choices; evaluate again with --choices"):
+        compare(run, metric="accuracy")

@@ -11,7 +11,7 @@ import pytest
 from artkv.errors import UserError
 from artkv.evaluation.results import Answers, check_same_questions, evaluation_folder, read_predictions
 from artkv.evaluation.scores import score_predictions, shuffled_painting_index
-from tests.evaluation.evaluations import answers_to, make_table, write_evaluation
+from tests.evaluation.evaluations import STYLES, answers_to, choices_of, make_table, write_evaluation
 
 
 def test_paintings_are_named_by_their_path_below_the_pictures_folder_wherever_that_is(tmp_path: Path) -> None:
@@ -84,3 +84,22 @@ def test_what_cannot_be_read_is_named_with_the_remedy(tmp_path: Path) -> None:
             (folder / name).write_text(content)
         with pytest.raises(UserError, match=message):
             read_predictions(folder)
+
+
+def test_choices_have_columns_of_their_own_and_come_back_in_the_place_of_predictions(tmp_path: Path) -> None:
+    table = make_table(tmp_path, paintings=3)
+    write_evaluation(tmp_path / "run", "on", table, answers_to(table, 1), choices=choices_of(table, 2))
+    folder = evaluation_folder(tmp_path / "run", "test", "on")
+    with (folder / "predictions.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    columns = ["choice", "choice_probability", "gold_probability"]
+    assert list(rows[0])[-3:] == columns
+    assert [[row[name] for name in columns] for row in rows[:2]] == [["style 0", "0.7", "0.25"], ["", "", ""]]
+    chosen = read_predictions(folder).of_choices()
+    assert chosen.columns["prediction"] == ["style 0", "style 1", "style X"]
+    assert chosen.columns["question_type"] == ["style"] * 3
+    assert chosen.scores("accuracy").tolist() == [1, 1, 0]
+    assert chosen.candidates == STYLES
+    write_evaluation(tmp_path / "run", "on", table, answers_to(table, 1))
+    with pytest.raises(UserError, match=r"predictions.csv: has no choices; evaluate again with --choices"):
+        read_predictions(folder).of_choices()

@@ -3,6 +3,8 @@
 import json
 import math
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,12 +15,17 @@ from statsmodels.stats.proportion import proportion_confint
 from artkv.errors import UserError
 from artkv.evaluation.scores import (
     METRICS,
+    ChoiceScores,
+    Scores,
     exact_match,
+    format_calibration,
     format_table,
+    score_choices,
     score_predictions,
     shuffled_painting_index,
     token_f1,
 )
+from tests.evaluation.evaluations import STYLES, answers_to, choices_of, make_table
 
 PREDICTIONS = ["Oil on canvas", "jan van eyck", "the starry night", "baroque", "", "oil on oil"]
 ANSWERS = ["oil on Canvas", "Hubert van Eyck", "Starry Night", "rococo", "oil", "Oil on oil on canvas, signed"]
@@ -228,3 +235,34 @@ def test_ten_thousand_questions_take_seconds() -> None:
     start = time.perf_counter()
     score_predictions(predictions, answers, types, 1000, 0, cluster=[i // 6 for i in range(10_000)])
     assert time.perf_counter() - start < 20  # 1.5 s measured on two cores; the margin is for a busy machine
+
+
+def test_choices_are_scored_where_there_are_candidates(tmp_path: Path) -> None:
+    """Six paintings; the styles of the first three are chosen rightly, but style 2 is no candidate."""
+    table = make_table(tmp_path, paintings=6)
+    answers = answers_to(table, styles_right=1)
+    scores = score_choices(choices_of(table, 3), answers, table, STYLES, 200, 0)
+    assert list(scores.by_type) == ["style"]
+    assert scores.overall == scores.by_type["style"]
+    assert (scores.overall.count, scores.overall.clusters, scores.not_candidates) == (6, 6, 2)
+    assert (scores.overall.accuracy.value, scores.overall.exact_match.value) == (2 / 6, 1 / 6)
+    # As the generated answers to these questions would be scored: the same intervals.
+    styles = [row for row in range(12) if row % 2 == 0]
+    chosen = [choice.text for choice in choices_of(table, 3) if choice is not None]
+    gold, types = [table.answers[row] for row in styles], ["style"] * 6
+    generated = score_predictions([answers[row] for row in styles], gold, types, 200, 0)
+    assert scores.overall.exact_match == generated.overall.exact_match
+    assert scores.overall.accuracy == score_predictions(chosen, gold, types, 200, 0).overall.exact_match
+    assert scores.overall.calibration.ece == pytest.approx(0.7 - 2 / 6)
+    assert ChoiceScores.from_json(json.loads(json.dumps(scores.to_json()))) == scores
+    assert format_table({"on": scores}, "accuracy").splitlines()[0].split() == ["accuracy", "questions", "on"]
+    assert format_calibration({"on": scores}).splitlines()[1].split() == ["on", "0.333", "0.167", "0.700", "0.367"]
+    whole = replace(generated, choices=scores)
+    assert Scores.from_json(json.loads(json.dumps(whole.to_json()))) == whole
+    assert "choices" not in generated.to_json()
+
+
+def test_where_nobody_chose_there_is_nothing_to_score(tmp_path: Path) -> None:
+    table = make_table(tmp_path, paintings=2)
+    with pytest.raises(ValueError, match="choices are all None"):
+        score_choices([None] * 4, [""] * 4, table, STYLES, 10, 0)

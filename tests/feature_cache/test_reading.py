@@ -13,7 +13,7 @@ import torch
 from artkv.api import load_model
 from artkv.batch import PaintingFeatures, PaintingViews
 from artkv.config import Config, override_config
-from artkv.datasets.batches import answering_loader
+from artkv.datasets.batches import AnsweringBatchMaker, answering_loader
 from artkv.datasets.order import plan_evaluation
 from artkv.datasets.packing import PackingSettings
 from artkv.datasets.painting_source import DecodedPictures
@@ -115,7 +115,7 @@ def test_ablations_see_the_same_with_and_without(
     plan, packing = plan_evaluation(table.painting_of_row, 4), PackingSettings(6, 40)
     for with_cache, without in zip(
         *(
-            answering_loader(questions, plan, single_process(), 1, packing, shown)
+            answering_loader(AnsweringBatchMaker(questions, shown, packing, 8), plan, single_process(), 1)
             for questions in (cached_questions, decoded_questions)
         ),
         strict=True,
@@ -135,7 +135,7 @@ def test_ablations_see_the_same_with_and_without(
             expected_art = model.model.encode_art(without.other_art)
             torch.testing.assert_close(with_cache.other_art, expected_art, rtol=0, atol=1e-5)
     answers = [
-        answer_under(model.model, questions, settings, single_process(), ablations)
+        [answered.texts for answered in answer_under(model.model, questions, settings, single_process(), ablations)]
         for questions in (cached_questions, decoded_questions)
     ]
     assert answers[0] == answers[1]

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import Blip2ForConditionalGeneration
 
 from artkv.batch import Batch, PackedPrompts, PaintingFeatures
+from artkv.datasets.choice_packing import PossibleAnswer, pack_choices
 from artkv.datasets.packing import PackingSettings
 from artkv.datasets.prompt_packing import pack_prompts
 from artkv.datasets.tokenization import encode_prompt
@@ -130,6 +131,37 @@ def test_an_answers_probability_is_the_product_of_its_tokens(
         # fp32, up to four factors; the worst seen is 2e-6 relative.
         assert answer.probability == pytest.approx(math.prod(probabilities), rel=2e-5)
         assert answer.token_probability == pytest.approx(math.prod(probabilities) ** (1 / len(probabilities)), rel=2e-5)
+
+
+CANDIDATES = ["oil", "oil on canvas", "Jan van Eyck", "Jan", "o", "canvas"]
+
+
+def test_log_likelihoods_are_stock_blip2s_one_candidate_at_a_time(
+    build: Build, stock: Blip2ForConditionalGeneration
+) -> None:
+    """Candidates that begin alike, and some that are others' beginnings; three questions, packed into one batch."""
+    model = build(kv_modulation={"enabled": False}).model
+    tokenizer = model.backbone.tokenizer
+    packing = PackingSettings(NUM_VISUAL, model.backbone.language_model_width)
+    possible, expected = [], []
+    for (question, _), painting in zip(QUESTIONS, PAINTING_OF_QUESTION, strict=True):
+        prompt = tokenizer(f"Question: {question} Short answer:").input_ids
+        for candidate in CANDIDATES:
+            answer = tokenizer(f" {candidate}\n", add_special_tokens=False).input_ids
+            possible.append(PossibleAnswer(painting, tuple(prompt), tuple(answer)))
+            ids = torch.tensor([[IMAGE_TOKEN] * NUM_VISUAL + prompt + answer])
+            with torch.no_grad():
+                logits = stock(pixel_values=views().vit_pixels[painting : painting + 1], input_ids=ids).logits[0]
+            log_p = logits[-len(answer) - 1 : -1].log_softmax(dim=-1)
+            expected.append(log_p[range(len(answer)), answer].sum())
+    with torch.no_grad():
+        visual = model.visual_tokens(model.encode(views()))
+    together = model.log_likelihoods(visual, pack_choices(possible, tokenizer.pad_token_id, packing))
+    alone = [model.log_likelihoods(visual, pack_choices([one], tokenizer.pad_token_id, packing)) for one in possible]
+    # fp32, from -12 to -42; the worst seen is 1.5e-7 relative.
+    torch.testing.assert_close(together, torch.stack(expected).double(), rtol=2e-6, atol=0)
+    torch.testing.assert_close(together, torch.cat(alone), rtol=2e-6, atol=0)
+    assert together.std() > 1
 
 
 def test_attention_with_the_prefix_off_is_stock_blip2s(build: Build, tiny_world: Path) -> None:

@@ -1,12 +1,14 @@
 """Plots: where points are drawn, what is said of them, and that no text in them is markup."""
 
+import re
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from markupsafe import Markup
 
-from artkv.report.plots import Interval, bar_plot, interval_plot, line_plot, number, ticks
+from artkv.evaluation.calibration import calibrate
+from artkv.report.plots import Interval, bar_plot, interval_plot, line_plot, number, reliability_plot, ticks
 
 
 def parsed(svg: Markup) -> ElementTree.Element:
@@ -94,3 +96,27 @@ def test_ticks_are_round_and_cover_the_values(low: float, high: float) -> None:
 )
 def test_numbers_are_short(value: float, text: str) -> None:
     assert number(value) == text
+
+
+def test_a_reliability_plot_has_a_bar_and_a_dot_for_each_bin_with_questions() -> None:
+    rng = np.random.default_rng(0)
+    confidence_Q = rng.uniform(0.3, 1, 400)
+    bins = calibrate(confidence_Q, rng.random(400) < confidence_Q).bins
+    svg = parsed(reliability_plot("Reliability", bins))
+    asked = [one for one in bins if one.count]
+    bars = svg.findall("rect")
+    assert len(bars) == 2 * len(asked) < 2 * len(bins)
+    (diagonal,) = (line for line in svg.findall("line") if line.attrib["class"] == "diagonal")
+    x0, y0, x1, y1 = (float(diagonal.attrib[name]) for name in ("x1", "y1", "x2", "y2"))
+    marks = [re.findall(r"[-\d.]+", path.attrib["transform"]) for path in svg.findall("path")]
+    for one, accuracy, number_of, mark in zip(asked, bars[::2], bars[1::2], marks, strict=True):
+        height = float(accuracy.attrib["height"]) / (y0 - y1)
+        assert height == pytest.approx(one.accuracy, abs=1e-3)  # tenths of 190 units
+        left = (float(accuracy.attrib["x"]) - x0) / (x1 - x0)
+        right = left + float(accuracy.attrib["width"]) / (x1 - x0)
+        assert one.low < left < right < one.high
+        assert (float(mark[0]) - x0) / (x1 - x0) == pytest.approx(one.confidence, abs=1e-3)
+        assert (y0 - float(mark[1])) / (y0 - y1) == pytest.approx(one.accuracy, abs=1e-3)
+        share = one.count / max(one.count for one in asked)
+        assert float(number_of.attrib["height"]) == pytest.approx(28 * share, abs=0.06)
+    assert f"Of {asked[-1].count} choices with probabilities of 0.93 to 1.00" in svg.attrib["aria-label"]

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from artkv.batch import PackedQuestions
+from artkv.batch import PackedAnswers, PackedQuestions
 from artkv.models.cuda_graphs import GraphedFunction, Recorder
 from artkv.models.opt.answers import answer_cross_entropy, hidden_at_answers
 from artkv.models.opt.packed_sequences import tree_attention_mask
 
 
-def decode_packed(language_model: Any, embeds: Sequence[Tensor], questions: Sequence[PackedQuestions]) -> list[Tensor]:
+def decode_packed(language_model: Any, embeds: Sequence[Tensor], questions: Sequence[PackedAnswers]) -> list[Tensor]:
     """What OPT's decoder makes of each batch, (R, C, D) at its answer columns: block by block over all batches.
 
     transformers' `OPTDecoder.forward` for several batches, with masks and positions that are given. A streamed block is
@@ -128,7 +128,7 @@ class _KnownGradient(torch.autograd.Function):
         return gradient_RLD * gradient, None, None
 
 
-def _with_positions(decoder: Any, embeds_RLD: Tensor, questions: PackedQuestions) -> Tensor:
+def _with_positions(decoder: Any, embeds_RLD: Tensor, questions: PackedAnswers) -> Tensor:
     # With positions given the embedding reads no mask.
     positions_RLD = decoder.embed_positions(None, position_ids=questions.position_ids)
     if decoder.project_in is not None:

@@ -39,6 +39,25 @@ def answer_cross_entropy(hidden_AD: Tensor, lm_head: nn.Linear, ids_A: Tensor, w
     return loss
 
 
+def answer_log_probabilities(hidden_CD: Tensor, lm_head: nn.Linear, places_A: Tensor, ids_A: Tensor) -> Tensor:
+    """log p of each answer token given all before it, (A,), fp32 (fp64 for fp64 hidden states); without a gradient.
+
+    The logits of a column are computed once, however many answers go on from there.
+
+    hidden_CD: of all columns that predict one. places_A: int64, the column of each token. ids_A: int64.
+    """
+    dtype = torch.promote_types(hidden_CD.dtype, torch.float32)
+    log_p_A = torch.zeros(len(ids_A), dtype=dtype, device=hidden_CD.device)
+    for start in range(0, hidden_CD.shape[0], CHUNK_TOKENS):
+        log_p_CO = torch.log_softmax(
+            linear(hidden_CD[start : start + CHUNK_TOKENS], lm_head.weight), dim=-1, dtype=dtype
+        )
+        is_here_A = (places_A >= start) & (places_A < start + CHUNK_TOKENS)
+        here_A = log_p_CO[(places_A - start).clamp(0, len(log_p_CO) - 1), ids_A]
+        log_p_A = torch.where(is_here_A, here_A, log_p_A)
+    return log_p_A
+
+
 class _AnswerCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_AD: Tensor, head_OD: Tensor, ids_A: Tensor, weight_A: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from artkv.models.opt.answers import CHUNK_TOKENS, answer_cross_entropy
+from artkv.models.opt.answers import CHUNK_TOKENS, answer_cross_entropy, answer_log_probabilities
 
 WIDTH, VOCABULARY = 24, 1000
 
@@ -85,3 +85,19 @@ def test_a_head_that_trains_is_refused() -> None:
         answer_cross_entropy(hidden_AD, head, ids_A, weight_A)
     with pytest.raises(ValueError, match="without bias"):
         answer_cross_entropy(hidden_AD, nn.Linear(WIDTH, VOCABULARY).requires_grad_(False), ids_A, weight_A)
+
+
+# fp32 and fp64 as above; bf16's logits are rounded alike on both sides.
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_log_probabilities_are_read_at_each_tokens_own_column(dtype: torch.dtype) -> None:
+    columns = 2 * CHUNK_TOKENS + 7
+    hidden_CD, head, _, _ = inputs(columns, dtype)
+    generator = torch.Generator().manual_seed(3)
+    places_A = torch.randint(0, columns, (4 * CHUNK_TOKENS,), generator=generator)  # unsorted, and some of them twice
+    ids_A = torch.randint(0, VOCABULARY, (4 * CHUNK_TOKENS,), generator=generator)
+    places_A[:2], places_A[2:4] = 0, columns - 1
+    with torch.no_grad():
+        log_p_A = answer_log_probabilities(hidden_CD, head, places_A, ids_A)
+        logits_AO = head(hidden_CD)[places_A].to(log_p_A.dtype)
+    assert log_p_A.dtype == torch.promote_types(dtype, torch.float32)
+    torch.testing.assert_close(log_p_A, -cross_entropy(logits_AO, ids_A, reduction="none"), rtol=2e-6, atol=1e-6)
