@@ -307,7 +307,7 @@ VERBS = {
     "sweep": Verb("train and compare the runs of a grid or list of settings, with their seeds", _sweep, (
         "artkv sweep prefix_tokens.yaml",
         "artkv sweep prefix_tokens.yaml --report",
-        "sbatch --array=0-14 launch/sweep.sbatch",
+        "artkv sweep prefix_tokens.yaml --run 3",
     )),
     "report": Verb("write one HTML file that shows what the prefix adds, to open and to mail", _report, (
         "artkv report outputs/demo",

@@ -135,7 +135,7 @@ def sweep(options: argparse.Namespace) -> int:
 
     plan = read_sweep(Path(options.sweep))
 
-    from artkv.sweep.results import format_results, read_results, write_results
+    from artkv.sweep.reporting import report_on
     from artkv.sweep.running import check_folders, describe, do_runs
 
     if options.list:
@@ -146,9 +146,9 @@ def sweep(options: argparse.Namespace) -> int:
         check_folders(plan)
         failed = do_runs(plan, plan.runs if options.run is None else [plan.run(options.run)], options.ranks)
     if options.run is None:
-        results, missing = read_results(plan)
-        print(format_results(results, missing))
-        print(f"written: {', '.join(str(shell.seen_by_caller(path)) for path in write_results(plan, results))}")
+        text, paths = report_on(plan)
+        print(text)
+        print(f"written: {', '.join(str(shell.seen_by_caller(path)) for path in paths)}")
     for index, message in failed.items():
         print(f"artkv: run failed: {index} ({plan.runs[index].name}): {message}", file=sys.stderr)
     return RUN_FAILED if failed else DONE

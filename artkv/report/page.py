@@ -47,41 +47,56 @@ class Note:
 
 def render(evidence: Evidence, parts: Mapping[str, Any]) -> str:
     """The page's HTML. parts: what its template needs beside the evidence, see page.html.jinja."""
-    style, script = ((_FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    style, style_hash = style_and_hash()
+    script = (_FOLDER / "page.js").read_text(encoding="utf-8")
     first = evidence.evaluations[0]
-    environment = Environment(
-        loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+    return (
+        page_environment(_FOLDER)
+        .get_template("page.html.jinja")
+        .render(
+            style=style,
+            style_hash=style_hash,
+            script=Markup(script),
+            script_hash=_csp_hash(script),
+            title=evidence.run_dir.resolve().name,
+            lead=_lead(evidence),
+            version=__version__,
+            made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+            sections=_sections(parts),
+            has_prefix=evidence.has_prefix,
+            split={"val": "validation", "train": "training"}.get(evidence.split, evidence.split),
+            questions=f"{first.scores.overall.count:,}",
+            paintings=f"{first.scores.overall.clusters:,}",
+            columns=evidence.evaluations,
+            ablations=_ablations(evidence),
+            groups=_groups(evidence),
+            score_plot=_score_plot(evidence),
+            other_scores=[
+                (name, [getattr(one.scores.overall, metric) for one in evidence.evaluations])
+                for metric, name in _OTHER_SCORES.items()
+            ],
+            curves=_curves(evidence),
+            training_facts=training_facts(evidence),
+            model_facts=model_facts(evidence),
+            versions=versions(evidence),
+            settings=settings_text(evidence),
+            **parts,
+        )
+    )
+
+
+def page_environment(folder: Path) -> Environment:
+    """For the templates of a folder: what they are given is escaped, and what they are not given is an error."""
+    return Environment(
+        loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    return environment.get_template("page.html.jinja").render(
-        style=Markup(style),
-        style_hash=_csp_hash(style),
-        script=Markup(script),
-        script_hash=_csp_hash(script),
-        title=evidence.run_dir.resolve().name,
-        lead=_lead(evidence),
-        version=__version__,
-        made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        sections=_sections(parts),
-        has_prefix=evidence.has_prefix,
-        split={"val": "validation", "train": "training"}.get(evidence.split, evidence.split),
-        questions=f"{first.scores.overall.count:,}",
-        paintings=f"{first.scores.overall.clusters:,}",
-        columns=evidence.evaluations,
-        ablations=_ablations(evidence),
-        groups=_groups(evidence),
-        score_plot=_score_plot(evidence),
-        other_scores=[
-            (name, [getattr(one.scores.overall, metric) for one in evidence.evaluations])
-            for metric, name in _OTHER_SCORES.items()
-        ],
-        curves=_curves(evidence),
-        training_facts=training_facts(evidence),
-        model_facts=model_facts(evidence),
-        versions=versions(evidence),
-        settings=settings_text(evidence),
-        **parts,
-    )
+
+
+def style_and_hash() -> tuple[Markup, str]:
+    """The style of artkv's pages, and what a Content-Security-Policy allows it by."""
+    style = (_FOLDER / "page.css").read_text(encoding="utf-8")
+    return Markup(style), _csp_hash(style)
 
 
 def json_for_script(tree: object) -> Markup:

@@ -1,12 +1,9 @@
-"""What a sweep has found: scores and gains of each setting over its seeds, as a table and as files."""
+"""What a sweep has found: scores and gains of each setting over its seeds, as tables."""
 
-import csv
-import io
 import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from artkv.errors import UserError
@@ -15,13 +12,12 @@ from artkv.evaluation.comparison import Comparison
 from artkv.evaluation.results import METRICS_FILE, evaluation_folder
 from artkv.evaluation.run_roles import ABLATIONS, CONTROL, Run, differing_settings
 from artkv.evaluation.scores import Scores
-from artkv.files import write_whole
 from artkv.sweep.plan import SEED, Sweep, SweepRun
 from artkv.sweep.running import is_answered
 
 ALL = "all"
-_METRIC = "exact_match"
-_RESULTS, _TABLE = "sweep.json", "sweep.csv"
+METRIC = "exact_match"
+_NOTHING = "-"
 
 
 @dataclass(frozen=True)
@@ -84,15 +80,9 @@ def question_types(results: Sequence[SettingResult]) -> list[str]:
 def format_results(results: Sequence[SettingResult], missing: Sequence[SweepRun]) -> str:
     """Tables for a terminal: exact match over seeds, and what the prefix adds."""
     types = question_types(results)
-    rows = [[_METRIC, "seeds", *types]]
-    rows += [[result.name, str(len(result.seeds)), *(_mean(result.values(t)) for t in types)] for result in results]
-    lines = [*_aligned(rows), ""]
-    for other in (*ABLATIONS, CONTROL):
-        gains = [[_gain(result.gain(other, t)) for t in types] for result in results]
-        if any(cell != "-" for row in gains for cell in row):
-            named = zip(results, gains, strict=True)
-            lines += _aligned([[f"on - {other}", *types], *([result.name, *row] for result, row in named)])
-            lines.append("")
+    lines = [*_aligned(score_table(results, types)), ""]
+    for other, rows in gain_tables(results, types).items():
+        lines += [*_aligned([[f"on - {other}", *types], *rows]), ""]
     lines.append(
         "mean over seeds and their standard deviation; differences with 95% intervals, over paintings and seeds"
     )
@@ -101,43 +91,20 @@ def format_results(results: Sequence[SettingResult], missing: Sequence[SweepRun]
     return "\n".join(lines)
 
 
-def write_results(sweep: Sweep, results: Sequence[SettingResult]) -> list[Path]:
-    """Writes `sweep.json` and `sweep.csv`, a row a run, ablation and type, into the sweep's folder."""
-    tree = {
-        "split": sweep.split,
-        "metric": _METRIC,
-        "settings": [
-            {
-                "name": result.name,
-                "settings": dict(result.settings),
-                "seeds": result.seeds,
-                "scores": [{name: scores.to_json() for name, scores in one.items()} for one in result.scores],
-                "comparison": None if result.comparison is None else result.comparison.to_json(),
-            }
-            for result in results
-        ],
-    }
-    keys = list(dict.fromkeys(key for result in results for key in result.settings))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*keys, SEED, "prefix", "question_type", _METRIC, "low", "high", "questions", "paintings"])
-    for result in results:
-        for seed, of_run in zip(result.seeds, result.scores, strict=True):
-            for ablation, scores in of_run.items():
-                for name, group in [*scores.by_type.items(), (ALL, scores.overall)]:
-                    one = group.exact_match
-                    own = [result.settings.get(key, "") for key in keys]
-                    writer.writerow(
-                        [*own, seed, ablation, name, one.value, one.low, one.high, group.count, group.clusters]
-                    )
-    contents = {sweep.output_dir / _RESULTS: json.dumps(tree, indent=2), sweep.output_dir / _TABLE: text.getvalue()}
-    for path, content in contents.items():
-        _write(path, content)
-    return list(contents)
+def score_table(results: Sequence[SettingResult], types: Sequence[str]) -> list[list[str]]:
+    """A header, and for each setting its number of seeds and its exact match of each type."""
+    rows = [[result.name, str(len(result.seeds)), *(_mean(result.values(t)) for t in types)] for result in results]
+    return [[METRIC, "seeds", *types], *rows]
 
 
-def _write(path: Path, content: str) -> None:
-    write_whole(path, lambda file: file.write_text(content, encoding="utf-8"))
+def gain_tables(results: Sequence[SettingResult], types: Sequence[str]) -> dict[str, list[list[str]]]:
+    """By what the prefix is compared with, and only where it is: for each setting what it adds in each type."""
+    tables = {}
+    for other in (*ABLATIONS, CONTROL):
+        rows = [[result.name, *(_gain(result.gain(other, t)) for t in types)] for result in results]
+        if any(cell != _NOTHING for row in rows for cell in row[1:]):
+            tables[other] = rows
+    return tables
 
 
 def _result(sweep: Sweep, group: Sequence[SweepRun], controls: Sequence[Run]) -> SettingResult:
@@ -148,7 +115,7 @@ def _result(sweep: Sweep, group: Sequence[SweepRun], controls: Sequence[Run]) ->
     )
     comparison = None
     if runs[0].has_prefix:
-        comparison, _ = compare_runs([*runs, *_strict(runs[0], controls)], sweep.split, _METRIC)
+        comparison, _ = compare_runs([*runs, *_strict(runs[0], controls)], sweep.split, METRIC)
     name = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in first.setting.items()) or "as configured"
     return SettingResult(name, first.setting, tuple(run.seed for run in runs), scores, comparison)
 
@@ -174,13 +141,13 @@ def _scores(sweep: Sweep, run: SweepRun, ablation: str) -> Scores | None:
 
 def _mean(values: Sequence[float]) -> str:
     if not values:
-        return "-"
+        return _NOTHING
     spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.3f}{spread}"
 
 
 def _gain(gain: tuple[float, float, float] | None) -> str:
-    return "-" if gain is None else "{:+.3f} [{:+.3f}, {:+.3f}]".format(*gain)
+    return _NOTHING if gain is None else "{:+.3f} [{:+.3f}, {:+.3f}]".format(*gain)
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

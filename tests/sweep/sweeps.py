@@ -8,6 +8,7 @@ from artkv.config import dump_config
 from artkv.sweep.plan import Sweep, SweepRun, read_sweep
 from tests.evaluation.evaluations import answers_to, make_table, write_evaluation
 
+GRID = "{kv_modulation.num_prefix_tokens: [0, 4], training.seed: [1, 2, 3]}"
 CHECKPOINT = "step_00000081"
 
 

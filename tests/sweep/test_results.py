@@ -1,7 +1,5 @@
 """A sweep's tables and files, of runs that were written by hand."""
 
-import csv
-import json
 import statistics
 from pathlib import Path
 
@@ -9,20 +7,8 @@ import pytest
 
 from artkv.errors import UserError
 from artkv.sweep.plan import Sweep
-from artkv.sweep.results import format_results, question_types, read_results, write_results
-from tests.sweep.sweeps import answer, finish_training, make_sweep
-
-GRID = "{kv_modulation.num_prefix_tokens: [0, 4], training.seed: [1, 2, 3]}"
-STYLES = [4, 6, 5, 18, 20, 19]  # of twenty, in the order of the runs
-
-
-@pytest.fixture
-def finished(tmp_path: Path) -> Sweep:
-    sweep = make_sweep(tmp_path, GRID)
-    for run, right in zip(sweep.runs, STYLES, strict=True):
-        finish_training(run)
-        answer(run, {"on": right, "off": 3, "on-blank": 0} | ({"shuffled": 2} if right > 10 else {}))
-    return sweep
+from artkv.sweep.results import format_results, question_types, read_results
+from tests.sweep.sweeps import GRID, answer, finish_training, make_sweep
 
 
 def test_scores_and_gains_are_those_of_the_seeds(finished: Sweep) -> None:
@@ -52,23 +38,6 @@ def test_the_table_says_mean_spread_and_intervals(finished: Sweep) -> None:
     assert lines[on_control + 2].startswith("num_prefix_tokens 4")
     assert "+0.700 [" in lines[on_control + 2]
     assert lines[on_control + 1].split()[-1] == "-"
-
-
-def test_files_hold_every_run(finished: Sweep) -> None:
-    results, _ = read_results(finished)
-    as_json, as_csv = write_results(finished, results)
-    tree = json.loads(as_json.read_text(encoding="utf-8"))
-    assert [one["seeds"] for one in tree["settings"]] == [[1, 2, 3]] * 2
-    assert tree["settings"][1]["comparison"]["seeds"]["training_seeds"] == [1, 2, 3]
-    with as_csv.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == 3 * (3 + 4) * 3  # seeds, ablations of control and prefix, types with all
-    found = [
-        float(row["exact_match"])
-        for row in rows
-        if (row["kv_modulation.num_prefix_tokens"], row["prefix"], row["question_type"]) == ("4", "on", "style")
-    ]
-    assert found == pytest.approx([0.9, 1.0, 0.95])
 
 
 def test_what_is_not_done_yet_is_named_and_the_rest_reported(tmp_path: Path) -> None:

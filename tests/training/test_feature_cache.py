@@ -58,7 +58,9 @@ def test_complete_cache_loads_no_encoder(
     run_training([*settings, f"run.output_dir={tmp_path / 'filling'}"])
     expected = final_bytes(tmp_path / "filling")
     forbid_encoders(monkeypatch)
-    monkeypatch.setattr("artkv.training.run._samples", lambda *_: [])  # TensorBoard's pictures are decoded
+    monkeypatch.setattr(
+        "artkv.training.validation.stratified_rows", lambda *_: []
+    )  # TensorBoard's pictures are decoded
     run_training([*settings, f"run.output_dir={tmp_path / 'again'}"])
     assert final_bytes(tmp_path / "again") == expected
     with pytest.raises(Stopped):
