@@ -17,6 +17,7 @@ setup(
     package_data={
         "artkv": ["config/recipes/*.yaml", "py.typed"],
         "artkv.report": ["page.html.jinja", "page.css", "page.js"],
+        "artkv.serve": ["page.html", "page.css", "page.js"],
         "artkv.sweep": ["page.html.jinja"],
         "artkv.ds_configs": ["*.json"],
     },

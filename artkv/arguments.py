@@ -140,6 +140,19 @@ def _ask(verb: argparse.ArgumentParser) -> None:
     )
 
 
+def _serve(verb: argparse.ArgumentParser) -> None:
+    _add_checkpoint(verb)
+    verb.add_argument(
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="of this machine, to be reached by others: there is no password (default 127.0.0.1, this machine alone)",
+    )
+    verb.add_argument(
+        "--port", type=_whole_number(0), default=7860, help="where the page is; 0: any that is free (default 7860)"
+    )
+
+
 def _cache(verb: argparse.ArgumentParser) -> None:
     _add_config(verb)
     verb.add_argument(
@@ -321,6 +334,10 @@ VERBS = {
         'artkv ask --checkpoint outputs/demo/best painting.jpg "Which style is this?"',
         'artkv ask --checkpoint outputs/demo/best --prefix off painting.jpg "Which style is this?"',
         'artkv ask --checkpoint outputs/demo/best --attention looks.png painting.jpg "Which style is this?"',
+    )),
+    "serve": Verb("ask a model from a page in a browser, with the prefix and without, side by side", _serve, (
+        "artkv serve --checkpoint outputs/demo/best",
+        "artkv serve --checkpoint outputs/demo/best --port 0",
     )),
     "cache": Verb("compute the frozen encoders' features; alone, or under a launcher", _cache, (
         "artkv cache --config my.yaml",

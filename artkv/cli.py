@@ -201,6 +201,27 @@ def ask(options: argparse.Namespace) -> int:
     return DONE
 
 
+def serve(options: argparse.Namespace) -> int:
+    """Asks a trained model from a page in a browser."""
+    checkpoint, config = _open_checkpoint(options, options.checkpoint)
+    for ending in (signal.SIGTERM, signal.SIGINT):  # the latter is ignored where a script started this behind itself
+        signal.signal(ending, signal.default_int_handler)
+    try:
+        from artkv.serve.server import PageServer
+
+        with PageServer(options.host, options.port) as server:
+            from artkv.api import load_model
+            from artkv.serve.asking import AskedModel
+
+            model = AskedModel(load_model(config, checkpoint), f"{checkpoint.run_dir.name}/{checkpoint.path.name}")
+            if not server.is_loopback:
+                print("artkv: without a password, to whoever reaches this machine", file=sys.stderr)
+            print(f"artkv: serves {server.url}; Ctrl-C ends it", flush=True)
+            server.serve(model)
+    except KeyboardInterrupt:
+        return DONE
+
+
 def cache(options: argparse.Namespace) -> int:
     """Computes the frozen encoders' features."""
     from artkv.config import load_config
@@ -296,7 +317,7 @@ def quickstart(options: argparse.Namespace) -> int:
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "train": train, "evaluate": evaluate, "compare": compare, "sweep": sweep, "report": report, "status": status,
-    "ask": ask,
+    "ask": ask, "serve": serve,
     "cache": cache, "export": export, "check": check, "plan": plan, "art-encoder": art_encoder,
     "quickstart": quickstart,
 }  # fmt: skip

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from PIL import Image
@@ -47,6 +48,9 @@ from artkv.planning.placement import ANSWERING, Placement, Use, is_settled, plac
 from artkv.planning.prediction import Predictor, record_bytes
 from artkv.planning.shapes import read_blip2_config
 from artkv.run_folder.checkpoint import Checkpoint
+
+# A file's path, a decoded picture, or the features that `Session.encode` made of either, of one painting.
+Picture: TypeAlias = str | Path | Image.Image | PaintingFeatures
 
 SPLITS = ("train", "val", "test")
 # A question that somebody asks, with its answer: longer than usual.
@@ -201,17 +205,13 @@ class Session:
         problems += too_long_questions(tokenized, table, backbone.num_query_tokens, backbone.max_positions)
         return tokenized, sorted(problems, key=lambda problem: problem.line)
 
-    def ask(
-        self, picture: str | Path | Image.Image, question: str | Sequence[str], use_prefix: bool = True
-    ) -> str | list[str]:
+    def ask(self, picture: Picture, question: str | Sequence[str], use_prefix: bool = True) -> str | list[str]:
         """The answer to a question about a picture, or a list of answers to a list of questions."""
         questions = [question] if isinstance(question, str) else list(question)
         answers = [answer.text for answer in self.answers(picture, questions, use_prefix)]
         return answers[0] if isinstance(question, str) else answers
 
-    def answers(
-        self, picture: str | Path | Image.Image, questions: Sequence[str], use_prefix: bool = True
-    ) -> list[LikelyAnswer]:
+    def answers(self, picture: Picture, questions: Sequence[str], use_prefix: bool = True) -> list[LikelyAnswer]:
         """The answer to each of the questions about a picture, with what the model thinks of it."""
         backbone, device = self.model.backbone, self.world.device
         prompts = [encode_prompt(backbone.tokenizer, self.config.dataset.prompt, text) for text in questions]
@@ -224,14 +224,17 @@ class Session:
         packing = PackingSettings(backbone.num_query_tokens, backbone.language_model_width)
         packed = pack_prompts(prompts, [0] * len(prompts), backbone.tokenizer.pad_token_id, packing).to(device)
         with torch.no_grad():
-            visual_tokens = self.model.visual_tokens(self._encode(picture), use_prefix)
+            visual_tokens = self.model.visual_tokens(self.encode(picture), use_prefix)
         return self.model.generate_with_probability(visual_tokens, packed, self.config.evaluation.max_new_tokens)
 
-    def attention(self, picture: str | Path | Image.Image) -> PaintingAttention:
+    def attention(self, picture: Picture) -> PaintingAttention:
         """Where the Q-Former's query tokens look in a picture, with the prefix and without."""
-        return attention_of_features(self.model, self._encode(picture))[0]
+        return attention_of_features(self.model, self.encode(picture))[0]
 
-    def _encode(self, picture: str | Path | Image.Image) -> PaintingFeatures:
+    def encode(self, picture: Picture) -> PaintingFeatures:
+        """The frozen encoders' features of a picture, to be handed in its place where it is asked about again."""
+        if isinstance(picture, PaintingFeatures):
+            return picture
         opened = upright_rgb(picture) if isinstance(picture, Image.Image) else open_picture(Path(picture))
         vit_view, art_view = self.transform(opened)
         return self.model.encode(PaintingViews(vit_view[None], art_view[None]).to(self.world.device))

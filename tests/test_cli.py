@@ -439,6 +439,7 @@ def test_help_imports_nothing_that_takes_time(verb: str | None) -> None:
         ("evaluate --checkpoint nowhere", 1, "nowhere: no checkpoint there"),
         ("compare nowhere", 1, "nowhere: is no run's folder"),
         ("ask --checkpoint nowhere x.png What?", 1, "nowhere: no checkpoint there"),
+        ("serve --checkpoint nowhere", 1, "nowhere: no checkpoint there"),
         ("export --checkpoint nowhere --format adapter --output x", 1, "nowhere: no checkpoint there"),
         ("art-encoder --data x --epochs 0", 1, "--epochs 0: "),
         ("status nowhere", 1, "nowhere: is no folder"),

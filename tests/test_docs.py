@@ -29,7 +29,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *s
 EXECUTED = "<!-- executed by tests/test_docs.py -->\n\n"
 
 # Look like settings and are none.
-NO_SETTINGS = {"model.ask", "model.model", "model.generate", "model.load_checkpoint", "run.lock"}
+NO_SETTINGS = {"model.ask", "model.encode", "model.model", "model.generate", "model.load_checkpoint", "run.lock"}
 # What a reader makes.
 MADE_BY_READERS = {"launch/hostfile"}
 TOP_FOLDERS = ("artkv", "benchmarks", "docs", "ds_configs", "launch", "tests", ".ci")

@@ -17,6 +17,9 @@ from artkv.errors import UserError
 MAX_PIXELS = 500_000_000
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
 
+# PIL knows some fifty more, most of them tried by nobody, and hands EPS files to Ghostscript, which runs them.
+UPLOADED_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP")
+
 _EXIF_ORIENTATION = 0x0112
 _TURN_OF_ORIENTATION = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -41,11 +44,21 @@ def open_picture(path: Path | str, content: bytes | None = None) -> Image.Image:
     return _decode(Path(path), small=False, content=content)
 
 
+def open_upload(name: str, content: bytes, max_pixels: int) -> Image.Image:
+    """`open_picture` of bytes that came from somebody else.
+
+    Their format is one of `UPLOADED_FORMATS`, and their pixels are `max_pixels` at most, else nothing is decoded.
+    """
+    return _decode(Path(name), small=False, content=content, max_pixels=max_pixels, formats=UPLOADED_FORMATS)
+
+
 def upright_rgb(image: Image.Image) -> Image.Image:
     """A loaded picture as 8-bit RGB, turned as its EXIF says, transparency on white; see `open_picture`."""
     turn = _TURN_OF_ORIENTATION.get(image.getexif().get(_EXIF_ORIENTATION, 1))
     rgb = _as_rgb(image)
-    return rgb if turn is None else rgb.transpose(turn)
+    upright = rgb if turn is None else rgb.transpose(turn)
+    upright.info.clear()  # with the orientation in it, the result would be turned once more if it were handed in again
+    return upright
 
 
 def picture_damage(path: Path | str) -> str | None:
@@ -104,10 +117,18 @@ class PaintingTransform:
         return self(Image.new("RGB", (side, side), (_BLANK_GREY,) * 3))
 
 
-def _decode(path: Path, small: bool, content: bytes | None = None) -> Image.Image:
+def _decode(
+    path: Path,
+    small: bool,
+    content: bytes | None = None,
+    max_pixels: int = MAX_PIXELS,
+    formats: tuple[str, ...] | None = None,
+) -> Image.Image:
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # other libraries switch it on; half a painting is grey below
     try:
-        with Image.open(path if content is None else io.BytesIO(content)) as image:
+        with Image.open(path if content is None else io.BytesIO(content), formats=formats) as image:
+            if image.width * image.height > max_pixels:
+                raise Image.DecompressionBombError
             if small and image.format == "JPEG":
                 image.draft(None, (1, 1))
             # The orientation is read after loading: TIFFs are turned while they load, PNGs may tell it last.
@@ -120,10 +141,12 @@ def _decode(path: Path, small: bool, content: bytes | None = None) -> Image.Imag
     except PermissionError:
         raise UserError(f"picture {path}: no permission to read it; chmod +r it") from None
     except UnidentifiedImageError:
-        reason = "an empty file (0 bytes)" if path.stat().st_size == 0 else "not a picture of a known format"
+        num_bytes = path.stat().st_size if content is None else len(content)
+        known = "a known format" if formats is None else f"a known format ({', '.join(formats)})"
+        reason = "an empty file (0 bytes)" if num_bytes == 0 else f"not a picture of {known}"
         raise UserError(f"picture {path}: {reason}; {_REPLACE}") from None
     except Image.DecompressionBombError:
-        raise UserError(f"picture {path}: more than {MAX_PIXELS:,} pixels; scale it down") from None
+        raise UserError(f"picture {path}: more than {max_pixels:,} pixels; scale it down") from None
     except Exception as error:  # the decoders raise OSError, SyntaxError, ValueError, struct.error, ...
         raise UserError(f"picture {path}: damaged ({error}); {_REPLACE}") from None
 

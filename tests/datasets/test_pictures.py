@@ -1,5 +1,6 @@
 """Decoding by pixel value, and the two views against transformers' and timm's own preprocessing."""
 
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -12,7 +13,7 @@ from timm.data import create_transform
 from transformers import BlipImageProcessor
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-from artkv.datasets.pictures import PaintingTransform, open_picture, picture_damage
+from artkv.datasets.pictures import PaintingTransform, open_picture, open_upload, picture_damage, upright_rgb
 from artkv.errors import UserError
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -179,6 +180,33 @@ def test_truncated_files_are_errors(tmp_path: Path, suffix: str, monkeypatch: py
         with pytest.raises(UserError, match=rf"cut\.{suffix}: .*; replace the file"):
             open_picture(path)
         assert picture_damage(path) is not None
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+def test_a_picture_that_was_turned_is_not_turned_again(tmp_path: Path, suffix: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    random_picture(40, 30).save(tmp_path / f"turned.{suffix}", exif=exif)
+    once = open_picture(tmp_path / f"turned.{suffix}")
+    assert once.size == (30, 40)
+    np.testing.assert_array_equal(np.asarray(upright_rgb(once)), np.asarray(once))
+
+
+def test_uploads_are_of_few_formats_and_bounded(tmp_path: Path) -> None:
+    content = {}
+    for suffix in ("png", "jpg", "ppm"):
+        random_picture(40, 30).save(tmp_path / f"p.{suffix}")
+        content[suffix] = (tmp_path / f"p.{suffix}").read_bytes()
+    for suffix in ("png", "jpg"):
+        same = np.asarray(open_upload("sent", content[suffix], 1200))
+        np.testing.assert_array_equal(same, pixels_of(tmp_path / f"p.{suffix}"))
+    for given, most, message in [
+        (content["png"], 1199, "more than 1,199 pixels; scale it down"),
+        (content["ppm"], 1200, "not a picture of a known format (JPEG, PNG, WEBP, TIFF, GIF, BMP); replace the file"),
+        (b"", 1200, "an empty file (0 bytes)"),
+    ]:
+        with pytest.raises(UserError, match=re.escape(f"picture sent: {message}")):
+            open_upload("sent", given, most)
 
 
 def test_what_is_no_picture_is_named(tmp_path: Path) -> None:

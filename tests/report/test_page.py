@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,23 +15,10 @@ from artkv.evaluation.attention import PaintingAttention
 from artkv.evaluation.compared_runs import compare_runs
 from artkv.evaluation.run_roles import open_run
 from artkv.report.writing import ReportSettings, write_report
+from tests.browser import INSTALL
 from tests.report.conftest import MakeRun, questions_about
 
 AXE = Path(__file__).parent / "axe-core" / "axe.min.js"
-INSTALL = "run tests/install_packages.sh"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api", reason="needs playwright, of artkv's extra dev")
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip(f"needs chromium: {INSTALL}")
-    with api.sync_playwright() as playwright:
-        # As root, in a container, Chromium's sandbox has no namespaces to make.
-        started = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 class Reader:

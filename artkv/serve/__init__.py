@@ -1,0 +1,1 @@
+"""A page in a browser that asks a trained model: the answers with the prefix and without it."""
