@@ -27,7 +27,7 @@ class Visitor:
         own = (url, "data:", "blob:")
         self.page.on("request", lambda one: None if one.url.startswith(own) else self.complaints.append(one.url))
         self.page.goto(url)
-        self.page.wait_for_function("document.getElementById('bounds').textContent !== ''")
+        self.page.wait_for_selector("#bounds:not(:empty)")
 
     def ask(self, picture: Path | dict[str, Any] | None, question: str) -> None:
         """Returns when the reply or an error is there."""
