@@ -27,7 +27,7 @@ class Visitor:
         own = (url, "data:", "blob:")
         self.page.on("request", lambda one: None if one.url.startswith(own) else self.complaints.append(one.url))
         self.page.goto(url)
-        self.page.wait_for_function("document.getElementById('bounds').textContent !== ''")
+        self.page.wait_for_selector("#bounds:not(:empty)")
 
     def ask(self, picture: Path | dict[str, Any] | None, question: str) -> None:
         """Returns when the reply or an error is there."""
@@ -56,7 +56,8 @@ def test_both_answers_stand_side_by_side_with_probabilities_and_maps(
     page, session = visitor.page, asked_model.session
     columns = page.locator(".column").all()
     assert len(columns) == 3
-    assert len({column.bounding_box()["y"] for column in columns}) == 1
+    tops = page.evaluate("[...document.querySelectorAll('.column')].map((one) => one.offsetTop)")  # the page scrolls
+    assert len(set(tops)) == 1
     for column, caption, use_prefix in zip(columns, ("prefix on (", "prefix off"), (True, False), strict=False):
         (answer,) = session.answers(path, ["What is thing 0?"], use_prefix)
         text = column.inner_text()
