@@ -79,11 +79,15 @@ class TrainingEngine:
     def part_metrics(self, world: World) -> dict[str, Tensor]:
         """Gradient norm and update-to-weight ratio of each part in the last step; see `part_metrics`.
 
-        On the device; all ranks meet. Empty where the last step was not to be measured, or was skipped.
+        All ranks meet, and the host waits for the device. Empty where the last step was not to be measured, or was
+        skipped.
         """
         parts = sorted(set(self._part_of.values()))
         squares = self._part_norms.read(parts, world.device)
-        return {} if squares is None else part_metrics(world.all_reduce_sum(squares), parts, self.grad_norm())
+        _, skipped_in_a_row = self.skipped_steps.counts(waits=True)
+        if squares is None or skipped_in_a_row:
+            return {}
+        return part_metrics(world.all_reduce_sum(squares), parts, self.grad_norm())
 
     def losses(self, batches: Sequence[Batch]) -> Iterator[AnswerLoss]:
         """The forward passes of a step's micro-batches, one at a time, as they are asked for.

@@ -1,5 +1,6 @@
 """Norms of the parts of what trains, against what an optimizer's tensors say when they are looked at one by one."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from artkv.config import Config
 from artkv.run_folder.checkpoint import open_checkpoint
 from artkv.run_folder.state import TrainableState
 from artkv.training.part_norms import PartNorms, Stretch, merged, part_metrics, parts_of
+from tests.training.test_run import poison
 from tests.training_runs import Train
 
 CPU = torch.device("cpu")
@@ -104,6 +106,22 @@ def test_a_runs_norms_are_those_of_its_checkpoints(
         change = norm([second.masters[name] - first.masters[name] for name in names])
         ratio = change / norm([second.masters[name] for name in names])
         assert events.Scalars(f"update_to_weight/{part}")[1].value == pytest.approx(ratio, rel=2e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_skipped_step_has_no_norms_of_parts(
+    run_training: Train, tiny_config: Config, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    """In float32 DeepSpeed leaves the optimizer's step out, in bfloat16 the optimizer leaves its weights alone."""
+    poison(lambda call: call == 3, monkeypatch)
+    run_training([f"model.dtype={dtype}", "run.log_every=1", "training.num_epochs=1"])
+    lines = (tiny_config.run.output_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [record for record in map(json.loads, lines) if record["kind"] == "train"]
+    has_norms = [any(name.startswith("grad_norm/") for name in record) for record in records]
+    skipped_so_far = [record["skipped_steps"] for record in records]
+    was_skipped = [after > before for before, after in zip([0, *skipped_so_far], skipped_so_far, strict=False)]
+    assert sum(was_skipped) == 1
+    assert has_norms == [not skipped for skipped in was_skipped]
 
 
 def state_of(run_dir: Path, step: int) -> TrainableState:
