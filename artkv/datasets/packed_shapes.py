@@ -9,7 +9,16 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from artkv.datasets.order import EpochPlan
-from artkv.datasets.packing import PackedShape, PackingSettings, Piece, balance, cut_into_pieces, rank_of, shape_of
+from artkv.datasets.packing import (
+    PackedShape,
+    PackingSettings,
+    Piece,
+    balance,
+    cut_into_pieces,
+    num_tokens,
+    rank_of,
+    shape_of,
+)
 from artkv.datasets.question_set import QuestionSet
 
 # An epoch has at most a dozen: these, and what the batches have that none of them holds.
@@ -37,8 +46,8 @@ def choose_shapes(batches: Sequence[Sequence[Piece]], settings: PackingSettings)
     Batches are grouped by their tokens, such that the tokens missing to the largest of each group are fewest. A group's
     number of rows is the best by `rank_of`.
     """
-    by_size = sorted(batches, key=_num_tokens)
-    groups = _group([_num_tokens(batch) for batch in by_size], MOST_SHAPES)
+    by_size = sorted(batches, key=num_tokens)
+    groups = _group([num_tokens(batch) for batch in by_size], MOST_SHAPES)
     shapes = [_shape_for(by_size[first:end], settings) for first, end in groups]
     return tuple(sorted(set(shapes)))
 
@@ -48,10 +57,6 @@ def _pieces(questions: QuestionSet, rows: Iterable[int], settings: PackingSettin
     numbers = [int(row) for row in rows]
     _, painting_index = questions.distinct_paintings(numbers)
     return cut_into_pieces([questions.tokenized.for_training(row) for row in numbers], painting_index, settings)
-
-
-def _num_tokens(pieces: Sequence[Piece]) -> int:
-    return sum(piece.num_columns for piece in pieces)
 
 
 def _group(sizes: Sequence[int], most: int) -> list[tuple[int, int]]:
@@ -84,7 +89,7 @@ def _group(sizes: Sequence[int], most: int) -> list[tuple[int, int]]:
 def _shape_for(batches: Sequence[Sequence[Piece]], settings: PackingSettings) -> PackedShape:
     """The cheapest shape that holds all of these batches, with some room."""
     longest = max(piece.num_columns for batch in batches for piece in batch)
-    mean_tokens = sum(_num_tokens(batch) for batch in batches) / len(batches)
+    mean_tokens = sum(num_tokens(batch) for batch in batches) / len(batches)
     best, lowest = None, (True, np.inf)
     for num_rows in range(1, max(len(batch) for batch in batches) + 1):
         needed = [shape_of(balance(batch, num_rows)) for batch in batches]

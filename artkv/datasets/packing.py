@@ -269,9 +269,14 @@ def layout_cost(num_rows: int, num_columns: int, hidden_size: int) -> float:
     return num_rows * num_columns * (1 + _ATTENTION_SLOWNESS * num_columns / (6 * hidden_size))
 
 
-def rank_of(shape: PackedShape, num_tokens: float, settings: PackingSettings) -> tuple[bool, float]:
+def num_tokens(pieces: Sequence[Piece]) -> int:
+    """That are computed of a batch, but for padding."""
+    return sum(piece.num_columns for piece in pieces)
+
+
+def rank_of(shape: PackedShape, tokens: float, settings: PackingSettings) -> tuple[bool, float]:
     """Orders shapes for batches of so many tokens: first those with little padding, then by `layout_cost`."""
-    is_padded = num_tokens < (1 - _MOST_PADDING) * shape.rows * shape.columns
+    is_padded = tokens < (1 - _MOST_PADDING) * shape.rows * shape.columns
     return is_padded, layout_cost(shape.rows, shape.columns, settings.hidden_size)
 
 
@@ -291,8 +296,8 @@ def _shaped_layout(pieces: Sequence[Piece], settings: PackingSettings) -> tuple[
     layouts = {num_rows: balance(pieces, num_rows) for num_rows in sorted({shape.rows for shape in settings.shapes})}
     fitting = [shape for shape in settings.shapes if shape.holds(shape_of(layouts[shape.rows]))]
     if fitting:
-        num_tokens = sum(piece.num_columns for piece in pieces)
-        shape = min(fitting, key=lambda shape: (rank_of(shape, num_tokens, settings), shape))
+        tokens = num_tokens(pieces)
+        shape = min(fitting, key=lambda shape: (rank_of(shape, tokens, settings), shape))
         return layouts[shape.rows], shape
     layout = choose_layout(pieces, settings)
     own = shape_of(layout)

@@ -141,6 +141,15 @@ def read_predictions(folder: Path) -> Predictions:
     return Predictions(path, columns, Path(checkpoint).name, candidates)
 
 
+def read_scores(folder: Path) -> Scores:
+    """The scores in an evaluation's folder; `UserError` if they cannot be read."""
+    path = folder / METRICS_FILE
+    try:
+        return Scores.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); run artkv evaluate again") from None
+
+
 def check_same_questions(first: Predictions, other: Predictions) -> None:
     """Raises `UserError` with the first row in which two sets of predictions are not on the same question."""
     for row in range(min(len(first), len(other))):

@@ -16,11 +16,11 @@ from artkv.errors import UserError
 from artkv.evaluation.comparison import Comparison
 from artkv.evaluation.results import (
     COMPARISON,
-    METRICS_FILE,
     Predictions,
     check_same_questions,
     evaluation_folder,
     read_predictions,
+    read_scores,
 )
 from artkv.evaluation.run_roles import CONTROL, open_run
 from artkv.evaluation.scores import Scores
@@ -140,12 +140,7 @@ def _how_to_evaluate(run_dir: Path, split: str) -> str:
 
 def _read_evaluation(run_dir: Path, split: str, ablation: str, label: str, name: str | None = None) -> Evaluation:
     folder = evaluation_folder(run_dir, split, ablation)
-    predictions = read_predictions(folder)
-    try:
-        scores = Scores.from_json(json.loads((folder / METRICS_FILE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / METRICS_FILE}: cannot be read ({error}); run artkv evaluate again") from None
-    return Evaluation(name or ablation, label, predictions, scores)
+    return Evaluation(name or ablation, label, read_predictions(folder), read_scores(folder))
 
 
 def _read_comparison(path: Path) -> Comparison | None:

@@ -33,7 +33,7 @@ def recorded_state(run_dir: Path, world: "World") -> Iterator[Callable[[int], No
     Yields what is to be called, on all ranks, when the start is over and training begins, with the total of steps. A
     start that ends well without it had nothing to do: the record of a finished run then stays what it was.
     """
-    before = world.on_main(lambda: _read_if_readable(run_dir / STATE)) or {}
+    before = world.on_main(lambda: read_if_readable(run_dir / STATE)) or {}
     hosts = list(dict.fromkeys(world.gather(socket.gethostname())))
     record: dict[str, Any] = {
         "state": "starting", "total_steps": None, "ranks": world.size, "hosts": hosts,
@@ -210,7 +210,8 @@ def _read_json(path: Path) -> Mapping[str, Any] | None:
     return content
 
 
-def _read_if_readable(path: Path) -> Mapping[str, Any] | None:
+def read_if_readable(path: Path) -> Mapping[str, Any] | None:
+    """What artkv has written as JSON; None where there is none, or none that can be read."""
     with suppress(UserError, OSError):
         return _read_json(path)
     return None

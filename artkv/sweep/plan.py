@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,9 +115,9 @@ def read_sweep(path: Path) -> Sweep:
         except UserError as error:
             raise UserError(f"sweep {path}, run {index} ({name}):\n{error}") from None
         runs.append(SweepRun(index, name, settings, overrides, config))
-    names = [run.name for run in runs]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise UserError(f"sweep {path}: two runs are {twice}; leave one out")
+    (name, count), *_ = Counter(run.name for run in runs).most_common(1)
+    if count > 1:
+        raise UserError(f"sweep {path}: two runs are {name}; leave one out")
     return Sweep(path, config_path, output_dir, file.split, tuple(runs))
 
 

@@ -1,6 +1,5 @@
 """What a sweep has found: scores and gains of each setting over its seeds, as tables."""
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,9 +8,9 @@ from typing import Any
 from artkv.errors import UserError
 from artkv.evaluation.compared_runs import compare_runs
 from artkv.evaluation.comparison import Comparison
-from artkv.evaluation.results import METRICS_FILE, evaluation_folder
+from artkv.evaluation.results import METRICS_FILE, evaluation_folder, read_scores
 from artkv.evaluation.run_roles import ABLATIONS, CONTROL, Run, differing_settings
-from artkv.evaluation.scores import Scores
+from artkv.evaluation.scores import Scores, format_columns
 from artkv.sweep.plan import SEED, Sweep, SweepRun
 from artkv.sweep.running import is_answered
 
@@ -62,8 +61,8 @@ def read_results(sweep: Sweep) -> tuple[list[SettingResult], list[SweepRun]]:
     Writes each setting's `comparison.json`. `UserError` if no run is answered.
     """
     missing = [run for run in sweep.runs if not is_answered(sweep, run)]
-    groups = [[run for run in group if run not in missing] for group in sweep.groups()]
-    groups = [group for group in groups if group]
+    left_out = {run.index for run in missing}
+    groups = [group for all_of in sweep.groups() if (group := [run for run in all_of if run.index not in left_out])]
     if not groups:
         raise UserError(
             f"sweep {sweep.path}: none of its {len(sweep.runs)} runs is done yet; start it without --report"
@@ -80,9 +79,9 @@ def question_types(results: Sequence[SettingResult]) -> list[str]:
 def format_results(results: Sequence[SettingResult], missing: Sequence[SweepRun]) -> str:
     """Tables for a terminal: exact match over seeds, and what the prefix adds."""
     types = question_types(results)
-    lines = [*_aligned(score_table(results, types)), ""]
+    lines = [format_columns(score_table(results, types)), ""]
     for other, rows in gain_tables(results, types).items():
-        lines += [*_aligned([[f"on - {other}", *types], *rows]), ""]
+        lines += [format_columns([[f"on - {other}", *types], *rows]), ""]
     lines.append(
         "mean over seeds and their standard deviation; differences with 95% intervals, over paintings and seeds"
     )
@@ -135,8 +134,8 @@ def _open(run: SweepRun) -> Run:
 
 
 def _scores(sweep: Sweep, run: SweepRun, ablation: str) -> Scores | None:
-    path = evaluation_folder(run.folder, sweep.split, ablation) / METRICS_FILE
-    return Scores.from_json(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    folder = evaluation_folder(run.folder, sweep.split, ablation)
+    return read_scores(folder) if (folder / METRICS_FILE).is_file() else None
 
 
 def _mean(values: Sequence[float]) -> str:
@@ -148,11 +147,3 @@ def _mean(values: Sequence[float]) -> str:
 
 def _gain(gain: tuple[float, float, float] | None) -> str:
     return _NOTHING if gain is None else "{:+.3f} [{:+.3f}, {:+.3f}]".format(*gain)
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-    return [
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    ]

@@ -1,12 +1,9 @@
 """Does the runs of a sweep: trains, answers with all ablations, and leaves alone what is done."""
 
-import json
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -17,7 +14,7 @@ from artkv.evaluation.run_roles import differing_settings
 from artkv.launching import launch
 from artkv.run_folder.layout import BEST, best_checkpoint, checkpoints_newest_first
 from artkv.run_folder.marker import MARKER
-from artkv.run_folder.status import STATE
+from artkv.run_folder.status import STATE, read_if_readable
 from artkv.sweep.plan import Sweep, SweepRun
 
 
@@ -37,10 +34,7 @@ def check_folders(sweep: Sweep) -> None:
 
 def describe(sweep: Sweep) -> list[str]:
     """A line for each run: its index, name and state."""
-    states = {
-        run.index: "done" if is_answered(sweep, run) else _read(run.folder / STATE).get("state", "-")
-        for run in sweep.runs
-    }
+    states = {run.index: "done" if is_answered(sweep, run) else _state(run) or "-" for run in sweep.runs}
     width = max(map(len, states.values()))
     return [f"{run.index:4d}  {states[run.index]:{width}}  {run.name}" for run in sweep.runs]
 
@@ -81,7 +75,7 @@ def do_run(sweep: Sweep, run: SweepRun, ranks: int) -> None:
 
 def is_trained(run: SweepRun) -> bool:
     """Whether the run is at its end."""
-    return _read(run.folder / STATE).get("state") == "finished"
+    return _state(run) == "finished"
 
 
 def is_answered(sweep: Sweep, run: SweepRun) -> bool:
@@ -89,11 +83,18 @@ def is_answered(sweep: Sweep, run: SweepRun) -> bool:
     if not is_trained(run):
         return False
     wanted = best_checkpoint(run.folder) or next(iter(checkpoints_newest_first(run.folder)), None)
-    answered = [
-        Path(_read(evaluation_folder(run.folder, sweep.split, name) / METRICS_FILE).get("checkpoint", "")).name
-        for name in ("on", "on-blank")
-    ]
+    answered = [_answered_checkpoint(sweep, run, name) for name in ("on", "on-blank")]
     return answered == [wanted, wanted]
+
+
+def _state(run: SweepRun) -> str | None:
+    state: str | None = (read_if_readable(run.folder / STATE) or {}).get("state")
+    return state
+
+
+def _answered_checkpoint(sweep: Sweep, run: SweepRun, ablation: str) -> str:
+    metrics = read_if_readable(evaluation_folder(run.folder, sweep.split, ablation) / METRICS_FILE) or {}
+    return Path(metrics.get("checkpoint", "")).name
 
 
 def _launch(run: SweepRun, verb: str, ranks: int, *options: str) -> None:
@@ -101,7 +102,7 @@ def _launch(run: SweepRun, verb: str, ranks: int, *options: str) -> None:
     if code == 0:
         return
     # Launchers have exit codes of their own: the marker tells.
-    marker = _read(run.folder / MARKER)
+    marker = read_if_readable(run.folder / MARKER)
     if verb == "train" and marker:
         raise Preempted(int(marker["step"]), f"{marker['reason']}, in run {run.index} ({run.name}),")
     raise RunFailed(f"{verb} ended with exit code {code}; its messages are above")
@@ -114,10 +115,3 @@ def _config(sweep: Sweep, run: SweepRun) -> list[str]:
 def _best(run: SweepRun) -> Path:
     """The best checkpoint, or the run's folder, which means the newest, where no validation chose one."""
     return run.folder / BEST if best_checkpoint(run.folder) is not None else run.folder
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    with suppress(OSError, ValueError):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else {}
-    return {}

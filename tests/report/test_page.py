@@ -15,31 +15,19 @@ from artkv.evaluation.attention import PaintingAttention
 from artkv.evaluation.compared_runs import compare_runs
 from artkv.evaluation.run_roles import open_run
 from artkv.report.writing import ReportSettings, write_report
-from tests.browser import INSTALL
+from tests.browser import AXE, INSTALL, Tab
 from tests.report.conftest import MakeRun, questions_about
 
-AXE = Path(__file__).parent / "axe-core" / "axe.min.js"
 
-
-class Reader:
+class Reader(Tab):
     """A page that is open, and all that it complained about or asked the network for."""
 
     def __init__(self, browser: Any, path: Path, **context: Any) -> None:
-        self.context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **context})
-        self.page = self.context.new_page()
-        self.complaints: list[str] = []
-        self.page.on("console", lambda message: self.complaints.append(message.text))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("dialog", lambda dialog: self.complaints.append(dialog.message))
-        self.page.on("request", lambda request: self._note_request(request.url))
+        super().__init__(browser, ("file:", "data:"), **context)
         began = time.monotonic()
         self.page.goto(path.as_uri())
         self.page.wait_for_selector(".card")
         self.seconds = time.monotonic() - began
-
-    def _note_request(self, url: str) -> None:
-        if not url.startswith(("file:", "data:")):
-            self.complaints.append(f"asked for {url}")
 
     def questions(self) -> list[str]:
         return self.page.locator(".card .question").all_inner_texts()

@@ -7,25 +7,17 @@ from typing import Any
 import pytest
 
 from artkv.serve.asking import AskedModel
-from tests.browser import INSTALL
+from tests.browser import AXE, INSTALL, Tab
 from tests.serve.conftest import Serve
 
-AXE = Path(__file__).parents[1] / "report" / "axe-core" / "axe.min.js"
 HOSTILE = "<img src=x onerror=alert(1)></script><b>What?</b>"
 
 
-class Visitor:
+class Visitor(Tab):
     """Somebody with the page open; what it complains about, and which other addresses it asks for."""
 
     def __init__(self, browser: Any, url: str, **context: Any) -> None:
-        self.context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **context})
-        self.page = self.context.new_page()
-        self.complaints: list[str] = []
-        self.page.on("console", lambda message: self.complaints.append(message.text))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("dialog", lambda dialog: self.complaints.append(dialog.message))
-        own = (url, "data:", "blob:")
-        self.page.on("request", lambda one: None if one.url.startswith(own) else self.complaints.append(one.url))
+        super().__init__(browser, (url, "data:", "blob:"), **context)
         self.page.goto(url)
         self.page.wait_for_selector("#bounds:not(:empty)")
 

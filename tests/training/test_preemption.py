@@ -74,6 +74,18 @@ def marker(run_dir: Path) -> dict[str, Any]:
     return json.loads((run_dir / "preempted.json").read_text())
 
 
+def in_validation(number: int, patch: pytest.MonkeyPatch) -> None:
+    """SIGTERM at the start of that validation, counted from 0."""
+    answer_questions, validations = validation_module.answer_questions, itertools.count()
+
+    def signalled(*arguments: Any, **options: Any) -> list[str]:
+        if next(validations) == number:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return answer_questions(*arguments, **options)
+
+    patch.setattr(validation_module, "answer_questions", signalled)
+
+
 # A signal inside of a step stops the run after the next one: in the middle of an epoch, where a checkpoint is due
 # anyway, after an epoch's last step, whose validation is still due (or in that), and after the run's last one.
 @pytest.mark.parametrize(("step", "stopped_at"), [(1, 2), (3, 4), (5, 6), (8, 9), (9, 9), (17, 18)])
@@ -122,14 +134,8 @@ def test_a_stop_before_the_first_step_leaves_a_marker_and_the_next_start_validat
     monkeypatch: pytest.MonkeyPatch,
     stops: StopRequests,
 ) -> None:
-    answer_questions = validation_module.answer_questions
     with monkeypatch.context() as patch:
-
-        def signalled(*arguments: Any, **options: Any) -> list[str]:
-            os.kill(os.getpid(), signal.SIGTERM)
-            return answer_questions(*arguments, **options)
-
-        patch.setattr(validation_module, "answer_questions", signalled)
+        in_validation(0, patch)
         with pytest.raises(Preempted, match="stopped by SIGTERM after step 0"):
             run_training(requests=stops)
     assert marker(tiny_config.run.output_dir)["step"] == 0
@@ -144,16 +150,8 @@ def test_a_stop_while_validating_breaks_that_off_and_the_resume_does_it_once(
     monkeypatch: pytest.MonkeyPatch,
     stops: StopRequests,
 ) -> None:
-    answer_questions = validation_module.answer_questions
     with monkeypatch.context() as patch:
-        validations = itertools.count()
-
-        def signalled(*arguments: Any, **options: Any) -> list[str]:
-            if next(validations) == 1:  # the first one, before training, goes through
-                os.kill(os.getpid(), signal.SIGTERM)
-            return answer_questions(*arguments, **options)
-
-        patch.setattr(validation_module, "answer_questions", signalled)
+        in_validation(1, patch)  # the first one, before training, goes through
         with pytest.raises(Preempted, match="stopped by SIGTERM after step 9"):
             run_training(requests=stops)
     assert marker(tiny_config.run.output_dir)["step"] == 9
