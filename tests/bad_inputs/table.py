@@ -1,0 +1,31 @@
+"""The whole table, and the page of the docs that is made of it: python -m tests.bad_inputs.table > docs/bad_input.md"""
+
+from tests.bad_inputs.cases import Area
+from tests.bad_inputs.yaml_cases import YAML
+
+AREAS: list[Area] = [YAML]
+
+
+def page() -> str:
+    """The text of docs/bad_input.md."""
+    lines = [
+        "# Wrong input, and what artkv says of it",
+        "",
+        "Each of these gets one message and exit code 1, loses nothing and writes nothing. A test runs every row, and",
+        "this page is made from the same table (`python -m tests.bad_inputs.table`).",
+    ]
+    for area in AREAS:
+        lines += ["", f"## {area.title}", "", "| what is wrong | the message has |", "|---|---|"]
+        for case in area.cases:
+            parts = [_code(part) for part in case.says]
+            lines.append(f"| {case.name} | {' … '.join(parts)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _code(text: str) -> str:
+    escaped = text.replace("|", "\\|").replace("{folder}/", "").replace("{world}/", "").strip()
+    return f"`` {escaped} ``" if "`" in escaped else f"`{escaped}`"
+
+
+if __name__ == "__main__":
+    print(page(), end="")
