@@ -18,7 +18,7 @@ from artkv.frozen.quantised import require_bitsandbytes
 from artkv.models.backbone.backends import open_backbone, resolve_dtype
 from artkv.models.backbone.blip2_backbone import RESIDENT
 from artkv.models.efficientnet import load_efficientnet
-from artkv.run_folder.run_lock import check_output_folder
+from artkv.run_folder.output_folder import check_output_folder
 from artkv.session import SPLITS, Session, csv_path, pictures_folder, training_splits
 from artkv.training.schedule import total_steps, warmup_steps
 

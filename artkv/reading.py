@@ -4,14 +4,19 @@ import dataclasses
 import json
 import os
 import stat
+from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from annotated_types import Ge, Le
 
 from artkv.errors import UserError
 
 T = TypeVar("T")
+
+# Of records: what is counted, and what there is one of at least. Doubles hold as much, and so does all JSON.
+Count = Annotated[int, Ge(0), Le(2**53)]
+Positive = Annotated[int, Ge(1), Le(2**53)]
 
 # Bytes. What artkv writes as JSON has some thousands; a config that a person writes too.
 MOST_JSON_BYTES = 16 * 2**20
@@ -44,6 +49,40 @@ def read_regular(path: Path, most_bytes: int = MOST_JSON_BYTES) -> bytes:
         os.close(descriptor)
 
 
+class OtherVersion(UserError):
+    """A file that is whole and was written by another version of artkv."""
+
+
+def read_object(path: Path, remedy: str, most_bytes: int = MOST_JSON_BYTES) -> dict[str, Any] | None:
+    """The JSON object in a file that artkv writes whole; None where there is no file.
+
+    Raises `UserError` with the reason and `remedy` if the file cannot be read or holds anything else.
+    """
+    try:
+        tree = parse_json(read_regular(path, most_bytes))
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and not os.path.lexists(path):
+            return None
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}); {remedy}") from None
+    except ValueError:
+        tree = None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: is not what artkv writes; {remedy}")
+    return tree
+
+
+def check_version(tree: dict[str, Any], newest: int, place: str) -> None:
+    """Raises `OtherVersion` if `format_version` in `tree` is none that this artkv reads.
+
+    Where it is missing the tree is of the time before there were versions, and gets the first one.
+    """
+    version = tree.setdefault("format_version", 1)
+    if type(version) is not int or not 1 <= version <= newest:
+        raise OtherVersion(
+            f"{place}: has format {version!r:.80}, this artkv reads {newest}; use the version of artkv that wrote it"
+        )
+
+
 def parse_json(content: bytes | str) -> Any:
     """What RFC 8259 calls JSON, in UTF-8; `ValueError` for anything else.
 
@@ -64,6 +103,8 @@ def to_record(record: type[T], tree: Any, place: str, remedy: str) -> T:
 
     Each field must be there, whatever its default, and no other; a value has its field's type, and a number is finite.
     """
+    from pydantic import ValidationError  # half of the time that `artkv status` takes
+
     names = [field.name for field in dataclasses.fields(record)]  # type: ignore[arg-type]
     if not isinstance(tree, dict):
         raise UserError(f"{place}: holds {type(tree).__name__} where an object belongs; {remedy}")
@@ -73,12 +114,19 @@ def to_record(record: type[T], tree: Any, place: str, remedy: str) -> T:
         raise UserError(
             f"{place}: has {', '.join(f'{name!r:.80}' for name in unknown[:5])}, which is unknown; {remedy}"
         )
-    # Pydantic takes a plain dataclass's settings from this attribute.
-    strict = {"__pydantic_config__": ConfigDict(strict=True, allow_inf_nan=False), "__annotations__": {}}
     try:
-        read: Any = TypeAdapter(type(record.__name__, (record,), strict)).validate_json(json.dumps(tree))
+        read: Any = _strict_reader(record).validate_json(json.dumps(tree))  # type: ignore[arg-type]
     except ValidationError as error:
         problem = error.errors()[0]
         field = ".".join(str(part) for part in problem["loc"])
         raise UserError(f"{place}: {field} = {problem['input']!r:.80}: {problem['msg']}; {remedy}") from None
     return record(**{name: getattr(read, name) for name in names})
+
+
+@cache
+def _strict_reader(record: Any) -> Any:
+    """Pydantic's reader of a plain dataclass, whose settings it takes from this attribute."""
+    from pydantic import ConfigDict, TypeAdapter
+
+    strict = {"__pydantic_config__": ConfigDict(strict=True, allow_inf_nan=False), "__annotations__": {}}
+    return TypeAdapter(type(record.__name__, (record,), strict))

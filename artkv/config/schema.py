@@ -251,6 +251,10 @@ class RunConfig(Section):
     output_dir: Path = Field(default=Path("outputs/demo"), description="a folder; made where it is missing")
     checkpoint_every: PositiveInt = Field(default=500, description="optimizer steps above 0")
     keep_checkpoints: PositiveInt = Field(default=3, description="newest checkpoints kept, beside the best one")
+    save_retry_minutes: NonNegativeFloat = Field(
+        default=30.0,
+        description="minutes of 0 or more to train on while checkpoints cannot be saved, before the run fails",
+    )
     log_every: PositiveInt = Field(default=10, description="optimizer steps between two lines of metrics.jsonl")
     stop_before_walltime_minutes: NonNegativeFloat | None = Field(
         default=5.0,

@@ -5,11 +5,14 @@ import logging
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from artkv.files import write_whole
+from artkv.errors import UserError
+from artkv.files import reason_of, write_whole
+from artkv.monitoring.appended_file import AppendedFile
 
 Kind = Literal["train", "validation"]
 
@@ -20,14 +23,16 @@ class MetricsLog:
     """Appends records to a JSON-lines file and cuts it back on resume.
 
     Each record has `step` (optimizer steps done), `time` (unix seconds), `kind` and the metrics. A
-    metric that is not finite is written as null, since JSON has no NaN. One process writes.
+    metric that is not finite is written as null, since JSON has no NaN. One process writes. A disk that is full for a
+    while costs no record and tears no line, see `AppendedFile`. Raises `UserError` where the file cannot be opened.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self._path = Path(path)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._cut_torn_line()
-        self._file = self._path.open("a", encoding="utf-8")
+        self._path = Path(path).resolve()  # a link to another disk stays one
+        with self._refused():
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._cut_torn_line()
+            self._file = AppendedFile(self._path)
 
     def append(self, step: int, kind: Kind, metrics: Mapping[str, float]) -> None:
         """Writes one record and hands it to the operating system, so that readers see whole lines."""
@@ -36,8 +41,7 @@ class MetricsLog:
             raise ValueError(f"metrics must not be named {', '.join(sorted(reserved))}: each record has them")
         record: dict[str, Any] = {"step": step, "time": time.time(), "kind": kind}
         record |= {name: _finite(value) for name, value in metrics.items()}
-        self._file.write(json.dumps(record, allow_nan=False) + "\n")
-        self._file.flush()
+        self._file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
 
     def truncate_after(self, step: int, redo_validation: bool = False) -> int:
         """Drops the records of steps after `step`, and lines that are no records; returns how many.
@@ -46,18 +50,28 @@ class MetricsLog:
         For a resume at `step`, which will write them again. The file is replaced in one rename: after
         a crash it is either the old one or the new one.
         """
-        lines = self._path.read_bytes().splitlines(keepends=True)
-        kept = [line for line in lines if self._belongs(line, step, redo_validation)]
-        dropped = len(lines) - len(kept)
-        if dropped:
-            self._file.close()
-            write_whole(self._path, lambda temporary: temporary.write_bytes(b"".join(kept)))
-            self._file = self._path.open("a", encoding="utf-8")
+        with self._refused():
+            lines = self._path.read_bytes().splitlines(keepends=True)
+            kept = [line for line in lines if self._belongs(line, step, redo_validation)]
+            dropped = len(lines) - len(kept)
+            if dropped:
+                self._file.close()
+                write_whole(self._path, lambda temporary: temporary.write_bytes(b"".join(kept)))
+                self._file = AppendedFile(self._path)
         return dropped
 
     def close(self) -> None:
         """Closes the file; a second call does nothing."""
         self._file.close()
+
+    @contextmanager
+    def _refused(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"{self._path}: cannot be written ({reason_of(error)}); make room, or give another run.output_dir"
+            ) from None
 
     def _belongs(self, line: bytes, step: int, redo_validation: bool) -> bool:
         try:

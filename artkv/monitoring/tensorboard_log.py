@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from artkv.errors import UserError
+from artkv.files import reason_of
+from artkv.monitoring.appended_file import AppendedFile
 from artkv.monitoring.cards import AnsweredQuestion, draw_card
 
 # What tells of the machine and not of the model.
@@ -38,10 +41,22 @@ class TensorBoardLog:
 
     `purge_step`: on a resume, the first step that will be written again; TensorBoard then hides what
     an earlier process wrote for this and later steps. None for a fresh start.
+
+    A disk that is full for a while costs no event, see `AppendedFile`. Raises `UserError` if the file cannot be made.
     """
 
     def __init__(self, run_dir: str | Path, purge_step: int | None = None) -> None:
-        self._writer = SummaryWriter(log_dir=str(run_dir), purge_step=purge_step)
+        try:
+            self._writer = SummaryWriter(log_dir=str(run_dir), purge_step=purge_step)
+            self._writer.flush()
+            events = self._writer._get_file_writer().event_writer
+            # The writer's thread would end with the first write that fails, and with it all that is written later.
+            events._async_writer._writer._writer = AppendedFile(Path(events._file_name))
+        except OSError as error:
+            raise UserError(
+                f"{run_dir}: TensorBoard's events cannot be written ({reason_of(error)}); make room, or give another "
+                "run.output_dir"
+            ) from None
         self._settings_end: Any = None
 
     def scalars(self, step: int, kind: str, metrics: Mapping[str, float]) -> None:

@@ -8,6 +8,7 @@ Metadata values are text in this format, so each is JSON: `format_version`, `bas
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,8 @@ from safetensors import SafetensorError, safe_open
 
 from artkv.config import Config
 from artkv.errors import UserError
-from artkv.files import save_tensors
+from artkv.files import reason_of, save_tensors
+from artkv.reading import Count, OtherVersion, parse_json, to_record
 
 if TYPE_CHECKING:  # torch takes seconds, which a wrong --checkpoint need not wait for
     from torch import Tensor
@@ -27,6 +29,29 @@ FORMAT_VERSION = 1
 KV_PREFIX = "kv_prefix.safetensors"
 
 _SECTIONS = ("model", "efficientnet", "kv_modulation", "trainable", "frozen", "evaluation")
+_REMEDY = "the file is damaged, export it again"
+
+
+@dataclass(frozen=True)
+class _Description:
+    """What the metadata of an adapter file says at least; sections are looked at by `Config`."""
+
+    format_version: int
+    base_model: str
+    step: Count
+    frozen_hash: str
+    sha256: str
+    model: dict[str, Any]
+    efficientnet: dict[str, Any]
+    kv_modulation: dict[str, Any]
+    trainable: dict[str, Any]
+    frozen: dict[str, Any]
+    evaluation: dict[str, Any]
+    dataset: dict[str, Any]
+    training: dict[str, Any]
+
+
+_NAMES = frozenset(_Description.__dataclass_fields__)
 
 
 def write_adapter(
@@ -72,15 +97,25 @@ def read_description(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not a readable safetensors file ({error}); export it again") from None
     if not {"format_version", "frozen_hash", "sha256", "model"} <= metadata.keys():
         raise UserError(
-            f"{path}: is no adapter of artkv export (its metadata has {sorted(metadata)[:5]}); "
+            f"{path}: is no adapter of artkv export (its metadata has {sorted(metadata)[:5]!r:.300}); "
             "give a checkpoint's folder, or a file that artkv export --format adapter wrote"
         )
-    description = {name: json.loads(text) for name, text in metadata.items() if name != "format"}
+    description: dict[str, Any] = {}
+    for name, text in metadata.items():
+        if name != "format":
+            try:
+                description[name] = parse_json(text)
+            except ValueError:
+                raise UserError(f"{path}: its metadata's {name!r:.80} is not valid; {_REMEDY}") from None
     if description["format_version"] != FORMAT_VERSION:
-        raise UserError(
-            f"{path}: has adapter format {description['format_version']}, this artkv reads {FORMAT_VERSION}; "
+        raise OtherVersion(
+            f"{path}: has adapter format {description['format_version']!r:.80}, this artkv reads {FORMAT_VERSION}; "
             "use the version of artkv that wrote it"
         )
+    known = {name: value for name, value in description.items() if name in _NAMES}
+    to_record(_Description, known, f"{path}: metadata", _REMEDY)
+    if not isinstance(description["model"].get("blip2"), str):
+        raise UserError(f"{path}: metadata: model.blip2 is no text; {_REMEDY}")
     return description
 
 
@@ -91,19 +126,30 @@ def adapter_config(path: Path, description: Mapping[str, Any]) -> Config:
     """
     tree = {name: description[name] for name in (*_SECTIONS, "dataset", "training")}
     beside = path.parent / tree["model"]["blip2"]
-    if tree["model"]["blip2"].startswith("./") and beside.exists():
-        tree["model"]["blip2"] = str(beside.resolve())
+    try:
+        if tree["model"]["blip2"].startswith("./") and beside.exists():
+            tree["model"] = tree["model"] | {"blip2": str(beside.resolve())}
+    except (OSError, ValueError) as error:  # too long for a name, or a zero byte in it
+        reason = reason_of(error) if isinstance(error, OSError) else error
+        raise UserError(
+            f"{path}: metadata: model.blip2 = {tree['model']['blip2']!r:.80}: {reason}; {_REMEDY}"
+        ) from None
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise UserError(f"{path}: its settings are not this version's ({error}); use the artkv that wrote it") from None
+        raise OtherVersion(
+            f"{path}: its settings are not this version's ({error}); use the artkv that wrote it"
+        ) from None
 
 
 def adapter_tensors(path: Path, sha256: str) -> dict[str, "Tensor"]:
     """The trainables of an adapter file, verified by the checksum in its description."""
     from safetensors.torch import load_file
 
-    tensors = load_file(path)
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); {_REMEDY}") from None
     if _sha256(tensors) != sha256:
         raise UserError(f"{path}: its tensors do not match their checksum; the file is damaged, export it again")
     return tensors

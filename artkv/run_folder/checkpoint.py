@@ -6,11 +6,12 @@ ranks may change between save and resume. What `artkv export` wrote of one is re
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
@@ -18,7 +19,8 @@ from safetensors import SafetensorError, safe_open
 
 from artkv.config import Config, dump_config
 from artkv.errors import UserError
-from artkv.files import file_sha256, save_tensors, write_whole
+from artkv.files import file_sha256, reason_of, save_tensors, write_whole
+from artkv.reading import Count, OtherVersion, parse_json, read_regular, to_record
 from artkv.run_folder.adapter_file import KV_PREFIX, adapter_config, adapter_tensors, read_description
 from artkv.run_folder.layout import CHECKPOINTS, LATEST, checkpoints_newest_first
 from artkv.run_folder.state import Identity, Progress, TrainableState
@@ -26,10 +28,24 @@ from artkv.run_folder.state import Identity, Progress, TrainableState
 if TYPE_CHECKING:  # torch takes seconds, which a wrong --checkpoint need not wait for
     from torch import Tensor
 
+T = TypeVar("T")
+
 FORMAT_VERSION = 1
 ADAPTER = "adapter.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 DESCRIPTION = "checkpoint.json"
+
+
+@dataclass(frozen=True)
+class _Description:
+    """What `checkpoint.json` holds. sha256: of the checkpoint's files by name; its own is of all else in it."""
+
+    format_version: int
+    progress: dict[str, Any]
+    adam_step: Count
+    identity: dict[str, Any]
+    config: dict[str, Any]
+    sha256: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -83,6 +99,8 @@ class Checkpoint:
     def state(self) -> TrainableState:
         """Weights and Adam's state, verified."""
         masters, moments = self._tensors(ADAPTER), self._tensors(OPTIMIZER)
+        if moments.keys() != {f"{name}.{kind}" for name in masters for kind in ("exp_avg", "exp_avg_sq")}:
+            raise UserError(f"{self.path}: {OPTIMIZER} is not of {ADAPTER}; the checkpoint is damaged")
         return TrainableState(
             masters,
             {name: moments[f"{name}.exp_avg"] for name in masters},
@@ -146,9 +164,15 @@ class Checkpoint:
         return self.run
 
     def _check_file(self, name: str) -> None:
-        if not (self.path / name).is_file():
-            raise UserError(f"{self.path}: {name} is missing; the checkpoint is damaged")
-        if _file_sha256(self.path / name) != self.checksums[name]:
+        try:
+            if not (self.path / name).is_file():
+                raise UserError(f"{self.path}: {name} is missing; the checkpoint is damaged")
+            found = _file_sha256(self.path / name)
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: {name} cannot be read ({reason_of(error)}); give permission, or look at the disk"
+            ) from None
+        if found != self.checksums[name]:
             raise UserError(f"{self.path}: {name} does not match its checksum; the checkpoint is damaged")
 
     def _tensors(self, name: str) -> dict[str, "Tensor"]:
@@ -178,21 +202,27 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     Raises:
         UserError: if there is no checkpoint, or its description is damaged or of another version.
     """
-    found = _resolve(Path(path).expanduser())
+    try:
+        found = _resolve(Path(os.path.expanduser(path)))  # leaves ~nobody as it is, where pathlib raises
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({reason_of(error)}); give a checkpoint's folder, a run's, or an exported adapter"
+        ) from None
     if found.is_file():
         exported = read_description(found)
         checksums = {found.name: exported["sha256"]}
         return Checkpoint(found, adapter_config(found, exported), exported["frozen_hash"], exported["step"], checksums)
     description = _read_description(found)
+    progress = _record(Progress, description.progress, found)
+    identity = _record(Identity, description.identity, found)
     try:
-        config = Config.model_validate(description["config"])
+        config = Config.model_validate(description.config)
     except ValidationError as error:
-        raise UserError(
+        raise OtherVersion(
             f"{found}: its settings are not this version's ({error}); use the artkv that wrote it"
         ) from None
-    progress, identity = Progress(**description["progress"]), Identity(**description["identity"])
-    run = SavedRun(progress, identity, description["adam_step"])
-    return Checkpoint(found, config, identity.frozen_hash, progress.step, description["sha256"], run)
+    run = SavedRun(progress, identity, description.adam_step)
+    return Checkpoint(found, config, identity.frozen_hash, progress.step, description.sha256, run)
 
 
 def write_checkpoint(
@@ -225,8 +255,7 @@ def write_checkpoint(
 
 def rewrite_progress(folder: Path, progress: Progress) -> None:
     """Writes another `progress`, of the same step, into the checkpoint `folder`, in one rename."""
-    description = _read_description(folder)
-    description["progress"] = asdict(progress)
+    description = asdict(_read_description(folder)) | {"progress": asdict(progress)}
     write_whole(folder / DESCRIPTION, lambda path: _write_description(path, description))
 
 
@@ -238,7 +267,7 @@ def _resolve(path: Path) -> Path:
         return path.resolve()
     if path.name == LATEST and not path.is_dir():
         path = path.parent.parent if path.parent.name == CHECKPOINTS else path.parent
-    if (path / CHECKPOINTS).is_dir():
+    if os.path.lexists(path / CHECKPOINTS):
         names = checkpoints_newest_first(path)
         if not names:
             raise UserError(f"{path}: this run has no checkpoint yet; wait for the first one")
@@ -251,26 +280,33 @@ def _resolve(path: Path) -> Path:
     return path.resolve()
 
 
-def _read_description(path: Path) -> dict[str, Any]:
+def _read_description(path: Path) -> _Description:
+    """What `checkpoint.json` holds, by its checksum, without this one."""
     try:
-        description = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))
-        version = description["format_version"]
+        tree = parse_json(read_regular(path / DESCRIPTION))
+        version, sums = tree["format_version"], tree["sha256"]
     except OSError as error:
-        raise UserError(f"{path}: {DESCRIPTION} cannot be read ({error.strerror}); no checkpoint there") from None
+        raise UserError(f"{path}: {DESCRIPTION} cannot be read ({reason_of(error)}); no checkpoint there") from None
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path}: {DESCRIPTION} is not valid; the checkpoint is damaged") from None
+    own = sums.pop(DESCRIPTION, None) if isinstance(sums, dict) else None
+    is_whole = own is not None and own == _description_sha256(tree)
     if version != FORMAT_VERSION:
-        raise UserError(
-            f"{path}: has checkpoint format {version}, this artkv reads {FORMAT_VERSION}; "
+        # What is damaged there may be no other version, and the checkpoint before it shall be taken.
+        raise (OtherVersion if is_whole else UserError)(
+            f"{path}: has checkpoint format {version!r:.80}, this artkv reads {FORMAT_VERSION}; "
             "use the version of artkv that wrote it"
         )
-    try:
-        is_whole = description["sha256"].pop(DESCRIPTION) == _description_sha256(description)
-    except (KeyError, AttributeError):
-        is_whole = False
     if not is_whole:
         raise UserError(f"{path}: {DESCRIPTION} does not match its checksum; the checkpoint is damaged")
+    description = _record(_Description, tree, path)
+    if description.sha256.keys() != {ADAPTER, OPTIMIZER}:
+        raise UserError(f"{path}: {DESCRIPTION} has the checksums of other files; the checkpoint is damaged")
     return description
+
+
+def _record(kind: type[T], tree: dict[str, Any], path: Path) -> T:
+    return to_record(kind, tree, f"{path}: {DESCRIPTION}", "the checkpoint is damaged")
 
 
 def _description_sha256(description: Mapping[str, Any]) -> str:

@@ -20,11 +20,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from artkv.errors import RunFailed, UserError
+from artkv.files import NO_ROOM, overwrite, reason_of
+from artkv.reading import Count, check_version, parse_json, read_regular, to_record
 
 if TYPE_CHECKING:  # torch takes seconds, which `artkv status` need not wait for
     from artkv.distributed import World
 
 LOCK = "run.lock"
+FORMAT_VERSION = 1
 HEARTBEAT_SECONDS = 10.0
 # Heartbeats that may be missed, on a slow file server say, before a holder on another host counts as dead.
 _MISSED_BEATS = 6
@@ -32,6 +35,8 @@ _MISSED_BEATS = 6
 # node that Slurm has lost may go on.
 _MISSED_BEATS_OF_REQUEUED = 3
 _SECONDS_BETWEEN_LOOKS = 1.0
+_MOST_BYTES = 2**16
+_REMEDY = "remove it, if no run uses the folder"
 
 
 @dataclass(frozen=True)
@@ -46,12 +51,13 @@ class LockRecord:
     token: str
     host: str
     machine: str
-    pid: int
-    pid_start: int | None
+    pid: Count
+    pid_start: Count | None
     job: str | None
-    restart: int
-    beat: int
+    restart: Count
+    beat: Count
     time: float
+    format_version: int = FORMAT_VERSION
 
     def describe(self) -> str:
         """Such as `job 17 (process 4711 on n1)`."""
@@ -66,14 +72,31 @@ class LockRecord:
 
 
 def read_lock(run_dir: Path) -> LockRecord | None:
-    """The lock of a run's folder, None where there is none; `UserError` if it cannot be understood."""
+    """The lock of a run's folder, None where there is none; `UserError` if it cannot be understood.
+
+    Raises an `OSError` for what the disk refuses, which may be well again at the next look.
+    """
     path = run_dir / LOCK
     try:
-        return LockRecord(**json.loads(path.read_text(encoding="utf-8")))
+        content = read_regular(path, _MOST_BYTES)
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError):
-        raise UserError(f"{path}: is no lock of this artkv; remove it, if no run uses the folder") from None
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise UserError(f"{path}: {error.strerror}; {_REMEDY}") from None
+    return _parse(content, path)
+
+
+def _parse(content: bytes, path: Path) -> LockRecord:
+    try:
+        tree = parse_json(content)
+    except ValueError:
+        tree = None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: is no lock of this artkv; {_REMEDY}")
+    check_version(tree, FORMAT_VERSION, str(path))
+    return to_record(LockRecord, tree, f"{path}: is no lock of this artkv", _REMEDY)
 
 
 class RunLock:
@@ -116,8 +139,8 @@ class RunLock:
             return self._take_or_look()
         except OSError as error:
             raise UserError(
-                f"run.output_dir = {self._path.parent}: cannot be locked ({error.strerror}); give a folder that can be "
-                "written, on a file system with hard links"
+                f"run.output_dir = {self._path.parent}: cannot be locked ({reason_of(error)}); give a folder that "
+                "can be written, on a file system with hard links"
             ) from None
 
     def _take_or_look(self) -> bool:
@@ -160,12 +183,17 @@ class RunLock:
     def release(self) -> None:
         """Gives the lock back; also ends the heartbeat."""
         self._ended.set()
-        if self._thread is not None:
-            self._thread.join()
-            holder = read_lock(self._path.parent)
-            if holder is not None and holder.token == self._record.token:
-                self._path.unlink(missing_ok=True)
-        self._temporary.unlink(missing_ok=True)
+        try:
+            if self._thread is not None:
+                self._thread.join()
+                holder = read_lock(self._path.parent)
+                if holder is not None and holder.token == self._record.token:
+                    self._path.unlink(missing_ok=True)
+            self._temporary.unlink(missing_ok=True)
+        except (OSError, UserError) as error:
+            # What the run has come to is no matter of this: a lock that does not beat is taken over.
+            reason = reason_of(error) if isinstance(error, OSError) else str(error)
+            print(f"artkv: {self._path}: cannot be given back ({reason})", file=sys.stderr)
         if self._made_folder:
             with suppress(OSError):  # a run that was refused leaves no empty folder
                 self._path.parent.rmdir()
@@ -181,10 +209,13 @@ class RunLock:
             self._temporary.unlink(missing_ok=True)
         return True
 
-    def _write(self) -> None:
+    def _next_beat(self) -> bytes:
         self._record = replace(self._record, beat=self._record.beat + 1, time=time.time())
-        with self._temporary.open("w", encoding="utf-8") as file:
-            json.dump(asdict(self._record), file)
+        return json.dumps(asdict(self._record)).encode()
+
+    def _write(self) -> None:
+        with self._temporary.open("wb") as file:
+            file.write(self._next_beat())
             file.flush()
             os.fsync(file.fileno())
 
@@ -192,14 +223,34 @@ class RunLock:
         while not self._ended.wait(self._interval):
             # A file server may be away for a moment; the next beat may get through.
             with suppress(OSError, UserError), self._guard:
-                # The slow part comes before the look: nothing may come between that and the rename.
-                self._write()
-                if self._is_mine():
-                    self._temporary.replace(self._path)
-                elif self._taken_by is not None or not self._link():
-                    self._temporary.unlink(missing_ok=True)
+                self._renew()
             if self._taken_by is not None:
                 return
+
+    def _renew(self) -> None:
+        try:
+            # The slow part comes before the look: nothing may come between that and the rename.
+            self._write()
+        except OSError as error:
+            self._temporary.unlink(missing_ok=True)
+            if error.errno in NO_ROOM:
+                self._overwrite()
+            return
+        if self._is_mine():
+            self._temporary.replace(self._path)
+        elif self._taken_by is not None or not self._link():
+            self._temporary.unlink(missing_ok=True)
+
+    def _overwrite(self) -> None:
+        """Beats on a full disk, where the lock's file has its place already: to others a silent lock is a dead run's.
+
+        Another run that takes the lock has a file of its own, which this never writes into.
+        """
+        with self._path.open("r+b", buffering=0) as file:
+            holder = _parse(file.read(_MOST_BYTES), self._path)
+            if holder.token == self._record.token:
+                overwrite(file.fileno(), self._next_beat())
+        self._is_mine()
 
     def _is_mine(self) -> bool:
         """Whether the lock's file is this run's; notes whose it is, if another's. False where there is none."""
@@ -251,7 +302,7 @@ class RunLock:
         except FileNotFoundError:
             return
         try:
-            taken = LockRecord(**json.loads(removed.read_text(encoding="utf-8")))
+            taken = _parse(removed.read_bytes(), removed)
             if (taken.token, taken.beat) != (holder.token, holder.beat):
                 with suppress(FileExistsError):
                     os.link(removed, self._path)
@@ -276,13 +327,6 @@ def run_lock(run_dir: Path, world: "World", predecessor_minutes: float = 10.0) -
     finally:
         if lock is not None:
             lock.release()
-
-
-def check_output_folder(output_dir: Path) -> None:
-    """Raises `UserError` unless `output_dir` is, or can become, a folder that can be written."""
-    existing = next(path for path in [output_dir.resolve(), *output_dir.resolve().parents] if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"run.output_dir = {output_dir}: {existing} is not a folder that can be written; give another")
 
 
 def _machine() -> str:

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from artkv.reading import Count, Positive
+
 if TYPE_CHECKING:  # torch takes seconds, which `artkv status` need not wait for
     from torch import Tensor
 
@@ -32,16 +34,16 @@ class Progress:
     validation EM so far, with the step that had it.
     """
 
-    step: int = 0
-    epoch: int = 0
-    groups_consumed: int = 0
-    questions_seen: int = 0
-    skipped_steps: int = 0
-    nonfinite_steps_in_a_row: int = 0
+    step: Count = 0
+    epoch: Count = 0
+    groups_consumed: Count = 0
+    questions_seen: Count = 0
+    skipped_steps: Count = 0
+    nonfinite_steps_in_a_row: Count = 0
     validation_due: bool = False
     best_exact_match: float | None = None
-    best_step: int | None = None
-    epochs_without_improvement: int = 0
+    best_step: Count | None = None
+    epochs_without_improvement: Count = 0
 
 
 @dataclass(frozen=True)
@@ -56,4 +58,4 @@ class Identity:
     frozen_hash: str
     data_hash: str
     dtype: str
-    micro_batches_per_step: int
+    micro_batches_per_step: Positive

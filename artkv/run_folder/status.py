@@ -1,74 +1,30 @@
 """How far a run is, from its files alone: `status.json`, the lock's heartbeat, metrics, checkpoints, the marker."""
 
-import json
-import os
-import socket
+import math
 import statistics
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from artkv.errors import Preempted, UserError
-from artkv.files import write_whole
-from artkv.run_folder.layout import best_checkpoint, checkpoints_newest_first
-from artkv.run_folder.marker import MARKER
+from artkv.errors import UserError
+from artkv.files import reason_of
+from artkv.reading import parse_json, read_object, read_regular
+from artkv.run_folder.layout import METRICS, best_checkpoint, checkpoints_newest_first, step_of
+from artkv.run_folder.marker import Marker, read_marker
 from artkv.run_folder.run_lock import HEARTBEAT_SECONDS, LOCK, LockRecord, read_lock
+from artkv.run_folder.state_record import STATE, StateRecord, read_state_record
 
-if TYPE_CHECKING:
-    from artkv.distributed import World
-
-STATE = "status.json"
 # Records of the rate that the time left is reckoned from: the newest, since a run's start is slower.
 _RECENT_RECORDS = 20
-
-
-@contextmanager
-def recorded_state(run_dir: Path, world: "World") -> Iterator[Callable[[int], None]]:
-    """Keeps `run_dir/status.json`: that a start began, and how it ended; entered on all ranks, with the lock held.
-
-    Yields what is to be called, on all ranks, when the start is over and training begins, with the total of steps. A
-    start that ends well without it had nothing to do: the record of a finished run then stays what it was.
-    """
-    before = world.on_main(lambda: read_if_readable(run_dir / STATE)) or {}
-    hosts = list(dict.fromkeys(world.gather(socket.gethostname())))
-    record: dict[str, Any] = {
-        "state": "starting", "total_steps": None, "ranks": world.size, "hosts": hosts,
-        "job": os.environ.get("SLURM_JOB_ID"), "started": time.time(), "ended": None, "error": None,
-    }  # fmt: skip
-
-    def write(**changes: Any) -> None:
-        record.update(changes)
-        if world.is_main:
-            write_whole(run_dir / STATE, lambda path: path.write_text(json.dumps(record, indent=2), encoding="utf-8"))
-
-    world.together(write)
-    try:
-        yield lambda total_steps: world.together(lambda: write(state="running", total_steps=total_steps))
-    except BaseException as error:
-        is_preempted = isinstance(error, Preempted)
-        first_line = (str(error).splitlines() or [""])[0]
-        with suppress(OSError):  # a full disk may be what ended the run, and shall be told
-            write(
-                state="preempted" if is_preempted else "failed",
-                ended=time.time(),
-                error=first_line if is_preempted else f"{type(error).__name__}: {first_line}",
-            )
-            if world.is_main and not any(_is_of_a_run(path) for path in run_dir.iterdir()):
-                (run_dir / STATE).unlink()  # a start that was wrong from the first leaves no folder
-        raise
-    if record["total_steps"] is None and before.get("state") == "finished":
-        world.together(lambda: write(**before))
-    else:
-        total_steps = record["total_steps"] or before.get("total_steps")
-        world.together(lambda: write(state="finished", ended=time.time(), total_steps=total_steps))
-
-
-def _is_of_a_run(path: Path) -> bool:
-    return path.name not in (LOCK, STATE) and not path.name.startswith(".")
+# Bytes. A million records of a run that logs each step have half of it.
+_MOST_METRICS_BYTES = 2**30
+# Shown of the time that is left: 3000 years.
+_MOST_SECONDS = 10**11
 
 
 @dataclass(frozen=True)
@@ -106,29 +62,28 @@ def read_status(run_dir: Path, wait_seconds: float = 1.5 * HEARTBEAT_SECONDS) ->
 
     Raises `UserError` for a folder that holds no run.
     """
-    if not run_dir.is_dir():
-        raise UserError(f"{run_dir}: is no folder; give the run.output_dir of a run")
-    record = _read_json(run_dir / STATE)
-    lock = read_lock(run_dir)
-    marker = _read_json(run_dir / MARKER)
+    check_is_folder(run_dir)
+    record = read_state_record(run_dir)
+    lock = _read_lock(run_dir)
+    marker = read_marker(run_dir)
     checkpoints = checkpoints_newest_first(run_dir)
     if record is None and lock is None and marker is None and not checkpoints:
         raise UserError(
             f"{run_dir}: holds no run (no {STATE}, run.lock or checkpoints); give the run.output_dir of a run"
         )
-    training, validations = read_metrics(run_dir / "metrics.jsonl")
+    training, validations = read_metrics(run_dir / METRICS)
     state, detail = _state(run_dir, record, lock, marker, wait_seconds)
     last = training[-1] if training else {}
     validation = validations[-1] if validations else {}
-    saved_step = int(checkpoints[0].removeprefix("step_")) if checkpoints else 0
-    seconds = [entry["step_seconds"] for entry in training[-_RECENT_RECORDS:] if entry.get("step_seconds")]
+    saved_step = (step_of(checkpoints[0]) or 0) if checkpoints else 0
+    seconds = [entry["step_seconds"] for entry in training[-_RECENT_RECORDS:] if (entry.get("step_seconds") or 0) > 0]
     slowest = last.get("slowest_rank")
     return RunStatus(
         run_dir=run_dir,
         state=state,
         detail=detail,
         step=max(last.get("step", 0), saved_step),
-        total_steps=None if record is None else record["total_steps"],
+        total_steps=None if record is None else record.total_steps,
         steps_per_second=1 / statistics.median(seconds) if seconds else None,
         questions_per_second=last.get("questions_per_second"),
         loss=last.get("loss"),
@@ -150,7 +105,7 @@ def format_status(status: RunStatus) -> str:
         questions = "" if status.questions_per_second is None else f", {status.questions_per_second:.4g} questions/s"
         lines.append(("rate", f"{status.steps_per_second:.4g} steps/s{questions}"))
     if status.seconds_left is not None and status.state == "running":
-        lines.append(("left", str(timedelta(seconds=round(status.seconds_left)))))
+        lines.append(("left", str(timedelta(seconds=min(round(status.seconds_left), _MOST_SECONDS)))))
     lines.append(("checkpoint", status.last_checkpoint or "none yet"))
     if status.exact_match is not None:
         lines.append(("score", f"validation exact match {status.exact_match:.3f} at step {status.validation_step}"))
@@ -158,27 +113,45 @@ def format_status(status: RunStatus) -> str:
         lines.append(("best", status.best))
     if status.slowest_rank is not None:
         lines.append(("slowest", f"rank {status.slowest_rank}"))
-    return "\n".join(f"{name + ':':<12}{text}" for name, text in lines)
+    return "\n".join(f"{name + ':':<12}{_printable(text)}" for name, text in lines)
+
+
+def check_is_folder(run_dir: Path) -> None:
+    """Raises `UserError` for what cannot be a run's folder."""
+    try:
+        if run_dir.is_dir():
+            return
+    except OSError as error:
+        raise UserError(f"{run_dir}: cannot be read ({reason_of(error)}); give the run.output_dir of a run") from None
+    raise UserError(f"{run_dir}: is no folder; give the run.output_dir of a run")
+
+
+def _printable(text: str) -> str:
+    """Without what moves a terminal's cursor or changes its colours: names and errors may come from other machines."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def _state(
-    run_dir: Path,
-    record: Mapping[str, Any] | None,
-    lock: LockRecord | None,
-    marker: Mapping[str, Any] | None,
-    wait_seconds: float,
+    run_dir: Path, record: StateRecord | None, lock: LockRecord | None, marker: Marker | None, wait_seconds: float
 ) -> tuple[str, str]:
     if lock is not None and _is_alive(run_dir, lock, wait_seconds):
-        if record is None or record["state"] != "running":
+        if record is None or record.state != "running":
             return "starting", lock.describe()
-        return "running", f"{lock.describe()}, {record['ranks']} rank(s) on {', '.join(record['hosts'])}"
+        return "running", f"{lock.describe()}, {record.ranks} rank(s) on {', '.join(record.hosts)}"
     if marker is not None:
-        return "preempted", f"by {marker['reason']} after step {marker['step']}; --resume auto goes on"
-    if record is None or record["state"] in ("starting", "running"):
+        return "preempted", f"by {marker.reason} after step {marker.step}; --resume auto goes on"
+    if record is None or record.state in ("starting", "running"):
         if lock is not None:
             return "dead", f"{lock.describe()} has ended without a word; --resume auto goes on"
         return "dead", "no process holds the folder; --resume auto goes on"
-    return str(record["state"]), str(record["error"] or "")
+    return record.state, record.error or ""
+
+
+def _read_lock(run_dir: Path) -> LockRecord | None:
+    try:
+        return read_lock(run_dir)
+    except OSError as error:
+        raise UserError(f"{run_dir / LOCK}: cannot be read ({reason_of(error)}); give permission to read it") from None
 
 
 def _is_alive(run_dir: Path, lock: LockRecord, wait_seconds: float) -> bool:
@@ -191,41 +164,61 @@ def _is_alive(run_dir: Path, lock: LockRecord, wait_seconds: float) -> bool:
     deadline = time.monotonic() + wait_seconds
     while time.monotonic() < deadline:
         time.sleep(0.2)
-        now = read_lock(run_dir)
+        now = _read_lock(run_dir)
         if now is None or (now.token, now.beat) != (lock.token, lock.beat):
             return now is not None
     return False
 
 
-def _read_json(path: Path) -> Mapping[str, Any] | None:
-    """A file that is written whole, so anything but JSON is somebody else's."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError:
-        content = None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: is not what artkv writes; give the run.output_dir of a run")
-    return content
-
-
 def read_if_readable(path: Path) -> Mapping[str, Any] | None:
     """What artkv has written as JSON; None where there is none, or none that can be read."""
-    with suppress(UserError, OSError):
-        return _read_json(path)
+    with suppress(UserError):
+        return read_object(path, "")
     return None
 
 
 def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The records of training and of validations; a line that is just being written is left out."""
-    training: list[dict[str, Any]] = []
-    validations: list[dict[str, Any]] = []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    for line in lines:
-        try:
-            record = json.loads(line)
-            (training if record["kind"] == "train" else validations).append(record)
-        except (ValueError, KeyError, TypeError):
-            continue
-    return training, validations
+    """The records of training and of validations; a last line that is just being written is left out.
+
+    Other lines that are no records, as a power failure leaves, are left out and told. Each record has `step` and
+    `time`; all metrics are numbers or None. Raises `UserError` if the file cannot be read.
+    """
+    records: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
+    try:
+        lines = read_regular(path, _MOST_METRICS_BYTES).split(b"\n")
+    except FileNotFoundError:
+        return records["train"], records["validation"]
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({reason_of(error)}); restore it, or remove it to do without its records"
+        ) from None
+    damaged = []
+    for number, line in enumerate(lines[:-1], start=1):
+        record = metrics_record(line)
+        if record is None:
+            damaged.append(number)
+        else:
+            records[record["kind"]].append(record)
+    if damaged:
+        told = ", ".join(map(str, damaged[:3])) + (" and more" if len(damaged) > 3 else "")
+        print(f"artkv: {path}: {len(damaged)} lines are no records and left out: {told}", file=sys.stderr)
+    return records["train"], records["validation"]
+
+
+def metrics_record(line: bytes) -> dict[str, Any] | None:
+    """A line of metrics.jsonl, or None if it is none."""
+    try:
+        record = parse_json(line)
+    except ValueError:
+        return None
+    if not isinstance(record, dict) or record.get("kind") not in ("train", "validation"):
+        return None
+    step, numbers = record.get("step"), {name: value for name, value in record.items() if name != "kind"}
+    if type(step) is not int or not 0 <= step <= 2**53 or not all(map(_is_number_or_none, numbers.values())):
+        return None
+    return record if type(record.get("time")) in (int, float) else None
+
+
+def _is_number_or_none(value: Any) -> bool:
+    # A whole number that no float holds has no place in a curve.
+    return value is None or (type(value) in (int, float) and abs(value) <= sys.float_info.max and math.isfinite(value))

@@ -103,7 +103,8 @@ def fit(
             stops.note_gain(progress.step)
 
             is_stopped = report.stop_votes.read()[0] > 0
-            is_saved = progress.step % config.run.checkpoint_every == 0 or is_epoch_end or is_stopped
+            is_due = progress.step % config.run.checkpoint_every == 0 or is_epoch_end or is_stopped
+            is_saved = saver.is_overdue(progress.step) or is_due
             progress = _with_skipped(progress, *engine.skipped_steps.counts(waits=is_logged or is_saved))
             has_diverged = progress.nonfinite_steps_in_a_row >= training.max_nonfinite_steps
             if is_logged or is_stopped or has_diverged:

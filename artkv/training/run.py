@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -14,17 +13,20 @@ from artkv.config import Config, dump_config
 from artkv.config.deepspeed import fill_deepspeed_config, load_deepspeed_config
 from artkv.datasets.table import QuestionTable
 from artkv.distributed import World
-from artkv.errors import UserError
+from artkv.errors import Preempted, UserError
+from artkv.files import told, write_whole
 from artkv.monitoring.environment import environment_report
 from artkv.monitoring.rank_log import rank_log
 from artkv.monitoring.run_log import RunLog
 from artkv.planning.placement import Use
 from artkv.run_folder.checkpoint import Checkpoint, open_checkpoint
 from artkv.run_folder.checkpoints import RunCheckpoints
+from artkv.run_folder.layout import CHECKPOINTS, CONFIG, ENVIRONMENT
 from artkv.run_folder.marker import remove_marker
-from artkv.run_folder.run_lock import RunLock, check_output_folder, run_lock
+from artkv.run_folder.output_folder import check_is_new, check_no_file_is_in_the_way, check_output_folder
+from artkv.run_folder.run_lock import RunLock, run_lock
 from artkv.run_folder.state import Identity, Progress, TrainableState
-from artkv.run_folder.status import recorded_state
+from artkv.run_folder.state_record import RecordedState, recorded_state
 from artkv.session import Session, pictures_folder, training_splits
 from artkv.training.engine import TrainingEngine
 from artkv.training.loop import fit, is_finished
@@ -67,13 +69,15 @@ def train(
         # First, the marker of an earlier start: if this one now fails, it must not look preempted.
         world.on_main(lambda: remove_marker(run_dir))
         # Before `recorded_state`, so that a refused command does not touch status.json.
-        world.on_main(lambda: _refuse_to_overwrite(run_dir, resume))
-        with recorded_state(run_dir, world) as begin_training:
+        world.on_main(lambda: _refuse_to_overwrite(run_dir, resume, config.run.checkpoint_every))
+        with recorded_state(run_dir, world) as state:
             resumed = _checkpoint_to_resume(run_dir, resume, world)
-            stops = RunStops(requests, world, run_dir, resumed.checkpoint.progress.step if resumed else 0)
+            first_step = resumed.checkpoint.progress.step if resumed else 0
+            world.on_main(lambda: check_no_file_is_in_the_way(run_dir, first_step))
+            stops = RunStops(requests, world, run_dir, first_step)
             stops.stop_if_asked()
             with rank_log(run_dir, world.rank):
-                return _train_from(resumed, session, deepspeed_tree, stops, lock, begin_training)
+                return _train_from(resumed, session, deepspeed_tree, stops, lock, state)
 
 
 def _train_from(
@@ -82,7 +86,7 @@ def _train_from(
     deepspeed_tree: dict[str, Any],
     stops: RunStops,
     lock: RunLock | None,
-    begin_training: Callable[[int], None],
+    record: RecordedState,
 ) -> Progress:
     """Checks the checkpoint to go on from against data and model, starts engine and logs, and trains."""
     config, world = session.config, session.world
@@ -124,18 +128,22 @@ def _train_from(
         lambda: TrainingEngine(session.model, deepspeed_config, training.weight_decay, state),
     )  # fmt: skip
     world.on_main(lambda: _prepare_run_folder(config, None if resumed is None else resumed.checkpoint))
-    log = RunLog(
-        run_dir, world.rank, steps, progress.step if resumed else None, redo_validation=progress.validation_due
-    )
+    begin_at = progress.step if resumed else None
+    log = world.together(lambda: RunLog(run_dir, world.rank, steps, begin_at, redo_validation=progress.validation_due))
     try:
         log.config(dump_config(config), step=progress.step)
         log.note(_summary(session, steps))
         stops.stop_if_asked()
-        begin_training(steps)
-        saver = Saver(RunCheckpoints(run_dir), config, identity, lock, world)
+        record.begin_training(steps)
+        saver = Saver(RunCheckpoints(run_dir), config, identity, lock, world, lambda step: record.note(saved_step=step))
         validate = validation(session, log, stops) if "val" in session.questions else None
         log.settings(main_settings(config), "train/loss" if validate is None else "validation/exact_match")
-        progress = fit(session, engine, progress, saver, log, stops, validate)
+        try:
+            progress = fit(session, engine, progress, saver, log, stops, validate)
+        except Preempted as stop:
+            saver.check_stop(stop)
+            raise
+        saver.finish(lambda: stops.is_asked)
         log.finished()
     finally:
         log.close()
@@ -154,15 +162,18 @@ def _read(path: Path) -> Resumed:
     return Resumed(checkpoint, checkpoint.state())
 
 
-def _refuse_to_overwrite(run_dir: Path, resume: str | None) -> None:
-    if resume in ("latest", "auto") or not RunCheckpoints(run_dir).newest_first():
+def _refuse_to_overwrite(run_dir: Path, resume: str | None, checkpoint_every: int) -> None:
+    if not RunCheckpoints(run_dir).newest_first():
+        check_is_new(run_dir, checkpoint_every)
+        return
+    if resume in ("latest", "auto"):
         return
     if resume is None:
         raise UserError(
             f"run.output_dir = {run_dir}: holds a run already; add --resume latest to go on with it, "
             "or give another folder"
         )
-    if open_checkpoint(resume).path.parent != (run_dir / "checkpoints").resolve():
+    if open_checkpoint(resume).path.parent != (run_dir / CHECKPOINTS).resolve():
         raise UserError(
             f"run.output_dir = {run_dir}: holds a run already, and --resume {resume} is of another; give another folder"
         )
@@ -254,21 +265,22 @@ def _has_nothing_to_do(checkpoint: Checkpoint, config: Config) -> bool:
 
 
 def _is_own(checkpoint: Checkpoint, config: Config) -> bool:
-    return checkpoint.path.resolve().parent == (config.run.output_dir / "checkpoints").resolve()
+    return checkpoint.path.resolve().parent == (config.run.output_dir / CHECKPOINTS).resolve()
 
 
 def _prepare_run_folder(config: Config, checkpoint: Checkpoint | None) -> None:
     """Writes the run's files, and puts its checkpoints into the state of the one that it goes on from."""
     run_dir = config.run.output_dir
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "config.yaml").write_text(dump_config(config), encoding="utf-8")
-    (run_dir / "environment.json").write_text(json.dumps(environment_report(), indent=2), encoding="utf-8")
-    if checkpoint is None or not _is_own(checkpoint, config):
-        return
-    checkpoints = RunCheckpoints(run_dir)
-    for name in checkpoints.set_aside_newer(checkpoint.progress.step):
-        print(f"artkv: {name} is newer than the checkpoint to go on from; renamed to stale_{name}", file=sys.stderr)
-    _mark_best(checkpoints, checkpoint.progress)
+    texts = {CONFIG: dump_config(config), ENVIRONMENT: json.dumps(environment_report(), indent=2)}
+    with told(f"run.output_dir = {run_dir}", "make room, or give another folder"):
+        for name, text in texts.items():
+            write_whole(run_dir / name, lambda path, text=text: path.write_text(text, encoding="utf-8"))  # type: ignore[misc]
+        if checkpoint is None or not _is_own(checkpoint, config):
+            return
+        checkpoints = RunCheckpoints(run_dir)
+        for name, stale in checkpoints.set_aside_newer(checkpoint.progress.step).items():
+            print(f"artkv: {name} is newer than the checkpoint to go on from; renamed to {stale}", file=sys.stderr)
+        _mark_best(checkpoints, checkpoint.progress)
 
 
 def _mark_best(checkpoints: RunCheckpoints, progress: Progress) -> None:

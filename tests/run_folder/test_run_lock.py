@@ -302,7 +302,7 @@ def test_of_many_that_find_a_dead_lock_one_takes_it(locks: Locks) -> None:
 def test_something_else_in_the_locks_place_is_told(locks: Locks) -> None:
     locks.run_dir.mkdir()
     (locks.run_dir / "run.lock").write_text("{}")
-    with pytest.raises(UserError, match=r"run.lock: is no lock of this artkv; remove it"):
+    with pytest.raises(UserError, match=r"run.lock: is no lock of this artkv: lacks token, .*; remove it"):
         locks.new().try_take()
 
 

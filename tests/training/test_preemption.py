@@ -107,7 +107,7 @@ def test_a_signal_stops_after_the_next_step_and_the_resume_makes_up_for_everythi
             run_training(requests=stops, seen_rows=rows)
     left = marker(run_dir)
     assert before <= left.pop("time") <= time.time()
-    assert left == {"step": stopped_at, "reason": "SIGUSR1", "job": None}
+    assert left == {"format_version": 1, "step": stopped_at, "reason": "SIGUSR1", "job": None}
     saved = RunCheckpoints(run_dir).latest()
     assert saved is not None
     assert saved.progress.step == stopped_at
