@@ -1,7 +1,7 @@
 """artkv from Python: a trained model that answers, and evaluations of it."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,9 +25,9 @@ from artkv.evaluation.answering import (
 )
 from artkv.evaluation.attention import looks_of
 from artkv.evaluation.choices import MOST_CANDIDATES, Candidates, choose, read_candidates, row_choices
-from artkv.evaluation.results import COMPARISON, Answers, evaluation_folder, write_results
+from artkv.evaluation.results import COMPARISON, Answers, check_places, evaluation_folder, write_results
 from artkv.evaluation.scores import Scores, score_choices, shuffled_painting_index
-from artkv.files import write_whole
+from artkv.files import check_writable, told, write_whole
 from artkv.monitoring.cards import AnsweredQuestion, draw_card
 from artkv.run_folder.checkpoint import Checkpoint, open_checkpoint
 from artkv.session import Session, csv_path, pictures_folder
@@ -85,6 +85,8 @@ def evaluate(
             "leave --prefix shuffled out",
             on_all_ranks=True,
         )
+    places = [evaluation_folder(trained.run_dir, split, ablation.name) for ablation in ablations]
+    world.on_main(lambda: check_places(places))
     candidates = None if choices is None else world.together(lambda: _candidates(choices, config.dataset))
     session = Session(config, world, [split]).load(trained)
     questions, settings = session.questions[split], answering_settings(config)
@@ -100,11 +102,10 @@ def evaluate(
         advance = partial(_advance, bar, world.size)
         answers_of_all = answer_under(session.model, questions, settings, world, ablations, advance)
     table, seed = questions.table, config.training.seed
-    if world.is_main:
-        (evaluation_folder(trained.run_dir, split, AS_TRAINED.name) / COMPARISON).unlink(missing_ok=True)
     results: dict[str, Scores] = {}
+    writes: list[Callable[[], None]] = []
     samples = config.evaluation.bootstrap_samples
-    for ablation, answered in zip(ablations, answers_of_all, strict=True):
+    for ablation, place, answered in zip(ablations, places, answers_of_all, strict=True):
         scores, chosen = score_answers(answered.texts, table, samples, seed), None
         if candidates is not None:
             chosen = choose(candidates, table, answered.log_likelihoods)
@@ -115,9 +116,18 @@ def evaluate(
             conditions = {"checkpoint": str(trained.path), "split": split} | vars(ablation)
             source = shuffled_painting_index(table.num_paintings, seed) if ablation.prefix == "shuffled" else None
             written = Answers(table, answered.texts, pictures_folder(config.dataset), source, chosen)
-            write_results(evaluation_folder(trained.run_dir, split, ablation.name), written, scores, conditions)
-    world.barrier()
+            writes.append(partial(write_results, place, written, scores, conditions))
+    comparison = evaluation_folder(trained.run_dir, split, AS_TRAINED.name) / COMPARISON
+    world.on_main(lambda: _replace(comparison, writes))
     return results
+
+
+def _replace(comparison: Path, writes: Sequence[Callable[[], None]]) -> None:
+    """Writes evaluations, and removes what compared those that were there."""
+    with told(str(comparison), "remove it, and evaluate again"):
+        comparison.unlink(missing_ok=True)
+    for write in writes:
+        write()
 
 
 def _candidates(choices: str, dataset: DatasetConfig) -> Candidates:
@@ -135,9 +145,11 @@ def _with_choices(session: Session, questions: QuestionSet, candidates: Candidat
 
 def draw_attention(session: Session, picture: Path | str, question: str, answer: str, file: Path) -> None:
     """Writes a PNG of the picture, of where the model looks in it with the prefix on and off, and of what it said."""
+    check_writable(file, f"--attention {file}")
     looks = looks_of(session.attention(picture), session.model.has_prefix)
     card = Image.fromarray(draw_card(AnsweredQuestion(open_picture(Path(picture)), question, None, answer, looks)))
-    write_whole(file, lambda temporary: card.save(temporary, format="PNG"))
+    with told(str(file), "give another file"):
+        write_whole(file, lambda temporary: card.save(temporary, format="PNG"))
 
 
 def cache(config: Config, splits: Sequence[str], world: World) -> str:

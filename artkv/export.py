@@ -1,6 +1,8 @@
 """Writes a checkpoint for others to load: the adapter alone, or a whole BLIP-2 with what was trained merged in."""
 
-from collections.abc import Sequence
+import errno
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,7 +10,7 @@ from torch import Tensor
 
 from artkv.config import Config
 from artkv.errors import UserError
-from artkv.files import write_whole
+from artkv.files import check_writable, told, write_whole
 from artkv.models.files.blip2_files import Blip2Files, open_blip2
 from artkv.models.files.blip2_writing import MergedSource, write_lavis_file, write_transformers_folder
 from artkv.models.files.weight_files import combined_digest, tensor_digest
@@ -45,11 +47,12 @@ def export(
         raise UserError(f"--output {output}: is a {suffix} file with --format {format}; give a name that ends so")
     prefix_file = output.with_suffix(f".{KV_PREFIX}")  # beside a LAVIS file
     for path in [output, *([prefix_file] if format == "lavis" else [])]:
-        if path.exists():
+        if os.path.lexists(path):
             raise UserError(f"--output {output}: {path} is there already; remove it or give another name")
+        check_writable(path, f"--output {output}")
     trained = checkpoint.adapter()
     if format == "adapter":
-        write_whole(output, lambda path: write_adapter(path, trained, config, checkpoint.frozen_hash, checkpoint.step))
+        _write(output, lambda path: write_adapter(path, trained, config, checkpoint.frozen_hash, checkpoint.step))
         return [output]
 
     exporting = _Merging(checkpoint, config, trained)
@@ -61,7 +64,7 @@ def export(
             if exporting.prefix:
                 exporting.write_prefix(folder / KV_PREFIX, {"blip2": "./"})
 
-        write_whole(output, write_folder)
+        _write(output, write_folder)
         return [output]
 
     if "opt" in leave_out and any(name.startswith("language_model.") for name in exporting.merged.merged):
@@ -71,15 +74,26 @@ def export(
         "opt": config.model.opt or config.model.blip2,
         "vit": str(config.model.vit) if "vit" in leave_out and config.model.vit else None,
     }
-    write_whole(output, lambda path: write_lavis_file(exporting.files, exporting.merged, path, leave_out))
+    _write(output, lambda path: write_lavis_file(exporting.files, exporting.merged, path, leave_out))
     if not exporting.prefix:
         return [output]
     try:
-        write_whole(prefix_file, lambda path: exporting.write_prefix(path, model))
+        _write(prefix_file, lambda path: exporting.write_prefix(path, model))
     except BaseException:
         output.unlink()  # neither without the other
         raise
     return [output, prefix_file]
+
+
+def _write(output: Path, write: Callable[[Path], object]) -> None:
+    with told(f"--output {output}", "make room there, or give another place"):
+        try:
+            write_whole(output, write)
+        except RuntimeError as error:
+            # torch.save has its own words for a disk without room: that it is where it did not expect to be.
+            if "inline_container" in str(error):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(output)) from None
+            raise
 
 
 class _Merging:

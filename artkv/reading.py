@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import stat
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
@@ -121,6 +122,19 @@ def to_record(record: type[T], tree: Any, place: str, remedy: str) -> T:
         field = ".".join(str(part) for part in problem["loc"])
         raise UserError(f"{place}: {field} = {problem['input']!r:.80}: {problem['msg']}; {remedy}") from None
     return record(**{name: getattr(read, name) for name in names})
+
+
+def from_written(make: Callable[[Any], T], tree: Any, place: str, remedy: str) -> T:
+    """The dataclass that `make` makes of JSON that another `make` wrote, each value of its field's type at any depth.
+
+    Raises `UserError` that names what differs, and `remedy`.
+    """
+    try:
+        made = make(tree)
+        plain = dataclasses.asdict(made)  # type: ignore[call-overload]
+        return to_record(type(made), plain, place, remedy)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise UserError(f"{place}: cannot be read ({type(error).__name__}: {error}); {remedy}") from None
 
 
 @cache

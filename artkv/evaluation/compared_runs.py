@@ -24,7 +24,7 @@ from artkv.evaluation.comparison import (
 from artkv.evaluation.results import COMPARISON, Predictions, check_same_questions, evaluation_folder, read_predictions
 from artkv.evaluation.run_roles import ABLATIONS, CONTROL, Roles, Run, roles_of
 from artkv.evaluation.scores import ACCURACY, rows_by_type
-from artkv.files import write_whole
+from artkv.files import check_writable, told, write_whole
 
 # Of these the first that a run has answered is compared, where none is asked for.
 _SPLITS = ("test", "val", "train")
@@ -39,8 +39,11 @@ def compare_runs(runs: Sequence[Run], split: str | None, metric: str) -> tuple[C
     """
     first = runs[0]
     roles = roles_of(runs)
+    # Before seconds of resampling.
     evaluated = _Evaluated(split or _answered_split(first.folder), metric)
     on = evaluated.on(first)
+    path = on.path.with_name(COMPARISON)
+    check_writable(path, f"{path.parent}: the comparison's folder")
     compared = {name: read for name in ABLATIONS if (read := evaluated.ablation(first, name, on)) is not None}
     if roles.controls:
         compared[CONTROL] = evaluated.on(roles.controls[0])
@@ -67,9 +70,9 @@ def compare_runs(runs: Sequence[Run], split: str | None, metric: str) -> tuple[C
             on.columns["prediction"], on.columns["answer"], types, _training_majority(config), metric
         ),
     )
-    path = on.path.with_name(COMPARISON)
     text = json.dumps(comparison.to_json(), indent=2)
-    write_whole(path, lambda file: file.write_text(text, encoding="utf-8"))
+    with told(str(path), "make room there, and compare again"):
+        write_whole(path, lambda file: file.write_text(text, encoding="utf-8"))
     return comparison, path
 
 

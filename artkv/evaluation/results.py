@@ -13,12 +13,14 @@ from typing_extensions import Self
 
 from artkv.errors import UserError
 from artkv.evaluation.scores import Choice, Scores, exact_match, score_pairs, token_f1
-from artkv.files import write_whole
+from artkv.files import check_writable, reason_of, told, write_together
+from artkv.reading import from_written, read_object
 
 if TYPE_CHECKING:  # torch takes seconds, which a comparison of what was written need not wait for
     from artkv.datasets.table import QuestionTable
 
 PREDICTIONS, METRICS_FILE, COMPARISON = "predictions.csv", "metrics.json", "comparison.json"
+_EVALUATE = "run artkv evaluate again"
 # That one question is known by, and what was answered.
 _READ = ("question_id", "image", "question", "answer", "question_type", "prediction")
 # What was chosen among candidates; a column that is there where choices were asked for.
@@ -74,10 +76,17 @@ def _rounded(probability: float | None) -> float | str:
     return "" if probability is None else round(probability, 6)
 
 
+def check_places(folders: Sequence[Path]) -> None:
+    """Raises `UserError` unless evaluations can be written into all of `folders`; see `check_writable`."""
+    for folder in folders:
+        for name in (PREDICTIONS, METRICS_FILE):
+            check_writable(folder / name, f"{folder}: the evaluation's folder")
+
+
 def write_results(folder: Path, answers: Answers, scores: Scores, conditions: Mapping[str, Any]) -> None:
     """Writes `predictions.csv`, a row a question, and `metrics.json` with the scores and `conditions`.
 
-    Each file is replaced whole; called on rank 0 alone.
+    Both are replaced whole, and together; called on rank 0 alone. Raises `UserError` where there is no room for them.
     """
     columns = answers.columns()
 
@@ -88,9 +97,14 @@ def write_results(folder: Path, answers: Answers, scores: Scores, conditions: Ma
             writer.writerow(columns)
             writer.writerows(zip(*columns.values(), strict=True))
 
-    write_whole(folder / PREDICTIONS, write_predictions)
     text = json.dumps({**conditions, **scores.to_json()}, indent=2)
-    write_whole(folder / METRICS_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+    with told(str(folder), "make room there, and evaluate again"):
+        write_together(
+            {
+                folder / PREDICTIONS: write_predictions,
+                folder / METRICS_FILE: lambda path: path.write_text(text, encoding="utf-8"),
+            }
+        )
 
 
 @dataclass(frozen=True)
@@ -133,10 +147,21 @@ def read_predictions(folder: Path) -> Predictions:
                 raise UserError(f"{path}: has no column {missing[0]}; evaluate again")
             names = [*_READ, CHOICE] if CHOICE in (reader.fieldnames or ()) else _READ
             rows = list(reader)
-        metrics = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
-        checkpoint, candidates = metrics["checkpoint"], metrics["choices"]["candidates"] if CHOICE in names else None
-    except (OSError, ValueError, KeyError, csv.Error) as error:
-        raise UserError(f"{folder}: cannot be read ({type(error).__name__}: {error}); evaluate again") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({reason_of(error)}); evaluate again") from None
+    except (ValueError, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read ({type(error).__name__}: {error}); evaluate again") from None
+    metrics = _read_metrics(folder / METRICS_FILE)
+    if not isinstance(checkpoint := metrics.get("checkpoint"), str):
+        raise UserError(f"{folder / METRICS_FILE}: cannot be read (it lacks checkpoint, a text); {_EVALUATE}")
+    candidates = None
+    if CHOICE in names:
+        choices = _scores(metrics, folder / METRICS_FILE).choices
+        if choices is None:
+            raise UserError(
+                f"{folder / METRICS_FILE}: cannot be read (it lacks choices, which {PREDICTIONS} has); {_EVALUATE}"
+            )
+        candidates = choices.candidates
     columns = {name: [row[name] or "" for row in rows] for name in names}
     return Predictions(path, columns, Path(checkpoint).name, candidates)
 
@@ -144,10 +169,18 @@ def read_predictions(folder: Path) -> Predictions:
 def read_scores(folder: Path) -> Scores:
     """The scores in an evaluation's folder; `UserError` if they cannot be read."""
     path = folder / METRICS_FILE
-    try:
-        return Scores.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); run artkv evaluate again") from None
+    return _scores(_read_metrics(path), path)
+
+
+def _read_metrics(path: Path) -> dict[str, Any]:
+    tree = read_object(path, _EVALUATE)
+    if tree is None:
+        raise UserError(f"{path}: cannot be read (No such file or directory); {_EVALUATE}")
+    return tree
+
+
+def _scores(metrics: dict[str, Any], path: Path) -> Scores:
+    return from_written(Scores.from_json, metrics, str(path), _EVALUATE)
 
 
 def check_same_questions(first: Predictions, other: Predictions) -> None:

@@ -3,10 +3,9 @@
 Nothing here takes a model, and nothing is computed anew.
 """
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +23,43 @@ from artkv.evaluation.results import (
 )
 from artkv.evaluation.run_roles import CONTROL, open_run
 from artkv.evaluation.scores import Scores
+from artkv.reading import Count, from_written, read_object, to_record
 from artkv.run_folder.checkpoint import Checkpoint, open_checkpoint
-from artkv.run_folder.layout import CHECKPOINTS
+from artkv.run_folder.layout import CHECKPOINTS, CONFIG, ENVIRONMENT, METRICS
 from artkv.run_folder.status import RunStatus, read_metrics, read_status
 
 # Of the splits that were evaluated, the first of these.
 _SPLITS = ("test", "val", "train")
 # Ablations by the names of their folders, in the order of the report's columns, and how the report calls them.
 LABELS = {"on": "prefix on", "off": "prefix off", "shuffled": "shuffled", "on-blank": "question only"}
+
+
+@dataclass(frozen=True)
+class _Gpu:
+    name: str
+    memory_bytes: Count
+
+
+@dataclass(frozen=True)
+class _Git:
+    commit: str | None
+    changed: bool | None
+
+
+@dataclass(frozen=True)
+class _Environment:
+    """What of environment.json the report tells."""
+
+    gpus: list[_Gpu] | None
+    cpu: str | None
+    cpu_cores_usable: Count | None
+    host_memory_bytes: Count | None
+    platform: str | None
+    python: str | None
+    cuda_runtime: str | None
+    packages: dict[str, str | None] | None
+    variables: dict[str, str] | None
+    git: _Git | None
 
 
 @dataclass(frozen=True)
@@ -108,13 +136,13 @@ def read_evidence(run_dir: Path, controls: Sequence[Path] = (), split: str | Non
         evaluations.append(_read_evaluation(control, split, "on", label, name=CONTROL))
     for evaluation in evaluations[1:]:
         check_same_questions(evaluations[0].predictions, evaluation.predictions)
-    training, validations = read_metrics(run_dir / "metrics.jsonl")
+    training, validations = read_metrics(run_dir / METRICS)
     return Evidence(
         run_dir=run_dir,
         status=status,
         config=config,
         checkpoint=checkpoint,
-        environment=_read_json(run_dir / "environment.json") or {},
+        environment=_read_environment(run_dir / ENVIRONMENT),
         training=training,
         validations=validations,
         split=split,
@@ -144,13 +172,20 @@ def _read_evaluation(run_dir: Path, split: str, ablation: str, label: str, name:
 
 
 def _read_comparison(path: Path) -> Comparison | None:
-    tree = _read_json(path)
+    remedy = "run artkv compare again"
+    tree = read_object(path, remedy)
+    return None if tree is None else from_written(Comparison.from_json, tree, str(path), remedy)
+
+
+def _read_environment(path: Path) -> dict[str, Any]:
+    """What it says as far as this artkv knows it; what it lacks is None."""
+    remedy = "delete it, to have a report without it"
+    tree = read_object(path, remedy)
     if tree is None:
-        return None
-    try:
-        return Comparison.from_json(tree)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); run artkv compare again") from None
+        return {}
+    known = {field.name: tree.get(field.name) for field in fields(_Environment)}
+    to_record(_Environment, known, str(path), remedy)
+    return {name: value for name, value in known.items() if value is not None}
 
 
 def _settings(run_dir: Path, checkpoint_name: str) -> tuple[Config, Checkpoint | None]:
@@ -159,18 +194,5 @@ def _settings(run_dir: Path, checkpoint_name: str) -> tuple[Config, Checkpoint |
     if folder.is_dir():
         checkpoint = open_checkpoint(folder)
         return checkpoint.config, checkpoint
-    print(f"artkv: {folder}: is no longer there; settings are those of {run_dir / 'config.yaml'}", file=sys.stderr)
-    return load_config(run_dir / "config.yaml"), None
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    """A file that artkv wrote whole; None where there is none."""
-    if not path.is_file():
-        return None
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        tree = None
-    if not isinstance(tree, dict):
-        raise UserError(f"{path}: is not what artkv writes; delete it, and make it again")
-    return tree
+    print(f"artkv: {folder}: is no longer there; settings are those of {run_dir / CONFIG}", file=sys.stderr)
+    return load_config(run_dir / CONFIG), None

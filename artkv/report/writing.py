@@ -10,7 +10,7 @@ from artkv import shell
 from artkv.config import Config, override_config
 from artkv.errors import UserError
 from artkv.evaluation.run_roles import CONTROL
-from artkv.files import write_whole
+from artkv.files import check_writable, told, write_whole
 from artkv.report.attention import as_json, describe, read_attention, telling_rows
 from artkv.report.cases import Case, gallery, join_cases, telling_images
 from artkv.report.differences import described_comparison
@@ -59,6 +59,8 @@ def write_report(settings: ReportSettings) -> Path:
     output = settings.output or settings.run_dir / REPORT
     if output.is_dir():
         raise UserError(f"--output {output}: is a folder; give a file in it, such as {output / REPORT}")
+    if settings.run_dir.is_dir():  # else that is told
+        check_writable(output, f"--output {output}")
     evidence = read_evidence(settings.run_dir, settings.controls, settings.split)
     config = override_config(evidence.config, settings.overrides)
     cases = join_cases(evidence.evaluations)
@@ -81,7 +83,8 @@ def write_report(settings: ReportSettings) -> Path:
         },
     )
     # A lone surrogate stands for a byte that was no UTF-8.
-    write_whole(output, lambda path: path.write_text(html, encoding="utf-8", errors="replace"))
+    with told(f"--output {output}", "make room there, or give another file"):
+        write_whole(output, lambda path: path.write_text(html, encoding="utf-8", errors="replace"))
     return output
 
 

@@ -9,9 +9,18 @@ import numpy as np
 import pytest
 
 from artkv.errors import UserError
-from artkv.evaluation.results import Answers, check_same_questions, evaluation_folder, read_predictions
+from artkv.evaluation.results import (
+    Answers,
+    check_places,
+    check_same_questions,
+    evaluation_folder,
+    read_predictions,
+    read_scores,
+)
 from artkv.evaluation.scores import score_predictions, shuffled_painting_index
+from tests.damage import check, damaged, retyped
 from tests.evaluation.evaluations import STYLES, answers_to, choices_of, make_table, write_evaluation
+from tests.mounted import Disk
 
 
 def test_paintings_are_named_by_their_path_below_the_pictures_folder_wherever_that_is(tmp_path: Path) -> None:
@@ -72,9 +81,9 @@ def test_what_cannot_be_read_is_named_with_the_remedy(tmp_path: Path) -> None:
     for number, (name, content, message) in enumerate(
         [
             ("predictions.csv", "question,answer\nx,y\n", "predictions.csv: has no column question_id; evaluate again"),
-            ("metrics.json", "{", "cannot be read .*; evaluate again"),
-            ("metrics.json", json.dumps({"split": "test"}), "cannot be read .*checkpoint.*; evaluate again"),
-            ("metrics.json", None, "cannot be read .*No such file.*; evaluate again"),
+            ("metrics.json", "{", "metrics.json: is not what artkv writes; run artkv evaluate again"),
+            ("metrics.json", json.dumps({"split": "test"}), "cannot be read .*checkpoint.*; run artkv evaluate again"),
+            ("metrics.json", None, "cannot be read .*No such file.*evaluate again"),
         ]
     ):
         folder = tmp_path / f"copy {number}"
@@ -103,3 +112,45 @@ def test_choices_have_columns_of_their_own_and_come_back_in_the_place_of_predict
     write_evaluation(tmp_path / "run", "on", table, answers_to(table, 1))
     with pytest.raises(UserError, match=r"predictions.csv: has no choices; evaluate again with --choices"):
         read_predictions(folder).of_choices()
+
+
+def test_a_full_or_unwritable_place_is_found_before_anything_is_answered(disk: Disk) -> None:
+    folder = disk.folder / "eval" / "test-on"
+    check_places([folder, disk.folder / "eval" / "test-off"])
+    assert not folder.exists()
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").mkdir()
+    with pytest.raises(UserError, match="metrics.json is a folder; give a file in it, or another place"):
+        check_places([folder])
+    (folder / "metrics.json").rmdir()
+    disk.fill()
+    with pytest.raises(UserError, match="test-on: the evaluation's folder: .* cannot be written .No space left"):
+        check_places([folder])
+
+
+def test_what_there_is_no_room_for_leaves_the_evaluation_before_whole(disk: Disk) -> None:
+    table = make_table(disk.folder, paintings=40)
+    write_evaluation(disk.folder, "on", table, answers_to(table, 1))
+    folder = evaluation_folder(disk.folder, "test", "on")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    disk.fill(leave=len(before["predictions.csv"]) // 4096 * 4096 + 4096)  # room for the first of the two
+    with pytest.raises(UserError, match="cannot be written .No space left on device.; make room there, and evaluate"):
+        write_evaluation(disk.folder, "on", table, answers_to(table, 2))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "predictions.csv"])
+def test_damaged_files_are_read_or_refused(tmp_path: Path, name: str) -> None:
+    table = make_table(tmp_path, paintings=3)
+    write_evaluation(tmp_path / "run", "on", table, answers_to(table, 1), choices=choices_of(table, 2))
+    folder = evaluation_folder(tmp_path / "run", "test", "on")
+    content = (folder / name).read_bytes()
+    trees = [json.dumps(tree).encode() for tree in retyped(json.loads(content))] if name == "metrics.json" else []
+    for new in [*damaged(content), *trees]:
+        (folder / name).write_bytes(new)
+        check(lambda: read_predictions(folder).of_choices(), new)
+        check(lambda: read_scores(folder), new)
+    for refused in ('{"overall": 1, "by_type": {}}', '{"overall": {"count": "3"}, "by_type": {}}'):
+        (folder / "metrics.json").write_text(refused)
+        with pytest.raises(UserError, match=r"metrics.json: .*; run artkv evaluate again"):
+            read_scores(folder)

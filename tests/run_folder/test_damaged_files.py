@@ -1,11 +1,8 @@
 """Each file of a run's folder and each exported adapter, damaged in every way: refused with a reason, or read."""
 
 import json
-import random
 import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,10 +14,9 @@ from artkv.run_folder.checkpoints import RunCheckpoints
 from artkv.run_folder.marker import write_marker
 from artkv.run_folder.run_lock import RunLock, read_lock
 from artkv.run_folder.status import format_status, read_status
+from tests.damage import VALUES, check, damaged, retyped
 from tests.run_folder.test_checkpoint import IDENTITY, save, state
 
-FLIPS = 400
-VALUES: list[Any] = [None, True, -1, 0, 2**70, 1.5, 1e300, "", "x", "\x1b[31m", "\0", [], [1], {}, {"a": 1}, [[[]]]]
 STATUS = {
     "format_version": 2, "state": "running", "total_steps": 18, "ranks": 1, "hosts": ["n1"], "job": "17",
     "started": 1.0, "ended": None, "error": "what \u00e9", "saved_step": 5,
@@ -46,43 +42,6 @@ def run_dir(tmp_path: Path) -> Path:
     (run / "run.lock").write_bytes(content.replace(b'"machine": "', b'"machine": "other '))
     write_adapter(tmp_path / "adapter.safetensors", state().masters, Config(), IDENTITY.frozen_hash, step=5)
     return run
-
-
-def damaged(content: bytes) -> Iterator[bytes]:
-    """Flipped bits, cut ends, swapped bytes and zeros, the same each time."""
-    chance = random.Random(0)
-    for _ in range(FLIPS):
-        place = chance.randrange(len(content))
-        yield content[:place] + bytes([content[place] ^ 1 << chance.randrange(8)]) + content[place + 1 :]
-    for _ in range(FLIPS // 8):
-        place, length = chance.randrange(len(content)), chance.randrange(1, 40)
-        yield content[:place]
-        yield content[:place] + b"\0" * length + content[place + length :]
-        yield content[:place] + chance.randbytes(length) + content[place:]
-        yield content[:place] + content[place + length :]
-    yield from (b"", b"null", b"[]", b"{}", b"\xff\xfe{}", b"NaN", b"[" * 100_000, b"1" * 5000, b'{"a":' * 5000)
-
-
-def retyped(tree: Any, rebuild: Callable[[Any], Any] = lambda tree: tree) -> Iterator[Any]:
-    """The tree with each of its values of each other type, and without it."""
-    if isinstance(tree, dict):
-        for name, value in tree.items():
-            yield rebuild({other: one for other, one in tree.items() if other != name})
-            yield rebuild({**tree, f"{name} too": value})
-            for other in VALUES:
-                yield rebuild({**tree, name: other})
-            yield from retyped(value, lambda new, name=name: rebuild({**tree, name: new}))
-
-
-def check(read: Callable[[], object], what: object) -> bool:
-    """Whether it is refused; anything but a `UserError` is a failure of the test."""
-    try:
-        read()
-    except UserError as error:
-        return len(str(error)) < 5000 or pytest.fail(f"a long message: {error}")
-    except Exception as error:
-        raise AssertionError(f"{what!r:.500}") from error
-    return False
 
 
 @pytest.mark.parametrize("name", ["status.json", "run.lock", "preempted.json", "metrics.jsonl"])
