@@ -3,10 +3,13 @@
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -14,6 +17,7 @@ from artkv.distributed import World
 from artkv.errors import UserError
 from artkv.feature_cache.shared_files import write_shared
 from artkv.files import file_sha256
+from artkv.reading import parse_json, read_regular
 
 # The key of the blank picture of the question-only baseline, which is no file.
 BLANK = hashlib.sha256(b"the blank picture").hexdigest()
@@ -21,6 +25,10 @@ BLANK = hashlib.sha256(b"the blank picture").hexdigest()
 # A file changed so shortly before it was hashed could change again within a tick of its file system's clock.
 SETTLED_SECONDS = 2.0
 _MAX_THREADS = 8
+# Of `pictures.json`, where a picture takes some 200.
+_MOST_BYTES = 2**30
+_SHA256, _FILES = "sha256", "files"
+_CONTENT = re.compile("[0-9a-f]{64}")
 
 # Of a file: size, time of its content, time of its inode. The last moves even when a tool puts the others back.
 _State = tuple[int, int, int]
@@ -33,11 +41,14 @@ class PictureMemo:
         self._path = path
         self._has_news = False
         self._known: dict[str, tuple[_State | None, str]] = {}
-        try:
-            for name, (*state, content) in json.loads(path.read_bytes()).items():
-                self._known[name] = (tuple(state), content)
-        except (OSError, ValueError, TypeError):
-            pass  # absent or unreadable: all are hashed again
+        files: Any = None
+        with suppress(OSError, ValueError):  # absent or unreadable: all are hashed again
+            files = parse_json(read_regular(path, _MOST_BYTES))
+        if isinstance(files, dict) and isinstance(files.get(_FILES), dict):
+            # One that is damaged would take a picture for another, whose features are not its own.
+            files = files[_FILES] if files.get(_SHA256) == _sha256(files[_FILES]) else None
+        if isinstance(files, dict) and all(map(_is_remembered, files.values())):
+            self._known = {name: ((entry[0], entry[1], entry[2]), entry[3]) for name, entry in files.items()}
 
     def get(self, path: Path) -> tuple[_State | None, str] | None:
         """State and SHA-256 of the file's bytes, if they are known and the file has not changed since."""
@@ -54,7 +65,21 @@ class PictureMemo:
         if not self._has_news:
             return
         files = {name: [*(state or ()), content] for name, (state, content) in sorted(self._known.items())}
-        write_shared(self._path, json.dumps(files).encode())
+        write_shared(self._path, json.dumps({_SHA256: _sha256(files), _FILES: files}).encode())
+
+
+def _is_remembered(entry: Any) -> bool:
+    return (
+        isinstance(entry, list)
+        and len(entry) == 4
+        and all(type(number) is int for number in entry[:3])
+        and isinstance(entry[3], str)
+        and _CONTENT.fullmatch(entry[3]) is not None
+    )
+
+
+def _sha256(files: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
 def picture_contents(paths: Sequence[Path], memo: PictureMemo, world: World) -> dict[str, str]:

@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from artkv.batch import EncoderIdentity
 from artkv.errors import UserError
+from artkv.reading import read_object, to_record
 
 # Of the files, and of everything that is done to a picture that no other part of the fingerprint tells.
 FORMAT = 1
@@ -35,19 +35,17 @@ def digest(identity: EncoderIdentity) -> str:
 
 def read(path: Path) -> EncoderIdentity:
     """What `cache.json` says; raises `UserError` for another format or a file that is none."""
+    what, remedy = f"{path}: not a feature cache's description", _remedy(path.parent)
     try:
-        tree: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        found_format = tree.pop("format")
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise UserError(f"{path}: not a feature cache's description ({error}); {_remedy(path.parent)}") from None
+        tree = read_object(path, remedy)
+    except UserError as error:
+        raise UserError(f"{what} ({error})") from None
+    if tree is None or "format" not in tree:
+        raise UserError(f"{what}; {remedy}")
+    found_format = tree.pop("format")
     if found_format != FORMAT:
-        raise UserError(
-            f"{path.parent}: a feature cache of format {found_format}, not {FORMAT}; {_remedy(path.parent)}"
-        )
-    names = {field.name for field in fields(EncoderIdentity)}
-    if tree.keys() != names:
-        raise UserError(f"{path}: not a feature cache's description; {_remedy(path.parent)}")
-    return EncoderIdentity(**tree)
+        raise UserError(f"{path.parent}: a feature cache of format {found_format!r:.80}, not {FORMAT}; {remedy}")
+    return to_record(EncoderIdentity, tree, what, remedy)
 
 
 def check_identity(folder: Path, found: EncoderIdentity, wanted: EncoderIdentity) -> None:

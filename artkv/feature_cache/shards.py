@@ -8,6 +8,7 @@ Letters in tensor names are explained in `artkv.batch`; each record is a picture
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from artkv.errors import UserError
 from artkv.feature_cache.shared_files import write_shared
+from artkv.reading import Count, parse_json, to_record
 
 # A file of 46 MB of ViT-g's bf16 features; a kill loses at most that.
 RECORDS_A_SHARD = 64
@@ -58,6 +60,24 @@ class Shard:
     art: Block | None
 
 
+@dataclass(frozen=True)
+class _Described:
+    """What a shard's metadata holds."""
+
+    fingerprint: str
+    contents: list[str]
+    checksums: list[str]
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """What safetensors says of a tensor."""
+
+    dtype: str
+    shape: list[Count]
+    data_offsets: tuple[Count, Count]
+
+
 def shard_name(contents: Sequence[str]) -> str:
     """The file's name, which follows from the pictures in it."""
     return f"features-{hashlib.sha256(''.join(contents).encode()).hexdigest()[:24]}.safetensors"
@@ -88,27 +108,42 @@ def read_header(path: Path) -> Shard:
             header_bytes = int.from_bytes(file.read(8), "little")
             if not 0 < header_bytes < 2**26:
                 raise ValueError("no header")
-            header: dict[str, Any] = json.loads(file.read(header_bytes))
+            header: dict[str, Any] = parse_json(file.read(header_bytes))
             size = os.fstat(file.fileno()).st_size
-        described = json.loads(header.pop("__metadata__")["artkv"])
-        end = 8 + header_bytes + max(entry["data_offsets"][1] for entry in header.values())
+        metadata = parse_json(header.pop("__metadata__")["artkv"])
+        described = to_record(_Described, metadata, "its metadata", "it is damaged")
+        tensors = {name: to_record(_Tensor, entry, name, "it is damaged") for name, entry in header.items()}
+        for name, tensor in tensors.items():
+            _check_records(name, tensor, described)
+        end = 8 + header_bytes + max(tensor.data_offsets[1] for tensor in tensors.values())
         blocks = {
-            name: Block(8 + header_bytes + entry["data_offsets"][0], tuple(entry["shape"][1:]), _DTYPES[entry["dtype"]])
-            for name, entry in header.items()
+            name: Block(8 + header_bytes + tensor.data_offsets[0], tuple(tensor.shape[1:]), _DTYPES[tensor.dtype])
+            for name, tensor in tensors.items()
         }
         shard = Shard(
             path,
-            described["fingerprint"],
-            tuple(described["contents"]),
-            tuple(described["checksums"]),
+            described.fingerprint,
+            tuple(described.contents),
+            tuple(described.checksums),
             blocks[_IMAGE],
             blocks.get(_ART),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, UserError) as error:
         raise _damaged(path, f"cannot be read ({type(error).__name__}: {error})") from None
     if size != end:
         raise _damaged(path, f"has {size} bytes, its header says {end}")
     return shard
+
+
+def _check_records(name: str, tensor: _Tensor, described: _Described) -> None:
+    """Raises `ValueError` unless a tensor has a record for each picture, and lies where it has room."""
+    begin, end = tensor.data_offsets
+    num_bytes = _DTYPES[tensor.dtype].itemsize * math.prod(tensor.shape)
+    num_pictures = len(described.contents)
+    if name not in (_IMAGE, _ART) or tensor.shape[0] != num_pictures or end - begin != num_bytes:
+        raise ValueError(f"{name} has other than a record for each picture")
+    if len(described.checksums) != num_pictures:
+        raise ValueError("has other numbers of checksums and pictures")
 
 
 def verify(shard: Shard) -> None:

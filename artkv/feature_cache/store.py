@@ -9,7 +9,9 @@ The shards are the truth. One that the index does not name, of a run that was ki
 its header; so a lost or old index costs time and nothing else.
 """
 
+import hashlib
 import json
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,11 @@ from artkv.errors import UserError
 from artkv.feature_cache import fingerprint
 from artkv.feature_cache.shards import Block, Shard, read_header
 from artkv.feature_cache.shared_files import write_shared
+from artkv.reading import parse_json, read_regular
 
 SHARDS = "shards"
+# A picture takes some 70 of them.
+_MOST_INDEX_BYTES = 2**30
 
 
 class FeatureStore:
@@ -66,8 +71,8 @@ class FeatureStore:
             {"name": s.path.name, "bytes": s.path.stat().st_size, **_described(s), "contents": s.contents}
             for s in self.shards
         ]
-        content = json.dumps({"format": fingerprint.FORMAT, "shards": entries})
-        write_shared(self.folder / "index.json", content.encode())
+        content = {"format": fingerprint.FORMAT, "sha256": _sha256(entries), "shards": entries}
+        write_shared(self.folder / "index.json", json.dumps(content).encode())
         self._is_indexed = True
 
 
@@ -124,10 +129,14 @@ def _from_index(path: Path, entry: dict[str, Any]) -> Shard:
 
 
 def _read_index(folder: Path) -> dict[str, dict[str, Any]]:
-    try:
-        tree = json.loads((folder / "index.json").read_bytes())
-        if tree["format"] == fingerprint.FORMAT:
+    """Entries by the shard's name; none where the index is absent, damaged or old: the headers say the same."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        tree = parse_json(read_regular(folder / "index.json", _MOST_INDEX_BYTES))
+        # By its checksum it is what `write_index` wrote; a wrong offset would read other pictures' features.
+        if tree["format"] == fingerprint.FORMAT and tree["sha256"] == _sha256(tree["shards"]):
             return {entry["name"]: entry for entry in tree["shards"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # absent or unreadable: the headers say the same
     return {}
+
+
+def _sha256(entries: Any) -> str:
+    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()

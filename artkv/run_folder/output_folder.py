@@ -9,14 +9,12 @@ from artkv.config import load_config
 from artkv.errors import UserError
 from artkv.files import check_folder_writable, reason_of
 from artkv.run_folder.layout import (
-    BEST,
     CHECKPOINTS,
     CONFIG,
     ENVIRONMENT,
     LATEST,
     LOGS,
     METRICS,
-    is_own_best,
     step_of,
 )
 from artkv.run_folder.marker import MARKER
@@ -40,8 +38,6 @@ def check_output_folder(output_dir: Path) -> None:
         _check_file(output_dir / CHECKPOINTS / LATEST, place, may_be_link=True)
         for name in (CHECKPOINTS, LOGS):
             _check_folder(output_dir / name, place)
-        if os.path.lexists(output_dir / BEST) and not is_own_best(output_dir):
-            raise UserError(f"{place}: {output_dir / BEST} is not the link that a run makes there; {_REMEDY}")
     except OSError as error:
         raise UserError(
             f"{place}: {error.filename or output_dir} cannot be read ({reason_of(error)}); give another folder"

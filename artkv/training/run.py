@@ -21,7 +21,7 @@ from artkv.monitoring.run_log import RunLog
 from artkv.planning.placement import Use
 from artkv.run_folder.checkpoint import Checkpoint, open_checkpoint
 from artkv.run_folder.checkpoints import RunCheckpoints
-from artkv.run_folder.layout import CHECKPOINTS, CONFIG, ENVIRONMENT
+from artkv.run_folder.layout import CHECKPOINTS, CONFIG, ENVIRONMENT, step_of
 from artkv.run_folder.marker import remove_marker
 from artkv.run_folder.output_folder import check_is_new, check_no_file_is_in_the_way, check_output_folder
 from artkv.run_folder.run_lock import RunLock, run_lock
@@ -163,7 +163,9 @@ def _read(path: Path) -> Resumed:
 
 
 def _refuse_to_overwrite(run_dir: Path, resume: str | None, checkpoint_every: int) -> None:
-    if not RunCheckpoints(run_dir).newest_first():
+    names = RunCheckpoints(run_dir).newest_first()
+    check_no_file_is_in_the_way(run_dir, (step_of(names[0]) or 0) if names else 0)
+    if not names:
         check_is_new(run_dir, checkpoint_every)
         return
     if resume in ("latest", "auto"):

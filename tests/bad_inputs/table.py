@@ -1,9 +1,12 @@
 """The whole table, and the page of the docs that is made of it: python -m tests.bad_inputs.table > docs/bad_input.md"""
 
 from tests.bad_inputs.cases import Area
+from tests.bad_inputs.checkpoint_cases import CHECKPOINTS
+from tests.bad_inputs.output_cases import PLACES
+from tests.bad_inputs.run_folder_cases import OUTPUT, STATUS
 from tests.bad_inputs.yaml_cases import YAML
 
-AREAS: list[Area] = [YAML]
+AREAS: list[Area] = [YAML, OUTPUT, STATUS, CHECKPOINTS, PLACES]
 
 
 def page() -> str:

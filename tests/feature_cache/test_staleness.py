@@ -1,6 +1,7 @@
 """What has changed since a cache was made is noticed, with the reason; what has not is not made again."""
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -17,7 +18,11 @@ from artkv.config import Config, override_config
 from artkv.distributed import single_process
 from artkv.errors import UserError
 from artkv.feature_cache import check_cache, decoded_before, verify_store
+from artkv.feature_cache.contents import PictureMemo
+from artkv.feature_cache.store import FeatureStore, open_store
+from tests.damage import check, damaged
 from tests.feature_cache.conftest import cache_settings, files_of, prepare, tables_of
+from tests.mounted import Disk
 
 
 @pytest.fixture
@@ -302,3 +307,47 @@ def test_folder_of_something_else_is_left_alone(config: Config, tmp_path: Path) 
     (tmp_path / "features").mkdir()
     (tmp_path / "features/thesis.tex").write_text("dear")
     assert "holds something else; give a new or an empty folder" in refused(config)
+
+
+@pytest.mark.parametrize("name", ["index.json", "pictures.json", "cache.json", "shard"])
+def test_damaged_files_are_refused_or_do_without(config: Config, name: str) -> None:
+    """None makes a picture another's: what is read is what was written."""
+    folder = prepare(config).store.folder
+    path = sorted((folder / "shards").glob("*"))[0] if name == "shard" else folder / name
+    content = path.read_bytes()
+    if name == "shard":
+        (folder / "index.json").unlink()
+    whole, known = open_store(folder), PictureMemo(folder / "pictures.json")._known
+    assert known
+    new_ones = [new for number, new in enumerate(damaged(content[:3000])) if number % 2 == 0]
+    for new in new_ones:
+        path.write_bytes(new + content[3000:])
+        found: list[FeatureStore] = []
+        if not check(lambda: found.append(open_store(folder)), new):  # noqa: B023
+            assert [shard.image for shard in found[0].shards] == [shard.image for shard in whole.shards]
+            assert name == "shard" or found[0].place_of == whole.place_of
+        remembered = PictureMemo(folder / "pictures.json")._known
+        assert remembered in (known, {})
+
+
+def test_a_memo_of_an_earlier_artkv_is_read(config: Config) -> None:
+    path = prepare(config).store.folder / "pictures.json"
+    known = PictureMemo(path)._known
+    path.write_text(json.dumps(json.loads(path.read_text())["files"]))
+    assert PictureMemo(path)._known == known
+
+
+@pytest.mark.parametrize("disk", [1], indirect=True)
+def test_a_disk_that_fills_up_leaves_a_cache_that_goes_on(config: Config, disk: Disk) -> None:
+    folder = disk.folder / "features"
+    here = override_config(config, [f"frozen.feature_cache={folder}"])
+    disk.fill(leave=24_576)
+    with pytest.raises(UserError, match=r"features-.*.safetensors cannot be written \(No space left on device\); give"):
+        prepare(here)
+    shards = [path.name for path in (folder / "shards").iterdir()]
+    assert shards  # there was room for some
+    assert all(path.name.startswith("features-") for path in (folder / "shards").iterdir())
+    before = {path.name: path.read_bytes() for path in (folder / "shards").iterdir()}
+    disk.free()
+    assert len(prepare(here).store.place_of) == 13
+    assert all((folder / "shards" / name).read_bytes() == content for name, content in before.items())

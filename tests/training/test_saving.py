@@ -1,6 +1,7 @@
 """A disk that is full, or read-only, for a while or for good, while a run trains on it: real disks."""
 
 import json
+import shutil
 import signal
 import threading
 import time
@@ -231,3 +232,23 @@ def test_a_full_disk_keeps_the_lock_alive(
     run_training([f"run.output_dir={run_dir}", "training.num_epochs=1"])
     assert seen == ["running"]
     assert not (run_dir / "run.lock").exists()
+
+
+def test_a_copy_in_the_place_of_best_stays_and_ends_no_run(
+    run_training: Train, tiny_config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tiny_config.run.output_dir
+    run_training(["training.num_epochs=1"])
+    (run_dir / "best").unlink()
+    shutil.copytree(run_dir / "checkpoints" / "step_00000009", run_dir / "best")
+    shutil.copytree(run_dir / "checkpoints" / "step_00000009", run_dir / "checkpoints" / "step_00000009_keep")
+    (run_dir / "checkpoints" / "step_notes.txt").write_text("mine")
+    settings = ["run.keep_checkpoints=1"]
+    before = {path: path.read_bytes() for name in ("best", "checkpoints/step_00000009_keep")
+              for path in (run_dir / name).iterdir()}  # fmt: skip
+    assert run_training(settings, resume="auto").step == STEPS
+    assert "best is not the link that a run makes there, and stays as it is" in capsys.readouterr().err
+    assert all(path.read_bytes() == content for path, content in before.items())
+    # The newest, the best, and what is the user's.
+    assert checkpoints(run_dir) == ["step_00000009", "step_00000009_keep", "step_00000018"]
+    assert (run_dir / "checkpoints" / "step_notes.txt").read_text() == "mine"

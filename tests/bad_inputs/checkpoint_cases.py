@@ -1,0 +1,238 @@
+"""Checkpoints and exported adapters that are damaged, another's or none."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from artkv.run_folder.checkpoint import _description_sha256
+from tests.bad_inputs.cases import Area, BadInput, Make, Place
+
+
+def export(change: Callable[[Path], object]) -> Make:
+    """`artkv export` of a checkpoint that was changed."""
+
+    def make(place: Place) -> list[str]:
+        folder = place.checkpoint()
+        change(folder)
+        return _export(str(folder))
+
+    return make
+
+
+def _export(checkpoint: str) -> list[str]:
+    return ["export", "--checkpoint", checkpoint, "--format", "adapter", "--output", "out.safetensors"]
+
+
+def described(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]:
+    """Another `checkpoint.json`, with the checksum that belongs to it."""
+
+    def write(folder: Path) -> None:
+        tree = json.loads((folder / "checkpoint.json").read_text())
+        tree["sha256"].pop("checkpoint.json")
+        change(tree)
+        if isinstance(tree.get("sha256"), dict):
+            tree["sha256"]["checkpoint.json"] = _description_sha256(tree)
+        (folder / "checkpoint.json").write_text(json.dumps(tree))
+
+    return write
+
+
+def adapter(change: Callable[[bytes, dict[str, Any]], bytes | dict[str, Any]]) -> Make:
+    """`artkv export` of an exported adapter's file with other bytes, or another header."""
+
+    def make(place: Place) -> list[str]:
+        from artkv.run_folder.adapter_file import write_adapter
+        from artkv.run_folder.checkpoint import open_checkpoint
+
+        given = open_checkpoint(place.trained)
+        path = place.folder / "adapter.safetensors"
+        write_adapter(path, given.adapter(), given.config, given.frozen_hash, given.step)
+        content = path.read_bytes()
+        size = int.from_bytes(content[:8], "little")
+        new = change(content, json.loads(content[8 : 8 + size]))
+        if isinstance(new, dict):
+            text = json.dumps(new).encode()
+            new = len(text).to_bytes(8, "little") + text + content[8 + size :]
+        path.write_bytes(new)
+        return _export(str(path))
+
+    return make
+
+
+def metadata(**changes: str | None) -> Callable[[bytes, dict[str, Any]], dict[str, Any]]:
+    """Other values in the header's metadata; None takes one away."""
+
+    def change(content: bytes, header: dict[str, Any]) -> dict[str, Any]:
+        values = header["__metadata__"] | changes
+        return header | {"__metadata__": {name: value for name, value in values.items() if value is not None}}
+
+    return change
+
+
+def flipped(name: str) -> Callable[[Path], object]:
+    """One bit of a file is another."""
+
+    def flip(folder: Path) -> None:
+        content = bytearray((folder / name).read_bytes())
+        content[-7] ^= 4
+        (folder / name).write_bytes(content)
+
+    return flip
+
+
+def pipe(folder: Path) -> None:
+    (folder / "checkpoint.json").unlink()
+    os.mkfifo(folder / "checkpoint.json")
+
+
+def emptied(place: Place) -> list[str]:
+    run = place.run()
+    shutil.rmtree(run / "checkpoints")
+    (run / "checkpoints").mkdir()
+    return _export(str(run))
+
+
+def away(place: Place) -> list[str]:
+    run = place.run()
+    shutil.rmtree(run / "checkpoints")
+    (run / "checkpoints").symlink_to("/mnt/away")
+    return _export(str(run))
+
+
+_DAMAGED = "the checkpoint is damaged"
+_EXPORT = "the file is damaged, export it again"
+
+CHECKPOINTS = Area(
+    "Checkpoints and exported adapters",
+    [
+        BadInput(what, export(change), ("checkpoints/step_00000009", *says))
+        for what, change, says in [
+            (
+                "checkpoint.json is half of itself",
+                lambda folder: _cut(folder / "checkpoint.json"),
+                ("is not valid", _DAMAGED),
+            ),
+            (
+                "checkpoint.json is a list",
+                lambda folder: (folder / "checkpoint.json").write_text("[]"),
+                ("is not valid",),
+            ),
+            (
+                "checkpoint.json was edited",
+                lambda folder: _edit(folder / "checkpoint.json"),
+                ("does not match its checksum",),
+            ),
+            ("checkpoint.json is a pipe", pipe, ("no checkpoint there",)),
+            (
+                "a checkpoint of a newer artkv",
+                described(lambda tree: tree.update(format_version=2)),
+                ("has checkpoint format 2, this artkv reads 1; use the version of artkv that wrote it",),
+            ),
+            (
+                "progress that lacks a key",
+                described(lambda tree: tree["progress"].pop("questions_seen")),
+                ("checkpoint.json: lacks questions_seen", _DAMAGED),
+            ),
+            (
+                "progress of a negative step",
+                described(lambda tree: tree["progress"].update(step=-9)),
+                ("step = -9", _DAMAGED),
+            ),
+            (
+                "progress with a step in a text",
+                described(lambda tree: tree["progress"].update(step="9")),
+                ("step = '9'",),
+            ),
+            (
+                "progress with true for a number",
+                described(lambda tree: tree["progress"].update(epoch=True)),
+                ("epoch = True",),
+            ),
+            (
+                "progress with an unknown key",
+                described(lambda tree: tree["progress"].update(mood=1)),
+                ("'mood'", _DAMAGED),
+            ),
+            (
+                "an identity without a hash",
+                described(lambda tree: tree["identity"].pop("data_hash")),
+                ("lacks data_hash",),
+            ),
+            (
+                "an identity of no micro-batches",
+                described(lambda tree: tree["identity"].update(micro_batches_per_step=0)),
+                ("micro_batches_per_step = 0", _DAMAGED),
+            ),
+            ("no settings", described(lambda tree: tree.pop("config")), ("lacks config", _DAMAGED)),
+            (
+                "settings of another artkv",
+                described(lambda tree: tree["config"].update(colours={})),
+                ("its settings are not this version's", "use the artkv that wrote it"),
+            ),
+            (
+                "checksums of other files",
+                described(lambda tree: tree["sha256"].pop("optimizer.safetensors")),
+                ("has the checksums of other files", _DAMAGED),
+            ),
+            (
+                "weights that are gone",
+                lambda folder: (folder / "adapter.safetensors").unlink(),
+                ("is missing", _DAMAGED),
+            ),
+            ("weights with another bit", flipped("adapter.safetensors"), ("does not match its checksum", _DAMAGED)),
+            ("weights cut off", lambda folder: _cut(folder / "adapter.safetensors"), ("does not match its checksum",)),
+            (
+                "weights that are a folder",
+                lambda folder: ((folder / "adapter.safetensors").unlink(), (folder / "adapter.safetensors").mkdir()),
+                ("adapter.safetensors is missing", _DAMAGED),
+            ),
+        ]
+    ]
+    + [
+        BadInput(what, adapter(change), ("{folder}/adapter.safetensors", *says))
+        for what, change, says in [
+            ("an adapter that is cut off", lambda content, header: content[:-9], ("not a readable safetensors file",)),
+            ("an adapter of ten bytes", lambda content, header: content[:10], ("not a readable safetensors file",)),
+            (
+                "an adapter with another bit",
+                lambda content, header: content[:-9] + bytes([content[-9] ^ 8]) + content[-8:],
+                ("its tensors do not match their checksum", _EXPORT),
+            ),
+            (
+                "an adapter of a newer artkv",
+                metadata(format_version="2"),
+                ("has adapter format 2, this artkv reads 1",),
+            ),
+            ("an adapter whose step is no JSON", metadata(step="nine"), ("metadata's 'step' is not valid", _EXPORT)),
+            ("an adapter whose step is a text", metadata(step='"9"'), ("step = '9'", _EXPORT)),
+            ("an adapter that lacks its step", metadata(step=None), ("lacks step", _EXPORT)),
+            ("an adapter whose model is a list", metadata(model="[]"), ("metadata", "model", _EXPORT)),
+            ("an adapter of no base model", metadata(model='{"blip2": null}'), ("model.blip2 is no text", _EXPORT)),
+            (
+                "an adapter with NaN for a setting",
+                metadata(training='{"seed": NaN}'),
+                ("'training' is not valid", _EXPORT),
+            ),
+            ("a file of another program", metadata(frozen_hash=None), ("is no adapter of artkv export",)),
+        ]
+    ]
+    + [
+        BadInput("a run without checkpoints", emptied, ("this run has no checkpoint yet",)),
+        BadInput("a run whose checkpoints are away", away, ("checkpoints: is a link to /mnt/away, which cannot be",)),
+        BadInput("a user that nobody is", lambda place: _export("~nobody-at-all/run"), ("no checkpoint there",)),
+        BadInput(
+            "a name that no file can have", lambda place: _export("n" * 300), ("cannot be read (File name too long)",)
+        ),
+    ],
+)
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _edit(path: Path) -> None:
+    path.write_text(path.read_text().replace('"step": 9', '"step": 8'))
