@@ -4,6 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from tests.mounted import Disk
+
 RANK = """
 import os, sys
 from pathlib import Path
@@ -56,3 +60,33 @@ def test_an_error_is_in_the_file_and_on_the_console(tmp_path: Path) -> None:
     told = (tmp_path / "logs" / "rank_00002.log").read_text()
     assert "artkv: give another folder" in told
     assert "Traceback" not in told
+
+
+FULL = """
+import os, sys
+from pathlib import Path
+from artkv.monitoring.rank_log import rank_log
+with rank_log(Path(sys.argv[1]), int(sys.argv[2])):
+    for _ in range(3):
+        print("inside", flush=True)
+        print("inside", file=sys.stderr)
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_full_disk_costs_output_and_no_run(disk: Disk, rank: int) -> None:
+    disk.fill()
+    with (disk.folder / "console").open("w") as console:
+        result = subprocess.run(
+            [sys.executable, "-c", FULL, str(disk.folder), str(rank)], stdout=console, stderr=console, check=False
+        )
+    assert result.returncode == 0
+
+
+def test_a_file_in_the_place_of_the_logs_leaves_the_console(tmp_path: Path) -> None:
+    (tmp_path / "logs").write_text("mine")
+    result = run(tmp_path, 1)
+    assert result.returncode == 0
+    assert "inside" in result.stdout
+    assert "rank_00001.log: cannot be written (File exists); this rank's output goes to the console" in result.stderr
