@@ -25,11 +25,13 @@ from artkv.distributed import World
 from artkv.errors import UserError
 from artkv.evaluation.answering import Ablation
 from artkv.export import export
+from artkv.files import save_tensors
 from artkv.models.files.blip2_files import open_blip2
 from artkv.run_folder.adapter_file import read_description
 from artkv.run_folder.checkpoint import Checkpoint, open_checkpoint
 from artkv.session import Session
 from tests.models.lavis_writing import LavisFolder, lavis_state, write_lavis_folder, write_tokenizer_as_published
+from tests.mounted import Disk
 from tests.training_runs import Train
 
 QUESTIONS = ["What is thing 0?", "What is thing 1?", "Who?"]
@@ -403,3 +405,16 @@ def test_a_damaged_or_foreign_adapter_file_is_told(
     assert load_model(config, file)  # the same weights in another format
     with pytest.raises(UserError, match="was trained with efficientnet"):
         load_model(override_config(config, ["efficientnet.image_size=64"]), file)
+
+
+@pytest.mark.parametrize("kind", ["lavis", "safetensors"])
+def test_a_disk_that_fills_up_while_a_model_is_written_is_one_message(disk: Disk, kind: str) -> None:
+    output = disk.folder / "model"
+    tensors = {"weight": torch.zeros(2_000_000)}
+
+    def write(path: Path) -> None:
+        torch.save(tensors, path) if kind == "lavis" else save_tensors(tensors, path, {})
+
+    with pytest.raises(UserError, match=r"--output .*/model: cannot be written \(No space left on device\); make room"):
+        export_module._write(output, write)
+    assert not list(disk.folder.iterdir())

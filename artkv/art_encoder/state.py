@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from artkv.errors import UserError
-from artkv.files import save_tensors, write_whole
+from artkv.files import save_tensors, told, write_whole
 
 
 @dataclass(frozen=True)
@@ -106,4 +106,5 @@ def load_state(
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
     """Writes a safetensors file that is there whole or not at all, whenever the process or the machine stops."""
-    write_whole(path, lambda temporary: save_tensors(tensors, temporary, metadata))
+    with told(str(path), "make room, and go on with --resume"):
+        write_whole(path, lambda temporary: save_tensors(tensors, temporary, metadata))

@@ -40,6 +40,7 @@ from artkv.art_encoder.timm_parts import (
     training_transform,
 )
 from artkv.errors import RunFailed, UserError
+from artkv.files import check_folder_writable
 from artkv.monitoring.progress import ProgressLine
 from artkv.monitoring.tensorboard_log import TensorBoardLog
 
@@ -91,6 +92,7 @@ def train_art_encoder(settings: ArtEncoderSettings) -> ArtEncoderResult:
     state_file = output / _STATE_FILE
     if state_file.exists() and not settings.resume:
         raise UserError(f"{output} holds a training already; give --resume to go on, or another --output-dir")
+    check_folder_writable(output, f"--output-dir {output}")
     data = read_style_data(
         settings.data, settings.image_root, settings.validation, settings.validation_fraction, settings.seed
     )
