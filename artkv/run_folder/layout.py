@@ -48,9 +48,9 @@ def checkpoints_newest_first(run_dir: Path) -> list[str]:
     except OSError as error:
         if isinstance(error, FileNotFoundError) and not os.path.lexists(folder):
             return []
-        link = f"is a link to {os.readlink(folder)}, which" if folder.is_symlink() else ""
+        link = f"is a link to {os.readlink(folder)}, which " if folder.is_symlink() else ""
         raise UserError(
-            f"{folder}: {link or 'it'} cannot be listed ({reason_of(error)}); mount its disk or give permission: what "
+            f"{folder}: {link}cannot be listed ({reason_of(error)}); mount its disk or give permission: what "
             "it holds is not known"
         ) from None
     return sorted(names, key=lambda name: step_of(name) or 0, reverse=True)

@@ -33,7 +33,7 @@ def test_what_cannot_be_listed_is_no_empty_folder(tmp_path: Path, monkeypatch: p
         checkpoints_newest_first(tmp_path)
     folder.unlink()
     folder.write_text("a file")
-    with pytest.raises(UserError, match=r"checkpoints: it cannot be listed \(Not a directory\); mount its disk"):
+    with pytest.raises(UserError, match=r"checkpoints: cannot be listed \(Not a directory\); mount its disk"):
         checkpoints_newest_first(tmp_path)
     folder.unlink()
     folder.mkdir()
