@@ -104,7 +104,8 @@ class Heartbeat:
         )
         if before.phase == "starting":
             self._beat = replace(self._beat, first_step=self._beat.step)
-        if self._beat.phase != before.phase or now - self._written > _SECONDS_BETWEEN_WRITES:
+        is_news = self._beat.phase != before.phase or longest.keys() != before.longest.keys()
+        if is_news or now - self._written > _SECONDS_BETWEEN_WRITES:
             self._write()
 
     def end(self, error: BaseException | None) -> None:
