@@ -67,7 +67,7 @@ def _train(verb: argparse.ArgumentParser) -> None:
         "else start; or the path of a checkpoint",
     )
     # Added by `artkv supervise`.
-    verb.add_argument("--supervised", action="store_true", help=argparse.SUPPRESS)
+    verb.add_argument("--supervised", metavar="RUN", help=argparse.SUPPRESS)
 
 
 def _supervise(verb: argparse.ArgumentParser) -> None:

@@ -59,13 +59,14 @@ def train(options: argparse.Namespace) -> int:
     stops = StopRequests()
     stops.listen(signal.SIGUSR1)  # before the imports, which take seconds
 
-    from artkv.config import load_config
-
-    config = load_config(options.config, options.set)
-
     from artkv.run_folder.heartbeat import heartbeat
 
-    with heartbeat(config.run.output_dir if options.supervised else None, int(_rank())) as alive:
+    supervised = None if options.supervised is None else Path(options.supervised)
+    with heartbeat(supervised, int(_rank())) as alive:
+        from artkv.config import load_config
+
+        config = load_config(options.config, options.set)
+
         from artkv.distributed import process_group
         from artkv.training.run import train as run_training
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import shutil
 import signal
 import sys
@@ -73,7 +74,7 @@ class _Supervisor:
         self._settings = settings
         self._run_dir = run_dir
         self._watch = Watch(settings.silence, _SECONDS_BETWEEN_LOOKS)
-        self._policy = Policy(settings.restarts)
+        self._policy = Policy(settings.restarts, waits_for_nodes="SLURM_JOB_ID" in os.environ)
         self._launched: Launched | None = None
         self._asked: signal.Signals | None = None
 
@@ -91,6 +92,7 @@ class _Supervisor:
                     return fault
                 reason = self._policy.reason_to_give_up(fault)
                 self._log(fault, reason)
+                self._pause(self._policy.pause)
                 if reason is not None:
                     if fault.is_wrong_input:  # a rank has told it
                         return 1
@@ -102,7 +104,7 @@ class _Supervisor:
 
     def _command(self) -> list[str]:
         again = ["--resume", "auto"] if self._policy.restarts else []
-        return [*self._settings.command, "--supervised", *again]
+        return [*self._settings.command, "--supervised", str(self._run_dir.absolute()), *again]
 
     def _until_ended(self, launched: Launched) -> Fault | int:
         """Watches a start to its end; why it is to be started again, or the exit code where it is not."""
@@ -120,8 +122,8 @@ class _Supervisor:
         fault = fault_of(beats, code or 0) if silence is None else self._end_silent(launched, silence, beats)
         launched.end(beats)  # what the launcher has left behind
         marker = read_if_readable(self._run_dir / MARKER)
-        if code == 0:
-            return 0
+        if code == 0 and all(beat.phase == "ended" and not beat.error for beat in beats.values()):
+            return 0  # `deepspeed` says so too where its inner process was killed
         if self._asked is not None:
             return _PREEMPTED if marker is not None else code or 3
         if marker is not None and marker.get("reason") != signal.SIGTERM.name:
@@ -163,6 +165,11 @@ class _Supervisor:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("\n".join(parts), encoding="utf-8")
         return path, answered
+
+    def _pause(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and self._asked is None:
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
 
     def _can_write(self) -> bool:
         try:

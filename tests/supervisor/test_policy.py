@@ -78,6 +78,17 @@ def test_kills_are_survived_as_often_as_is_allowed_but_not_where_no_start_comes_
 def test_a_launcher_whose_ranks_never_came_up_is_tried_once_more() -> None:
     policy = Policy(20)
     fault = fault_of({}, exit_code=127)
+    assert policy.pause == 0
     assert fault.cause == "no rank has come up (exit code 127)"
     assert policy.reason_to_give_up(fault) is None
     assert policy.reason_to_give_up(fault) == "the same error as before, at the same step 0"
+
+
+def test_in_a_job_a_lost_node_is_waited_for_as_long_as_slurm_takes_to_notice() -> None:
+    policy = Policy(20, waits_for_nodes=True)
+    fault = fault_of({}, exit_code=1)
+    pauses = []
+    while policy.reason_to_give_up(fault) is None:
+        pauses.append(policy.pause)
+    assert sum(pauses) > 300
+    assert pauses[-1] == 0.0  # and then as anywhere

@@ -59,7 +59,7 @@ def supervised(tmp_path: Path, tiny_world: Path) -> Supervised:
 def test_a_training_that_is_done_is_not_started_again(supervised: Supervised) -> None:
     assert supervised.run(["done"])[0] == 0
     (start,) = supervised.starts()
-    assert start.endswith(" --supervised")
+    assert start.endswith(f" --supervised {supervised.run_dir}")
     assert not supervised.run_dir.exists()  # of its own it leaves nothing
 
 
@@ -68,7 +68,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint(supervised: Supervised) -
     assert code == 0, told
     first, *later = supervised.starts()
     assert not first.endswith("--resume auto")
-    assert all(start.endswith("--supervised --resume auto") for start in later)
+    assert all(start.endswith(f"--supervised {supervised.run_dir} --resume auto") for start in later)
     assert len(later) == 2
     assert [cause.partition("(")[0] for cause in supervised.causes()] == ["rank 0 "] * 2
     assert told.count("ended without a word (exit code -9): killed?; start ") == 2
