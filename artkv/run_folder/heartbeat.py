@@ -1,7 +1,8 @@
 """Signs of life: each rank of a supervised run says in a file of its own what it is at, and that it goes on.
 
-The files are in `.heartbeats` in the run's folder, where a supervisor on any host that shares it can read them. They
-have one length and are written in place, so that a full disk does not silence a rank.
+The files are in the run's folder, which all hosts share, and there in one of the supervisor's own: a second supervisor,
+whose ranks are refused since the folder is in use, must not take these for its own. They have one length and are
+written in place, so that a full disk does not silence a rank.
 """
 
 import faulthandler
@@ -72,10 +73,10 @@ class Beat:
 
 
 class Heartbeat:
-    """One rank's signs of life. Without a supervisor, `run_dir` None, it does nothing."""
+    """One rank's signs of life, in a supervisor's folder. Without one it does nothing."""
 
-    def __init__(self, run_dir: Path | None, rank: int, environment: Mapping[str, str] = os.environ) -> None:
-        self._path = None if run_dir is None else run_dir / FOLDER / _name(rank)
+    def __init__(self, folder: Path | None, rank: int, environment: Mapping[str, str] = os.environ) -> None:
+        self._path = None if folder is None else beat_path(folder, rank)
         self._written = 0.0
         self._last = time.monotonic()
         job, step = environment.get("SLURM_JOB_ID"), environment.get("SLURM_STEP_ID")
@@ -130,9 +131,9 @@ class Heartbeat:
 
 
 @contextmanager
-def heartbeat(run_dir: Path | None, rank: int) -> Iterator[Heartbeat]:
+def heartbeat(folder: Path | None, rank: int) -> Iterator[Heartbeat]:
     """A rank's heartbeat, which says how the block ended; None: it does nothing."""
-    alive = Heartbeat(run_dir, rank)
+    alive = Heartbeat(folder, rank)
     try:
         yield alive
     except BaseException as error:
@@ -141,10 +142,10 @@ def heartbeat(run_dir: Path | None, rank: int) -> Iterator[Heartbeat]:
     alive.end(None)
 
 
-def read_beats(run_dir: Path) -> dict[int, Beat]:
-    """What the ranks have said last, by rank; a file that is just being written is left out."""
+def read_beats(folder: Path) -> dict[int, Beat]:
+    """What the ranks of a supervisor have said last, by rank; a file that is just being written is left out."""
     beats = {}
-    for path in (run_dir / FOLDER).glob("rank_*.json"):
+    for path in folder.glob("rank_*.json"):
         with suppress(OSError, ValueError, UserError):
             beat = to_record(Beat, parse_json(read_regular(path)), str(path), "")
             beats[beat.rank] = beat
@@ -156,10 +157,6 @@ def stacks_file(path: Path) -> Path:
     return path.with_suffix(".stacks")
 
 
-def beat_path(run_dir: Path, rank: int) -> Path:
+def beat_path(folder: Path, rank: int) -> Path:
     """A rank's heartbeat."""
-    return run_dir / FOLDER / _name(rank)
-
-
-def _name(rank: int) -> str:
-    return f"rank_{rank:05d}.json"
+    return folder / f"rank_{rank:05d}.json"

@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -73,6 +74,7 @@ class _Supervisor:
     def __init__(self, settings: Settings, run_dir: Path) -> None:
         self._settings = settings
         self._run_dir = run_dir
+        self._folder = run_dir.absolute() / FOLDER / uuid.uuid4().hex[:12]
         self._watch = Watch(settings.silence, _SECONDS_BETWEEN_LOOKS)
         self._policy = Policy(settings.restarts, waits_for_nodes="SLURM_JOB_ID" in os.environ)
         self._launched: Launched | None = None
@@ -81,10 +83,9 @@ class _Supervisor:
     def run(self) -> int:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, self._pass_on)
-        folder = self._run_dir / FOLDER
         try:
             while True:
-                _make_empty(folder)
+                self._make_folder()
                 self._watch.begin()
                 self._launched = Launched(self._command())
                 fault = self._until_ended(self._launched)
@@ -98,13 +99,14 @@ class _Supervisor:
                         return 1
                     raise RunFailed(f"{fault.cause}; not started again: {reason}")
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(self._folder, ignore_errors=True)
             with suppress(OSError):  # a start that was wrong from the first leaves no folder
+                self._folder.parent.rmdir()
                 self._run_dir.rmdir()
 
     def _command(self) -> list[str]:
         again = ["--resume", "auto"] if self._policy.restarts else []
-        return [*self._settings.command, "--supervised", str(self._run_dir.absolute()), *again]
+        return [*self._settings.command, "--supervised", str(self._folder), *again]
 
     def _until_ended(self, launched: Launched) -> Fault | int:
         """Watches a start to its end; why it is to be started again, or the exit code where it is not."""
@@ -113,12 +115,12 @@ class _Supervisor:
             time.sleep(_SECONDS_BETWEEN_LOOKS)
             if not self._can_write():
                 continue  # so nor can the ranks: a disk that is full or read-only has not made them silent
-            beats = read_beats(self._run_dir)
+            beats = read_beats(self._folder)
             silence = self._watch.look(beats)
             if silence is None and self._watch.is_silent_from_the_first:
                 launched.end(beats)
                 return Fault("no rank has come up in time", 0, has_gained=False)
-        beats = read_beats(self._run_dir)
+        beats = read_beats(self._folder)
         fault = fault_of(beats, code or 0) if silence is None else self._end_silent(launched, silence, beats)
         launched.end(beats)  # what the launcher has left behind
         marker = read_if_readable(self._run_dir / MARKER)
@@ -148,7 +150,7 @@ class _Supervisor:
 
     def _stacks(self, beats: Mapping[int, Beat], stopped: Sequence[Beat]) -> tuple[Path, set[int]]:
         """Collects the stacks of all ranks in one file; which of them answered without being woken."""
-        files = {rank: stacks_file(beat_path(self._run_dir, rank)) for rank in beats}
+        files = {rank: stacks_file(beat_path(self._folder, rank)) for rank in beats}
         signal_ranks(STACKS_SIGNAL, beats)
         _wait_for_content(list(files.values()), len(files) - len(stopped))
         answered = {rank for rank, file in files.items() if _size(file) > 0}
@@ -166,6 +168,16 @@ class _Supervisor:
             path.write_text("\n".join(parts), encoding="utf-8")
         return path, answered
 
+    def _make_folder(self) -> None:
+        """Makes the ranks' folder anew, without what those of the start before have said."""
+        try:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"run.output_dir = {self._run_dir}: cannot be written ({error.strerror}); give another folder"
+            ) from None
+
     def _pause(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and self._asked is None:
@@ -173,7 +185,7 @@ class _Supervisor:
 
     def _can_write(self) -> bool:
         try:
-            probe = self._run_dir / FOLDER / "supervisor"
+            probe = self._folder / "supervisor"
             probe.write_text("alive", encoding="ascii")
         except OSError:
             return False
@@ -181,7 +193,7 @@ class _Supervisor:
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         self._asked = self._asked or signal.Signals(number)
-        beats = read_beats(self._run_dir)
+        beats = read_beats(self._folder)
         # To the ranks themselves: a launcher would end without them, or give them less time than a save takes.
         signal_ranks(signal.SIGUSR1 if number == signal.SIGUSR1 else signal.SIGTERM, beats)
         if self._launched is not None and not beats and number != signal.SIGUSR1:
@@ -190,19 +202,11 @@ class _Supervisor:
     def _log(self, fault: Fault, reason: str | None) -> None:
         again = f"not started again: {reason}" if reason else f"start {self._policy.restarts + 1}"
         print(f"artkv supervise: {fault.cause}; {again}", file=sys.stderr, flush=True)
+        if fault.is_wrong_input:
+            return  # and the folder may be another run's, in use
         record = {"time": time.time(), "cause": fault.cause, "step": fault.step, "gave_up": reason}
         with suppress(OSError), (self._run_dir / RESTARTS_LOG).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
-
-
-def _make_empty(folder: Path) -> None:
-    try:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"run.output_dir = {folder.parent}: cannot be written ({error.strerror}); give another folder"
-        ) from None
 
 
 def _size(path: Path) -> int:

@@ -27,7 +27,7 @@ def main(run_dir: Path, arguments: list[str]) -> None:
     script.write_text("\n".join(rest))
     with starts.open("a") as file:
         file.write(" ".join(arguments) + "\n")
-    with heartbeat(run_dir if "--supervised" in arguments else None, rank=0) as alive:
+    with heartbeat(Path(arguments[arguments.index("--supervised") + 1]), rank=0) as alive:
         alive.beat("training", 0)
         alive.beat(step=1)
         alive.beat("saving")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from artkv.errors import UserError
 from artkv.supervisor.supervising import run_dir_of
 from tests.supervisor import stub
+from tests.system.run_files import beats_of
 
 SECONDS = 120
 
@@ -59,7 +61,7 @@ def supervised(tmp_path: Path, tiny_world: Path) -> Supervised:
 def test_a_training_that_is_done_is_not_started_again(supervised: Supervised) -> None:
     assert supervised.run(["done"])[0] == 0
     (start,) = supervised.starts()
-    assert start.endswith(f" --supervised {supervised.run_dir}")
+    assert re.search(f" --supervised {supervised.run_dir}/.heartbeats/[0-9a-f]{{12}}$", start)
     assert not supervised.run_dir.exists()  # of its own it leaves nothing
 
 
@@ -68,7 +70,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint(supervised: Supervised) -
     assert code == 0, told
     first, *later = supervised.starts()
     assert not first.endswith("--resume auto")
-    assert all(start.endswith(f"--supervised {supervised.run_dir} --resume auto") for start in later)
+    assert all(" --supervised " in start and start.endswith(" --resume auto") for start in later)
     assert len(later) == 2
     assert [cause.partition("(")[0] for cause in supervised.causes()] == ["rank 0 "] * 2
     assert told.count("ended without a word (exit code -9): killed?; start ") == 2
@@ -102,6 +104,7 @@ def test_wrong_input_ends_it_at_once_and_leaves_no_folder(supervised: Supervised
     assert code == 1
     assert len(supervised.starts()) == 1
     assert "my.yaml: is wrong; not started again: another start would find the same" in told
+    assert not supervised.run_dir.exists()
 
 
 def test_there_are_no_more_starts_than_are_allowed(supervised: Supervised) -> None:
@@ -120,8 +123,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 def test_a_stop_is_passed_on_and_there_is_no_further_start(supervised: Supervised) -> None:
     process = supervised.begin(["hang", "done"], "--silence", "60")
-    beats = supervised.run_dir / ".heartbeats" / "rank_00000.json"
-    wait_for(lambda: beats.exists() and '"saving"' in beats.read_text())
+    wait_for(lambda: [beat.phase for beat in beats_of(supervised.run_dir).values()] == ["saving"])
     time.sleep(0.7)  # the stub listens only then
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=SECONDS)
@@ -139,9 +141,8 @@ def test_what_a_killed_launcher_leaves_behind_is_ended(supervised: Supervised) -
         [sys.executable, "-m", "artkv", "supervise", "--silence", "60", "--", *shell, *rank, *training],
         stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     ) as process:  # fmt: skip
-        beats = supervised.run_dir / ".heartbeats" / "rank_00000.json"
-        wait_for(lambda: beats.exists() and '"saving"' in beats.read_text())
-        orphan = json.loads(beats.read_text())["pid"]
+        wait_for(lambda: [beat.phase for beat in beats_of(supervised.run_dir).values()] == ["saving"])
+        orphan = beats_of(supervised.run_dir)[0].pid
         parent = int(Path(f"/proc/{orphan}/stat").read_text().rpartition(")")[2].split()[1])
         assert parent != process.pid
         os.kill(parent, signal.SIGKILL)
@@ -157,3 +158,18 @@ def test_a_command_without_a_training_is_refused(tiny_world: Path) -> None:
     config = str(tiny_world / "config.yaml")
     shell = ["srun", "bash", "-c", 'exec python -m artkv "$@"', "artkv", "train", "--config", config]
     assert run_dir_of([*shell, "--set", "run.output_dir=here"]) == Path("here")
+
+
+def test_another_supervisor_on_the_folder_ends_no_rank_of_the_first(supervised: Supervised) -> None:
+    first = supervised.begin(["hang", "wrong"], "--silence", "60")
+    wait_for(lambda: [beat.phase for beat in beats_of(supervised.run_dir).values()] == ["saving"])
+    rank = beats_of(supervised.run_dir)[0]
+    (supervised.folder / "script").write_text("wrong")  # as a run that finds the folder in use
+    second = supervised.begin(["wrong"])
+    second.communicate(timeout=SECONDS)
+    assert second.returncode == 1
+    assert rank.lives_here
+    assert beats_of(supervised.run_dir)[0].pid == rank.pid
+    first.send_signal(signal.SIGTERM)
+    first.communicate(timeout=SECONDS)
+    assert first.returncode == 75

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from artkv.run_folder.checkpoint import ADAPTER, OPTIMIZER
-from artkv.run_folder.heartbeat import Beat, Phase, read_beats
+from artkv.run_folder.heartbeat import Beat, Phase
 from tests.system.cluster.jobs import shape
 from tests.system.cluster.mini_cluster import MiniCluster
 from tests.system.ranks import free_port
-from tests.system.run_files import final
+from tests.system.run_files import beats_of, final
 
 Kind = Literal["SIGKILL", "SIGSTOP", "SIGTERM", "full disk", "read-only disk", "truncated checkpoint"]
 KINDS: tuple[Kind, ...] = ("SIGKILL", "SIGSTOP", "SIGTERM", "full disk", "read-only disk", "truncated checkpoint")
@@ -176,13 +176,13 @@ def disturbed(
             if phase == "starting":  # again, that is
                 if not _wait_for_phase(process, run_dir, "training", rng):
                     break
-                before = list(read_beats(run_dir).values())
+                before = list(beats_of(run_dir).values())
                 place.signal(before[0], signal.SIGKILL)
-                while process.poll() is None and {beat.pid for beat in read_beats(run_dir).values()} & {before[0].pid}:
+                while process.poll() is None and {beat.pid for beat in beats_of(run_dir).values()} & {before[0].pid}:
                     time.sleep(0.01)
             if not _wait_for_phase(process, run_dir, phase, rng):
                 break
-            began, before = time.monotonic(), list(read_beats(run_dir).values())
+            began, before = time.monotonic(), list(beats_of(run_dir).values())
             _do(kind, place, run_dir, rng)
             if not _wait_for_step(process, run_dir, before, ends="disk" not in kind):
                 break
@@ -201,7 +201,7 @@ def disturbed(
 
 def _do(kind: Kind, place: Place, run_dir: Path, rng: random.Random) -> None:
     """The fault itself; a disk is well again when it returns."""
-    victim = read_beats(run_dir)[rng.randrange(place.num_ranks)]
+    victim = beats_of(run_dir)[rng.randrange(place.num_ranks)]
     disk = run_dir.parent
     if kind == "full disk":
         filler = disk / "filler"
@@ -228,7 +228,7 @@ def _wait_for_phase(process: "subprocess.Popen[bytes]", run_dir: Path, phase: Ph
     deadline = time.monotonic() + HANGS
     while process.poll() is None:
         assert time.monotonic() < deadline, f"the run is never {phase}"
-        beats = read_beats(run_dir)
+        beats = beats_of(run_dir)
         if beats and all(beat.phase == phase for beat in beats.values()):
             if phase in ("training", "starting"):
                 time.sleep(rng.uniform(0.0, 2.0))
@@ -243,7 +243,7 @@ def _wait_for_step(process: "subprocess.Popen[bytes]", run_dir: Path, before: Se
     starts, step = {beat.pid_start for beat in before}, max(beat.step for beat in before)
     while process.poll() is None:
         assert time.monotonic() < deadline, "the run does not go on"
-        beats = read_beats(run_dir).values()
+        beats = beats_of(run_dir).values()
         is_new = all(beat.pid_start not in starts for beat in beats)
         if beats and all(beat.step > (beat.first_step if is_new else step) for beat in beats) and (is_new or not ends):
             return True

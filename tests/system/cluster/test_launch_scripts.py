@@ -14,10 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from artkv.run_folder.heartbeat import Beat, read_beats
+from artkv.run_folder.heartbeat import Beat
 from tests.system.cluster.jobs import LONGEST_WAIT, Job, shape, submit
 from tests.system.cluster.mini_cluster import MiniCluster, wait_for
-from tests.system.run_files import final, final_bytes, logged_steps, progress, steps_logged
+from tests.system.run_files import beats_of, final, final_bytes, logged_steps, progress, steps_logged
 
 pytestmark = pytest.mark.system
 
@@ -188,10 +188,10 @@ def test_a_killed_and_a_stopped_worker_are_started_again_in_the_same_job(
             )
         for number, step in (("KILL", MIDDLE), ("STOP", 2 * MIDDLE)):
             wait_for(lambda step=step: job.done() or steps_logged(output) >= step, LONGEST_WAIT, f"step {step}")
-            before = read_beats(output)
+            before = beats_of(output)
             cluster.output("n2", ["pkill", f"--signal={number}", "--oldest", "--full", "--", "-m artk[v] "])
             fault_seconds[f"{script}, 2 x 1: a rank gets {number}, until the next step"] = wait_for(
-                lambda before=before: job.done() or has_gone_on(before, read_beats(output)), FAULT, "a step after it"
+                lambda before=before: job.done() or has_gone_on(before, beats_of(output)), FAULT, "a step after it"
             )
             assert not job.done(), (tmp_path / "log").read_text()
         job.result()
