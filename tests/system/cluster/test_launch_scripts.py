@@ -184,7 +184,7 @@ def test_a_killed_and_a_stopped_worker_are_started_again_in_the_same_job(
             job = pool.submit(train_over_pdsh, cluster, tiny_world, tmp_path, SETTINGS, **shorter)
         else:
             job = pool.submit(
-                lambda: train(cluster, tiny_world, output, 2, 1, script, **shorter).wait_until_ended(FAULT)
+                lambda: train(cluster, tiny_world, output, 2, 1, script, **shorter).wait_until_ended(2 * LONGEST_WAIT)
             )
         for number, step in (("KILL", MIDDLE), ("STOP", 2 * MIDDLE)):
             wait_for(lambda step=step: job.done() or steps_logged(output) >= step, LONGEST_WAIT, f"step {step}")
