@@ -66,6 +66,28 @@ def _train(verb: argparse.ArgumentParser) -> None:
         help="latest: go on from the newest checkpoint of run.output_dir; auto: the same if there is one, "
         "else start; or the path of a checkpoint",
     )
+    # Added by `artkv supervise`.
+    verb.add_argument("--supervised", metavar="RUN", help=argparse.SUPPRESS)
+
+
+def _supervise(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--restarts",
+        type=_whole_number(0),
+        default=20,
+        metavar="N",
+        help="most starts after the first one (default 20); an error that comes back at the same step ends it before",
+    )
+    verb.add_argument(
+        "--silence",
+        type=_whole_number(1),
+        default=30,
+        metavar="SECONDS",
+        help="that a rank may always be silent for (default 30); longer where the run has taken longer before",
+    )
+    verb.add_argument(
+        "command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="a launcher, and `artkv train` with its options"
+    )
 
 
 def _evaluate(verb: argparse.ArgumentParser) -> None:
@@ -308,6 +330,10 @@ VERBS = {
         "artkv train --config my.yaml",
         "artkv train --config my.yaml --resume auto --set training.num_epochs=3",
         "deepspeed --num_gpus 8 --module artkv train --config my.yaml",
+    )),
+    "supervise": Verb("keep a training going: start it again where it died or hangs; around any launcher", _supervise, (
+        "artkv supervise -- deepspeed --num_gpus 8 --module artkv train --config my.yaml --resume auto",
+        "artkv supervise --restarts 5 -- srun python -m artkv train --config my.yaml --resume auto",
     )),
     "evaluate": Verb("score a checkpoint, with the prefix on, off or shuffled; alone, or under a launcher", _evaluate, (
         "artkv evaluate --checkpoint outputs/demo/best",

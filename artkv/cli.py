@@ -59,24 +59,38 @@ def train(options: argparse.Namespace) -> int:
     stops = StopRequests()
     stops.listen(signal.SIGUSR1)  # before the imports, which take seconds
 
-    from artkv.config import load_config
+    from artkv.run_folder.heartbeat import heartbeat
 
-    config = load_config(options.config, options.set)
+    supervised = None if options.supervised is None else Path(options.supervised)
+    with heartbeat(supervised, int(_rank())) as alive:
+        from artkv.config import load_config
 
-    from artkv.distributed import process_group
-    from artkv.training.run import train as run_training
+        config = load_config(options.config, options.set)
 
-    with process_group(config.distributed.timeout_minutes) as world:
-        # Not before: a rank whose others never come waits in C++, where no handler of Python's runs, and has nothing
-        # to save.
-        stops.listen(signal.SIGTERM)
-        progress = run_training(config, options.resume, world, stops)
-        if world.is_main:
-            best = progress.best_exact_match
-            score = "" if best is None else f"; best validation exact match {best:.3f} at step {progress.best_step}"
-            print(f"done after {progress.step} steps in {config.run.output_dir}{score}")
-            _show_next_commands(config)
+        from artkv.distributed import process_group
+        from artkv.training.run import train as run_training
+
+        alive.beat()
+        with process_group(config.distributed.timeout_minutes) as world:
+            # Not before: a rank whose others never come waits in C++, where no handler of Python's runs, and has
+            # nothing to save.
+            stops.listen(signal.SIGTERM)
+            alive.beat()
+            progress = run_training(config, options.resume, world, stops, alive)
+            if world.is_main:
+                best = progress.best_exact_match
+                score = "" if best is None else f"; best validation exact match {best:.3f} at step {progress.best_step}"
+                print(f"done after {progress.step} steps in {config.run.output_dir}{score}")
+                _show_next_commands(config)
     return DONE
+
+
+def supervise(options: argparse.Namespace) -> int:
+    """Keeps a training going."""
+    from artkv.supervisor.supervising import Settings, supervise
+
+    words = options.command[1:] if options.command[:1] == ["--"] else options.command
+    return supervise(Settings(words, options.restarts, options.silence))
 
 
 def evaluate(options: argparse.Namespace) -> int:
@@ -316,7 +330,8 @@ def quickstart(options: argparse.Namespace) -> int:
 
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
-    "train": train, "evaluate": evaluate, "compare": compare, "sweep": sweep, "report": report, "status": status,
+    "train": train, "supervise": supervise,
+    "evaluate": evaluate, "compare": compare, "sweep": sweep, "report": report, "status": status,
     "ask": ask, "serve": serve,
     "cache": cache, "export": export, "check": check, "plan": plan, "art-encoder": art_encoder,
     "quickstart": quickstart,

@@ -7,5 +7,6 @@ shift
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
 # Without a GPU: one process on the CPU.
-deepspeed --num_accelerators "${RANKS:-$((gpus > 0 ? gpus : 1))}" --module artkv train \
+artkv supervise --restarts "${RESTARTS:-20}" --silence "${SILENCE:-30}" -- \
+  deepspeed --num_accelerators "${RANKS:-$((gpus > 0 ? gpus : 1))}" --module artkv train \
   --config "$config" --resume auto "$@"

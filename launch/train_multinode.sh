@@ -12,4 +12,5 @@ config=$(realpath "$1")
 shift
 source "$root/launch/environment.sh"
 # --force_multi: with a single host in the file DeepSpeed would start here, not there.
-deepspeed --hostfile "$hostfile" --force_multi --module artkv train --config "$config" --resume auto "$@"
+artkv supervise --restarts "${RESTARTS:-20}" --silence "${SILENCE:-30}" -- \
+  deepspeed --hostfile "$hostfile" --force_multi --module artkv train --config "$config" --resume auto "$@"

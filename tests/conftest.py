@@ -132,12 +132,16 @@ run: {checkpoint_every: 4, log_every: 2}
 
 @pytest.fixture(scope="session")
 def tiny_world(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: PreTrainedTokenizerFast) -> Path:
-    """A folder with a tiny BLIP-2, EfficientNet, pictures, CSV files and `config.yaml`.
+    """A folder made by `write_tiny_world`."""
+    return write_tiny_world(tmp_path_factory.mktemp("world"), tiny_tokenizer)
+
+
+def write_tiny_world(root: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """Fills a folder with a tiny BLIP-2, EfficientNet, pictures, CSV files and `config.yaml`; returns it.
 
     Paintings have one to four questions; 30 in train, 11 in val.
     """
-    root = tmp_path_factory.mktemp("world")
-    save_tiny_blip2(root / "blip2", tiny_tokenizer)
+    save_tiny_blip2(root / "blip2", tokenizer)
     torch.manual_seed(0)
     encoder = timm.create_model("test_efficientnet", num_classes=3)
     save_file(encoder.state_dict(), root / "efficientnet.safetensors")

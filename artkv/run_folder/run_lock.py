@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from artkv.errors import RunFailed, UserError
 from artkv.files import NO_ROOM, overwrite, reason_of
 from artkv.reading import Count, check_version, parse_json, read_regular, to_record
+from artkv.run_folder.processes import machine, process_start
 
 if TYPE_CHECKING:  # torch takes seconds, which `artkv status` need not wait for
     from artkv.distributed import World
@@ -66,9 +67,9 @@ class LockRecord:
 
     def is_running_here(self) -> bool | None:
         """Whether the holder's process exists; None if it is another machine's, where this cannot be seen."""
-        if self.machine != _machine() or self.pid_start is None:
+        if self.machine != machine() or self.pid_start is None:
             return None
-        return _process_start(self.pid) == self.pid_start
+        return process_start(self.pid) == self.pid_start
 
 
 def read_lock(run_dir: Path) -> LockRecord | None:
@@ -114,8 +115,8 @@ class RunLock:
         self._interval = heartbeat_seconds
         restart = environment.get("SLURM_RESTART_COUNT", "0")
         self._record = LockRecord(
-            token=uuid.uuid4().hex, host=socket.gethostname(), machine=_machine(), pid=os.getpid(),
-            pid_start=_process_start(os.getpid()), job=environment.get("SLURM_JOB_ID"),
+            token=uuid.uuid4().hex, host=socket.gethostname(), machine=machine(), pid=os.getpid(),
+            pid_start=process_start(os.getpid()), job=environment.get("SLURM_JOB_ID"),
             restart=int(restart) if restart.isdecimal() else 0, beat=0, time=time.time(),
         )  # fmt: skip
         self._temporary = self._path.with_name(f".{LOCK}.{self._record.token}.tmp")
@@ -327,23 +328,3 @@ def run_lock(run_dir: Path, world: "World", predecessor_minutes: float = 10.0) -
     finally:
         if lock is not None:
             lock.release()
-
-
-def _machine() -> str:
-    parts = [socket.gethostname()]
-    for read in (
-        lambda: Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip(),
-        lambda: os.readlink("/proc/self/ns/pid"),
-    ):
-        with suppress(OSError):
-            parts.append(read())
-    return " ".join(parts)
-
-
-def _process_start(pid: int) -> int | None:
-    """When a process of this machine began, in ticks since boot; None if it is dead (or this is no Linux)."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else int(fields[19])

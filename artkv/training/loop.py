@@ -62,14 +62,15 @@ def fit(
     total_questions = training.num_epochs * len(table)
     engine.skipped_steps.start_from(progress.skipped_steps, progress.nonfinite_steps_in_a_row)
     if progress.step == 0:
-        _score(validate, 0, stops)  # of the weights that training starts from: it is logged, and chooses nothing
+        with stops.during("validating"):
+            _score(validate, 0, stops)  # of the weights that training starts from: it is logged, and chooses nothing
     measures, packing = StepMeasures(engine, world), packing_of(session)
 
     while True:  # a turn is the validation that is due, and then an epoch
         # An epoch's last step is saved at the bottom of this loop, with its validation due, and validated here: so a
         # run that ends in between, or in the validation, does that first when it is resumed.
         if progress.validation_due:
-            with measures.paused():
+            with measures.paused(), stops.during("validating"):
                 progress = _after_validation(progress, _score(validate, progress.step, stops))
                 saver.save_score(engine, progress)
                 stops.note_gain()
@@ -115,8 +116,8 @@ def fit(
                 log.train(progress.step, metrics)
             if has_diverged:
                 raise _diverged(progress)
-            with measures.paused():
-                if is_saved:
+            if is_saved:
+                with measures.paused(), stops.during("saving"):
                     saver.save(engine, progress)
             if is_stopped and (progress.validation_due or progress.epoch < training.num_epochs):  # else it is done
                 stops.stop_if_asked()

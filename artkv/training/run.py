@@ -21,6 +21,7 @@ from artkv.monitoring.run_log import RunLog
 from artkv.planning.placement import Use
 from artkv.run_folder.checkpoint import Checkpoint, open_checkpoint
 from artkv.run_folder.checkpoints import RunCheckpoints
+from artkv.run_folder.heartbeat import Heartbeat
 from artkv.run_folder.layout import CHECKPOINTS, CONFIG, ENVIRONMENT, step_of
 from artkv.run_folder.marker import remove_marker
 from artkv.run_folder.output_folder import check_is_new, check_no_file_is_in_the_way, check_output_folder
@@ -46,14 +47,18 @@ class Resumed(NamedTuple):
 
 
 def train(
-    config: Config, resume: str | Literal["latest", "auto"] | None, world: World, requests: StopRequests | None = None
+    config: Config,
+    resume: str | Literal["latest", "auto"] | None,
+    world: World,
+    requests: StopRequests | None = None,
+    heartbeat: Heartbeat | None = None,
 ) -> Progress:
     """Trains by `config`, from the start or from a checkpoint, and returns where it ended.
 
     resume: None for a fresh run; `latest`, the newest checkpoint of run.output_dir; `auto`, the same if
     there is one, else a fresh run; or a path that `open_checkpoint` takes. requests: what may ask for an early
-    stop, which raises `Preempted` once it is saved; None: nothing may. A folder that another run is using is a
-    `UserError`.
+    stop, which raises `Preempted` once it is saved; None: nothing may. heartbeat: of a supervised rank. A folder that
+    another run is using is a `UserError`.
     """
     training, run_dir = config.training, config.run.output_dir
     requests = requests or StopRequests()
@@ -74,7 +79,7 @@ def train(
             resumed = _checkpoint_to_resume(run_dir, resume, world)
             first_step = resumed.checkpoint.progress.step if resumed else 0
             world.on_main(lambda: check_no_file_is_in_the_way(run_dir, first_step))
-            stops = RunStops(requests, world, run_dir, first_step)
+            stops = RunStops(requests, world, run_dir, first_step, heartbeat)
             stops.stop_if_asked()
             with rank_log(run_dir, world.rank):
                 return _train_from(resumed, session, deepspeed_tree, stops, lock, state)
@@ -101,6 +106,7 @@ def _train_from(
     warmup_steps(training, steps)  # raises for one that is too long
 
     def after_each_batch(has_shards: bool) -> None:
+        stops.begin("caching")
         if has_shards:
             stops.note_gain()
         stops.stop_if_asked()
@@ -110,6 +116,7 @@ def _train_from(
 
     use = Use(trains=True, accumulation=accumulation)
     load(use)
+    stops.begin("starting")
     dtype = str(session.model.backbone.dtype).removeprefix("torch.")
     identity = Identity(session.built.frozen_hash, data_hash, dtype, accumulation * world.size)
     _check_ranks_agree(identity, world)
@@ -135,6 +142,7 @@ def _train_from(
         log.note(_summary(session, steps))
         stops.stop_if_asked()
         record.begin_training(steps)
+        stops.begin("training")
         saver = Saver(RunCheckpoints(run_dir), config, identity, lock, world, lambda step: record.note(saved_step=step))
         validate = validation(session, log, stops) if "val" in session.questions else None
         log.settings(main_settings(config), "train/loss" if validate is None else "validation/exact_match")
@@ -143,7 +151,7 @@ def _train_from(
         except Preempted as stop:
             saver.check_stop(stop)
             raise
-        saver.finish(lambda: stops.is_asked)
+        saver.finish(stops.is_asked)
         log.finished()
     finally:
         log.close()

@@ -1,6 +1,8 @@
 """The stops of one run: asked for on any rank, made on all of them after the same step."""
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -8,6 +10,7 @@ from torch import Tensor
 
 from artkv.distributed import World
 from artkv.errors import Preempted, RunFailed
+from artkv.run_folder.heartbeat import Heartbeat, Phase
 from artkv.run_folder.marker import write_marker
 from artkv.training.preemption import StopRequests
 
@@ -40,20 +43,34 @@ class RunStops:
     """What stops a run, and what it leaves when it does.
 
     requests: what asks this process to stop. step: the optimizer steps that are saved, or will be before the next
-    `stop_if_asked`.
+    `stop_if_asked`. heartbeat: tells a supervisor that this rank goes on; it does so wherever a stop would be noticed.
     """
 
-    def __init__(self, requests: StopRequests, world: World, run_dir: Path, step: int) -> None:
+    def __init__(
+        self, requests: StopRequests, world: World, run_dir: Path, step: int, heartbeat: Heartbeat | None = None
+    ) -> None:
         self._requests = requests
         self._world = world
         self._run_dir = run_dir
         self._step = step
+        self._heartbeat = heartbeat or Heartbeat(None, world.rank)
         self._has_gained = False
 
-    @property
     def is_asked(self) -> bool:
-        """Whether this rank is asked to stop."""
+        """Whether this rank is asked to stop; also a sign of life."""
+        self._heartbeat.beat()
         return self._requests.reason is not None
+
+    def begin(self, phase: Phase) -> None:
+        """Says what this rank is at from here on."""
+        self._heartbeat.beat(phase, self._step)
+
+    @contextmanager
+    def during(self, phase: Phase) -> Iterator[None]:
+        """Between two steps something else is done, which takes its own time."""
+        self.begin(phase)
+        yield
+        self.begin("training")
 
     def note_gain(self, step: int | None = None) -> None:
         """Notes that this start has done what the next one need not do again: a step, a validation, a cache's shard.
@@ -62,6 +79,7 @@ class RunStops:
         """
         self._has_gained = True
         self._step = self._step if step is None else step
+        self._heartbeat.beat(step=self._step)
 
     def stop_if_asked(self) -> None:
         """Stops all ranks if any of them is asked to; called on all ranks, where all that was gained is on the disk.
@@ -70,6 +88,7 @@ class RunStops:
         is asked. Raises `Preempted`, on all ranks, after rank 0 has written the marker; `RunFailed`, with no marker,
         where the job's time is over before anything was gained, since a next start would do no better.
         """
+        self._heartbeat.beat()
         reasons = [reason for reason in self._world.gather(self._requests.reason) if reason is not None]
         if not reasons:
             return
@@ -89,5 +108,7 @@ class RunStops:
         The votes travel with a number that a step sums up anyway, at no cost. Read them after the step, when DeepSpeed
         has long waited for the device, to see whether the gradients are finite.
         """
-        totals = self._world.all_reduce_sum(torch.stack([number, torch.full_like(number, float(self.is_asked))]))
+        totals = self._world.all_reduce_sum(
+            torch.stack([number, torch.full_like(number, float(self._requests.reason is not None))])
+        )
         return totals[0], ToHost(totals[1])

@@ -30,7 +30,7 @@ def validation(session: Session, log: RunLog, stops: RunStops) -> Validate:
 
     def validate(step: int) -> float | None:
         try:
-            answers = answer_questions(session.model, questions, settings, world, gives_up=lambda: stops.is_asked)
+            answers = answer_questions(session.model, questions, settings, world, gives_up=stops.is_asked)
         except GaveUp:
             return None
         attentions = _attention_together(session, looked_at, world)

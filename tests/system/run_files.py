@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from artkv.run_folder.heartbeat import Beat, read_beats
+
 
 def final(output: Path) -> Path:
     """The newest checkpoint's folder."""
@@ -23,6 +25,11 @@ def steps_logged(output: Path) -> int:
     path = output / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     return json.loads(lines[-1])["step"] if lines and lines[-1].endswith("}") else 0
+
+
+def beats_of(output: Path) -> dict[int, Beat]:
+    """What the ranks of a supervised run have said last."""
+    return {rank: beat for folder in output.glob(".heartbeats/*") for rank, beat in read_beats(folder).items()}
 
 
 def logged_steps(output: Path) -> list[int]:

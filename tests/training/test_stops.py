@@ -24,7 +24,7 @@ def requests_of(reason: str | None) -> StopRequests:
 def test_one_ranks_request_stops_all_and_rank_0_leaves_the_marker(tmp_path: Path) -> None:
     def on_rank(world: World) -> None:
         stops = RunStops(requests_of("SIGUSR1" if world.rank == 1 else None), world, tmp_path, step=3)
-        assert stops.is_asked == (world.rank == 1)
+        assert stops.is_asked() == (world.rank == 1)
         stops.note_gain(step=4)
         stops.stop_if_asked()
 

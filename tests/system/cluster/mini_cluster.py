@@ -182,6 +182,13 @@ class MiniCluster:
             stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
         )  # fmt: skip
 
+    def begin(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> "subprocess.Popen[bytes]":
+        """Starts a command on a node, in the working directory of the tests; what it prints is dropped."""
+        return subprocess.Popen(
+            [*self._enter(name), *command], env={**self.environment, **environment},
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+
     def output(self, name: str, command: Sequence[str]) -> str:
         """What a command that must succeed prints."""
         result = self.on(name, command)

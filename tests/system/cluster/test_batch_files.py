@@ -36,8 +36,10 @@ def gpu_cluster(programs: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 def put_in_place_of_python(programs: Path, script: str) -> None:
-    for name in ("python", "deepspeed"):
-        (programs / name).write_text(f"#!/bin/bash\n{script}")
+    """Also in the place of the supervisor, which has tests of its own, the command alone that it would supervise."""
+    command_alone = 'until [ "$1" = -- ]; do shift; done; shift; exec "$@"'
+    for name, content in (("python", script), ("deepspeed", script), ("artkv", command_alone)):
+        (programs / name).write_text(f"#!/bin/bash\n{content}")
         (programs / name).chmod(0o755)
 
 

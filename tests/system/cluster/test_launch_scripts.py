@@ -4,8 +4,9 @@ Every run takes the same steps, whatever happens to it on the way, so its last c
 with that of a run to which nothing happened.
 """
 
+import json
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,9 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from artkv.run_folder.heartbeat import Beat
 from tests.system.cluster.jobs import LONGEST_WAIT, Job, shape, submit
 from tests.system.cluster.mini_cluster import MiniCluster, wait_for
-from tests.system.run_files import final, final_bytes, logged_steps, progress, steps_logged
+from tests.system.run_files import beats_of, final, final_bytes, logged_steps, progress, steps_logged
 
 pytestmark = pytest.mark.system
 
@@ -36,9 +38,14 @@ FAULT = 120
 MIDDLE = 14
 
 
-def train(cluster: MiniCluster, world: Path, output: Path, nodes: int, ranks: int, script: str = "train.sbatch") -> Job:
-    """Submits a training to so many nodes with so many ranks on each."""
-    variables = {"CONFIG": f"{world}/config.yaml", "OUTPUT_DIR": str(output), "RANKS_PER_NODE": str(ranks)}
+ONCE = {"RESTARTS": "0"}
+
+
+def train(
+    cluster: MiniCluster, world: Path, output: Path, nodes: int, ranks: int, script: str = "train.sbatch", **more: str
+) -> Job:
+    """Submits a training to so many nodes with so many ranks on each. more: variables of the script."""
+    variables = {"CONFIG": f"{world}/config.yaml", "OUTPUT_DIR": str(output), "RANKS_PER_NODE": str(ranks)} | more
     return submit(cluster, script, shape(script, nodes, ranks), output.with_name("log"), variables, SETTINGS)
 
 
@@ -70,7 +77,7 @@ def four_local_ranks(cluster: MiniCluster, tiny_world: Path, tmp_path_factory: p
 
 
 def train_over_pdsh(
-    cluster: MiniCluster, world: Path, folder: Path, settings: Sequence[str] = SETTINGS
+    cluster: MiniCluster, world: Path, folder: Path, settings: Sequence[str] = SETTINGS, **more: str
 ) -> subprocess.CompletedProcess[str]:
     """Runs a training of two nodes with a rank on each through train_multinode.sh, in `folder`/run."""
     (folder / "hostfile").write_text("n1 slots=1\nn2 slots=1\n")
@@ -78,7 +85,8 @@ def train_over_pdsh(
     output = ["--set", f"run.output_dir={folder / 'run'}"]
     return cluster.on(
         "head", ["bash", "launch/train_multinode.sh", f"{world}/config.yaml", *output, *settings],
-        seconds=LONGEST_WAIT, environment={"HOSTFILE": f"{folder}/hostfile", "DS_ENV_FILE": f"{folder}/deepspeed_env"},
+        seconds=LONGEST_WAIT,
+        environment={"HOSTFILE": f"{folder}/hostfile", "DS_ENV_FILE": f"{folder}/deepspeed_env"} | more,
     )  # fmt: skip
 
 
@@ -107,7 +115,7 @@ def test_a_run_over_pdsh_keeps_a_job_out_of_its_folder_and_ends_with_a_killed_wo
     output = tmp_path / "run"
     endless = [*SETTINGS, "--set", "training.num_epochs=1000", "--set", "dataset.workers=2"]
     with ThreadPoolExecutor(1) as pool:
-        run = pool.submit(train_over_pdsh, cluster, tiny_world, tmp_path, endless)
+        run = pool.submit(train_over_pdsh, cluster, tiny_world, tmp_path, endless, **ONCE)
         wait_for(lambda: run.done() or steps_logged(output) > 0, LONGEST_WAIT, "the first step")
         variables = {"CONFIG": f"{tiny_world}/config.yaml", "OUTPUT_DIR": str(output)}
         options = [*shape("train.sbatch", 1, 1), "--nodelist=n2"]  # the lock's holder is rank 0, on n1
@@ -152,11 +160,55 @@ def test_a_killed_worker_ends_the_job(
     cluster: MiniCluster, tiny_world: Path, tmp_path: Path, script: str, fault_seconds: dict[str, float]
 ) -> None:
     output = tmp_path / "run"
-    job = train(cluster, tiny_world, output, 2, 1, script)
+    job = train(cluster, tiny_world, output, 2, 1, script, **ONCE)
     job.wait_for_step(output, MIDDLE)
     kill_a_rank(cluster)
     fault_seconds[f"{script}, 2 x 1: a rank killed"] = job.wait_until_ended(FAULT)
     assert job.state == "FAILED"
+
+
+@pytest.mark.parametrize("script", ["train.sbatch", "train_deepspeed.sbatch", "train_multinode.sh"])
+def test_a_killed_and_a_stopped_worker_are_started_again_in_the_same_job(
+    cluster: MiniCluster,
+    tiny_world: Path,
+    tmp_path: Path,
+    pdsh_run: Path,
+    script: str,
+    fault_seconds: dict[str, float],
+) -> None:
+    """The rank is on n2, the supervisor on another host: of a stopped one it sees nothing but its silence."""
+    output = tmp_path / "run"
+    shorter = {"SILENCE": "10"}
+    with ThreadPoolExecutor(1) as pool:
+        if script == "train_multinode.sh":
+            job = pool.submit(train_over_pdsh, cluster, tiny_world, tmp_path, SETTINGS, **shorter)
+        else:
+            job = pool.submit(
+                lambda: train(cluster, tiny_world, output, 2, 1, script, **shorter).wait_until_ended(2 * LONGEST_WAIT)
+            )
+        for number, step in (("KILL", MIDDLE), ("STOP", 2 * MIDDLE)):
+            wait_for(lambda step=step: job.done() or steps_logged(output) >= step, LONGEST_WAIT, f"step {step}")
+            before = beats_of(output)
+            cluster.output("n2", ["pkill", f"--signal={number}", "--oldest", "--full", "--", "-m artk[v] "])
+            fault_seconds[f"{script}, 2 x 1: a rank gets {number}, until the next step"] = wait_for(
+                lambda before=before: job.done() or has_gone_on(before, beats_of(output)), FAULT, "a step after it"
+            )
+            assert not job.done(), (tmp_path / "log").read_text()
+        job.result()
+    assert_each_question_seen_once_an_epoch(output)
+    assert final_bytes(output) == final_bytes(pdsh_run)
+    causes = [json.loads(line)["cause"] for line in (output / "restarts.jsonl").read_text().splitlines()]
+    assert len(causes) == 2
+    assert "ended without a word" in causes[0]
+    assert " is silent for 1" in causes[1]
+
+
+def has_gone_on(before: Mapping[int, Beat], now: Mapping[int, Beat]) -> bool:
+    """Whether all ranks are other processes than before, and have done a step."""
+    return now.keys() == before.keys() and all(
+        (beat.pid_start, beat.pid) != (before[rank].pid_start, before[rank].pid) and beat.step > beat.first_step
+        for rank, beat in now.items()
+    )
 
 
 def test_a_rank_that_fails_before_the_ranks_meet_ends_the_job(

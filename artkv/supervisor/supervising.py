@@ -1,0 +1,224 @@
+"""The supervisor's loop: starts a launcher, watches its ranks, and starts it again."""
+
+import itertools
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from artkv.arguments import parse_arguments
+from artkv.config import load_config
+from artkv.errors import RunFailed, UserError
+from artkv.run_folder.heartbeat import FOLDER, STACKS_SIGNAL, Beat, beat_path, read_beats, stacks_file
+from artkv.run_folder.marker import MARKER
+from artkv.run_folder.processes import is_stopped
+from artkv.run_folder.status import read_if_readable
+from artkv.supervisor.policy import Fault, Policy, fault_of
+from artkv.supervisor.ranks import Launched, signal_ranks
+from artkv.supervisor.watch import Silence, Watch
+
+RESTARTS_LOG = "restarts.jsonl"
+_SECONDS_BETWEEN_LOOKS = 0.5
+# For ranks to write their stacks, and then for one that was stopped and goes on.
+_SECONDS_FOR_STACKS = 2.0
+_PREEMPTED = 75  # what the ranks exit with, as `artkv train` does
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `artkv supervise` was told; see its help. command: a launcher's, with `artkv train` in it."""
+
+    command: Sequence[str]
+    restarts: int
+    silence: float
+
+
+def run_dir_of(command: Sequence[str]) -> Path:
+    """The run's folder, from the `artkv train` with its options at the end of a launcher's command.
+
+    Raises `UserError` if there is none, or its config is wrong.
+    """
+    pairs = enumerate(itertools.pairwise(command), start=1)
+    starts = [place for place, (before, word) in pairs if word == "train" and _is_artkv(before)]
+    if not starts:
+        raise UserError(
+            "supervise: there is no `artkv train` in the command; give a launcher and all, such as "
+            "artkv supervise -- deepspeed --module artkv train --config my.yaml"
+        )
+    options = parse_arguments(list(command[starts[-1] :]))
+    return load_config(options.config, options.set).run.output_dir
+
+
+def supervise(settings: Settings) -> int:
+    """Keeps a training going until it is done, is asked to stop, or cannot go on; returns the exit code.
+
+    Signals that ask to stop are passed on to the training, which saves; then there is no further start. Raises
+    `RunFailed` where it gives up.
+    """
+    return _Supervisor(settings, run_dir_of(settings.command)).run()
+
+
+def _is_artkv(word: str) -> bool:
+    return Path(word).name in ("artkv", "artkv.py")
+
+
+class _Supervisor:
+    def __init__(self, settings: Settings, run_dir: Path) -> None:
+        self._settings = settings
+        self._run_dir = run_dir
+        self._folder = run_dir.absolute() / FOLDER / uuid.uuid4().hex[:12]
+        self._watch = Watch(settings.silence, _SECONDS_BETWEEN_LOOKS)
+        self._policy = Policy(settings.restarts, waits_for_nodes="SLURM_JOB_ID" in os.environ)
+        self._launched: Launched | None = None
+        self._asked: signal.Signals | None = None
+
+    def run(self) -> int:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            signal.signal(number, self._pass_on)
+        try:
+            while True:
+                self._make_folder()
+                self._watch.begin()
+                self._launched = Launched(self._command())
+                fault = self._until_ended(self._launched)
+                if isinstance(fault, int):
+                    return fault
+                reason = self._policy.reason_to_give_up(fault)
+                self._log(fault, reason)
+                self._pause(self._policy.pause)
+                if reason is not None:
+                    if fault.is_wrong_input:  # a rank has told it
+                        return 1
+                    raise RunFailed(f"{fault.cause}; not started again: {reason}")
+        finally:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            with suppress(OSError):  # a start that was wrong from the first leaves no folder
+                self._folder.parent.rmdir()
+                self._run_dir.rmdir()
+
+    def _command(self) -> list[str]:
+        again = ["--resume", "auto"] if self._policy.restarts else []
+        return [*self._settings.command, "--supervised", str(self._folder), *again]
+
+    def _until_ended(self, launched: Launched) -> Fault | int:
+        """Watches a start to its end; why it is to be started again, or the exit code where it is not."""
+        silence = None
+        while (code := launched.exit_code()) is None and silence is None:
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+            if not self._can_write():
+                continue  # so nor can the ranks: a disk that is full or read-only has not made them silent
+            beats = read_beats(self._folder)
+            silence = self._watch.look(beats)
+            if silence is None and self._watch.is_silent_from_the_first:
+                launched.end(beats)
+                return Fault("no rank has come up in time", 0, has_gained=False)
+        beats = read_beats(self._folder)
+        fault = fault_of(beats, code or 0) if silence is None else self._end_silent(launched, silence, beats)
+        launched.end(beats)  # what the launcher has left behind
+        marker = read_if_readable(self._run_dir / MARKER)
+        if code == 0 and all(beat.phase == "ended" and not beat.error for beat in beats.values()):
+            return 0  # `deepspeed` says so too where its inner process was killed
+        if self._asked is not None:
+            return _PREEMPTED if marker is not None else code or 3
+        if marker is not None and marker.get("reason") != signal.SIGTERM.name:
+            return _PREEMPTED  # whoever gives the time is asked for more of it
+        return fault
+
+    def _end_silent(self, launched: Launched, silence: Silence, beats: Mapping[int, Beat]) -> Fault:
+        """Has the ranks write their stacks, and ends them all."""
+        beat = silence.beat
+        stopped = [other for other in beats.values() if other.lives_here and is_stopped(other.pid)]
+        path, answered = self._stacks(beats, stopped)
+        launched.end(beats)
+        if not stopped and answered == set(beats):
+            self._watch.was_alive(silence)
+        told = (
+            f"{stopped[0].describe()} is stopped (SIGSTOP), and the ranks are silent"
+            if stopped
+            else f"{beat.describe()} is silent"
+        )
+        cause = f"{told} for {silence.seconds:.0f} s while {beat.phase}, after step {beat.step}; stacks: {path}"
+        return Fault(cause, max(b.step for b in beats.values()), any(b.step > b.first_step for b in beats.values()))
+
+    def _stacks(self, beats: Mapping[int, Beat], stopped: Sequence[Beat]) -> tuple[Path, set[int]]:
+        """Collects the stacks of all ranks in one file; which of them answered without being woken."""
+        files = {rank: stacks_file(beat_path(self._folder, rank)) for rank in beats}
+        signal_ranks(STACKS_SIGNAL, beats)
+        _wait_for_content(list(files.values()), len(files) - len(stopped))
+        answered = {rank for rank, file in files.items() if _size(file) > 0}
+        if stopped:
+            signal_ranks(signal.SIGCONT, {beat.rank: beat for beat in stopped})
+            _wait_for_content(list(files.values()), len(files))
+        path = self._run_dir / "logs" / f"stacks_{time.strftime('%Y%m%d-%H%M%S')}.txt"
+        parts = []
+        for rank, file in sorted(files.items()):
+            beat = beats[rank]
+            text = file.read_text(encoding="utf-8", errors="replace") if _size(file) else "no answer\n"
+            parts.append(f"=== {beat.describe()}, {beat.phase}, after step {beat.step}\n{text}")
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("\n".join(parts), encoding="utf-8")
+        return path, answered
+
+    def _make_folder(self) -> None:
+        """Makes the ranks' folder anew, without what those of the start before have said."""
+        try:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"run.output_dir = {self._run_dir}: cannot be written ({error.strerror}); give another folder"
+            ) from None
+
+    def _pause(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and self._asked is None:
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+
+    def _can_write(self) -> bool:
+        try:
+            probe = self._folder / "supervisor"
+            probe.write_text("alive", encoding="ascii")
+        except OSError:
+            return False
+        return True
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        self._asked = self._asked or signal.Signals(number)
+        beats = read_beats(self._folder)
+        # To the ranks themselves: a launcher would end without them, or give them less time than a save takes.
+        signal_ranks(signal.SIGUSR1 if number == signal.SIGUSR1 else signal.SIGTERM, beats)
+        if self._launched is not None and not beats and number != signal.SIGUSR1:
+            self._launched.send(signal.SIGTERM)
+
+    def _log(self, fault: Fault, reason: str | None) -> None:
+        again = f"not started again: {reason}" if reason else f"start {self._policy.restarts + 1}"
+        print(f"artkv supervise: {fault.cause}; {again}", file=sys.stderr, flush=True)
+        if fault.is_wrong_input:
+            return  # and the folder may be another run's, in use
+        record = {"time": time.time(), "cause": fault.cause, "step": fault.step, "gave_up": reason}
+        with suppress(OSError), (self._run_dir / RESTARTS_LOG).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _wait_for_content(files: Sequence[Path], number: int) -> None:
+    """Waits until so many files have content, and for a moment more, or for as long as is allowed."""
+    deadline = time.monotonic() + _SECONDS_FOR_STACKS
+    while sum(_size(file) > 0 for file in files) < number and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.1)

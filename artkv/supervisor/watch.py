@@ -1,0 +1,77 @@
+"""How long a rank may be silent: learned from the run, for each thing that it can be at."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from artkv.run_folder.heartbeat import Beat, Phase
+
+# Seconds that a phase may be silent for before anything is known of it: weights of a size and a disk never seen.
+_UNLEARNED = 600.0
+# How much longer than ever before it may last.
+_FACTOR = 3.0
+
+
+@dataclass(frozen=True)
+class Silence:
+    """A rank that has been silent for too long. beat: what it said last. seconds: since then."""
+
+    beat: Beat
+    seconds: float
+
+
+class Watch:
+    """Looks at the ranks' heartbeats again and again, and knows what is usual.
+
+    least: seconds of silence that are always allowed. interval: seconds between two looks. Time is counted in looks: a
+    machine that stood still, or a file server that did, has not made the ranks silent.
+    """
+
+    def __init__(self, least: float, interval: float) -> None:
+        self._least = least
+        self._interval = interval
+        self._longest: dict[str, float] = {}
+        self._last: dict[int, tuple[Beat, int]] = {}
+        self._looks = 0
+
+    def begin(self) -> None:
+        """A new start of all ranks; what was learned stays."""
+        self._last = {}
+        self._looks = 0
+
+    def allowed(self, phase: Phase) -> float:
+        """Seconds for which a rank may be silent in a phase."""
+        longest = self._longest.get(phase)
+        return max(self._least, _UNLEARNED if longest is None else _FACTOR * longest)
+
+    def look(self, beats: Mapping[int, Beat]) -> Silence | None:
+        """Takes note of what the ranks said last, and returns the one that is silent too long, if there is one.
+
+        Of several it is the one that fell silent first: the others wait for it.
+        """
+        self._looks += 1
+        for rank, beat in beats.items():
+            if rank not in self._last:
+                self._learn("starting", self._looks * self._interval)
+            elif beat.count == self._last[rank][0].count:
+                continue
+            for phase, seconds in beat.longest.items():
+                self._learn(phase, seconds)
+            self._last[rank] = (beat, self._looks)
+        too_long = [
+            Silence(beat, seconds)
+            for beat, since in self._last.values()
+            if (seconds := (self._looks - since) * self._interval) > self.allowed(beat.phase)
+        ]
+        return max(too_long, key=lambda silence: (silence.seconds, -silence.beat.rank), default=None)
+
+    @property
+    def is_silent_from_the_first(self) -> bool:
+        """Whether no rank has said anything since the start, for longer than a start may take."""
+        return not self._last and self._looks * self._interval > self.allowed("starting")
+
+    def was_alive(self, silence: Silence) -> None:
+        """Learns that a rank was well though it was silent: from now on twice as long is allowed there."""
+        self._learn(silence.beat.phase, 2 * silence.seconds / _FACTOR)
+
+    def _learn(self, phase: str, seconds: float) -> None:
+        self._longest[phase] = max(seconds, self._longest.get(phase, 0.0))

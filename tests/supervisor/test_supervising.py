@@ -1,0 +1,175 @@
+"""The supervisor around a real process, which dies, stops, fails or hangs by a script; what it does then."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from artkv.errors import UserError
+from artkv.supervisor.supervising import run_dir_of
+from tests.supervisor import stub
+from tests.system.run_files import beats_of
+
+SECONDS = 120
+
+
+class Supervised:
+    """`artkv supervise` around the stub, in a folder of its own."""
+
+    def __init__(self, folder: Path, config: Path) -> None:
+        self.folder = folder
+        self.run_dir = folder / "a run"
+        self.config = config
+
+    def begin(self, script: Sequence[str], *options: str) -> "subprocess.Popen[str]":
+        (self.folder / "script").write_text("\n".join(script))
+        training = ["artkv", "train", "--config", str(self.config), "--set", f"run.output_dir={self.run_dir}"]
+        return subprocess.Popen(
+            [
+                sys.executable, "-m", "artkv", "supervise", "--silence", "1", *options, "--",
+                sys.executable, str(Path(stub.__file__)), str(self.run_dir), *training,
+            ],
+            stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        )  # fmt: skip
+
+    def run(self, script: Sequence[str], *options: str) -> tuple[int, str]:
+        """The exit code, and what was printed."""
+        process = self.begin(script, *options)
+        _, told = process.communicate(timeout=SECONDS)
+        return process.returncode, told
+
+    def starts(self) -> list[str]:
+        """The arguments of each start."""
+        return (self.folder / "starts").read_text().splitlines()
+
+    def causes(self) -> list[str]:
+        return [json.loads(line)["cause"] for line in (self.run_dir / "restarts.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def supervised(tmp_path: Path, tiny_world: Path) -> Supervised:
+    return Supervised(tmp_path, tiny_world / "config.yaml")
+
+
+def test_a_training_that_is_done_is_not_started_again(supervised: Supervised) -> None:
+    assert supervised.run(["done"])[0] == 0
+    (start,) = supervised.starts()
+    assert re.search(f" --supervised {supervised.run_dir}/.heartbeats/[0-9a-f]{{12}}$", start)
+    assert not supervised.run_dir.exists()  # of its own it leaves nothing
+
+
+def test_a_killed_training_goes_on_from_its_checkpoint(supervised: Supervised) -> None:
+    code, told = supervised.run(["die", "die", "done"])
+    assert code == 0, told
+    first, *later = supervised.starts()
+    assert not first.endswith("--resume auto")
+    assert all(" --supervised " in start and start.endswith(" --resume auto") for start in later)
+    assert len(later) == 2
+    assert [cause.partition("(")[0] for cause in supervised.causes()] == ["rank 0 "] * 2
+    assert told.count("ended without a word (exit code -9): killed?; start ") == 2
+    assert sorted(path.name for path in supervised.run_dir.iterdir()) == ["restarts.jsonl"]
+
+
+def test_a_training_that_stands_still_is_ended_with_its_stacks_and_goes_on(supervised: Supervised) -> None:
+    code, told = supervised.run(["stop", "hang", "done"])
+    assert code == 0, told
+    stopped, silent = supervised.causes()
+    assert "is stopped (SIGSTOP), and the ranks are silent for " in stopped
+    assert " is silent for " in silent
+    assert "while saving, after step 1" in silent
+    for cause in (stopped, silent):
+        stacks = Path(cause.partition("stacks: ")[2]).read_text()
+        assert stacks.startswith("=== rank 0 (process ")
+        assert "stub.py" in stacks
+
+
+def test_an_error_that_comes_back_ends_it(supervised: Supervised) -> None:
+    code, told = supervised.run(["error", "error", "done"])
+    assert code == 3
+    assert len(supervised.starts()) == 2
+    assert told.splitlines()[-1].endswith(
+        "RunFailed: step 1: it diverged; not started again: the same error as before, at the same step 1"
+    )
+
+
+def test_wrong_input_ends_it_at_once_and_leaves_no_folder(supervised: Supervised) -> None:
+    code, told = supervised.run(["wrong", "done"])
+    assert code == 1
+    assert len(supervised.starts()) == 1
+    assert "my.yaml: is wrong; not started again: another start would find the same" in told
+    assert not supervised.run_dir.exists()
+
+
+def test_there_are_no_more_starts_than_are_allowed(supervised: Supervised) -> None:
+    code, told = supervised.run(["die", "die", "done"], "--restarts", "1")
+    assert code == 3
+    assert len(supervised.starts()) == 2
+    assert "it was started again 1 times already (--restarts)" in told
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_stop_is_passed_on_and_there_is_no_further_start(supervised: Supervised) -> None:
+    process = supervised.begin(["hang", "done"], "--silence", "60")
+    wait_for(lambda: [beat.phase for beat in beats_of(supervised.run_dir).values()] == ["saving"])
+    time.sleep(0.7)  # the stub listens only then
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=SECONDS)
+    assert process.returncode == 75
+    assert len(supervised.starts()) == 1
+
+
+def test_what_a_killed_launcher_leaves_behind_is_ended(supervised: Supervised) -> None:
+    """Between the supervisor and its rank stands a shell, which is killed: the rank is nobody's child then."""
+    (supervised.folder / "script").write_text("hang\ndone")
+    rank = [sys.executable, str(Path(stub.__file__)), str(supervised.run_dir)]
+    training = ["artkv", "train", "--config", str(supervised.config), "--set", f"run.output_dir={supervised.run_dir}"]
+    shell = ["bash", "-c", '"$@" & wait', "bash"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "artkv", "supervise", "--silence", "60", "--", *shell, *rank, *training],
+        stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    ) as process:  # fmt: skip
+        wait_for(lambda: [beat.phase for beat in beats_of(supervised.run_dir).values()] == ["saving"])
+        orphan = beats_of(supervised.run_dir)[0].pid
+        parent = int(Path(f"/proc/{orphan}/stat").read_text().rpartition(")")[2].split()[1])
+        assert parent != process.pid
+        os.kill(parent, signal.SIGKILL)
+        _, told = process.communicate(timeout=SECONDS)
+    assert process.returncode == 0, told
+    assert not Path(f"/proc/{orphan}").exists()
+    assert len(supervised.starts()) == 2
+
+
+def test_a_command_without_a_training_is_refused(tiny_world: Path) -> None:
+    with pytest.raises(UserError, match="there is no `artkv train` in the command"):
+        run_dir_of(["srun", "python", "-m", "artkv", "evaluate"])
+    config = str(tiny_world / "config.yaml")
+    shell = ["srun", "bash", "-c", 'exec python -m artkv "$@"', "artkv", "train", "--config", config]
+    assert run_dir_of([*shell, "--set", "run.output_dir=here"]) == Path("here")
+
+
+def test_another_supervisor_on_the_folder_ends_no_rank_of_the_first(supervised: Supervised) -> None:
+    first = supervised.begin(["hang", "wrong"], "--silence", "60")
+    wait_for(lambda: [beat.phase for beat in beats_of(supervised.run_dir).values()] == ["saving"])
+    rank = beats_of(supervised.run_dir)[0]
+    (supervised.folder / "script").write_text("wrong")  # as a run that finds the folder in use
+    second = supervised.begin(["wrong"])
+    second.communicate(timeout=SECONDS)
+    assert second.returncode == 1
+    assert rank.lives_here
+    assert beats_of(supervised.run_dir)[0].pid == rank.pid
+    first.send_signal(signal.SIGTERM)
+    first.communicate(timeout=SECONDS)
+    assert first.returncode == 75
