@@ -91,6 +91,11 @@ class Heartbeat:
                 faulthandler.register(STACKS_SIGNAL, file=self._stacks)
             self.beat("starting")
 
+    @property
+    def phase(self) -> Phase:
+        """What this rank is at."""
+        return self._beat.phase
+
     def beat(self, phase: Phase | None = None, step: int | None = None) -> None:
         """Says that this rank goes on. phase, step: what it is at from here on, where that changes."""
         if self._path is None:

@@ -31,7 +31,10 @@ _LOST = re.compile(
     r"socket closed|ncclRemoteError|ncclSystemError|failed to recv",
     re.IGNORECASE,
 )
-_SILENT = re.compile(r"timed out waiting|watchdog caught collective|ran for \d+ milliseconds before timing out", re.I)
+_SILENT = re.compile(
+    r"timed out waiting|socket has timed out|watchdog caught collective|ran for \d+ milliseconds before timing out",
+    re.I,
+)
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,20 @@ def cause_of(error: BaseException, rank: int, hosts: Sequence[str]) -> str:
         logs = f"{LOGS}/rank_{others[0]:05d}.log" if len(others) == 1 else LOGS
         return f"{which} on {where} did not answer: {how}; see {logs}"
     return f"{type(error).__name__}: {first_line}"
+
+
+def is_lost_peer(error: str) -> bool:
+    """Whether an error's text says no more than that another rank is gone."""
+    return bool(_LOST.search(error) or _SILENT.search(error))
+
+
+def record_cause(run_dir: Path, cause: str) -> None:
+    """Writes what ended a start that could not say so itself, or did not know; called when none of it is left."""
+    record = _read_if_readable(run_dir)
+    if record is not None and record.state in ("starting", "running", "failed"):
+        with suppress(OSError):
+            ended = replace(record, state="failed", ended=time.time(), error=cause)
+            write_small(run_dir / STATE, json.dumps(asdict(ended), indent=2).encode())
 
 
 def _read_if_readable(run_dir: Path) -> StateRecord | None:

@@ -16,6 +16,7 @@ from artkv.files import reason_of
 from artkv.reading import parse_json, read_object, read_regular
 from artkv.run_folder.layout import METRICS, best_checkpoint, checkpoints_newest_first, step_of
 from artkv.run_folder.marker import Marker, read_marker
+from artkv.run_folder.restarts import read_restarts
 from artkv.run_folder.run_lock import HEARTBEAT_SECONDS, LOCK, LockRecord, read_lock
 from artkv.run_folder.state_record import STATE, StateRecord, read_state_record
 
@@ -48,6 +49,8 @@ class RunStatus:
     validation_step: int | None
     exact_match: float | None
     slowest_rank: int | None
+    restarts: int = 0
+    last_fault: str | None = None
 
     @property
     def seconds_left(self) -> float | None:
@@ -66,7 +69,7 @@ def read_status(run_dir: Path, wait_seconds: float = 1.5 * HEARTBEAT_SECONDS) ->
     record = read_state_record(run_dir)
     lock = _read_lock(run_dir)
     marker = read_marker(run_dir)
-    checkpoints = checkpoints_newest_first(run_dir)
+    checkpoints, restarts = checkpoints_newest_first(run_dir), read_restarts(run_dir)
     if record is None and lock is None and marker is None and not checkpoints:
         raise UserError(
             f"{run_dir}: holds no run (no {STATE}, run.lock or checkpoints); give the run.output_dir of a run"
@@ -92,6 +95,8 @@ def read_status(run_dir: Path, wait_seconds: float = 1.5 * HEARTBEAT_SECONDS) ->
         validation_step=validation.get("step"),
         exact_match=validation.get("exact_match"),
         slowest_rank=None if slowest is None else int(slowest),
+        restarts=sum(restart.gave_up is None for restart in restarts),
+        last_fault=restarts[-1].cause if restarts else None,
     )
 
 
@@ -111,6 +116,8 @@ def format_status(status: RunStatus) -> str:
         lines.append(("score", f"validation exact match {status.exact_match:.3f} at step {status.validation_step}"))
     if status.best is not None:
         lines.append(("best", status.best))
+    if status.last_fault is not None:
+        lines.append(("restarts", f"{status.restarts}, the last fault: {status.last_fault}"))
     if status.slowest_rank is not None:
         lines.append(("slowest", f"rank {status.slowest_rank}"))
     return "\n".join(f"{name + ':':<12}{_printable(text)}" for name, text in lines)

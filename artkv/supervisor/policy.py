@@ -5,17 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from artkv.run_folder.heartbeat import Beat
+from artkv.run_folder.state_record import is_lost_peer
 
 # Faults from outside in a row, between which no step was done: a machine that kills each start will kill the next one.
 _MOST_WITHOUT_A_STEP = 3
 # Together longer than Slurm's default SlurmdTimeout, 300 s.
-_PAUSES_FOR_NODES = (5.0, 10.0, 20.0, 40.0, 80.0, 160.0)
-
-# What gloo, NCCL and torch's store say when another rank is gone: who says it noticed, and did not die first.
-_LOST_PEER = re.compile(
-    r"connection (closed|reset|refused|aborted)|broken pipe|timed out|socket|gloo|nccl|recvvalue|DistError",
-    re.IGNORECASE,
-)
+_PAUSES = (5.0, 10.0, 20.0, 40.0, 80.0, 160.0)
 
 
 @dataclass(frozen=True)
@@ -48,7 +43,8 @@ def fault_of(beats: Mapping[int, Beat], exit_code: int) -> Fault:
     for beat in told:
         if beat.error.startswith("Preempted"):
             return Fault(f"rank {beat.rank} was {beat.error.partition(': ')[2]}", step, has_gained)
-    own = [beat for beat in told if not _LOST_PEER.search(beat.error)]
+    # Who says that another one is gone has noticed it, and did not die first.
+    own = [beat for beat in told if not is_lost_peer(beat.error)]
     if own:
         return Fault(f"{own[0].describe()}: {own[0].error}", step, has_gained, is_error=True)
     silent = [beats[rank] for rank in sorted(beats) if beats[rank].phase != "ended"]
@@ -64,13 +60,16 @@ class Policy:
     """Decides after each fault.
 
     most: starts after the first one. waits_for_nodes: a start of which no rank comes up may be one on a node that is
-    lost: Slurm takes minutes to notice, and then queues the job again, which a job that has ended is not.
+    lost: Slurm takes minutes to notice, and then queues the job again, which a job that has ended is not. In the same
+    way an input that was right for an earlier start may be so again: a disk that is full has told so.
     pause: seconds to wait before the next start.
     """
 
     def __init__(self, most: int, waits_for_nodes: bool = False) -> None:
         self._most = most
-        self._pauses = list(_PAUSES_FOR_NODES) if waits_for_nodes else []
+        self._waits_for_nodes = waits_for_nodes
+        self._pauses = list(_PAUSES)
+        self._has_worked = False
         self.pause = 0.0
         self.restarts = 0
         self._errors: set[tuple[str, int]] = set()
@@ -79,7 +78,9 @@ class Policy:
     def reason_to_give_up(self, fault: Fault) -> str | None:
         """Why there is to be no further start; None if there is, which this counts."""
         self.pause = 0.0
-        if not fault.has_ranks and self._pauses and self.restarts < self._most:
+        may_pass = self._waits_for_nodes if not fault.has_ranks else fault.is_wrong_input and self._has_worked
+        self._has_worked |= fault.has_gained
+        if may_pass and self._pauses and self.restarts < self._most:
             self.pause = self._pauses.pop(0)
             self.restarts += 1
             return None

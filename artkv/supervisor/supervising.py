@@ -1,7 +1,6 @@
 """The supervisor's loop: starts a launcher, watches its ranks, and starts it again."""
 
 import itertools
-import json
 import os
 import shutil
 import signal
@@ -18,14 +17,14 @@ from artkv.arguments import parse_arguments
 from artkv.config import load_config
 from artkv.errors import RunFailed, UserError
 from artkv.run_folder.heartbeat import FOLDER, STACKS_SIGNAL, Beat, beat_path, read_beats, stacks_file
-from artkv.run_folder.marker import MARKER
+from artkv.run_folder.marker import read_marker
 from artkv.run_folder.processes import is_stopped
-from artkv.run_folder.status import read_if_readable
+from artkv.run_folder.restarts import Restart, append_restart
+from artkv.run_folder.state_record import record_cause
 from artkv.supervisor.policy import Fault, Policy, fault_of
 from artkv.supervisor.ranks import Launched, signal_ranks
 from artkv.supervisor.watch import Silence, Watch
 
-RESTARTS_LOG = "restarts.jsonl"
 _SECONDS_BETWEEN_LOOKS = 0.5
 # For ranks to write their stacks, and then for one that was stopped and goes on.
 _SECONDS_FOR_STACKS = 2.0
@@ -123,12 +122,14 @@ class _Supervisor:
         beats = read_beats(self._folder)
         fault = fault_of(beats, code or 0) if silence is None else self._end_silent(launched, silence, beats)
         launched.end(beats)  # what the launcher has left behind
-        marker = read_if_readable(self._run_dir / MARKER)
+        marker = None
+        with suppress(UserError, OSError):
+            marker = read_marker(self._run_dir)
         if code == 0 and all(beat.phase == "ended" and not beat.error for beat in beats.values()):
             return 0  # `deepspeed` says so too where its inner process was killed
         if self._asked is not None:
             return _PREEMPTED if marker is not None else code or 3
-        if marker is not None and marker.get("reason") != signal.SIGTERM.name:
+        if marker is not None and marker.reason != signal.SIGTERM.name:
             return _PREEMPTED  # whoever gives the time is asked for more of it
         return fault
 
@@ -204,9 +205,8 @@ class _Supervisor:
         print(f"artkv supervise: {fault.cause}; {again}", file=sys.stderr, flush=True)
         if fault.is_wrong_input:
             return  # and the folder may be another run's, in use
-        record = {"time": time.time(), "cause": fault.cause, "step": fault.step, "gave_up": reason}
-        with suppress(OSError), (self._run_dir / RESTARTS_LOG).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        append_restart(self._run_dir, Restart(time.time(), fault.cause, fault.step, reason))
+        record_cause(self._run_dir, fault.cause)
 
 
 def _size(path: Path) -> int:

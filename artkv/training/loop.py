@@ -62,15 +62,14 @@ def fit(
     total_questions = training.num_epochs * len(table)
     engine.skipped_steps.start_from(progress.skipped_steps, progress.nonfinite_steps_in_a_row)
     if progress.step == 0:
-        with stops.during("validating"):
-            _score(validate, 0, stops)  # of the weights that training starts from: it is logged, and chooses nothing
+        _score(validate, 0, stops)  # of the weights that training starts from: it is logged, and chooses nothing
     measures, packing = StepMeasures(engine, world), packing_of(session)
 
     while True:  # a turn is the validation that is due, and then an epoch
         # An epoch's last step is saved at the bottom of this loop, with its validation due, and validated here: so a
         # run that ends in between, or in the validation, does that first when it is resumed.
         if progress.validation_due:
-            with measures.paused(), stops.during("validating"):
+            with measures.paused(), stops.during("saving"):
                 progress = _after_validation(progress, _score(validate, progress.step, stops))
                 saver.save_score(engine, progress)
                 stops.note_gain()
@@ -162,7 +161,8 @@ def learning_rate(
 
 def _score(validate: Validate | None, step: int, stops: RunStops) -> float | None:
     """The exact match of a validation, or None where none is wanted; where it was broken off, all ranks stop."""
-    score = None if validate is None else validate(step)
+    with stops.during("validating"):
+        score = None if validate is None else validate(step)
     if score is None and validate is not None:
         stops.stop_if_asked()  # and it was: that is why there is no score
     return score

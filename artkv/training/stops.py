@@ -67,10 +67,11 @@ class RunStops:
 
     @contextmanager
     def during(self, phase: Phase) -> Iterator[None]:
-        """Between two steps something else is done, which takes its own time."""
+        """Something else is done for a while, which takes its own time."""
+        before = self._heartbeat.phase
         self.begin(phase)
         yield
-        self.begin("training")
+        self.begin(before)
 
     def note_gain(self, step: int | None = None) -> None:
         """Notes that this start has done what the next one need not do again: a step, a validation, a cache's shard.

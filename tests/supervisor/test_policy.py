@@ -92,3 +92,15 @@ def test_in_a_job_a_lost_node_is_waited_for_as_long_as_slurm_takes_to_notice() -
         pauses.append(policy.pause)
     assert sum(pauses) > 300
     assert pauses[-1] == 0.0  # and then as anywhere
+
+
+def test_an_input_that_was_right_before_is_waited_for() -> None:
+    """A disk that is full at a restart refuses the run's folder, and is not full for ever."""
+    policy = Policy(20)
+    assert policy.reason_to_give_up(Fault("killed?", step=5, has_gained=True)) is None
+    full = Fault("run.output_dir = run: no space", 5, has_gained=False, is_error=True, is_wrong_input=True)
+    assert [policy.reason_to_give_up(full) for _ in range(3)] == [None] * 3
+    assert policy.pause == 20.0
+    while (reason := policy.reason_to_give_up(full)) is None:
+        assert policy.restarts <= 20
+    assert reason == "another start would find the same"

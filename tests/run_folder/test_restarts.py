@@ -1,0 +1,16 @@
+"""Faults are read back in order, and what is no record is left out."""
+
+from pathlib import Path
+
+from artkv.run_folder.restarts import Restart, append_restart, read_restarts
+
+
+def test_faults_are_read_back_and_damage_is_passed_over(tmp_path: Path) -> None:
+    first, second = Restart(1.5, "rank 1 is silent", 7, None), Restart(2.5, "killed?", 9, "too often")
+    append_restart(tmp_path, first)
+    with (tmp_path / "restarts.jsonl").open("a") as file:
+        file.write('{"time": 1.0}\n[\n{"time": 1.0, "cause": 3, "step": -1, "gave_up": null}\n')
+    append_restart(tmp_path, second)
+    assert read_restarts(tmp_path) == [first, second]
+    assert read_restarts(tmp_path / "nowhere") == []
+    append_restart(tmp_path / "nowhere", first)  # is lost, and no error
