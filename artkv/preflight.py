@@ -9,6 +9,7 @@ import torch
 from artkv.config import Config
 from artkv.config.deepspeed import fill_deepspeed_config, load_deepspeed_config
 from artkv.datasets.image_index import ImageIndex
+from artkv.datasets.shared_pictures import shared_pictures
 from artkv.datasets.table import find_problems, read_table
 from artkv.datasets.tokenized_table import rows_with_long_answers
 from artkv.distributed import launched_place, single_process
@@ -18,6 +19,7 @@ from artkv.frozen.quantised import require_bitsandbytes
 from artkv.models.backbone.backends import open_backbone, resolve_dtype
 from artkv.models.backbone.blip2_backbone import RESIDENT
 from artkv.models.efficientnet import load_efficientnet
+from artkv.reading import printable
 from artkv.run_folder.run_lock import check_output_folder
 from artkv.session import SPLITS, Session, csv_path, pictures_folder, training_splits
 from artkv.training.schedule import total_steps, warmup_steps
@@ -37,6 +39,7 @@ def find_obstacles(config: Config, note: Callable[[str], None] = lambda text: No
         _check_deepspeed,
         _check_data,
         _check_warmup,
+        lambda session: _note_shared_pictures(session, note),
         lambda session: _check_blip2_and_texts(session, note),
         _check_art_encoder,
         _check_feature_cache,
@@ -89,6 +92,29 @@ def _check_data(session: Session) -> list[str]:
             except UserError as error:
                 obstacles.append(f"dataset.{split}: {error}")
     return obstacles
+
+
+def _note_shared_pictures(session: Session, note: Callable[[str], None]) -> None:
+    """Tells of pictures that are trained on and judged by; nothing is wrong with a run that does it."""
+    dataset = session.config.dataset
+    if dataset.image_root is None or dataset.train is None:
+        return
+    images = ImageIndex(dataset.image_root)
+    if images.unreadable:
+        note(f"{len(images.unreadable)} folders below {dataset.image_root} are not listed: {images.unreadable[0]}")
+    for split in ("val", "test"):
+        path = getattr(dataset, split)
+        if path is None:
+            continue
+        with suppress(UserError):  # what is wrong with the tables was told already
+            table = read_table(path, images)
+            shared = shared_pictures(table, read_table(dataset.train, images))
+            if shared:
+                note(
+                    f"{len(shared)} of the {table.num_paintings} pictures of dataset.{split} are pictures of "
+                    f"dataset.train too, the first {printable(shared[0][0])} = {printable(shared[0][1])}: "
+                    f"scores on {split} tell what was learnt by heart; keep each painting in one split"
+                )
 
 
 def _check_warmup(session: Session) -> None:

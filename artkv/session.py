@@ -16,9 +16,9 @@ from artkv.datasets.checked_tables import read_checked_tables
 from artkv.datasets.packing import PackingSettings
 from artkv.datasets.painting_source import DecodedPictures
 from artkv.datasets.pictures import PaintingTransform, open_picture, upright_rgb
+from artkv.datasets.problems import Problem, format_problems
 from artkv.datasets.prompt_packing import pack_prompts
 from artkv.datasets.question_set import QuestionSet
-from artkv.datasets.records import Problem, format_problems
 from artkv.datasets.table import QuestionTable
 from artkv.datasets.tokenization import encode_prompt
 from artkv.datasets.tokenized_table import TokenizedTable, tokenize_table, too_long_questions

@@ -4,11 +4,10 @@ Everything random here is a pure function of (seed, epoch), and of the draw for 
 the number of worker processes nor a stop and resume changes what is drawn.
 """
 
-import csv
 import hashlib
 import os
 import random
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -25,7 +24,10 @@ from tqdm import tqdm
 from artkv.art_encoder.timm_parts import PictureTransform
 from artkv.datasets.columns import PathColumn
 from artkv.datasets.pictures import open_picture, picture_damage
+from artkv.datasets.problems import Problem, format_problems, quoted
+from artkv.datasets.records import read_records
 from artkv.errors import UserError
+from artkv.reading import printable
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 _SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test"}
@@ -241,39 +243,26 @@ def _read_csv(file: Path, image_root: Path, problems: list[str]) -> list[Picture
     pictures: list[Picture] = []
     first_line: dict[str, int] = {}
     try:
-        with file.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.reader(stream, strict=True)
-            header = [name.strip() for name in next(reader, [])]
-            missing = [name for name in ("image", "style") if header.count(name) != 1]
-            if missing:
-                problems.append(
-                    f"{file}:1: needs one column named {' and one named '.join(missing)}; "
-                    f"its columns are {', '.join(header) or 'none'}"
-                )
-                return []
-            image_column, style_column = header.index("image"), header.index("style")
-            next_line = reader.line_num + 1
-            for row in reader:
-                line, next_line = next_line, reader.line_num + 1
-                place = f"{file}:{line}"
-                if not row:
-                    continue
-                if len(row) != len(header):
-                    problems.append(
-                        f"{place}: the row has {len(row)} fields, the header {len(header)}; put double quotes "
-                        "around a text that holds a comma"
-                    )
-                    continue
-                image, style = row[image_column].strip(), row[style_column].strip()
-                if not image or not style:
-                    problems.append(f"{place}: empty {'style' if image else 'image'}; fill it in or remove the row")
-                    continue
-                if first_line.setdefault(image, line) != line:
-                    problems.append(f"{place}: {image} is named in line {first_line[image]} already; keep one of them")
-                    continue
-                pictures.append(Picture(image_root / image, image, style, place))
-    except (UnicodeDecodeError, csv.Error) as error:
-        problems.append(f"{file}: not readable as CSV in UTF-8 ({error})")
+        content = read_records(file, required=("image", "style"))
+    except UserError as error:
+        problems.append(str(error))
+        return []
+    found = list(content.problems)
+    for record in content.records if {"image", "style"} <= set(content.columns) else ():
+        image, style = record.cells["image"], record.cells["style"]
+        wrong = None
+        if not image or not style:
+            wrong = f"empty {'style' if image else 'image'}; fill it in or remove the row"
+        elif os.path.isabs(image) or os.pardir in Path(image).parts:
+            wrong = f"picture {quoted(image)} lies outside {printable(image_root)}; give its path below that folder"
+        elif first_line.setdefault(image, record.line) != record.line:
+            wrong = f"{quoted(image)} is named in line {first_line[image]} already; keep one of them"
+        if wrong is None:
+            place = f"{printable(file)}:{record.line}"
+            pictures.append(Picture(image_root / image, image, style, place))
+        else:
+            found.append(Problem(file, record.line, wrong))
+    problems += [str(problem) for problem in sorted(found, key=lambda problem: problem.line)]
     return pictures
 
 
@@ -307,6 +296,7 @@ def _picture_problem(picture: Picture) -> str | None:
 
 
 def _data_error(problems: Sequence[str]) -> UserError:
-    count = Counter(problems)
-    noun = "problem" if len(count) == 1 else "problems"
-    return UserError(f"the art encoder's data have {len(count)} {noun}:\n  " + "\n  ".join(count))
+    told = list(dict.fromkeys(problems))
+    noun = "problem" if len(told) == 1 else "problems"
+    listed = format_problems(told).replace("\n", "\n  ")
+    return UserError(f"the art encoder's data have {len(told):,} {noun}:\n  {listed}")

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from artkv.datasets.image_index import ImageIndex
-from artkv.datasets.records import format_problems
+from artkv.datasets.problems import format_problems
 from artkv.datasets.table import QuestionTable, find_problems, read_table
 from artkv.distributed import World
 from artkv.errors import UserError
@@ -27,5 +27,5 @@ def read_checked_tables(
     if found_by_any:
         place = {path: number for number, path in enumerate(paths)}
         ordered = sorted(found_by_any, key=lambda problem: (place[problem.path], problem.line, problem.message))
-        raise UserError(format_problems(ordered), on_all_ranks=True)
+        raise UserError(format_problems(ordered, keeps_all=world.is_main), on_all_ranks=True)
     return world.together(lambda: [read_table(path, images) for path in paths])

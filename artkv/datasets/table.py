@@ -12,10 +12,11 @@ from tqdm import tqdm
 from artkv.datasets.columns import PathColumn, StringColumn
 from artkv.datasets.image_index import ImageIndex
 from artkv.datasets.pictures import picture_damage
-from artkv.datasets.records import Problem, Record, Records, format_problems, read_records
+from artkv.datasets.problems import Problem, format_problems, quoted
+from artkv.datasets.records import Record, Records, read_records
 from artkv.errors import UserError
 
-__all__ = ["ImageIndex", "Problem", "QuestionTable", "find_problems", "format_problems", "read_table"]
+__all__ = ["ImageIndex", "QuestionTable", "find_problems", "read_table"]
 
 # Decoding releases the interpreter lock. More threads than this would only hold more pictures in memory.
 _MAX_DECODING_THREADS = 8
@@ -121,14 +122,15 @@ def _text_problems(csv_path: Path, content: Records) -> list[Problem]:
                 Problem(
                     csv_path,
                     record.line,
-                    f"answer {answer!r} holds a line break, where a generated answer would end; put it on one line",
+                    f"answer {quoted(answer)} holds a line break, where a generated answer would end; "
+                    "put it on one line",
                 )
             )
         question_id = record.cells.get("question_id")
         if question_id:
             first = line_of_id.setdefault(question_id, record.line)
             if first != record.line:
-                message = f"question_id {question_id!r} was used in line {first}; give each row its own"
+                message = f"question_id {quoted(question_id)} was used in line {first}; give each row its own"
                 problems.append(Problem(csv_path, record.line, message))
     return problems
 

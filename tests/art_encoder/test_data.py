@@ -65,7 +65,7 @@ def test_all_problems_of_a_csv_come_at_once(folders: Path, tmp_path: Path) -> No
         f"  {table}:4: empty style; fill it in or remove the row",
         f"  {table}:5: empty image; fill it in or remove the row",
         f"  {table}:6: the row has 2 fields, the header 3; put double quotes around a text that holds a comma",
-        f"  {table}:7: rows/0.png is named in line 2 already; keep one of them",
+        f"  {table}:7: 'rows/0.png' is named in line 2 already; keep one of them",
         f"  {validation}:2: rows/0.png is also a training picture; keep it in one set",
         f"  {validation}:3: rows/3.png: the style 'cubism' does not occur in {table}",
     ]
@@ -74,10 +74,13 @@ def test_all_problems_of_a_csv_come_at_once(folders: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("picture,style\na.png,x\n", ":1: needs one column named image; its columns are picture, style"),
-        ("file,genre\na.png,x\n", ":1: needs one column named image and one named style"),
-        ("", "its columns are none"),
-        ("image,style\n", "names no pictures"),
+        (
+            "picture,style\na.png,x\n",
+            ":1: missing column 'image'; the header has 'picture', 'style'; it needs image,style",
+        ),
+        ("file,genre\na.png,x\n", ":1: missing columns 'image', 'style'; the header has"),
+        ("", ":1: the file is empty; it needs a header image,style"),
+        ("image,style\n", ":1: no rows below the header"),
         ("image,style\na.png,one\nb.png,one\n", "has only the style 'one'; a classifier needs at least 2"),
         ("image,style\na.png,one\nb.png,two\nc.png,two\n", ":2: a.png is the only picture of the style 'one'"),
     ],
