@@ -35,6 +35,11 @@ class ModelConfig(Section):
     blip2: str = Field(
         default="Salesforce/blip2-opt-2.7b", description="a hub id, a transformers folder or a .pth of LAVIS"
     )
+    revision: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,199}$",
+        description="with a hub id only: a commit, tag or branch of it; null: the newest",
+    )
     opt: str | None = Field(
         default=None, description="with a LAVIS .pth only: facebook/opt-2.7b, or a folder of OPT or BLIP-2"
     )
@@ -293,6 +298,10 @@ class Config(Section):
                 raise ValueError(
                     f"model.{key} is for a LAVIS .pth, and model.blip2 = {self.model.blip2!r} is none; leave it out"
                 )
+        if self.model.revision is not None and self.model.is_lavis_file:
+            raise ValueError(
+                f"model.revision is for a hub id, and model.blip2 = {self.model.blip2!r} is a file; leave it out"
+            )
         for key in ("storage", "slots", "resident_blocks", "memory_budget"):
             needs_opt = key in ("resident_blocks", "memory_budget")
             streams_vit = self.frozen.vit == "stream" and self.frozen.opt != "auto"
