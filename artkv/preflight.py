@@ -19,6 +19,7 @@ from artkv.frozen.quantised import require_bitsandbytes
 from artkv.models.backbone.backends import open_backbone, resolve_dtype
 from artkv.models.backbone.blip2_backbone import RESIDENT
 from artkv.models.efficientnet import load_efficientnet
+from artkv.models.files.hub import local_folder, moving_revision
 from artkv.reading import printable
 from artkv.run_folder.run_lock import check_output_folder
 from artkv.session import SPLITS, Session, csv_path, pictures_folder, training_splits
@@ -28,8 +29,8 @@ from artkv.training.schedule import total_steps, warmup_steps
 def find_obstacles(config: Config, note: Callable[[str], None] = lambda text: None) -> list[str]:
     """Every problem, one a line, each with its place and remedy; empty if a run can start.
 
-    Every picture is decoded once, every tensor's name and shape compared; BLIP-2's weights and cached features are not
-    read. `note` is told what stops nothing and is good to know.
+    Every picture is decoded once, every tensor's name and shape compared, BLIP-2's weights read and hashed, which is
+    remembered for the runs; cached features are not read. `note` is told what stops nothing and is good to know.
     """
     session = Session(config, single_process())
     checks: list[Callable[[Session], Sequence[str] | None]] = [
@@ -77,7 +78,7 @@ def _check_deepspeed(session: Session) -> None:
 
 def _check_data(session: Session) -> list[str]:
     config = session.config
-    images = ImageIndex(pictures_folder(config.dataset))
+    images = ImageIndex(pictures_folder(config.dataset), config.dataset.max_pixels)
     obstacles = []
     for needed in (lambda: csv_path(config.dataset, "train"), lambda: training_splits(config)):
         try:
@@ -130,7 +131,13 @@ def _check_warmup(session: Session) -> None:
 
 
 def _check_blip2_and_texts(session: Session, note: Callable[[str], None]) -> list[str]:
-    backbone = open_backbone(session.config.model, RESIDENT, session.world)
+    model = session.config.model
+    backbone = open_backbone(model, RESIDENT, session.world)
+    if model.revision is not None:
+        folder = local_folder(model.blip2, "model.blip2", model.revision)
+        if moves := moving_revision(model.revision, folder):
+            note(moves)
+    backbone.weight_digests()  # finds values that are not finite, and is remembered for the run
     dataset = session.config.dataset
     if dataset.image_root is None:
         return []

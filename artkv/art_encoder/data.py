@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from artkv.art_encoder.timm_parts import PictureTransform
 from artkv.datasets.columns import PathColumn
-from artkv.datasets.pictures import open_picture, picture_damage
+from artkv.datasets.pictures import central_part, open_picture, picture_damage
 from artkv.datasets.problems import Problem, format_problems, quoted
 from artkv.datasets.records import read_records
 from artkv.errors import UserError
@@ -145,7 +145,7 @@ class PictureDataset(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, int]:
         index, seed = key if isinstance(key, tuple) else (key, 0)
-        picture = open_picture(self.paths[index])
+        picture = central_part(open_picture(self.paths[index]))
         with _own_random_numbers(seed):
             return self.transform(picture), int(self.styles[index])
 

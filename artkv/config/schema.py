@@ -3,6 +3,7 @@
 Every field's description is what an error message shows as the remedy, so it says what is accepted.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -37,7 +38,6 @@ class ModelConfig(Section):
     )
     revision: str | None = Field(
         default=None,
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,199}$",
         description="with a hub id only: a commit, tag or branch of it; null: the newest",
     )
     opt: str | None = Field(
@@ -49,6 +49,15 @@ class ModelConfig(Section):
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
         default="auto", description="auto (bfloat16 where the device is fast at it), bfloat16 or float32"
     )
+
+    @field_validator("revision")
+    @classmethod
+    def _is_a_revision(cls, revision: str | None) -> str | None:
+        if revision is not None and (
+            not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,199}", revision) or ".." in revision
+        ):
+            raise ValueError("is no name of a commit, tag or branch")
+        return revision
 
     @property
     def is_lavis_file(self) -> bool:
@@ -110,6 +119,9 @@ class DatasetConfig(Section):
     test: Path | None = Field(default=None, description="a CSV file with columns image, question, answer")
     image_root: Path | None = Field(
         default=None, description="the folder that holds the pictures, sub-folders included"
+    )
+    max_pixels: PositiveInt = Field(
+        default=300_000_000, description="most pixels of a picture, which take 16 bytes each while it is decoded"
     )
     prompt: str = Field(
         default="Question: {question} Short answer:", description="a text that contains {question} once"

@@ -4,6 +4,7 @@ import os
 import unicodedata
 from pathlib import Path
 
+from artkv.datasets.decoding import MAX_PIXELS
 from artkv.datasets.problems import quoted
 from artkv.errors import UserError
 from artkv.reading import printable
@@ -18,13 +19,15 @@ class ImageIndex:
     Names are case-sensitive. Linked folders are followed, each real folder once, but for those that hold the root
     itself: a link to a parent, or to `/`, leads to what is no part of the pictures.
 
-    root: the folder. unreadable: folders below it that could not be listed, each with the reason.
+    root: the folder. max_pixels: most of a picture that is decoded. unreadable: folders below it that could not be
+    listed, each with the reason.
 
     Raises `UserError` if `root` is not a folder that can be listed, or holds more than twenty million files.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, max_pixels: int = MAX_PIXELS) -> None:
         self.root = Path(root)
+        self.max_pixels = max_pixels
         self.unreadable: list[str] = []
         self._relative_paths: set[str] = set()
         self._places_of_name: dict[str, list[str]] = {}

@@ -52,6 +52,7 @@ def format_problems(problems: Sequence[Problem | str], keeps_all: bool = True) -
 def kind_of(problem: Problem | str) -> str:
     """A problem without what is its own: place, names, numbers and remedy; alike for all of its kind."""
     message = problem.message if isinstance(problem, Problem) else problem
+    message = re.sub(r"^[^:]*:[0-9]+: ", "", message)
     message = re.sub(r"'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"", "...", message)
     message = re.sub(r"\(.*\)", "", message)
     message = re.sub(r"\bpicture .*: ", "picture: ", message.split(";")[0])

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -94,7 +95,8 @@ def find_problems(
     Raises `UserError` if the CSV file itself cannot be opened.
     """
     content, paths, problems = _read_and_check(Path(csv_path), images)
-    problems += _damaged_pictures(Path(csv_path), content.records, paths, share, is_decodable)
+    damage = partial(picture_damage, max_pixels=images.max_pixels)
+    problems += _damaged_pictures(Path(csv_path), content.records, paths, share, is_decodable, damage)
     return sorted(problems, key=lambda problem: problem.line)
 
 
@@ -156,6 +158,7 @@ def _damaged_pictures(
     paths: dict[str, Path],
     share: tuple[int, int],
     is_decodable: Callable[[Path], bool],
+    damage_of: Callable[[Path], str | None],
 ) -> list[Problem]:
     rank, world_size = share
     all_rows = _lines_by(paths.get(record.cells.get("image", "")) for record in records)
@@ -165,7 +168,7 @@ def _damaged_pictures(
     threads = min(_MAX_DECODING_THREADS, os.cpu_count() or 1)
     problems = []
     with ThreadPoolExecutor(threads) as pool:
-        damages = pool.map(picture_damage, rows_of_path)
+        damages = pool.map(damage_of, rows_of_path)
         progress = tqdm(
             damages,
             total=len(rows_of_path),

@@ -8,9 +8,10 @@ from typing import Any
 
 from artkv.batch import EncoderIdentity
 from artkv.errors import UserError
+from artkv.reading import parse_json, read_regular
 
 # Of the files, and of everything that is done to a picture that no other part of the fingerprint tells.
-FORMAT = 1
+FORMAT = 2
 
 # In the order in which they are told.
 _REASONS = {
@@ -36,7 +37,7 @@ def digest(identity: EncoderIdentity) -> str:
 def read(path: Path) -> EncoderIdentity:
     """What `cache.json` says; raises `UserError` for another format or a file that is none."""
     try:
-        tree: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        tree: dict[str, Any] = parse_json(read_regular(path))
         found_format = tree.pop("format")
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise UserError(f"{path}: not a feature cache's description ({error}); {_remedy(path.parent)}") from None

@@ -1,9 +1,12 @@
 """The whole table, and the page of the docs that is made of it: python -m tests.bad_inputs.table > docs/bad_input.md"""
 
 from tests.bad_inputs.cases import Area
+from tests.bad_inputs.csv_cases import CSV
+from tests.bad_inputs.picture_cases import PICTURES
+from tests.bad_inputs.weight_cases import WEIGHTS
 from tests.bad_inputs.yaml_cases import YAML
 
-AREAS: list[Area] = [YAML]
+AREAS: list[Area] = [YAML, CSV, PICTURES, WEIGHTS]
 
 
 def page() -> str:

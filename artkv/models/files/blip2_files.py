@@ -283,6 +283,8 @@ def _image_settings(folder: Path, vit_size: int) -> ImageSettings:
     with told_as(path, "put the model's own there"):
         processor: Any = BlipImageProcessor.from_pretrained(folder, trust_remote_code=False)
         height, width = processor.size["height"], processor.size["width"]
+        if type(height) is not int or type(width) is not int:
+            raise ValueError(f"its size has height {height!r:.80} and width {width!r:.80}, expected whole numbers")
         mean, std = _normalisation(processor.image_mean, processor.image_std)
         _check_processing(processor)
     if (height, width) != (vit_size, vit_size):

@@ -48,7 +48,7 @@ class SafetensorsSource:
                 names = list(handle.keys())
             except (OSError, ValueError, SafetensorError) as error:
                 raise UserError(
-                    f"{shown(path)}: not a readable safetensors file ({reason_of(error)}); {_FETCH}"
+                    f"{shown(path)}: is not a readable safetensors file ({reason_of(error)}); {_FETCH}"
                 ) from None
             self._handles[path] = handle
             for name in names:
