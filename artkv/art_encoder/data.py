@@ -84,14 +84,16 @@ def read_style_data(
         training, held_out = _split(pictures, validation_fraction, seed, problems)
     else:
         training, held_out = pictures, _read_pictures(validation, image_root, problems)
-        trained = {picture.path.resolve() for picture in training}
+        trained = {os.path.realpath(picture.path) for picture in training}
         for picture in held_out:
             if picture.style not in classes:
                 problems.append(
-                    f"{picture.place}: {picture.name}: the style {picture.style!r} does not occur in {data}"
+                    f"{picture.place}: {printable(picture.name)}: the style {picture.style!r} does not occur in {data}"
                 )
-            if picture.path.resolve() in trained:
-                problems.append(f"{picture.place}: {picture.name} is also a training picture; keep it in one set")
+            if os.path.realpath(picture.path) in trained:
+                problems.append(
+                    f"{picture.place}: {printable(picture.name)} is also a training picture; keep it in one set"
+                )
     if problems:
         raise _data_error(problems)
     return StyleData(classes, tuple(training), tuple(held_out))
@@ -105,11 +107,12 @@ def check_pictures(pictures: Sequence[Picture], memory: Path) -> None:
     """
     hashed = hashlib.sha256()
     for picture in pictures:
-        if picture.path.is_file():
+        try:
             status = picture.path.stat()
-            hashed.update(f"{picture.path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-        else:
-            hashed.update(f"{picture.path}\0missing\n".encode())
+            state = f"{status.st_size}\0{status.st_mtime_ns}"
+        except (OSError, ValueError):  # the latter for a NUL character
+            state = "missing"
+        hashed.update(f"{picture.path}\0{state}\n".encode("utf-8", "surrogateescape"))
     if memory.is_file() and memory.read_text() == hashed.hexdigest():
         return
     # decoders release the interpreter's lock; more threads would only hold more pictures in memory
@@ -210,12 +213,14 @@ def _own_random_numbers(seed: int) -> Iterator[None]:
 
 
 def _read_pictures(source: Path, image_root: Path | None, problems: list[str]) -> list[Picture]:
-    if source.is_dir():
+    if os.path.isdir(source):
         pictures = _read_style_folders(source, problems)
-    elif source.is_file():
+    elif os.path.lexists(source):
         pictures = _read_csv(source, image_root or source.parent, problems)
     else:
-        problems.append(f"{source}: does not exist; give a folder of style folders or a CSV with columns image, style")
+        problems.append(
+            f"{printable(source)}: does not exist; give a folder of style folders or a CSV with columns image, style"
+        )
         return []
     if not pictures and not problems:
         problems.append(f"{source}: names no pictures")
@@ -225,7 +230,11 @@ def _read_pictures(source: Path, image_root: Path | None, problems: list[str]) -
 def _read_style_folders(root: Path, problems: list[str]) -> list[Picture]:
     """The pictures of root/STYLE/, sub-folders included; hidden files and files of other kinds are left out."""
     pictures = []
-    folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    try:
+        folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    except OSError as error:
+        problems.append(f"{printable(root)}: cannot be listed ({error.strerror}); give a folder that may be read")
+        return []
     if not folders:
         problems.append(f"{root}: holds no folders; it must hold one folder of pictures for each style")
     for folder in folders:
@@ -233,8 +242,10 @@ def _read_style_folders(root: Path, problems: list[str]) -> list[Picture]:
             path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")
         )
         if not files:
-            problems.append(f"{folder}: the style {folder.name!r} has no pictures; add some or remove the folder")
-        pictures += [Picture(path, str(path.relative_to(root)), folder.name, str(folder)) for path in files]
+            problems.append(
+                f"{printable(folder)}: the style {folder.name!r} has no pictures; add some or remove the folder"
+            )
+        pictures += [Picture(path, str(path.relative_to(root)), folder.name, printable(folder)) for path in files]
     return pictures
 
 
@@ -277,8 +288,8 @@ def _split(
     for number, (style, members) in enumerate(sorted(by_style.items())):
         if len(members) < 2:
             problems.append(
-                f"{members[0].place}: {members[0].name} is the only picture of the style {style!r}, which needs "
-                "at least 2: one to train on and one to validate on"
+                f"{members[0].place}: {printable(members[0].name)} is the only picture of the style {style!r}, which "
+                "needs at least 2: one to train on and one to validate on"
             )
             continue
         count = min(len(members) - 1, max(1, round(fraction * len(members))))

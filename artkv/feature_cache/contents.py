@@ -14,6 +14,7 @@ from artkv.distributed import World
 from artkv.errors import UserError
 from artkv.feature_cache.shared_files import write_shared
 from artkv.files import file_sha256
+from artkv.reading import open_regular, parse_json, read_regular
 
 # The key of the blank picture of the question-only baseline, which is no file.
 BLANK = hashlib.sha256(b"the blank picture").hexdigest()
@@ -21,6 +22,7 @@ BLANK = hashlib.sha256(b"the blank picture").hexdigest()
 # A file changed so shortly before it was hashed could change again within a tick of its file system's clock.
 SETTLED_SECONDS = 2.0
 _MAX_THREADS = 8
+_MOST_MEMO_BYTES = 2**30  # some 200 a picture
 
 # Of a file: size, time of its content, time of its inode. The last moves even when a tool puts the others back.
 _State = tuple[int, int, int]
@@ -34,9 +36,9 @@ class PictureMemo:
         self._has_news = False
         self._known: dict[str, tuple[_State | None, str]] = {}
         try:
-            for name, (*state, content) in json.loads(path.read_bytes()).items():
+            for name, (*state, content) in parse_json(read_regular(path, _MOST_MEMO_BYTES)).items():
                 self._known[name] = (tuple(state), content)
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, AttributeError):
             pass  # absent or unreadable: all are hashed again
 
     def get(self, path: Path) -> tuple[_State | None, str] | None:
@@ -84,7 +86,7 @@ def _look_at(paths: Sequence[Path], memo: PictureMemo, show: bool) -> dict[str, 
 
 def _hash(name: str) -> tuple[str, tuple[_State | None, str]]:
     try:
-        with open(name, "rb") as file:
+        with open_regular(Path(name)) as file:
             before = os.fstat(file.fileno())
             content = file_sha256(file)
             after = os.fstat(file.fileno())

@@ -1,5 +1,6 @@
 """Which pictures of which styles are trained on, in which order, and what is wrong with them."""
 
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -115,3 +116,41 @@ def test_whole_pictures_are_checked_once(tmp_path: Path, monkeypatch: pytest.Mon
     data.training[0].path.write_text("changed since")
     with pytest.raises(UserError, match="not a picture"):
         check_pictures(data.training, tmp_path / "memory")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("/etc/passwd,rows", r"styles\.csv:2: picture '/etc/passwd' lies outside .*; give its path below that folder"),
+        ("../a.png,rows", r"picture '\.\./a\.png' lies outside"),
+        ("rows/0.png,\x1b[31m", r"is the only picture of the style '\\x1b\[31m'"),
+        ('"rows/0.png,rows', r"styles\.csv:2: a double quote opened in this row is never closed"),
+        ("rows/0.png,r\udcff", r"styles\.csv:2: byte 0xFF at column 13 is not UTF-8"),
+    ],
+)
+def test_a_row_that_is_planted_or_broken_is_told(folders: Path, tmp_path: Path, row: str, message: str) -> None:
+    text = f"image,style\n{row}\ncolumns/0.png,columns\ncolumns/1.png,columns\n"
+    (tmp_path / "styles.csv").write_text(text, encoding="utf-8", errors="surrogateescape")
+    with pytest.raises(UserError, match=message) as error:
+        read_style_data(tmp_path / "styles.csv", folders, None, 0.1, 0)
+    assert str(error.value).replace("\n", "").isprintable()
+
+
+def test_pictures_that_no_file_system_holds_are_told(tmp_path: Path) -> None:
+    (tmp_path / "styles.csv").write_text(f"image,style\n{'x' * 300},one\n{'y' * 300},one\na,two\nb,two\n")
+    data = read_style_data(tmp_path / "styles.csv", None, None, 0.1, 0)
+    with pytest.raises(UserError, match=r"styles\.csv:[23]: picture .*: cannot be read \(File name too long\)"):
+        check_pictures([*data.training, *data.validation], tmp_path / "memory")
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(UserError, match=r"pipe\.csv: cannot be read \(is a pipe"):
+        read_style_data(tmp_path / "pipe.csv", None, None, 0.1, 0)
+
+
+def test_many_problems_are_counted_and_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "styles.csv").write_text("image,style\n" + "a.png,\n" * 500)
+    with pytest.raises(UserError) as error:
+        read_style_data(tmp_path / "styles.csv", None, None, 0.1, 0)
+    first, *_, last = str(error.value).splitlines()
+    assert first == "the art encoder's data have 500 problems:"
+    assert last.startswith("  and 450 more: 450 x empty style; all 500 are listed in ")

@@ -101,5 +101,5 @@ def test_a_wrong_question_is_one_message(question: str, message: str, asked_mode
 
 
 def test_a_question_longer_than_the_language_model_reads_is_refused(asked_model: AskedModel, tiny_world: Path) -> None:
-    with pytest.raises(UserError, match="the language model has 12.; shorten it"):
+    with pytest.raises(UserError, match="the language model has room for 12.; shorten it"):
         asked_model.reply((tiny_world / "images" / "val0.png").read_bytes(), "qzx " * 120)
