@@ -147,7 +147,8 @@ def draw_attention(session: Session, picture: Path | str, question: str, answer:
     """Writes a PNG of the picture, of where the model looks in it with the prefix on and off, and of what it said."""
     check_writable(file, f"--attention {file}")
     looks = looks_of(session.attention(picture), session.model.has_prefix)
-    card = Image.fromarray(draw_card(AnsweredQuestion(open_picture(Path(picture)), question, None, answer, looks)))
+    opened = open_picture(Path(picture), max_pixels=session.config.dataset.max_pixels)
+    card = Image.fromarray(draw_card(AnsweredQuestion(opened, question, None, answer, looks)))
     with told(str(file), "give another file"):
         write_whole(file, lambda temporary: card.save(temporary, format="PNG"))
 

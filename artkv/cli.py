@@ -276,12 +276,12 @@ def check(options: argparse.Namespace) -> int:
 
     config = load_config(options.config, options.set)
 
+    from artkv.datasets.problems import format_problems
     from artkv.preflight import find_obstacles
 
     obstacles = find_obstacles(config, note=lambda text: print(f"note: {text}"))
-    for obstacle in obstacles:
-        print(obstacle, file=sys.stderr)
     if obstacles:
+        print(format_problems(obstacles), file=sys.stderr)
         print(f"artkv: {len(obstacles)} problem{'s' if len(obstacles) > 1 else ''} found", file=sys.stderr)
         return WRONG_INPUT
     print("artkv: no problems found")

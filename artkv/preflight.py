@@ -9,6 +9,7 @@ import torch
 from artkv.config import Config
 from artkv.config.deepspeed import fill_deepspeed_config, load_deepspeed_config
 from artkv.datasets.image_index import ImageIndex
+from artkv.datasets.shared_pictures import shared_pictures
 from artkv.datasets.table import find_problems, read_table
 from artkv.datasets.tokenized_table import rows_with_long_answers
 from artkv.distributed import launched_place, single_process
@@ -18,6 +19,8 @@ from artkv.frozen.quantised import require_bitsandbytes
 from artkv.models.backbone.backends import open_backbone, resolve_dtype
 from artkv.models.backbone.blip2_backbone import RESIDENT
 from artkv.models.efficientnet import load_efficientnet
+from artkv.models.files.hub import local_folder, moving_revision
+from artkv.reading import printable
 from artkv.run_folder.output_folder import check_output_folder
 from artkv.session import SPLITS, Session, csv_path, pictures_folder, training_splits
 from artkv.training.schedule import total_steps, warmup_steps
@@ -26,8 +29,8 @@ from artkv.training.schedule import total_steps, warmup_steps
 def find_obstacles(config: Config, note: Callable[[str], None] = lambda text: None) -> list[str]:
     """Every problem, one a line, each with its place and remedy; empty if a run can start.
 
-    Every picture is decoded once, every tensor's name and shape compared; BLIP-2's weights and cached features are not
-    read. `note` is told what stops nothing and is good to know.
+    Every picture is decoded once, every tensor's name and shape compared, BLIP-2's weights read and hashed, which is
+    remembered for the runs; cached features are not read. `note` is told what stops nothing and is good to know.
     """
     session = Session(config, single_process())
     checks: list[Callable[[Session], Sequence[str] | None]] = [
@@ -37,6 +40,7 @@ def find_obstacles(config: Config, note: Callable[[str], None] = lambda text: No
         _check_deepspeed,
         _check_data,
         _check_warmup,
+        lambda session: _note_shared_pictures(session, note),
         lambda session: _check_blip2_and_texts(session, note),
         _check_art_encoder,
         _check_feature_cache,
@@ -74,7 +78,7 @@ def _check_deepspeed(session: Session) -> None:
 
 def _check_data(session: Session) -> list[str]:
     config = session.config
-    images = ImageIndex(pictures_folder(config.dataset))
+    images = ImageIndex(pictures_folder(config.dataset), config.dataset.max_pixels)
     obstacles = []
     for needed in (lambda: csv_path(config.dataset, "train"), lambda: training_splits(config)):
         try:
@@ -91,6 +95,29 @@ def _check_data(session: Session) -> list[str]:
     return obstacles
 
 
+def _note_shared_pictures(session: Session, note: Callable[[str], None]) -> None:
+    """Tells of pictures that are trained on and judged by; nothing is wrong with a run that does it."""
+    dataset = session.config.dataset
+    if dataset.image_root is None or dataset.train is None:
+        return
+    images = ImageIndex(dataset.image_root)
+    if images.unreadable:
+        note(f"{len(images.unreadable)} folders below {dataset.image_root} are not listed: {images.unreadable[0]}")
+    for split in ("val", "test"):
+        path = getattr(dataset, split)
+        if path is None:
+            continue
+        with suppress(UserError):  # what is wrong with the tables was told already
+            table = read_table(path, images)
+            shared = shared_pictures(table, read_table(dataset.train, images))
+            if shared:
+                note(
+                    f"{len(shared)} of the {table.num_paintings} pictures of dataset.{split} are pictures of "
+                    f"dataset.train too, the first {printable(shared[0][0])} = {printable(shared[0][1])}: "
+                    f"scores on {split} tell what was learnt by heart; keep each painting in one split"
+                )
+
+
 def _check_warmup(session: Session) -> None:
     dataset = session.config.dataset
     if dataset.image_root is None or dataset.train is None:
@@ -104,7 +131,13 @@ def _check_warmup(session: Session) -> None:
 
 
 def _check_blip2_and_texts(session: Session, note: Callable[[str], None]) -> list[str]:
-    backbone = open_backbone(session.config.model, RESIDENT, session.world)
+    model = session.config.model
+    backbone = open_backbone(model, RESIDENT, session.world)
+    if model.revision is not None:
+        folder = local_folder(model.blip2, "model.blip2", model.revision)
+        if moves := moving_revision(model.revision, folder):
+            note(moves)
+    backbone.weight_digests()  # finds values that are not finite, and is remembered for the run
     dataset = session.config.dataset
     if dataset.image_root is None:
         return []

@@ -4,10 +4,11 @@ import dataclasses
 import json
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, BinaryIO, NoReturn, TypeVar
 
 from annotated_types import Ge, Le
 
@@ -34,6 +35,19 @@ def read_regular(path: Path, most_bytes: int = MOST_JSON_BYTES) -> bytes:
     Raises an `OSError`, whose `strerror` says so, for a pipe or a device, which would be waited for without an end, and
     for a larger file, which is not read at all.
     """
+    with open_regular(path) as file:
+        num_bytes = os.fstat(file.fileno()).st_size
+        if num_bytes > most_bytes:
+            reason = f"has {num_bytes:,} bytes, more than the {most_bytes:,} that belong there"
+            raise OSError(None, reason, str(path))
+        return file.read(most_bytes)
+
+
+@contextmanager
+def open_regular(path: Path) -> Iterator[BinaryIO]:
+    """A regular file, open for reading; `OSError`, whose `strerror` says so, for a folder, a pipe or a device."""
+    if "\0" in str(path):
+        raise OSError(None, "its name holds a NUL character, which no file has", str(path))
     # A pipe that nobody writes to blocks whoever opens it, unless told not to.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
@@ -41,11 +55,8 @@ def read_regular(path: Path, most_bytes: int = MOST_JSON_BYTES) -> bytes:
         if not stat.S_ISREG(found.st_mode):
             kind = _KINDS.get(stat.S_IFMT(found.st_mode), "no file")
             raise OSError(None, f"is {kind}, where a regular file belongs", str(path))
-        if found.st_size > most_bytes:
-            reason = f"has {found.st_size:,} bytes, more than the {most_bytes:,} that belong there"
-            raise OSError(None, reason, str(path))
         with open(descriptor, "rb", closefd=False) as file:
-            return file.read(most_bytes)
+            yield file
     finally:
         os.close(descriptor)
 
@@ -82,6 +93,11 @@ def check_version(tree: dict[str, Any], newest: int, place: str) -> None:
         raise OtherVersion(
             f"{place}: has format {version!r:.80}, this artkv reads {newest}; use the version of artkv that wrote it"
         )
+
+
+def printable(text: object) -> str:
+    """A name or path for a message, on one line: what would act on a terminal comes escaped, as in a literal."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in str(text))
 
 
 def parse_json(content: bytes | str) -> Any:

@@ -1,6 +1,7 @@
 """A config, opened once: the data of its splits, and its model."""
 
 import sys
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +14,13 @@ from typing_extensions import Self
 from artkv.batch import PaintingFeatures, PaintingViews
 from artkv.config import Config, DatasetConfig
 from artkv.datasets.checked_tables import read_checked_tables
+from artkv.datasets.decoding import upright_rgb
 from artkv.datasets.packing import PackingSettings
 from artkv.datasets.painting_source import DecodedPictures
-from artkv.datasets.pictures import PaintingTransform, open_picture, upright_rgb
+from artkv.datasets.pictures import PaintingTransform
+from artkv.datasets.problems import Problem, format_problems, quoted
 from artkv.datasets.prompt_packing import pack_prompts
 from artkv.datasets.question_set import QuestionSet
-from artkv.datasets.records import Problem, format_problems
 from artkv.datasets.table import QuestionTable
 from artkv.datasets.tokenization import encode_prompt
 from artkv.datasets.tokenized_table import TokenizedTable, tokenize_table, too_long_questions
@@ -88,7 +90,7 @@ class Session:
             image_root = world.together(lambda: pictures_folder(config.dataset))
             cache = config.frozen.feature_cache
             was_decoded = decoded_below(features_root()) if cache == "auto" else decoded_before(cache)
-            tables = read_checked_tables(paths, image_root, world, was_decoded)
+            tables = read_checked_tables(paths, image_root, world, was_decoded, config.dataset.max_pixels)
             self.tables = dict(zip(splits, tables, strict=True))
 
     @property
@@ -182,7 +184,7 @@ class Session:
         if checkpoint is not None:
             world.together(lambda: self._load_trained(checkpoint))
         backbone = self.model.backbone
-        self.transform = painting_transform(backbone.image_settings, config.efficientnet)
+        self.transform = painting_transform(backbone.image_settings, config)
         tokenized = self._tokenize_all(backbone)
         self.questions = {
             split: QuestionSet(
@@ -214,12 +216,15 @@ class Session:
     def answers(self, picture: Picture, questions: Sequence[str], use_prefix: bool = True) -> list[LikelyAnswer]:
         """The answer to each of the questions about a picture, with what the model thinks of it."""
         backbone, device = self.model.backbone, self.world.device
+        for text in questions:
+            _check_question(text)
         prompts = [encode_prompt(backbone.tokenizer, self.config.dataset.prompt, text) for text in questions]
+        most = backbone.max_positions - backbone.num_query_tokens - 1  # one for the first token of the answer
         for text, prompt in zip(questions, prompts, strict=True):
-            if (needed := backbone.num_query_tokens + len(prompt) + 1) > backbone.max_positions:
+            if len(prompt) > most:
                 raise UserError(
-                    f"the question {text[:40]!r}... needs {needed} positions with the first token of its answer, the "
-                    f"language model has {backbone.max_positions}; shorten it"
+                    f"the question {quoted(text)} has {len(prompt):,} tokens with dataset.prompt around it, and the "
+                    f"language model has room for {most:,}; shorten it"
                 )
         packing = PackingSettings(backbone.num_query_tokens, backbone.language_model_width)
         packed = pack_prompts(prompts, [0] * len(prompts), backbone.tokenizer.pad_token_id, packing).to(device)
@@ -235,8 +240,10 @@ class Session:
         """The frozen encoders' features of a picture, to be handed in its place where it is asked about again."""
         if isinstance(picture, PaintingFeatures):
             return picture
-        opened = upright_rgb(picture) if isinstance(picture, Image.Image) else open_picture(Path(picture))
-        vit_view, art_view = self.transform(opened)
+        if isinstance(picture, Image.Image):
+            vit_view, art_view = self.transform(upright_rgb(picture))
+        else:
+            vit_view, art_view = self.transform.views(Path(picture))
         return self.model.encode(PaintingViews(vit_view[None], art_view[None]).to(self.world.device))
 
     def _load_trained(self, checkpoint: Checkpoint) -> None:
@@ -280,6 +287,16 @@ class Session:
         if problems:
             raise UserError(format_problems(problems))
         return tokenized
+
+
+def _check_question(text: str) -> None:
+    """Raises `UserError` for a question that says nothing, or holds what is no text."""
+    if not text.strip():
+        raise UserError("the question is empty; ask one, such as: Which style is this?")
+    strange = next((c for c in text if unicodedata.category(c) in ("Cc", "Cs") and c not in "\t\n\r"), None)
+    if strange is not None:
+        what = "bytes that are no UTF-8" if unicodedata.category(strange) == "Cs" else "a control character"
+        raise UserError(f"the question {quoted(text)} holds {what} ({strange!r}); leave that out")
 
 
 def csv_path(dataset: DatasetConfig, split: str) -> Path:

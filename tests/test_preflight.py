@@ -180,3 +180,25 @@ def test_one_obstacle_hides_no_other(tiny_config: Config, tiny_world: Path, tmp_
     assert len(obstacles) == len(makers)
     for part in ("run.output_dir", "bad.json", "bad.csv:3", "has no config.json", "nowhere.safetensors"):
         assert sum(part in obstacle for obstacle in obstacles) == 1, part
+
+
+def test_pictures_that_are_trained_on_and_judged_by_are_noted(tiny_config: Config, tiny_world: Path) -> None:
+    notes: list[str] = []
+    assert find_obstacles(tiny_config, notes.append) == []
+    assert notes == []
+    same = override_config(tiny_config, [f"dataset.val={tiny_world / 'train.csv'}"])
+    assert find_obstacles(same, notes.append) == []
+    (note,) = notes
+    assert note.startswith("12 of the 12 pictures of dataset.val are pictures of dataset.train too, the first ")
+
+
+def test_a_copy_under_another_name_is_noted(tiny_config: Config, tiny_world: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_world / "images", tmp_path / "images")
+    shutil.copy(tmp_path / "images/sub/train3.png", tmp_path / "images/copy.png")
+    (tmp_path / "val.csv").write_text("image,question,answer\nval0.png,q,a\ncopy.png,q,a\n")
+    notes: list[str] = []
+    settings = [f"dataset.image_root={tmp_path / 'images'}", f"dataset.val={tmp_path / 'val.csv'}"]
+    assert find_obstacles(override_config(tiny_config, settings), notes.append) == []
+    (note,) = notes
+    assert note.startswith("1 of the 2 pictures of dataset.val are pictures of dataset.train too")
+    assert f"the first {tmp_path / 'images/copy.png'} = {tmp_path / 'images/sub/train3.png'}: " in note

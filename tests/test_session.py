@@ -9,6 +9,7 @@ import torch
 import artkv
 from artkv.config import Config, override_config
 from artkv.datasets.painting_source import DecodedPictures
+from artkv.datasets.tokenization import encode_prompt
 from artkv.distributed import World, single_process
 from artkv.errors import UserError
 from artkv.feature_cache.reading import CachedPaintings
@@ -77,7 +78,9 @@ def test_an_answer_ends_with_the_positions_and_a_question_that_leaves_none_is_to
     session = Session(override_config(tiny_config, ["evaluation.max_new_tokens=500"]), alone, ["train"]).load()
     picture = tiny_world / "images" / "val0.png"
     assert isinstance(session.ask(picture, "Who?"), str)
-    with pytest.raises(UserError, match=r"the question 'why why .* positions .* has 128; shorten it"):
+    with pytest.raises(
+        UserError, match=r"the question 'why why .* tokens with dataset\.prompt .* has room for 121; shorten it"
+    ):
         session.ask(picture, ["Who?", "why " * 100])
 
 
@@ -95,3 +98,28 @@ def test_a_model_is_had_from_a_path_a_config_or_a_checkpoint_alone(
     assert by_checkpoint.ask(picture, "Who?") == by_both.ask(picture, questions)[0]
     with pytest.raises(UserError, match="neither a config nor a checkpoint is given"):
         artkv.load_model()
+
+
+def test_the_longest_question_is_answered_and_one_token_more_is_not(tiny_config: Config, alone: World) -> None:
+    session = Session(tiny_config, alone).load()
+    assert tiny_config.dataset.image_root is not None
+    picture = tiny_config.dataset.image_root / "train0.png"
+    tokenizer = session.model.backbone.tokenizer
+    # 128 positions, 6 of them visual tokens, and one for the answer's first.
+    number = 121 - len(encode_prompt(tokenizer, tiny_config.dataset.prompt, "")) + 1
+    longest = next(
+        "x" * n for n in range(number) if len(encode_prompt(tokenizer, tiny_config.dataset.prompt, "x" * n)) == 121
+    )
+    assert isinstance(session.ask(picture, longest), str)
+    with pytest.raises(UserError, match=r"has 122 tokens with dataset\.prompt around it, .* has room for 121; shorten"):
+        session.ask(picture, longest + "x")
+
+
+@pytest.mark.parametrize(
+    ("question", "message"),
+    [("", "is empty"), ("\n", "is empty"), ("a\x07", r"'a\\x07' holds a control character"), ("a\ud800", "no UTF-8")],
+)
+def test_a_question_that_is_none_is_told(tiny_config: Config, alone: World, question: str, message: str) -> None:
+    session = Session(tiny_config, alone).load()
+    with pytest.raises(UserError, match=message):
+        session.ask("nowhere.png", question)

@@ -4,11 +4,10 @@ Everything random here is a pure function of (seed, epoch), and of the draw for 
 the number of worker processes nor a stop and resume changes what is drawn.
 """
 
-import csv
 import hashlib
 import os
 import random
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,8 +23,11 @@ from tqdm import tqdm
 
 from artkv.art_encoder.timm_parts import PictureTransform
 from artkv.datasets.columns import PathColumn
-from artkv.datasets.pictures import open_picture, picture_damage
+from artkv.datasets.pictures import central_part, open_picture, picture_damage
+from artkv.datasets.problems import Problem, format_problems, quoted
+from artkv.datasets.records import read_records
 from artkv.errors import UserError
+from artkv.reading import printable
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 _SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test"}
@@ -82,14 +84,16 @@ def read_style_data(
         training, held_out = _split(pictures, validation_fraction, seed, problems)
     else:
         training, held_out = pictures, _read_pictures(validation, image_root, problems)
-        trained = {picture.path.resolve() for picture in training}
+        trained = {os.path.realpath(picture.path) for picture in training}
         for picture in held_out:
             if picture.style not in classes:
                 problems.append(
-                    f"{picture.place}: {picture.name}: the style {picture.style!r} does not occur in {data}"
+                    f"{picture.place}: {printable(picture.name)}: the style {picture.style!r} does not occur in {data}"
                 )
-            if picture.path.resolve() in trained:
-                problems.append(f"{picture.place}: {picture.name} is also a training picture; keep it in one set")
+            if os.path.realpath(picture.path) in trained:
+                problems.append(
+                    f"{picture.place}: {printable(picture.name)} is also a training picture; keep it in one set"
+                )
     if problems:
         raise _data_error(problems)
     return StyleData(classes, tuple(training), tuple(held_out))
@@ -103,11 +107,12 @@ def check_pictures(pictures: Sequence[Picture], memory: Path) -> None:
     """
     hashed = hashlib.sha256()
     for picture in pictures:
-        if picture.path.is_file():
+        try:
             status = picture.path.stat()
-            hashed.update(f"{picture.path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-        else:
-            hashed.update(f"{picture.path}\0missing\n".encode())
+            state = f"{status.st_size}\0{status.st_mtime_ns}"
+        except (OSError, ValueError):  # the latter for a NUL character
+            state = "missing"
+        hashed.update(f"{picture.path}\0{state}\n".encode("utf-8", "surrogateescape"))
     if memory.is_file() and memory.read_text() == hashed.hexdigest():
         return
     # decoders release the interpreter's lock; more threads would only hold more pictures in memory
@@ -143,7 +148,7 @@ class PictureDataset(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, int]:
         index, seed = key if isinstance(key, tuple) else (key, 0)
-        picture = open_picture(self.paths[index])
+        picture = central_part(open_picture(self.paths[index]))
         with _own_random_numbers(seed):
             return self.transform(picture), int(self.styles[index])
 
@@ -208,12 +213,14 @@ def _own_random_numbers(seed: int) -> Iterator[None]:
 
 
 def _read_pictures(source: Path, image_root: Path | None, problems: list[str]) -> list[Picture]:
-    if source.is_dir():
+    if os.path.isdir(source):
         pictures = _read_style_folders(source, problems)
-    elif source.is_file():
+    elif os.path.lexists(source):
         pictures = _read_csv(source, image_root or source.parent, problems)
     else:
-        problems.append(f"{source}: does not exist; give a folder of style folders or a CSV with columns image, style")
+        problems.append(
+            f"{printable(source)}: does not exist; give a folder of style folders or a CSV with columns image, style"
+        )
         return []
     if not pictures and not problems:
         problems.append(f"{source}: names no pictures")
@@ -223,7 +230,11 @@ def _read_pictures(source: Path, image_root: Path | None, problems: list[str]) -
 def _read_style_folders(root: Path, problems: list[str]) -> list[Picture]:
     """The pictures of root/STYLE/, sub-folders included; hidden files and files of other kinds are left out."""
     pictures = []
-    folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    try:
+        folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    except OSError as error:
+        problems.append(f"{printable(root)}: cannot be listed ({error.strerror}); give a folder that may be read")
+        return []
     if not folders:
         problems.append(f"{root}: holds no folders; it must hold one folder of pictures for each style")
     for folder in folders:
@@ -231,8 +242,10 @@ def _read_style_folders(root: Path, problems: list[str]) -> list[Picture]:
             path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")
         )
         if not files:
-            problems.append(f"{folder}: the style {folder.name!r} has no pictures; add some or remove the folder")
-        pictures += [Picture(path, str(path.relative_to(root)), folder.name, str(folder)) for path in files]
+            problems.append(
+                f"{printable(folder)}: the style {folder.name!r} has no pictures; add some or remove the folder"
+            )
+        pictures += [Picture(path, str(path.relative_to(root)), folder.name, printable(folder)) for path in files]
     return pictures
 
 
@@ -241,39 +254,26 @@ def _read_csv(file: Path, image_root: Path, problems: list[str]) -> list[Picture
     pictures: list[Picture] = []
     first_line: dict[str, int] = {}
     try:
-        with file.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.reader(stream, strict=True)
-            header = [name.strip() for name in next(reader, [])]
-            missing = [name for name in ("image", "style") if header.count(name) != 1]
-            if missing:
-                problems.append(
-                    f"{file}:1: needs one column named {' and one named '.join(missing)}; "
-                    f"its columns are {', '.join(header) or 'none'}"
-                )
-                return []
-            image_column, style_column = header.index("image"), header.index("style")
-            next_line = reader.line_num + 1
-            for row in reader:
-                line, next_line = next_line, reader.line_num + 1
-                place = f"{file}:{line}"
-                if not row:
-                    continue
-                if len(row) != len(header):
-                    problems.append(
-                        f"{place}: the row has {len(row)} fields, the header {len(header)}; put double quotes "
-                        "around a text that holds a comma"
-                    )
-                    continue
-                image, style = row[image_column].strip(), row[style_column].strip()
-                if not image or not style:
-                    problems.append(f"{place}: empty {'style' if image else 'image'}; fill it in or remove the row")
-                    continue
-                if first_line.setdefault(image, line) != line:
-                    problems.append(f"{place}: {image} is named in line {first_line[image]} already; keep one of them")
-                    continue
-                pictures.append(Picture(image_root / image, image, style, place))
-    except (UnicodeDecodeError, csv.Error) as error:
-        problems.append(f"{file}: not readable as CSV in UTF-8 ({error})")
+        content = read_records(file, required=("image", "style"))
+    except UserError as error:
+        problems.append(str(error))
+        return []
+    found = list(content.problems)
+    for record in content.records if {"image", "style"} <= set(content.columns) else ():
+        image, style = record.cells["image"], record.cells["style"]
+        wrong = None
+        if not image or not style:
+            wrong = f"empty {'style' if image else 'image'}; fill it in or remove the row"
+        elif os.path.isabs(image) or os.pardir in Path(image).parts:
+            wrong = f"picture {quoted(image)} lies outside {printable(image_root)}; give its path below that folder"
+        elif first_line.setdefault(image, record.line) != record.line:
+            wrong = f"{quoted(image)} is named in line {first_line[image]} already; keep one of them"
+        if wrong is None:
+            place = f"{printable(file)}:{record.line}"
+            pictures.append(Picture(image_root / image, image, style, place))
+        else:
+            found.append(Problem(file, record.line, wrong))
+    problems += [str(problem) for problem in sorted(found, key=lambda problem: problem.line)]
     return pictures
 
 
@@ -288,8 +288,8 @@ def _split(
     for number, (style, members) in enumerate(sorted(by_style.items())):
         if len(members) < 2:
             problems.append(
-                f"{members[0].place}: {members[0].name} is the only picture of the style {style!r}, which needs "
-                "at least 2: one to train on and one to validate on"
+                f"{members[0].place}: {printable(members[0].name)} is the only picture of the style {style!r}, which "
+                "needs at least 2: one to train on and one to validate on"
             )
             continue
         count = min(len(members) - 1, max(1, round(fraction * len(members))))
@@ -307,6 +307,7 @@ def _picture_problem(picture: Picture) -> str | None:
 
 
 def _data_error(problems: Sequence[str]) -> UserError:
-    count = Counter(problems)
-    noun = "problem" if len(count) == 1 else "problems"
-    return UserError(f"the art encoder's data have {len(count)} {noun}:\n  " + "\n  ".join(count))
+    told = list(dict.fromkeys(problems))
+    noun = "problem" if len(told) == 1 else "problems"
+    listed = format_problems(told).replace("\n", "\n  ")
+    return UserError(f"the art encoder's data have {len(told):,} {noun}:\n  {listed}")

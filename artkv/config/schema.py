@@ -3,6 +3,7 @@
 Every field's description is what an error message shows as the remedy, so it says what is accepted.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -35,6 +36,10 @@ class ModelConfig(Section):
     blip2: str = Field(
         default="Salesforce/blip2-opt-2.7b", description="a hub id, a transformers folder or a .pth of LAVIS"
     )
+    revision: str | None = Field(
+        default=None,
+        description="with a hub id only: a commit, tag or branch of it; null: the newest",
+    )
     opt: str | None = Field(
         default=None, description="with a LAVIS .pth only: facebook/opt-2.7b, or a folder of OPT or BLIP-2"
     )
@@ -44,6 +49,15 @@ class ModelConfig(Section):
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
         default="auto", description="auto (bfloat16 where the device is fast at it), bfloat16 or float32"
     )
+
+    @field_validator("revision")
+    @classmethod
+    def _is_a_revision(cls, revision: str | None) -> str | None:
+        if revision is not None and (
+            not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,199}", revision) or ".." in revision
+        ):
+            raise ValueError("is no name of a commit, tag or branch")
+        return revision
 
     @property
     def is_lavis_file(self) -> bool:
@@ -105,6 +119,9 @@ class DatasetConfig(Section):
     test: Path | None = Field(default=None, description="a CSV file with columns image, question, answer")
     image_root: Path | None = Field(
         default=None, description="the folder that holds the pictures, sub-folders included"
+    )
+    max_pixels: PositiveInt = Field(
+        default=300_000_000, description="most pixels of a picture, which take 16 bytes each while it is decoded"
     )
     prompt: str = Field(
         default="Question: {question} Short answer:", description="a text that contains {question} once"
@@ -297,6 +314,10 @@ class Config(Section):
                 raise ValueError(
                     f"model.{key} is for a LAVIS .pth, and model.blip2 = {self.model.blip2!r} is none; leave it out"
                 )
+        if self.model.revision is not None and self.model.is_lavis_file:
+            raise ValueError(
+                f"model.revision is for a hub id, and model.blip2 = {self.model.blip2!r} is a file; leave it out"
+            )
         for key in ("storage", "slots", "resident_blocks", "memory_budget"):
             needs_opt = key in ("resident_blocks", "memory_budget")
             streams_vit = self.frozen.vit == "stream" and self.frozen.opt != "auto"

@@ -3,22 +3,28 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from artkv.datasets.decoding import MAX_PIXELS
 from artkv.datasets.image_index import ImageIndex
-from artkv.datasets.records import format_problems
+from artkv.datasets.problems import format_problems
 from artkv.datasets.table import QuestionTable, find_problems, read_table
 from artkv.distributed import World
 from artkv.errors import UserError
 
 
 def read_checked_tables(
-    paths: Sequence[Path], image_root: Path, world: World, is_decodable: Callable[[Path], bool] = lambda path: False
+    paths: Sequence[Path],
+    image_root: Path,
+    world: World,
+    is_decodable: Callable[[Path], bool] = lambda path: False,
+    max_pixels: int = MAX_PIXELS,
 ) -> list[QuestionTable]:
     """The tables, once everything in them is known to be right; called on all ranks.
 
-    The ranks share the decoding of the pictures, but for those that are known to be decodable. Raises one
+    The ranks share the decoding of the pictures, but for those that are known to be decodable; max_pixels: most of one.
+    Raises one
     `UserError`, the same on every rank, that lists what any of them found.
     """
-    images = world.together(lambda: ImageIndex(image_root))
+    images = world.together(lambda: ImageIndex(image_root, max_pixels))
     share = (world.rank, world.size)
     problems = world.together(
         lambda: [problem for path in paths for problem in find_problems(path, images, share, is_decodable)]
@@ -27,5 +33,5 @@ def read_checked_tables(
     if found_by_any:
         place = {path: number for number, path in enumerate(paths)}
         ordered = sorted(found_by_any, key=lambda problem: (place[problem.path], problem.line, problem.message))
-        raise UserError(format_problems(ordered), on_all_ranks=True)
+        raise UserError(format_problems(ordered, keeps_all=world.is_main), on_all_ranks=True)
     return world.together(lambda: [read_table(path, images) for path in paths])

@@ -4,25 +4,35 @@ import os
 import unicodedata
 from pathlib import Path
 
+from artkv.datasets.decoding import MAX_PIXELS
+from artkv.datasets.problems import quoted
 from artkv.errors import UserError
+from artkv.reading import printable
 
 _MAX_PLACES_SHOWN = 5
+_MOST_FILES = 20_000_000
 
 
 class ImageIndex:
     """All files under a folder, listed once, found by relative path or by bare name.
 
-    Names are case-sensitive. Linked folders are followed, each real folder once, so that a link to a
-    parent does no harm. Raises `UserError` if `root` is not a folder.
+    Names are case-sensitive. Linked folders are followed, each real folder once, but for those that hold the root
+    itself: a link to a parent, or to `/`, leads to what is no part of the pictures.
+
+    root: the folder. max_pixels: most of a picture that is decoded. unreadable: folders below it that could not be
+    listed, each with the reason.
+
+    Raises `UserError` if `root` is not a folder that can be listed, or holds more than twenty million files.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, max_pixels: int = MAX_PIXELS) -> None:
         self.root = Path(root)
-        if not self.root.is_dir():
-            raise UserError(f"dataset.image_root {self.root}: no such folder; give the folder that holds the pictures")
+        self.max_pixels = max_pixels
+        self.unreadable: list[str] = []
         self._relative_paths: set[str] = set()
         self._places_of_name: dict[str, list[str]] = {}
         self._by_folded_name: dict[str, str] | None = None
+        self._check_root()
         self._list_files()
 
     def __len__(self) -> int:
@@ -40,23 +50,40 @@ class ImageIndex:
         places = self._places_of_name.get(relative, [])
         if len(places) == 1:
             return self.root / places[0]
+        root = printable(self.root)
         if places:
-            shown = ", ".join(repr(place) for place in places[:_MAX_PLACES_SHOWN])
+            shown = ", ".join(quoted(place) for place in places[:_MAX_PLACES_SHOWN])
             more = f" and {len(places) - _MAX_PLACES_SHOWN} more" if len(places) > _MAX_PLACES_SHOWN else ""
-            raise UserError(f"picture {name!r} is ambiguous: {shown}{more} under {self.root}; give one of these paths")
-        near = self._nearly(relative)
-        remedy = (
-            f"did you mean {near!r}? names must match in case, accents and folder"
-            if near
-            else "add the picture, correct the name, or correct dataset.image_root"
-        )
-        raise UserError(f"picture {name!r} is missing: no such file under {self.root}; {remedy}")
+            raise UserError(f"picture {quoted(name)} is ambiguous: {shown}{more} under {root}; give one of these paths")
+        unlisted = f" (not listed: {', '.join(self.unreadable[:_MAX_PLACES_SHOWN])})" if self.unreadable else ""
+        remedy = self._remedy(relative)
+        raise UserError(f"picture {quoted(name)} is missing: no such file under {root}{unlisted}; {remedy}")
+
+    def _remedy(self, relative: str) -> str:
+        if os.path.isabs(relative) or relative.split(os.sep)[0] == os.pardir:
+            return "give its path below dataset.image_root, which must hold it"
+        if near := self._nearly(relative):
+            return f"did you mean {quoted(near)}? names must match in case, accents and folder"
+        return "add the picture, correct the name, or correct dataset.image_root"
+
+    def _check_root(self) -> None:
+        place = f"dataset.image_root {printable(self.root)}"
+        try:
+            os.scandir(self.root).close()
+        except FileNotFoundError:
+            raise UserError(f"{place}: no such folder; give the folder that holds the pictures") from None
+        except NotADirectoryError:
+            raise UserError(f"{place}: is a file; give the folder that holds the pictures") from None
+        except (OSError, ValueError) as error:  # the latter for a NUL character
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"{place}: cannot be listed ({reason}); give a folder that may be read") from None
 
     def _list_files(self) -> None:
         visited: set[str] = set()
-        for folder, subfolders, files in os.walk(self.root, followlinks=True):
+        holders = {str(folder) for folder in Path(os.path.realpath(self.root)).parents}
+        for folder, subfolders, files in os.walk(self.root, followlinks=True, onerror=self._note):
             real = os.path.realpath(folder)
-            if real in visited:
+            if real in visited or real in holders:
                 subfolders.clear()
                 continue
             visited.add(real)
@@ -66,6 +93,14 @@ class ImageIndex:
                 relative = file if prefix == "." else os.path.join(prefix, file)
                 self._relative_paths.add(relative)
                 self._places_of_name.setdefault(file, []).append(relative)
+            if len(self) > _MOST_FILES:
+                raise UserError(
+                    f"dataset.image_root {printable(self.root)}: holds more than {_MOST_FILES:,} files; "
+                    "give the folder of the pictures alone"
+                )
+
+    def _note(self, error: OSError) -> None:
+        self.unreadable.append(f"{printable(error.filename)} ({error.strerror})")
 
     def _nearly(self, relative: str) -> str | None:
         """A file whose name differs only in case, in Unicode composition or in its folder."""

@@ -3,6 +3,8 @@
 Letters in shapes are explained in `artkv.batch`.
 """
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Protocol
 
 import numpy as np
@@ -11,9 +13,11 @@ from PIL import Image
 from torch import Tensor
 
 from artkv.batch import PaintingFeatures, PaintingViews
-from artkv.datasets.pictures import PaintingTransform, open_picture
+from artkv.datasets.decoding import decoded
+from artkv.datasets.pictures import PaintingTransform
 from artkv.datasets.table import QuestionTable
 from artkv.errors import UserError
+from artkv.reading import printable
 
 
 class PaintingSource(Protocol):
@@ -52,7 +56,7 @@ class DecodedPictures:
 
     def load_art(self, paintings: np.ndarray, pin_memory: bool) -> Tensor:
         """(I, 3, E, E)."""
-        return _stacked([self._transform.efficientnet_view(self._open(int(p))) for p in paintings], pin_memory)
+        return _stacked([self._art_view(int(painting)) for painting in paintings], pin_memory)
 
     def load_blank(self, number: int, pin_memory: bool) -> PaintingViews:
         """See `PaintingSource`."""
@@ -60,16 +64,25 @@ class DecodedPictures:
         return PaintingViews(vit_view.expand(number, -1, -1, -1), art_view.expand(number, -1, -1, -1))
 
     def _views(self, painting: int, art_painting: int) -> tuple[Tensor, Tensor]:
-        picture = self._open(painting)
-        if art_painting == painting:
-            return self._transform(picture)
-        return self._transform.vit_view(picture), self._transform.efficientnet_view(self._open(art_painting))
+        with self._opened(painting) as picture:
+            if art_painting == painting:
+                return self._transform(picture)
+            vit_view = self._transform.vit_view(picture)
+        return vit_view, self._art_view(art_painting)
 
-    def _open(self, painting: int) -> Image.Image:
-        try:
-            return open_picture(self._paths[painting])
-        except UserError as error:
-            raise UserError(f"{self._csv_path}:{self._lines[painting]}: {error}") from None
+    def _art_view(self, painting: int) -> Tensor:
+        with self._opened(painting) as picture:
+            return self._transform.efficientnet_view(picture)
+
+    @contextmanager
+    def _opened(self, painting: int) -> Iterator[Image.Image]:
+        with ExitStack() as held:
+            try:
+                picture = held.enter_context(decoded(self._paths[painting], max_pixels=self._transform.max_pixels))
+            except UserError as error:
+                place = f"{printable(self._csv_path)}:{self._lines[painting]}"
+                raise UserError(f"{place}: {error}") from None
+            yield picture
 
 
 def _stacked(views: list[Tensor], pin_memory: bool) -> Tensor:

@@ -3,36 +3,29 @@
 import codecs
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from artkv.datasets.problems import Problem, quoted
 from artkv.errors import UserError
+from artkv.reading import printable, read_regular
 
 REQUIRED_COLUMNS = ("image", "question", "answer")
 OPTIONAL_COLUMNS = ("question_id", "question_type")
 
-_MAX_PROBLEMS_SHOWN = 50
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing that is wrong with a CSV file, at a physical line (the first line is 1)."""
-
-    path: Path
-    line: int
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.path}:{self.line}: {self.message}"
-
-
-def format_problems(problems: Sequence[Problem], most: int = _MAX_PROBLEMS_SHOWN) -> str:
-    """The problems one a line, the first `most` of them, then how many more there are."""
-    lines = [str(problem) for problem in problems[:most]]
-    if len(problems) > most:
-        lines.append(f"and {len(problems) - most} more")
-    return "\n".join(lines)
+# Bytes. A million questions have some hundred million.
+MOST_CSV_BYTES = 2 * 2**30
+# Characters. A language model's positions end long before; a file that passes a limit is no table of questions.
+MOST_FIELD_CHARACTERS = 100_000
+_MOST_ROW_CHARACTERS = 1_000_000
+_MOST_ROW_LINES = 1000
+# After each broken quote the lines below are read anew, which this bounds.
+_MOST_BROKEN_ROWS = 1000
+_MOST_COLUMNS_SHOWN = 20
+# Python's own limit, 131,072, which other libraries of the process may change, is not what a message should depend on.
+_PYTHONS_FIELD_LIMIT = 2**30
 
 
 @dataclass(frozen=True)
@@ -62,21 +55,24 @@ def read_records(path: Path, required: Sequence[str] = REQUIRED_COLUMNS) -> Reco
     Raises `UserError` only when the file itself cannot be opened.
     """
     try:
-        data = path.read_bytes()
+        data = read_regular(path, MOST_CSV_BYTES)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give an existing CSV file") from None
+        reason = f"cannot be read ({error.strerror})"
+        raise UserError(f"{printable(path)}: {reason}; give an existing CSV file") from None
     problems: list[Problem] = []
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or _looks_like_utf16(data):
         problems.append(Problem(path, 1, "the file is UTF-16; save it as UTF-8"))
         return Records((), [], problems)
     if not data.removeprefix(codecs.BOM_UTF8).strip():
         problems.append(Problem(path, 1, f"the file is empty; it needs a header {','.join(required)}"))
         return Records((), [], problems)
     lines, unreadable = _decode_lines(path, data.removeprefix(codecs.BOM_UTF8), problems)
+    del data
     rows = _rows(path, lines, problems)
     header_line, header = next(rows, (1, []))
     header = [name.strip() for name in header]
     columns = _check_header(path, header_line, header, required, problems)
+    places = [(name, header.index(name)) for name in columns]
     records = []
     for line, row in rows:
         if len(row) != len(header):
@@ -89,10 +85,16 @@ def read_records(path: Path, required: Sequence[str] = REQUIRED_COLUMNS) -> Reco
                 )
             )
         elif line not in unreadable:
-            records.append(Record(line, {name: row[header.index(name)].strip() for name in columns}))
+            records.append(Record(line, {name: row[place].strip() for name, place in places}))
     if not records and not problems:
         problems.append(Problem(path, header_line, "no rows below the header; add at least one question"))
     return Records(columns, records, problems)
+
+
+def _looks_like_utf16(data: bytes) -> bool:
+    """Whether every second byte is NUL, as of Latin letters in UTF-16 without its mark."""
+    start = data[:64]
+    return len(start) > 3 and any(set(start[half::2]) == {0} and 0 not in start[1 - half :: 2] for half in (0, 1))
 
 
 def _decode_lines(path: Path, data: bytes, problems: list[Problem]) -> tuple[list[str], set[int]]:
@@ -100,7 +102,10 @@ def _decode_lines(path: Path, data: bytes, problems: list[Problem]) -> tuple[lis
     unreadable: set[int] = set()
     # newline="": lines end at \n, \r or \r\n and keep their ends, as csv.reader wants them. (splitlines
     # would also cut at form feeds and Unicode separators inside a question.)
-    lines = list(io.StringIO(data.decode("utf-8", "surrogateescape"), newline=""))
+    text = data.decode("utf-8", "surrogateescape")
+    lines = list(io.StringIO(text, newline=""))
+    if "\0" not in text and _is_utf8(data):
+        return lines, unreadable
     for index, line in enumerate(lines):
         number = index + 1
         try:
@@ -123,54 +128,111 @@ def _decode_lines(path: Path, data: bytes, problems: list[Problem]) -> tuple[lis
     return lines, unreadable
 
 
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+class _RowTooLong(Exception):
+    """A row that does not end within the limits."""
+
+
+class _Reading:
+    """The lines of a file from `start` on, for csv.reader, which asks for no more than one row needs."""
+
+    def __init__(self, lines: list[str], start: int) -> None:
+        self._lines = lines
+        self.next = start  # index of the line that is read next
+        self.begin_row()
+
+    def begin_row(self) -> None:
+        """Counts from here."""
+        self.first = self.next
+        self._characters = 0
+
+    def __iter__(self) -> Iterator[str]:
+        while self.next < len(self._lines):
+            line = self._lines[self.next]
+            self._characters += len(line)
+            if self._characters > _MOST_ROW_CHARACTERS or self.next - self.first >= _MOST_ROW_LINES:
+                raise _RowTooLong
+            self.next += 1
+            yield line
+
+
 def _rows(path: Path, lines: list[str], problems: list[Problem]) -> Iterator[tuple[int, list[str]]]:
     """(first physical line, fields) of each row; blank lines are passed over.
 
     After a broken quote reading goes on with the line below the one where the row began, so that one
     missing quote does not hide the rest of the file.
     """
-    start = 0
+    start = num_broken = 0
+    csv.field_size_limit(_PYTHONS_FIELD_LIMIT)
     while start < len(lines):
-        reader = csv.reader(lines[start:] if start else lines, strict=True)
-        first = start + 1
+        if num_broken == _MOST_BROKEN_ROWS:
+            message = f"{num_broken:,} rows above have broken quotes; mend these, the file is not read further"
+            problems.append(Problem(path, start + 1, message))
+            return
+        reading = _Reading(lines, start)
         try:
-            for row in reader:
-                if row:
-                    yield first, row
-                first = start + reader.line_num + 1
-        except csv.Error as error:
-            problems.append(Problem(path, first, _explain_csv_error(error)))
-            start = first
+            for row in csv.reader(reading, strict=True):
+                longest = max(map(len, row), default=0)
+                if longest > MOST_FIELD_CHARACTERS:
+                    problems.append(Problem(path, reading.first + 1, _too_long(reading, longest)))
+                elif row:
+                    yield reading.first + 1, row
+                reading.begin_row()
+        except (csv.Error, _RowTooLong) as error:
+            problems.append(Problem(path, reading.first + 1, _explain_broken_row(error, lines[reading.first])))
+            start = reading.first + 1
+            num_broken += 1
         else:
             return
 
 
-def _explain_csv_error(error: csv.Error) -> str:
+def _too_long(reading: _Reading, longest: int) -> str:
+    """Of a row with a field beyond the limit."""
+    most = f"has {longest:,} characters, of {MOST_FIELD_CHARACTERS:,} at most"
+    if reading.next - reading.first > 1:
+        return f"a field of this row {most}, over several lines; shorten it, or close its double quote where it ends"
+    return f"a field of this row {most}; shorten it"
+
+
+def _explain_broken_row(error: Exception, line: str) -> str:
+    if isinstance(error, _RowTooLong) and len(line) > _MOST_ROW_CHARACTERS:
+        return f"the line has {len(line):,} characters, of {_MOST_ROW_CHARACTERS:,} at most; give a CSV file"
+    if isinstance(error, _RowTooLong):
+        within = f"{_MOST_ROW_LINES:,} lines and {_MOST_ROW_CHARACTERS:,} characters"
+        return f'a double quote opened in this row is not closed within {within}; close it, or write a quote as ""'
     reason = str(error)
-    if "unexpected end of data" in reason or "field limit" in reason:
+    if "unexpected end of data" in reason:
         return 'a double quote opened in this row is never closed; close it, or write a quote as ""'
     if "expected after" in reason:
         return 'text follows a closing double quote; write a quote inside a quoted text as ""'
-    return f"not readable as CSV ({reason})"
+    return f"not readable as CSV ({reason}); write it anew as CSV in UTF-8"
 
 
 def _check_header(
     path: Path, line: int, header: list[str], required: Sequence[str], problems: list[Problem]
 ) -> tuple[str, ...]:
     problems.extend(
-        Problem(path, line, f"column {name!r} appears {header.count(name)} times; keep one of them")
-        for name in dict.fromkeys(header)
-        if header.count(name) > 1
+        Problem(path, line, f"column {quoted(name)} appears {count} times; keep one of them")
+        for name, count in Counter(header).items()
+        if count > 1
     )
     missing = [name for name in required if name not in header]
     if missing:
-        found = ", ".join(repr(name) for name in header)
+        found = ", ".join(quoted(name) for name in header[:_MOST_COLUMNS_SHOWN])
+        more = f" and {len(header) - _MOST_COLUMNS_SHOWN:,} more" if len(header) > _MOST_COLUMNS_SHOWN else ""
         names = ", ".join(repr(name) for name in missing)
         problems.append(
             Problem(
                 path,
                 line,
-                f"missing column{'s' if len(missing) > 1 else ''} {names}; the header has {found}; "
+                f"missing column{'s' if len(missing) > 1 else ''} {names}; the header has {found}{more}; "
                 f"it needs {','.join(required)}, separated by commas",
             )
         )

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,11 @@ from tqdm import tqdm
 from artkv.datasets.columns import PathColumn, StringColumn
 from artkv.datasets.image_index import ImageIndex
 from artkv.datasets.pictures import picture_damage
-from artkv.datasets.records import Problem, Record, Records, format_problems, read_records
+from artkv.datasets.problems import Problem, format_problems, quoted
+from artkv.datasets.records import Record, Records, read_records
 from artkv.errors import UserError
 
-__all__ = ["ImageIndex", "Problem", "QuestionTable", "find_problems", "format_problems", "read_table"]
+__all__ = ["ImageIndex", "QuestionTable", "find_problems", "read_table"]
 
 # Decoding releases the interpreter lock. More threads than this would only hold more pictures in memory.
 _MAX_DECODING_THREADS = 8
@@ -93,7 +95,8 @@ def find_problems(
     Raises `UserError` if the CSV file itself cannot be opened.
     """
     content, paths, problems = _read_and_check(Path(csv_path), images)
-    problems += _damaged_pictures(Path(csv_path), content.records, paths, share, is_decodable)
+    damage = partial(picture_damage, max_pixels=images.max_pixels)
+    problems += _damaged_pictures(Path(csv_path), content.records, paths, share, is_decodable, damage)
     return sorted(problems, key=lambda problem: problem.line)
 
 
@@ -121,14 +124,15 @@ def _text_problems(csv_path: Path, content: Records) -> list[Problem]:
                 Problem(
                     csv_path,
                     record.line,
-                    f"answer {answer!r} holds a line break, where a generated answer would end; put it on one line",
+                    f"answer {quoted(answer)} holds a line break, where a generated answer would end; "
+                    "put it on one line",
                 )
             )
         question_id = record.cells.get("question_id")
         if question_id:
             first = line_of_id.setdefault(question_id, record.line)
             if first != record.line:
-                message = f"question_id {question_id!r} was used in line {first}; give each row its own"
+                message = f"question_id {quoted(question_id)} was used in line {first}; give each row its own"
                 problems.append(Problem(csv_path, record.line, message))
     return problems
 
@@ -154,6 +158,7 @@ def _damaged_pictures(
     paths: dict[str, Path],
     share: tuple[int, int],
     is_decodable: Callable[[Path], bool],
+    damage_of: Callable[[Path], str | None],
 ) -> list[Problem]:
     rank, world_size = share
     all_rows = _lines_by(paths.get(record.cells.get("image", "")) for record in records)
@@ -163,7 +168,7 @@ def _damaged_pictures(
     threads = min(_MAX_DECODING_THREADS, os.cpu_count() or 1)
     problems = []
     with ThreadPoolExecutor(threads) as pool:
-        damages = pool.map(picture_damage, rows_of_path)
+        damages = pool.map(damage_of, rows_of_path)
         progress = tqdm(
             damages,
             total=len(rows_of_path),

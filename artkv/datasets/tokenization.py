@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 
 from artkv.batch import QuestionBatch
+from artkv.datasets.problems import quoted
 from artkv.errors import UserError
 
 IGNORED_LABEL = -100
@@ -108,7 +109,7 @@ def _checked(tokenizer: Tokenizer, text: str, ids: Sequence[int]) -> list[int] |
     special = _special_ids(tokenizer).intersection(ids)
     if special:
         return UserError(
-            f"the tokenizer makes special tokens {sorted(special)} of the text {text!r}; "
+            f"the tokenizer makes special tokens {sorted(special)} of the text {quoted(text)}; "
             "remove what looks like a special token from it"
         )
     return list(ids)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from artkv.datasets.records import Problem
+from artkv.datasets.problems import Problem
 from artkv.datasets.table import QuestionTable
 from artkv.datasets.tokenization import IGNORED_LABEL, EncodedQuestion, Tokenizer, encode_answers, encode_prompts
 from artkv.errors import UserError

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from artkv.datasets.choice_packing import RowChoices
+from artkv.datasets.problems import Problem, format_problems, quoted
 from artkv.datasets.question_set import QuestionSet
-from artkv.datasets.records import Problem, format_problems, read_records
+from artkv.datasets.records import read_records
 from artkv.datasets.table import QuestionTable
 from artkv.datasets.tokenization import Tokenizer, encode_answers
 from artkv.errors import UserError
@@ -72,13 +73,14 @@ def read_candidates(path: Path, most: int | None = None) -> Candidates:
     for record in content.records if "answer" in content.columns else ():
         answer = record.cells["answer"]
         if not answer or "\n" in answer or "\r" in answer:
-            wrong = "empty answer" if not answer else f"answer {answer!r} holds a line break"
+            wrong = "empty answer" if not answer else f"answer {quoted(answer)} holds a line break"
             problems.append(Problem(path, record.line, f"{wrong}; give each candidate as one line of text"))
             continue
         of_type = spellings.setdefault(record.cells.get("question_type") or UNTYPED, {})
         of_type.setdefault(answer.lower(), Counter())[answer] += 1
     if problems:
-        raise UserError(format_problems(sorted(problems, key=lambda problem: problem.line)))
+        in_order: list[Problem] = sorted(problems, key=lambda problem: problem.line)
+        raise UserError(format_problems(in_order))
     by_type: dict[str, tuple[str, ...]] = {}
     left_out: dict[str, int] = {}
     for name, texts in sorted(spellings.items()):

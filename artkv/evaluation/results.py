@@ -1,6 +1,7 @@
 """Writes an evaluation's predictions and scores, and reads them again."""
 
 import csv
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from typing_extensions import Self
 from artkv.errors import UserError
 from artkv.evaluation.scores import Choice, Scores, exact_match, score_pairs, token_f1
 from artkv.files import check_writable, reason_of, told, write_together
-from artkv.reading import from_written, read_object
+from artkv.reading import from_written, read_object, read_regular
 
 if TYPE_CHECKING:  # torch takes seconds, which a comparison of what was written need not wait for
     from artkv.datasets.table import QuestionTable
@@ -25,6 +26,7 @@ _EVALUATE = "run artkv evaluate again"
 _READ = ("question_id", "image", "question", "answer", "question_type", "prediction")
 # What was chosen among candidates; a column that is there where choices were asked for.
 CHOICE = "choice"
+_MOST_PREDICTIONS_BYTES = 2 * 2**30
 
 
 def evaluation_folder(run_dir: Path, split: str, ablation: str) -> Path:
@@ -140,13 +142,13 @@ def read_predictions(folder: Path) -> Predictions:
     """The predictions in an evaluation's folder; `UserError` if they cannot be read."""
     path = folder / PREDICTIONS
     try:
-        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-            reader = csv.DictReader(file)
-            missing = [name for name in _READ if name not in (reader.fieldnames or ())]
-            if missing:
-                raise UserError(f"{path}: has no column {missing[0]}; evaluate again")
-            names = [*_READ, CHOICE] if CHOICE in (reader.fieldnames or ()) else _READ
-            rows = list(reader)
+        text = read_regular(path, _MOST_PREDICTIONS_BYTES).decode("utf-8", "surrogateescape")
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        missing = [name for name in _READ if name not in (reader.fieldnames or ())]
+        if missing:
+            raise UserError(f"{path}: has no column {missing[0]}; evaluate again")
+        names = [*_READ, CHOICE] if CHOICE in (reader.fieldnames or ()) else _READ
+        rows = list(reader)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({reason_of(error)}); evaluate again") from None
     except (ValueError, csv.Error) as error:

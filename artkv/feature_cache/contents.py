@@ -17,7 +17,7 @@ from artkv.distributed import World
 from artkv.errors import UserError
 from artkv.feature_cache.shared_files import write_shared
 from artkv.files import file_sha256
-from artkv.reading import parse_json, read_regular
+from artkv.reading import open_regular, parse_json, read_regular
 
 # The key of the blank picture of the question-only baseline, which is no file.
 BLANK = hashlib.sha256(b"the blank picture").hexdigest()
@@ -109,7 +109,7 @@ def _look_at(paths: Sequence[Path], memo: PictureMemo, show: bool) -> dict[str, 
 
 def _hash(name: str) -> tuple[str, tuple[_State | None, str]]:
     try:
-        with open(name, "rb") as file:
+        with open_regular(Path(name)) as file:
             before = os.fstat(file.fileno())
             content = file_sha256(file)
             after = os.fstat(file.fileno())

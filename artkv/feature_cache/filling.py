@@ -19,11 +19,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from artkv.batch import EncoderIdentity, PaintingFeatures, PaintingViews
-from artkv.datasets.pictures import PaintingTransform, open_picture
+from artkv.datasets.pictures import PaintingTransform
 from artkv.distributed import World
 from artkv.errors import UserError
 from artkv.feature_cache.contents import BLANK
 from artkv.feature_cache.shards import RECORDS_A_SHARD, write_shard
+from artkv.reading import read_regular
 
 # Part of the format: another number rounds differently.
 RECORDS_A_BATCH = 16
@@ -152,12 +153,12 @@ def _views(content: str, path_of: Mapping[str, Path | None], transform: Painting
     path = path_of[content]
     assert path is not None
     try:
-        data = path.read_bytes()
+        data = read_regular(path, path.stat().st_size)
     except OSError as error:
         raise UserError(f"picture {path}: cannot be read ({error.strerror}); put it back") from None
     if hashlib.sha256(data).hexdigest() != content:
         raise UserError(f"picture {path}: changed while it was being cached; start again")
-    return transform(open_picture(path, data))
+    return transform.views(path, data)
 
 
 def _advance(bar: tqdm, world_size: int) -> None:

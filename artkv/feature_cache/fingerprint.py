@@ -10,7 +10,7 @@ from artkv.errors import UserError
 from artkv.reading import read_object, to_record
 
 # Of the files, and of everything that is done to a picture that no other part of the fingerprint tells.
-FORMAT = 1
+FORMAT = 2
 
 # In the order in which they are told.
 _REASONS = {

@@ -121,7 +121,7 @@ def _filled(
 def verify_store(folder: Path, world: World) -> int:
     """Reads every record and compares it with its checksum, the ranks sharing the shards; returns their number.
 
-    Raises `UserError` that names every damaged file.
+    Raises `UserError` that names every damaged file, or says that there is no cache.
     """
 
     def check_share() -> int:
@@ -138,7 +138,14 @@ def verify_store(folder: Path, world: World) -> int:
             raise UserError("\n".join(problems))
         return verified
 
-    world.together(lambda: open_store(folder))
+    def check_there() -> None:
+        if open_store(folder).found is None:
+            raise UserError(
+                f"frozen.feature_cache = {folder}: holds no feature cache, and nothing to verify; name the folder of "
+                "one, or make it with artkv cache"
+            )
+
+    world.together(check_there)
     return sum(world.gather(world.together(check_share)))
 
 

@@ -78,7 +78,11 @@ class FeatureStore:
 
 def open_store(folder: Path) -> FeatureStore:
     """What the folder holds. Raises `UserError` if it is no cache, or a shard is cut off or not of this cache."""
-    if folder.exists() and not folder.is_dir():
+    try:
+        is_there, is_folder = folder.exists(), folder.is_dir()
+    except OSError as error:  # a name that is too long, or one that must not be looked at
+        raise UserError(f"frozen.feature_cache = {folder}: cannot be read ({error.strerror}); give another") from None
+    if is_there and not is_folder:
         raise UserError(f"frozen.feature_cache = {folder}: is a file; give a folder")
     description = folder / "cache.json"
     if not description.is_file():

@@ -90,10 +90,10 @@ def load_efficientnet(config: EfficientNetConfig) -> EfficientNetEncoder:
     backbone = create_efficientnet(config.architecture)
     found = load_weights(backbone, config.checkpoint, config.architecture)
     recorded_size = found.recorded.get("image_size")
-    if recorded_size is not None and int(recorded_size) != config.image_size:
+    if recorded_size is not None and recorded_size != str(config.image_size):
         raise UserError(
-            f"{config.checkpoint} was trained at {recorded_size} pixels, but efficientnet.image_size is "
-            f"{config.image_size}; set efficientnet.image_size: {recorded_size}"
+            f"{config.checkpoint} was trained at {recorded_size:.20} pixels, but efficientnet.image_size is "
+            f"{config.image_size}; set efficientnet.image_size: {recorded_size:.20}"
         )
     if found.layout == "torchvision":
         eps = _TORCHVISION_EPS[_without_tag(config.architecture)]

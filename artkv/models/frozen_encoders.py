@@ -115,12 +115,13 @@ def open_frozen_encoders(config: Config, has_art_encoder: bool, world: World) ->
             art_weights=combined_digest(_efficientnet_identity(efficientnet)),
             art_view=_json([efficientnet.image_size, efficientnet.mean, efficientnet.std]),
         )
-    return FrozenEncoders(backbone, encoder, painting_transform(image, efficientnet), identity)
+    return FrozenEncoders(backbone, encoder, painting_transform(image, config), identity)
 
 
-def painting_transform(vit: ImageSettings, efficientnet: EfficientNetConfig) -> PaintingTransform:
+def painting_transform(vit: ImageSettings, config: Config) -> PaintingTransform:
     """The views that the two encoders want of a picture."""
-    return PaintingTransform(vit.size, vit.mean, vit.std, efficientnet.image_size, efficientnet.mean, efficientnet.std)
+    art, most = config.efficientnet, config.dataset.max_pixels
+    return PaintingTransform(vit.size, vit.mean, vit.std, art.image_size, art.mean, art.std, most)
 
 
 def _exact(frozen: FrozenConfig, dtype: torch.dtype) -> FrozenConfig:

@@ -26,6 +26,7 @@ from artkv.models.files.blip2_files import (
     read_lavis_config,
     stock_blip2,
 )
+from artkv.models.files.foreign_files import expanded, is_folder
 from artkv.models.kv_modulated_blip2 import KVModulatedBlip2
 
 
@@ -146,22 +147,22 @@ def read_blip2_config(model: ModelConfig) -> Any:
     """
     if model.is_lavis_file:
         return read_lavis_config(model)
-    folder = Path(model.blip2).expanduser()
-    if (folder / "config.json").is_file():
+    folder = expanded(model.blip2, "model.blip2")
+    if is_folder(folder, "model.blip2"):
         return read_folder_config(folder, model.blip2)
     if model.blip2 != BLIP2_OPT_2_7B:
-        return _published_config(model.blip2)
+        return _published_config(model.blip2, model.revision)
     config = _blip2_opt_2_7b()
     config._attn_implementation = "sdpa"
     return config
 
 
-def _published_config(blip2: str) -> Any:
+def _published_config(blip2: str, revision: str | None) -> Any:
     """The config.json of another model on the hub, or of the hub's cache; no weights are fetched."""
     from huggingface_hub import hf_hub_download
 
     try:
-        folder = Path(hf_hub_download(blip2, "config.json")).parent
+        folder = Path(hf_hub_download(blip2, "config.json", revision=revision)).parent
     except Exception as error:
         raise UserError(
             f"model.blip2 = {blip2!r}: its shapes are not known ({type(error).__name__}); give a folder that holds its "

@@ -162,8 +162,8 @@ def make_language_model(folder: Path, seed: int) -> None:
 
 def make_blip2(world: PaintedWorld, folder: Path, seed: int) -> None:
     """Aligns a vision encoder and a Q-Former with the language model, and saves a stock BLIP-2."""
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(world.language_model)
-    language_model = OPTForCausalLM.from_pretrained(world.language_model)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(world.language_model, trust_remote_code=False)
+    language_model = OPTForCausalLM.from_pretrained(world.language_model, trust_remote_code=False)
     model = align_blip2(language_model, tokenizer, _seed_for(seed, "alignment"))
     # EVA's ViT, which LAVIS builds, has no bias on keys: what training made of it, softmax takes away.
     with torch.no_grad():

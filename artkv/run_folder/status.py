@@ -13,7 +13,7 @@ from typing import Any
 
 from artkv.errors import UserError
 from artkv.files import reason_of
-from artkv.reading import parse_json, read_object, read_regular
+from artkv.reading import parse_json, printable, read_object, read_regular
 from artkv.run_folder.layout import METRICS, best_checkpoint, checkpoints_newest_first, step_of
 from artkv.run_folder.marker import Marker, read_marker
 from artkv.run_folder.restarts import read_restarts
@@ -120,7 +120,7 @@ def format_status(status: RunStatus) -> str:
         lines.append(("restarts", f"{status.restarts}, the last fault: {status.last_fault}"))
     if status.slowest_rank is not None:
         lines.append(("slowest", f"rank {status.slowest_rank}"))
-    return "\n".join(f"{name + ':':<12}{_printable(text)}" for name, text in lines)
+    return "\n".join(f"{name + ':':<12}{printable(text)}" for name, text in lines)
 
 
 def check_is_folder(run_dir: Path) -> None:
@@ -131,11 +131,6 @@ def check_is_folder(run_dir: Path) -> None:
     except OSError as error:
         raise UserError(f"{run_dir}: cannot be read ({reason_of(error)}); give the run.output_dir of a run") from None
     raise UserError(f"{run_dir}: is no folder; give the run.output_dir of a run")
-
-
-def _printable(text: str) -> str:
-    """Without what moves a terminal's cursor or changes its colours: names and errors may come from other machines."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def _state(

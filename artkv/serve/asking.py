@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from artkv.datasets.pictures import UPLOADED_FORMATS, open_upload
+from artkv.datasets.decoding import PICTURE_FORMATS
+from artkv.datasets.pictures import open_picture
 from artkv.errors import UserError
 from artkv.evaluation.attention import looks_of
 from artkv.monitoring.attention_picture import overlays
@@ -32,7 +33,7 @@ class Facts:
     max_question: int = MAX_QUESTION
     max_bytes: int = MAX_UPLOAD_BYTES
     max_pixels: int = MAX_UPLOAD_PIXELS
-    formats: tuple[str, ...] = UPLOADED_FORMATS
+    formats: tuple[str, ...] = PICTURE_FORMATS
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class AskedModel:
     def reply(self, content: bytes, question: str) -> Reply:
         """The answers to a question about a picture's bytes; `UserError` if either is wrong or too large."""
         question = checked_question(question)
-        picture = open_upload("as uploaded", content, MAX_UPLOAD_PIXELS)
+        picture = open_picture("as uploaded", content, MAX_UPLOAD_PIXELS)
         has_prefix = self.session.model.has_prefix
         features = self.session.encode(picture)
         answers = [

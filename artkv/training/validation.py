@@ -24,7 +24,7 @@ _PAINTINGS_LOOKED_AT = 64
 def validation(session: Session, log: RunLog, stops: RunStops) -> Validate:
     """Answers the validation split and logs it; see `Validate`."""
     questions, world, settings = session.questions["val"], session.world, answering_settings(session.config)
-    table = questions.table
+    table, most_pixels = questions.table, session.config.dataset.max_pixels
     samples = stratified_rows(table, _PICTURES_IN_TENSORBOARD)
     looked_at = one_row_a_painting(table, _PAINTINGS_LOOKED_AT, samples)
 
@@ -47,7 +47,7 @@ def validation(session: Session, log: RunLog, stops: RunStops) -> Validate:
                 mass, _ = mass_over_paintings(each_once)
             shown = [
                 AnsweredQuestion(
-                    open_picture(table.painting_paths[int(table.painting_of_row[row])]),
+                    open_picture(table.painting_paths[int(table.painting_of_row[row])], max_pixels=most_pixels),
                     table.questions[row], table.answers[row], answers[row], looks_of(attention, has_prefix),
                 )
                 for row, attention in zip(samples, attentions, strict=False)

@@ -1,5 +1,6 @@
 """Which pictures of which styles are trained on, in which order, and what is wrong with them."""
 
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def test_all_problems_of_a_csv_come_at_once(folders: Path, tmp_path: Path) -> No
         f"  {table}:4: empty style; fill it in or remove the row",
         f"  {table}:5: empty image; fill it in or remove the row",
         f"  {table}:6: the row has 2 fields, the header 3; put double quotes around a text that holds a comma",
-        f"  {table}:7: rows/0.png is named in line 2 already; keep one of them",
+        f"  {table}:7: 'rows/0.png' is named in line 2 already; keep one of them",
         f"  {validation}:2: rows/0.png is also a training picture; keep it in one set",
         f"  {validation}:3: rows/3.png: the style 'cubism' does not occur in {table}",
     ]
@@ -74,10 +75,13 @@ def test_all_problems_of_a_csv_come_at_once(folders: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("picture,style\na.png,x\n", ":1: needs one column named image; its columns are picture, style"),
-        ("file,genre\na.png,x\n", ":1: needs one column named image and one named style"),
-        ("", "its columns are none"),
-        ("image,style\n", "names no pictures"),
+        (
+            "picture,style\na.png,x\n",
+            ":1: missing column 'image'; the header has 'picture', 'style'; it needs image,style",
+        ),
+        ("file,genre\na.png,x\n", ":1: missing columns 'image', 'style'; the header has"),
+        ("", ":1: the file is empty; it needs a header image,style"),
+        ("image,style\n", ":1: no rows below the header"),
         ("image,style\na.png,one\nb.png,one\n", "has only the style 'one'; a classifier needs at least 2"),
         ("image,style\na.png,one\nb.png,two\nc.png,two\n", ":2: a.png is the only picture of the style 'one'"),
     ],
@@ -112,3 +116,41 @@ def test_whole_pictures_are_checked_once(tmp_path: Path, monkeypatch: pytest.Mon
     data.training[0].path.write_text("changed since")
     with pytest.raises(UserError, match="not a picture"):
         check_pictures(data.training, tmp_path / "memory")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("/etc/passwd,rows", r"styles\.csv:2: picture '/etc/passwd' lies outside .*; give its path below that folder"),
+        ("../a.png,rows", r"picture '\.\./a\.png' lies outside"),
+        ("rows/0.png,\x1b[31m", r"is the only picture of the style '\\x1b\[31m'"),
+        ('"rows/0.png,rows', r"styles\.csv:2: a double quote opened in this row is never closed"),
+        ("rows/0.png,r\udcff", r"styles\.csv:2: byte 0xFF at column 13 is not UTF-8"),
+    ],
+)
+def test_a_row_that_is_planted_or_broken_is_told(folders: Path, tmp_path: Path, row: str, message: str) -> None:
+    text = f"image,style\n{row}\ncolumns/0.png,columns\ncolumns/1.png,columns\n"
+    (tmp_path / "styles.csv").write_text(text, encoding="utf-8", errors="surrogateescape")
+    with pytest.raises(UserError, match=message) as error:
+        read_style_data(tmp_path / "styles.csv", folders, None, 0.1, 0)
+    assert str(error.value).replace("\n", "").isprintable()
+
+
+def test_pictures_that_no_file_system_holds_are_told(tmp_path: Path) -> None:
+    (tmp_path / "styles.csv").write_text(f"image,style\n{'x' * 300},one\n{'y' * 300},one\na,two\nb,two\n")
+    data = read_style_data(tmp_path / "styles.csv", None, None, 0.1, 0)
+    with pytest.raises(UserError, match=r"styles\.csv:[23]: picture .*: cannot be read \(File name too long\)"):
+        check_pictures([*data.training, *data.validation], tmp_path / "memory")
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(UserError, match=r"pipe\.csv: cannot be read \(is a pipe"):
+        read_style_data(tmp_path / "pipe.csv", None, None, 0.1, 0)
+
+
+def test_many_problems_are_counted_and_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "styles.csv").write_text("image,style\n" + "a.png,\n" * 500)
+    with pytest.raises(UserError) as error:
+        read_style_data(tmp_path / "styles.csv", None, None, 0.1, 0)
+    first, *_, last = str(error.value).splitlines()
+    assert first == "the art encoder's data have 500 problems:"
+    assert last.startswith("  and 450 more: 450 x empty style; all 500 are listed in ")

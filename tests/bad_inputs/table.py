@@ -2,11 +2,14 @@
 
 from tests.bad_inputs.cases import Area
 from tests.bad_inputs.checkpoint_cases import CHECKPOINTS
+from tests.bad_inputs.csv_cases import CSV
 from tests.bad_inputs.output_cases import PLACES
+from tests.bad_inputs.picture_cases import PICTURES
 from tests.bad_inputs.run_folder_cases import OUTPUT, STATUS
+from tests.bad_inputs.weight_cases import WEIGHTS
 from tests.bad_inputs.yaml_cases import YAML
 
-AREAS: list[Area] = [YAML, OUTPUT, STATUS, CHECKPOINTS, PLACES]
+AREAS: list[Area] = [YAML, CSV, PICTURES, WEIGHTS, OUTPUT, STATUS, CHECKPOINTS, PLACES]
 
 
 def page() -> str:

@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 from artkv.batch import AnsweringBatch, Batch, PaintingViews
 from artkv.datasets.batches import AnsweringBatchMaker, BatchMaker, Shown, answering_loader, training_loader
+from artkv.datasets.decoding import decoded
 from artkv.datasets.order import MicroBatch, plan_epoch, plan_evaluation
 from artkv.datasets.packing import PackingSettings
 from artkv.datasets.painting_source import DecodedPictures
@@ -276,16 +278,16 @@ def test_only_what_is_shown_is_loaded(table: QuestionTable, tiny_tokenizer: Any)
 def test_each_painting_is_decoded_once_a_micro_batch(
     table: QuestionTable, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decoded: list[Path] = []
+    opened: list[Path] = []
 
-    def counting(path: Path) -> Image.Image:
-        decoded.append(path)
-        return open_picture(path)
+    def counting(path: Path, max_pixels: int) -> AbstractContextManager[Image.Image]:
+        opened.append(path)
+        return decoded(path, max_pixels=max_pixels)
 
-    monkeypatch.setattr("artkv.datasets.painting_source.open_picture", counting)
+    monkeypatch.setattr("artkv.datasets.painting_source.decoded", counting)
     steps = load_training(table, tiny_tokenizer)
     expected = [len({painting_number(table, row) for row in batch.rows}) for (batch,) in steps]
-    assert len(decoded) == sum(expected) < len(table)
+    assert len(opened) == sum(expected) < len(table)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from artkv.datasets.columns import StringColumn
-from artkv.datasets.table import ImageIndex, Problem, find_problems, format_problems, read_table
+from artkv.datasets.problems import Problem, format_problems
+from artkv.datasets.table import ImageIndex, find_problems, read_table
 from artkv.errors import UserError
 
 HEADER = "image,question,answer,question_id,question_type\n"
@@ -75,6 +76,56 @@ def test_index_follows_linked_folders_once(root: Path, tmp_path: Path) -> None:
     assert index.find("b.jpg") == root / "sub/b.jpg"
 
 
+def test_links_to_what_holds_the_pictures_are_not_followed(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "beside").mkdir()
+    (tmp_path / "beside/c.jpg").write_bytes(b"")
+    number = len(ImageIndex(root))
+    os.symlink("/", root / "everything")
+    os.symlink(tmp_path, root / "sub/parent")
+    os.symlink("loop", root / "loop")
+    (tmp_path / "linked").mkdir()
+    os.symlink("/", tmp_path / "linked/everything")
+    os.symlink(tmp_path / "linked", root / "other/linked")
+    index = ImageIndex(root)
+    assert len(index) == number + 1  # the loop, which is no folder
+    with pytest.raises(UserError, match="is missing"):
+        index.find("c.jpg")
+
+
+def test_a_folder_that_cannot_be_listed_is_told(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scandir = os.scandir  # whoever runs this may be root, to whom nothing is forbidden
+
+    def forbidding(path: str) -> object:
+        if str(path).endswith("sub"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", forbidding)
+    index = ImageIndex(root)
+    assert index.unreadable == [f"{root}/sub (Permission denied)"]
+    with pytest.raises(UserError, match=r"'b\.jpg' is missing: .*\(not listed: .*/sub \(Permission denied\)\); add"):
+        index.find("b.jpg")
+    with pytest.raises(UserError, match=r"cannot be listed \(Permission denied\); give a folder that may be read"):
+        ImageIndex(root / "sub")
+
+
+def test_a_folder_of_too_many_files_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("artkv.datasets.image_index._MOST_FILES", 3)
+    with pytest.raises(UserError, match="holds more than 3 files; give the folder of the pictures alone"):
+        ImageIndex(root)
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../train.csv", "x" * 5000, "a\x1b[31m.jpg", ".", "", "sub/.."])
+def test_a_name_that_leads_nowhere_is_told(images: ImageIndex, name: str) -> None:
+    with pytest.raises(UserError, match="is missing: no such file under .*; ") as caught:
+        images.find(name)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 1000
+    assert ("below dataset.image_root, which must hold it" in str(caught.value)) == (
+        name[:1] in ("/", ".") and len(name) > 1
+    )
+
+
 def test_reads_a_right_file(tmp_path: Path, root: Path, images: ImageIndex) -> None:
     text = (
         "\ufeff" + HEADER + "a.jpg,What?,NA,q1,title\r\n"
@@ -122,7 +173,11 @@ DAMAGE = [
     ('a.jpg,"q"x,a,1,\n', 2, r"follows a closing double quote; write"),
     ('a.jpg,q,"a\nb",1,\n', 2, r"answer 'a\\nb' holds a line break.*; put it on one line"),
     ("a.jpg,q\0,a,1,\n", 2, r"NUL byte; save"),
-    ("a.jpg,q" + "x" * 200_000 + ",a,1,\n", 2, r"never closed; close it"),
+    (
+        "a.jpg,q" + "x" * 200_000 + ",a,1,\n",
+        2,
+        r"a field of this row has 200,001 characters, of 100,000 at most; shorten",
+    ),
 ]
 
 
@@ -205,13 +260,24 @@ def test_all_damage_in_one_file_is_named_with_its_line(tmp_path: Path, images: I
     assert {problem.line for problem in set.intersection(*shares)} == set(expected) - {5, 6, 7}
 
 
+@pytest.fixture(autouse=True)
+def temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+
+
 def test_long_lists_of_problems_are_cut_in_the_message_only(tmp_path: Path, images: ImageIndex) -> None:
     path = write(tmp_path, "image,question,answer\n" + "a.jpg,,x\n" * 60)
     assert len(find_problems(path, images)) == 60
     with pytest.raises(UserError) as error:
         read_table(path, images)
-    assert str(error.value).splitlines()[-1] == "and 10 more"
-    assert len(str(error.value).splitlines()) == 51
+    *told, others = str(error.value).splitlines()
+    assert len(told) == 50
+    assert others.startswith("and 10 more: 10 x empty question; all 60 are listed in ")
+    listed = Path(others.rsplit(" ", 1)[1])
+    assert listed.read_text().splitlines()[:50] == told
+    assert len(listed.read_text().splitlines()) == 60
+    assert listed.parent.stat().st_mode & 0o777 == 0o700
 
 
 def test_unreadable_file_is_named(tmp_path: Path, images: ImageIndex) -> None:

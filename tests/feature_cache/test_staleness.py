@@ -151,8 +151,8 @@ def test_records_do_not_depend_on_how_the_vit_is_held(config: Config, tmp_path: 
 
 def test_another_format_is_refused(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare(config)
-    monkeypatch.setattr("artkv.feature_cache.fingerprint.FORMAT", 2)
-    assert "a feature cache of format 1, not 2; give another folder" in refused(config)
+    monkeypatch.setattr("artkv.feature_cache.fingerprint.FORMAT", 3)
+    assert "a feature cache of format 2, not 3; give another folder" in refused(config)
 
 
 def test_control_reads_a_cache_with_art_features_and_adds_to_it(config: Config, tmp_path: Path) -> None:

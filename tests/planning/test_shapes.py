@@ -104,19 +104,19 @@ def test_lavis_files_have_the_shapes_of_the_transformers_folder(
 def test_shapes_of_another_hub_id_are_those_of_its_config(
     tiny_blip2_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda name, file: str(tiny_blip2_folder / file))
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda name, file, revision: str(tiny_blip2_folder / file))
     assert read_blip2_config(ModelConfig(blip2="some/model")).text_config.hidden_size == 40
 
 
 def test_unknown_shapes_are_the_users_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent(*_: str) -> str:
+    def absent(*_: str, revision: str | None) -> str:
         raise OSError("no network")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", absent)
     with pytest.raises(UserError, match="some/model.*its shapes are not known"):
         read_blip2_config(ModelConfig(blip2="some/model"))
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match=r"config.json cannot be read"):
+    with pytest.raises(UserError, match=r"config\.json: cannot be read"):
         read_blip2_config(ModelConfig(blip2=str(tmp_path)))
     (tmp_path / "config.json").write_text('{"model_type": "blip-2", "text_config": {"model_type": "t5"}}')
     with pytest.raises(UserError, match="is blip-2 with t5, expected"):

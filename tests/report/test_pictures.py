@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from artkv.datasets.decoding import PICTURE_FORMATS
 from artkv.report.pictures import take_pictures
 
 PLENTY = 10_000_000
@@ -51,7 +52,7 @@ def test_what_cannot_be_read_is_told_and_takes_no_ones_place(root: Path) -> None
     assert list(taken.images) == ["wide.png"]
     assert taken.left_out == 0
     assert [message.split(": ")[1].split(";")[0] for message in taken.missing] == [
-        "not a picture of a known format",
+        f"not a picture of a known format ({', '.join(PICTURE_FORMATS)})",
         "no such file",
     ]
 

@@ -77,7 +77,7 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpa
     ("content", "message"),
     [
         (b"", "an empty file"),
-        (b"<html>404</html>", r"not a picture of a known format \(JPEG, PNG, WEBP, TIFF, GIF, BMP\); replace the file"),
+        (b"<html>404</html>", r"not a picture of a known format \(JPEG, PNG, .*\); replace the file"),
         (EPS, "not a picture of a known format"),  # which PIL would have Ghostscript run
         (png_of(8, 8), "damaged .*; replace the file"),
         (png_of(10_001, 10_000), "more than 100,000,000 pixels; scale it down"),
@@ -101,5 +101,5 @@ def test_a_wrong_question_is_one_message(question: str, message: str, asked_mode
 
 
 def test_a_question_longer_than_the_language_model_reads_is_refused(asked_model: AskedModel, tiny_world: Path) -> None:
-    with pytest.raises(UserError, match="the language model has 12.; shorten it"):
+    with pytest.raises(UserError, match="the language model has room for 12.; shorten it"):
         asked_model.reply((tiny_world / "images" / "val0.png").read_bytes(), "qzx " * 120)

@@ -25,9 +25,9 @@ def forbid_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("artkv.models.backbone.transformers_backend.TransformersBackbone.load_vit", poisoned)
     monkeypatch.setattr("artkv.models.frozen_encoders.load_efficientnet", poisoned)
     monkeypatch.setattr("artkv.models.assembly.load_efficientnet", poisoned)
-    monkeypatch.setattr("artkv.datasets.painting_source.open_picture", poisoned)
+    monkeypatch.setattr("artkv.datasets.painting_source.decoded", poisoned)
     monkeypatch.setattr("artkv.datasets.table.picture_damage", poisoned)
-    monkeypatch.setattr("artkv.feature_cache.filling.open_picture", poisoned)
+    monkeypatch.setattr("artkv.datasets.pictures.decoded", poisoned)
 
 
 @pytest.fixture

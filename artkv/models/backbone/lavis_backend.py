@@ -78,7 +78,7 @@ class LavisBlip2(nn.Module):
         self.Qformer = nn.ModuleDict({"bert": qformer})
         self.query_tokens = nn.Parameter(torch.empty(1, config.num_query_tokens, bert.hidden_size))
         self.opt_proj = nn.Linear(bert.hidden_size, config.text_config.hidden_size)
-        self.opt_model: Any = AutoModelForCausalLM.from_config(config.text_config)
+        self.opt_model: Any = AutoModelForCausalLM.from_config(config.text_config, trust_remote_code=False)
 
 
 class LavisCrossAttention(PrefixedCrossAttention):

@@ -2,19 +2,26 @@
 
 import hashlib
 import json
+import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, Blip2Config, Blip2ForConditionalGeneration, BlipImageProcessor
 
 from artkv.config import ModelConfig
 from artkv.datasets.tokenization import newline_token_id
 from artkv.errors import UserError
+from artkv.models.files import foreign_files
+from artkv.models.files.foreign_files import check_regular, expanded, read_object, told_as
+from artkv.models.files.hub import SETTINGS_FILES, local_folder
 from artkv.models.files.lavis_files import IMAGE_MEAN, IMAGE_STD, LN_VISION_EPS, LavisSource, lavis_config
+from artkv.models.files.model_configs import check_layers, check_settings_files
 from artkv.models.files.weight_files import TensorSource, digests, open_weights
 
 BLIP2_OPT_2_7B = "Salesforce/blip2-opt-2.7b"
@@ -27,7 +34,7 @@ EMBEDDING = "language_model.model.decoder.embed_tokens.weight"
 # transformers ignores it.
 LN_VISION_EPS_KEY = "post_layernorm_eps"
 
-_SETTINGS = ["*.json", "*.txt", "*.model"]
+_WEIGHT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -110,7 +117,7 @@ def open_blip2(model: ModelConfig) -> Blip2Files:
     Raises:
         UserError: if a file is missing or superfluous, a tensor missing, unexpected or of another shape.
     """
-    files = _open_lavis(model) if model.is_lavis_file else _open_folder(model.blip2)
+    files = _open_lavis(model) if model.is_lavis_file else _open_folder(model)
     _check_weights(files, model.blip2)
     newline_token_id(files.tokenizer)
     return files
@@ -118,7 +125,12 @@ def open_blip2(model: ModelConfig) -> Blip2Files:
 
 def stock_blip2(config: Any) -> Any:
     """transformers' `Blip2ForConditionalGeneration` on the meta device: no time and no memory for random weights."""
-    with torch.device("meta"):
+    with (
+        told_as(
+            f"the config of model.blip2 ({config._name_or_path})", "put the config there that belongs to its weights"
+        ),
+        torch.device("meta"),
+    ):
         return Blip2ForConditionalGeneration(config)
 
 
@@ -127,7 +139,7 @@ def tokenizer_folder_files(files: Blip2Files) -> list[Path]:
     if isinstance(files.source, LavisSource):
         return []
     folder = files.source.files[0].parent
-    found = {path for pattern in _SETTINGS for path in folder.glob(pattern) if path.is_file()}
+    found = {path for pattern in SETTINGS_FILES for path in folder.glob(pattern) if path.is_file()}
     return sorted(path for path in found if path.name != "config.json" and not path.name.endswith(".index.json"))
 
 
@@ -136,10 +148,11 @@ def read_lavis_config(model: ModelConfig) -> Any:
     return _lavis_source(model)[1]
 
 
-def _open_folder(blip2: str) -> Blip2Files:
-    folder = _local_folder(blip2, "model.blip2")
-    config = read_folder_config(folder, blip2)
+def _open_folder(model: ModelConfig) -> Blip2Files:
+    folder = local_folder(model.blip2, "model.blip2", model.revision)
+    config = read_folder_config(folder, model.blip2)
     source = open_weights(folder, "model.blip2")
+    check_layers(config, source.names(), folder / "config.json")
     return Blip2Files(
         config, _load_tokenizer(folder, config), _image_settings(folder, config.vision_config.image_size), source
     )
@@ -148,73 +161,56 @@ def _open_folder(blip2: str) -> Blip2Files:
 def _open_lavis(model: ModelConfig) -> Blip2Files:
     source, config, opt = _lavis_source(model)
     image = source.settings.get("images", {})
-    settings = ImageSettings(
-        config.vision_config.image_size, tuple(image.get("mean", IMAGE_MEAN)), tuple(image.get("std", IMAGE_STD))
-    )
+    mean, std = image.get("mean", IMAGE_MEAN), image.get("std", IMAGE_STD)
+    with told_as(model.blip2, "export it again"):
+        settings = ImageSettings(config.vision_config.image_size, *_normalisation(mean, std))
     return Blip2Files(config, _load_tokenizer(opt, config), settings, source)
 
 
 def _lavis_source(model: ModelConfig) -> tuple[LavisSource, Any, Path]:
     """The weights, their config, and the local folder of OPT."""
-    path = Path(model.blip2).expanduser()
-    if not path.is_file():
-        raise UserError(f"model.blip2 = {model.blip2!r}: no such file; give a LAVIS .pth, a folder or a hub id")
+    path = expanded(model.blip2, "model.blip2")
+    check_regular(path, f"model.blip2 = {model.blip2!r}", "give a LAVIS .pth, a folder or a hub id")
     if model.opt is None:
         raise UserError(
             f"model.opt is not set, and the LAVIS file {path} holds neither OPT nor its tokenizer; "
             "give facebook/opt-2.7b or its folder"
         )
-    opt = _local_folder(model.opt, "model.opt")
-    if not (opt / "config.json").is_file():
+    opt = local_folder(model.opt, "model.opt")
+    if not os.path.lexists(opt / "config.json"):
         raise UserError(f"model.opt = {model.opt!r}: {opt} has no config.json; give OPT's folder as it is published")
-    text_config: Any = AutoConfig.from_pretrained(opt)
+    check_settings_files(opt, "model.opt")
+    with told_as(opt / "config.json", "give OPT's folder as it is published"):
+        text_config: Any = AutoConfig.from_pretrained(opt, trust_remote_code=False)
     if text_config.model_type == "blip-2":
         text_config = text_config.text_config
     if text_config.model_type != "opt":
-        raise UserError(f"model.opt = {model.opt!r}: is {text_config.model_type}, expected opt as facebook/opt-2.7b")
-    source = LavisSource(path, None if model.vit is None else model.vit.expanduser(), opt)
-    config: Any = lavis_config(source, text_config)
+        raise UserError(f"model.opt = {model.opt!r}: is {text_config.model_type}, expected opt; give facebook/opt-2.7b")
+    vit = None if model.vit is None else expanded(model.vit, "model.vit")
+    with told_as(", ".join(map(str, [path, *([] if vit is None else [vit])])), "give a BLIP-2 that LAVIS wrote"):
+        source = LavisSource(path, vit, opt)
+        config: Any = lavis_config(source, text_config)
     config._attn_implementation = "sdpa"
+    config._name_or_path = str(path)
     if not hasattr(config.vision_config, LN_VISION_EPS_KEY):
         setattr(config.vision_config, LN_VISION_EPS_KEY, LN_VISION_EPS)
     return source, config, opt
 
 
-def _local_folder(name: str, setting: str) -> Path:
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
-    looks_like_hub_id = name.count("/") <= 1 and not name.startswith((".", "/", "~"))
-    if not looks_like_hub_id:
-        raise UserError(f"{setting} = {name!r}: no such folder; give a hub id or an existing folder")
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = Path(snapshot_download(name, allow_patterns=[*_SETTINGS, "*.safetensors"]))
-        if not any(folder.glob("*.safetensors")):  # a repository may hold the weights in both formats
-            folder = Path(snapshot_download(name, allow_patterns=[*_SETTINGS, "*.bin"]))
-        return folder
-    except Exception as error:
-        raise UserError(
-            f"{setting} = {name!r}: neither a folder nor to be had from the hub "
-            f"({type(error).__name__}: {error}); download it and give its folder"
-        ) from None
-
-
 def read_folder_config(folder: Path, blip2: str) -> Any:
     """The config in BLIP-2's folder, which `model.blip2` names as `blip2`."""
-    if not (folder / "config.json").is_file():
+    if not os.path.lexists(folder / "config.json"):
         raise UserError(f"model.blip2 = {blip2!r}: {folder} has no config.json; give a folder of save_pretrained")
-    try:
-        config: Any = Blip2Config.from_pretrained(folder)
-    except Exception as error:
+    check_settings_files(folder, "model.blip2")
+    found = read_object(folder / "config.json", "put BLIP-2's there").get("model_type")
+    if found != "blip-2":
+        raise UserError(f"model.blip2 = {blip2!r}: is {found!r:.80}, expected blip-2 with opt; give {BLIP2_OPT_2_7B}")
+    with told_as(f"model.blip2 = {blip2!r}: {folder}/config.json", "put BLIP-2's there"):
+        config: Any = Blip2Config.from_pretrained(folder, trust_remote_code=False)
+    if config.text_config.model_type != "opt":
         raise UserError(
-            f"model.blip2 = {blip2!r}: {folder}/config.json cannot be read ({error}); put BLIP-2's there"
-        ) from None
-    if config.model_type != "blip-2" or config.text_config.model_type != "opt":
-        raise UserError(
-            f"model.blip2 = {blip2!r}: is {config.model_type} with {config.text_config.model_type}, expected blip-2 "
-            f"with opt, such as {BLIP2_OPT_2_7B}"
+            f"model.blip2 = {blip2!r}: is blip-2 with {config.text_config.model_type}, expected blip-2 "
+            f"with opt; give {BLIP2_OPT_2_7B}"
         )
     config._attn_implementation = "sdpa"
     return config
@@ -223,7 +219,7 @@ def read_folder_config(folder: Path, blip2: str) -> Any:
 def _check_weights(files: Blip2Files, blip2: str) -> None:
     source = files.source
     is_lavis = isinstance(source, LavisSource)
-    shown = source.shown if isinstance(source, LavisSource) else str
+    shown = source.shown if isinstance(source, LavisSource) else foreign_files.shown
     said_by = "their files" if is_lavis else "config.json"
     expected = {n: tuple(t.shape) for n, t in stock_blip2(files.config).state_dict().items() if n != TIED}
     found = set(files.names())
@@ -236,6 +232,9 @@ def _check_weights(files: Blip2Files, blip2: str) -> None:
         shape = tuple(source.tensor(name).shape)
         if shape != expected[name]:
             problems.append(f"{shown(name)} has shape {shape}, {said_by} says {expected[name]}")
+        elif source.tensor(name).dtype not in _WEIGHT_DTYPES:
+            dtype = str(source.tensor(name).dtype).removeprefix("torch.")
+            problems.append(f"{shown(name)} holds {dtype}, no plain floating-point numbers")
     if problems:
         remedy = (
             "give a .pth of LAVIS's Blip2OPT with the eva_vit_g.pth and the OPT that it was trained with"
@@ -264,35 +263,55 @@ def _load_tokenizer(folder: Path, config: Any) -> Any:
     # Without these transformers makes an empty tokenizer, and says nothing.
     if not (folder / "tokenizer.json").is_file() and not (folder / "vocab.json").is_file():
         raise UserError(f"{folder}: no tokenizer there (neither tokenizer.json nor vocab.json); put OPT's files there")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except Exception as error:
-        raise UserError(
-            f"{folder}: no tokenizer can be loaded from it ({error}); put OPT's tokenizer files there"
-        ) from None
+    with told_as(f"{folder}: the tokenizer", "put OPT's tokenizer files there"):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer.get_vocab(), tokenizer("a\nb", add_special_tokens=False)  # what would fail later, fails here
     if tokenizer.pad_token_id is None:
-        raise UserError(f"{folder}: its tokenizer has no padding token; OPT's is <pad>")
+        raise UserError(f"{folder}: its tokenizer has no padding token; put OPT's there, whose <pad> is one")
     if len(tokenizer) > config.text_config.vocab_size:
         raise UserError(
             f"{folder}: its tokenizer has {len(tokenizer)} tokens, the model "
-            f"{config.text_config.vocab_size}; they do not belong together"
+            f"{config.text_config.vocab_size}; put the model's own tokenizer there"
         )
     return tokenizer
 
 
 def _image_settings(folder: Path, vit_size: int) -> ImageSettings:
-    try:
-        processor = BlipImageProcessor.from_pretrained(folder)
-    except Exception as error:
-        raise UserError(
-            f"{folder}: no preprocessor_config.json of a BlipImageProcessor ({error}); put the model's there"
-        ) from None
-    height, width = processor.size["height"], processor.size["width"]
+    path = folder / "preprocessor_config.json"
+    if not os.path.lexists(path):
+        raise UserError(f"{folder}: no preprocessor_config.json of a BlipImageProcessor; put the model's there")
+    with told_as(path, "put the model's own there"):
+        processor: Any = BlipImageProcessor.from_pretrained(folder, trust_remote_code=False)
+        height, width = processor.size["height"], processor.size["width"]
+        if type(height) is not int or type(width) is not int:
+            raise ValueError(f"its size has height {height!r:.80} and width {width!r:.80}, expected whole numbers")
+        mean, std = _normalisation(processor.image_mean, processor.image_std)
+        _check_processing(processor)
     if (height, width) != (vit_size, vit_size):
         raise UserError(
             f"{folder}: preprocessor_config.json has size {height}x{width}, config.json a ViT of "
             f"{vit_size}x{vit_size}; put the model's own preprocessor_config.json there"
         )
-    mean: Any = tuple(processor.image_mean)
-    std: Any = tuple(processor.image_std)
     return ImageSettings(height, mean, std)
+
+
+def _normalisation(mean: Any, std: Any) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and std of the three channels; `ValueError` for anything but finite numbers, and deviations above 0."""
+    for name, values in (("mean", mean), ("std", std)):
+        is_three = isinstance(values, list | tuple) and len(values) == 3
+        if not is_three or not all(type(value) in (int, float) and math.isfinite(value) for value in values):
+            raise ValueError(f"its {name} is {values!r:.100}, expected three numbers")
+    if min(std) <= 0:
+        raise ValueError(f"its std is {std!r:.100}, expected three numbers above 0")
+    return tuple(mean), tuple(std)  # type: ignore[return-value]
+
+
+def _check_processing(processor: Any) -> None:
+    """`ValueError` where pictures are to be made otherwise than `PaintingTransform` makes them."""
+    for step in ("do_resize", "do_rescale", "do_normalize"):
+        if getattr(processor, step) is False:
+            raise ValueError(f"its {step} is false, and artkv does it, as BLIP-2 wants")
+    if not math.isclose(processor.rescale_factor, 1 / 255, rel_tol=1e-6):
+        raise ValueError(f"its rescale_factor is {processor.rescale_factor!r:.80}, expected 1/255")
+    if processor.resample not in (None, Image.Resampling.BICUBIC):
+        raise ValueError(f"its resample is {processor.resample!r:.80}, expected 3, which is bicubic")

@@ -1,7 +1,7 @@
 """Reads EfficientNets as trainings leave them: in timm's or torchvision's layout, and in many wrappings."""
 
 import argparse
-import pickle
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy
-import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from artkv.errors import UserError
+from artkv.models.files.pickled_files import plain_tensors, read_pickle
+from artkv.models.files.weight_files import SafetensorsSource, not_finite
+from artkv.reading import printable
 
 # Averaged weights first, as timm's own loader prefers them: they are what a training's scores were measured on.
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model_state", "model", "module")
+_MOST_WRAPPERS = 8
 _PREFIXES = ("module.", "model.", "_orig_mod.")
 
 # torchvision numbers what timm names. Blocks of stage 1 have no expansion, they start with conv_dw.
@@ -101,11 +104,8 @@ class EfficientNetFile:
 
     def check_finite(self) -> None:
         """Raises UserError where a weight is infinite or no number."""
-        bad = sorted(name for name, tensor in self.tensors.items() if not torch.isfinite(tensor).all())
-        if bad:
-            raise UserError(
-                f"{self.path} holds weights that are not finite numbers: {_some(bad)}; use another checkpoint"
-            )
+        if bad := not_finite(self.tensors.items()):
+            raise UserError(f"{printable(self.path)} holds {bad}; use another checkpoint")
 
 
 def read_efficientnet_file(path: Path) -> EfficientNetFile:
@@ -148,29 +148,14 @@ def _recorded(path: Path) -> dict[str, str]:
 
 def _read_checkpoint(path: Path) -> dict[str, Tensor]:
     """The state dict inside a file."""
-    if not path.is_file():
+    shown = printable(path)
+    if not os.path.lexists(path) or path.is_dir():
         what = "is a folder" if path.is_dir() else "does not exist"
-        raise UserError(f"{path} {what}; efficientnet.checkpoint must name a .pth or .safetensors file")
+        raise UserError(f"{shown} {what}; efficientnet.checkpoint must name a .pth or .safetensors file")
     if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, framework="pt", device="cpu") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{path} is not a readable safetensors file ({error}); fetch or write it again") from error
-    try:
-        with torch.serialization.safe_globals(_plain_values()):
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        needs_code = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if needs_code:
-            raise UserError(
-                f"{path} cannot be read without running code from it (it needs {needs_code[1]}), which artkv "
-                "never does; where you trust the file, load it once in a Python session of your own and save its "
-                "tensors only: torch.save(model.state_dict(), 'weights.pth')"
-            ) from error
-        summary = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} is not a readable PyTorch checkpoint ({summary}); fetch or write it again") from error
-    return _unwrap(loaded, path)
+        source = SafetensorsSource([path])
+        return {name: source.tensor(name) for name in source.names()}
+    return _unwrap(read_pickle(path, plain_values=_plain_values()), path)
 
 
 def _plain_values() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
@@ -184,7 +169,11 @@ def _plain_values() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]
 def _unwrap(loaded: object, path: Path) -> dict[str, Tensor]:
     """The state dict inside the wrappers that trainings put around it, nested ones included."""
     trail = ""
-    while isinstance(loaded, Mapping):
+    for depth in range(_MOST_WRAPPERS + 1):
+        if not isinstance(loaded, Mapping):
+            break
+        if depth == _MOST_WRAPPERS:  # or without an end, where it holds itself
+            raise UserError(f"{printable(path)}: wraps its state dict more than {_MOST_WRAPPERS} times; save it bare")
         inner = next((name for name in _WRAPPERS if isinstance(loaded.get(name), Mapping)), None)
         if inner is None:
             break
@@ -198,7 +187,7 @@ def _unwrap(loaded: object, path: Path) -> dict[str, Tensor]:
             f"{path}{trail} is not a state dict of named tensors: it is empty or has other values under "
             f"{_some(others)}; the weights are looked for at the top or under {', '.join(_WRAPPERS)}"
         )
-    return {str(name): tensor for name, tensor in loaded.items()}
+    return plain_tensors(loaded, path)
 
 
 def _strip_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -226,5 +215,5 @@ def _layout(tensors: Mapping[str, Tensor], path: Path) -> Literal["timm", "torch
 
 def _some(items: list[str], separator: str = ", ") -> str:
     """The first items, and how many more there are."""
-    shown = separator.join(items[:6])
+    shown = separator.join(printable(item[:200]) for item in items[:6])
     return shown if len(items) <= 6 else f"{shown}{separator}and {len(items) - 6} more"

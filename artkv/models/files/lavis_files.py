@@ -5,7 +5,6 @@ finetuned. The rest is where LAVIS has it from: the ViT in `eva_vit_g.pth`, OPT 
 holds a config: sizes follow from shapes, the rest is constant in LAVIS.
 """
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -18,7 +17,10 @@ from transformers import Blip2Config, Blip2QFormerConfig, Blip2VisionConfig
 
 from artkv.errors import UserError
 from artkv.models.files.lavis_names import from_lavis, is_unused, is_unused_of_vit, join_qkv_bias, to_lavis
-from artkv.models.files.weight_files import open_weights, read_pickle
+from artkv.models.files.model_configs import check_sizes
+from artkv.models.files.pickled_files import plain_tensors, read_pickle
+from artkv.models.files.weight_files import open_weights
+from artkv.reading import parse_json
 
 # `create_eva_vit_g` in LAVIS: heads of 88, the first 39 of the file's 40 blocks.
 _VIT_HEAD_WIDTH = 88
@@ -153,8 +155,12 @@ def lavis_config(source: LavisSource, text_config: Any) -> Blip2Config:
 
 def _settings(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(checkpoint.get(SETTINGS, "{}")))
-    except (TypeError, ValueError):
+        tree = parse_json(checkpoint.get(SETTINGS, "{}"))
+        if not all(isinstance(part, dict) for part in (tree, *tree.values())):
+            raise TypeError
+        check_sizes(tree, path, "export it again")
+        return dict(tree)
+    except (TypeError, ValueError, AttributeError):
         raise UserError(f"{path}: its {SETTINGS!r} is not the JSON that artkv export writes; export it again") from None
 
 
@@ -167,7 +173,7 @@ def _tensors(checkpoint: Mapping[str, Any], path: Path, setting: str) -> dict[st
             f"{setting} = {path}: holds no state dict, neither under 'model' nor by itself (there is {others[:5]}); "
             "give a checkpoint that LAVIS wrote"
         )
-    return dict(state)
+    return plain_tensors(state, path)
 
 
 def _readers(tensors: Mapping[str, Tensor], path: Path, is_known: Callable[[str], bool]) -> _Readers:

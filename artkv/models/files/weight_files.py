@@ -7,16 +7,21 @@ asked for stays memory-mapped, another is cast alone.
 import hashlib
 import json
 import os
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from artkv.errors import UserError
+from artkv.models.files.foreign_files import check_regular, read_object, reason_of, shown, told_as
+from artkv.models.files.pickled_files import plain_tensors, read_pickle
+from artkv.reading import parse_json, read_regular
+
+_FETCH = "fetch it again"
+_MOST_NAMES_SHOWN = 5
 
 
 class TensorSource(Protocol):
@@ -37,29 +42,45 @@ class SafetensorsSource:
         self._file_of: dict[str, Path] = {}
         self._handles = {}
         for path in self.files:
+            check_regular(path, path, _FETCH)
             try:
                 handle = safe_open(path, framework="pt")
-            except (OSError, SafetensorError) as error:
-                raise UserError(f"{path}: not a readable safetensors file ({error}); fetch it again") from None
+                names = list(handle.keys())
+            except (OSError, ValueError, SafetensorError) as error:
+                raise UserError(
+                    f"{shown(path)}: is not a readable safetensors file ({reason_of(error)}); {_FETCH}"
+                ) from None
             self._handles[path] = handle
-            for name in handle.keys():  # noqa: SIM118 (safe_open is no dict)
+            for name in names:
+                _check_once(name, self._file_of.get(name), path)
                 self._file_of[name] = path
 
     def names(self) -> list[str]:
         return list(self._file_of)
 
     def tensor(self, name: str) -> Tensor:
-        return self._handles[self._file_of[name]].get_tensor(name)
+        path = self._file_of[name]
+        with told_as(f"{path}: {name}", _FETCH):
+            return self._handles[path].get_tensor(name)
+
+    def file_of(self, name: str) -> Path | None:
+        """The file that holds a tensor; None where none does."""
+        return self._file_of.get(name)
 
 
 class PickledSource:
-    """PyTorch `.bin` or `.pth` files, read with `weights_only=True`: no code in them is ever run."""
+    """PyTorch `.bin` files, read with `weights_only=True`: no code in them is ever run."""
 
     def __init__(self, files: Iterable[Path]) -> None:
         self.files = list(files)
         self._tensors: dict[str, Tensor] = {}
+        self._file_of: dict[str, Path] = {}
         for path in self.files:
-            self._tensors.update(read_pickle(path))
+            tensors = plain_tensors(read_pickle(path), path)
+            for name in tensors:
+                _check_once(name, self._file_of.get(name), path)
+                self._file_of[name] = path
+            self._tensors.update(tensors)
 
     def names(self) -> list[str]:
         return list(self._tensors)
@@ -67,46 +88,58 @@ class PickledSource:
     def tensor(self, name: str) -> Tensor:
         return self._tensors[name]
 
+    def file_of(self, name: str) -> Path | None:
+        """The file that holds a tensor; None where none does."""
+        return self._file_of.get(name)
 
-def read_pickle(path: Path, setting: str | None = None) -> dict[str, Any]:
-    """What a PyTorch file holds, its tensors memory-mapped; `setting` names it in errors.
 
-    Raises:
-        UserError: if there is no such file, it holds more than tensors and plain values, or is no dict.
-    """
-    place = f"{setting} = {path}" if setting else str(path)
-    if not path.is_file():
-        raise UserError(f"{place}: no such file; give an existing one")
-    try:
-        # Files of torch before 1.6 are no zip archives and cannot be mapped.
-        is_mappable = zipfile.is_zipfile(path)
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_mappable)
-    except Exception as error:
-        raise UserError(
-            f"{place}: cannot be read without running code from it ({error}); "
-            "convert it to safetensors where it came from"
-        ) from None
-    if not isinstance(content, dict):
-        raise UserError(f"{place}: holds a {type(content).__name__}, expected a dict of tensors; give a checkpoint")
-    return content
+def _check_once(name: str, before: Path | None, path: Path) -> None:
+    if before is not None:
+        raise UserError(f"{shown(path)}: holds {shown(name)}, which {before.name} holds too; {_FETCH}")
 
 
 def open_weights(folder: Path, setting: str) -> SafetensorsSource | PickledSource:
     """The weights of a transformers folder, sharded or not, safetensors before `.bin`; `setting` named it."""
     for stem, suffix, source in (("model", "safetensors", SafetensorsSource), ("pytorch_model", "bin", PickledSource)):
         index = folder / f"{stem}.{suffix}.index.json"
-        if index.is_file():
-            shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-            missing = [shard for shard in shards if not (folder / shard).is_file()]
-            if missing:
-                raise UserError(f"{folder}: {index.name} names {missing}, not there; fetch them again")
-            return source(folder / shard for shard in shards)
-        if (folder / f"{stem}.{suffix}").is_file():
+        if os.path.lexists(index):
+            return _open_shards(index, f".{suffix}", source)
+        if os.path.lexists(folder / f"{stem}.{suffix}"):
             return source([folder / f"{stem}.{suffix}"])
     raise UserError(
-        f"{folder}: holds neither model.safetensors nor pytorch_model.bin (nor their index files); "
+        f"{shown(folder)}: holds neither model.safetensors nor pytorch_model.bin (nor their index files); "
         f"{setting} must name a folder written by save_pretrained"
     )
+
+
+def _open_shards(
+    index: Path, suffix: str, source: type[SafetensorsSource] | type[PickledSource]
+) -> SafetensorsSource | PickledSource:
+    """The weights that an index file names, all of which lie beside it.
+
+    Its `total_size` is not compared: writers count tied weights once or twice.
+    """
+    folder, place = index.parent, shown(index)
+    shard_of = read_object(index, _FETCH).get("weight_map")
+    if not isinstance(shard_of, dict) or not shard_of:
+        raise UserError(f"{place}: its weight_map is no object with a file for each tensor; {_FETCH}")
+    for name, shard in shard_of.items():
+        # A path would read a file from anywhere. (A link may lead out of the folder: those of a hub's cache do.)
+        if not isinstance(shard, str) or Path(shard).name != shard or not shard.endswith(suffix) or "\0" in shard:
+            raise UserError(
+                f"{place}: {shown(name)} is in {shard!r:.200}, which is no name of a {suffix} file in {shown(folder)}; "
+                f"not read, {_FETCH}"
+            )
+    shards = sorted(set(shard_of.values()))
+    missing = [shard for shard in shards if not os.path.lexists(folder / shard)]
+    if missing:
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise UserError(f"{shown(folder)}: {index.name} names {missing[:5]}{more}, not there; fetch them again")
+    opened = source(folder / shard for shard in shards)
+    for name, shard in shard_of.items():
+        if opened.file_of(name) != folder / shard:
+            raise UserError(f"{place}: says that {shown(name)} is in {shown(shard)}, which lacks it; {_FETCH}")
+    return opened
 
 
 def tensor_digest(tensor: Tensor) -> str:
@@ -118,6 +151,19 @@ def tensor_digest(tensor: Tensor) -> str:
     return sha.hexdigest()
 
 
+def not_finite(named_tensors: Iterable[tuple[str, Tensor]]) -> str | None:
+    """Which tensors hold NaN or infinity, and how many values; None where all are finite."""
+    counts = {}
+    for name, tensor in named_tensors:
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            counts[name] = tensor.numel() - int(torch.isfinite(tensor).sum())
+    if not counts:
+        return None
+    listed = ", ".join(f"{count:,} in {shown(name)}" for name, count in list(counts.items())[:_MOST_NAMES_SHOWN])
+    more = f", and in {len(counts) - _MOST_NAMES_SHOWN} other tensors" if len(counts) > _MOST_NAMES_SHOWN else ""
+    return f"values that are not finite numbers (NaN or infinity): {listed}{more}"
+
+
 def digests(named_tensors: Iterator[tuple[str, Tensor]], files: list[Path], reading: str = "") -> dict[str, str]:
     """`tensor_digest` of each tensor; remembered for `files` as long as path, size and time stay.
 
@@ -125,17 +171,28 @@ def digests(named_tensors: Iterator[tuple[str, Tensor]], files: list[Path], read
 
     Hashing runs at over 1 GiB/s, so BLIP2-OPT-2.7b takes seconds; the memory spares each later start
     even those. `named_tensors` is consumed only when something changed.
+
+    Raises `UserError` for weights that are not finite, which are remembered by nobody.
     """
     key = json.dumps([[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in files])
-    key += reading
+    key += f"finite {reading}"
     memory_file = _memory_folder() / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
     try:
-        remembered = json.loads(memory_file.read_text())
-        if remembered["key"] == key:
-            return dict(remembered["digests"])
+        remembered = parse_json(read_regular(memory_file))
+        found = dict(remembered["digests"])
+        if remembered["key"] == key and all(isinstance(digest, str) for digest in found.values()):
+            return found
     except (OSError, ValueError, KeyError, TypeError):
         pass  # nothing remembered, or an unreadable memory: hash again
-    computed = {name: tensor_digest(tensor) for name, tensor in named_tensors}
+    computed: dict[str, str] = {}
+    bad: list[tuple[str, Tensor]] = []
+    for name, tensor in named_tensors:
+        computed[name] = tensor_digest(tensor)
+        if not torch.isfinite(tensor).all():
+            bad.append((name, tensor))
+    if bad:
+        where = ", ".join(map(shown, files))
+        raise UserError(f"{where}: the weights hold {not_finite(bad)}; fetch them again, or use another checkpoint")
     _remember(memory_file, {"key": key, "digests": computed})
     return computed
 

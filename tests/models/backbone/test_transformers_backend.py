@@ -161,6 +161,6 @@ def test_an_untrusted_pickle_is_read_without_running_it(folder: Path, tmp_path: 
             return (open, (str(tmp_path / "ran"), "w"))
 
     torch.save({"query_tokens": Evil()}, folder / "pytorch_model.bin")
-    with pytest.raises(UserError, match="cannot be read without running code from it"):
+    with pytest.raises(UserError, match=r"may hold code \(it needs \w+\.open\); not read"):
         load(folder)
     assert not (tmp_path / "ran").exists()

@@ -41,8 +41,16 @@ def test_a_file_of_something_else(content: object, message: str, tmp_path: Path)
         read_efficientnet_file(tmp_path / "other.pth")
 
 
-@pytest.mark.parametrize("name", ["text.pth", "empty.pth", "text.safetensors"])
-def test_a_file_that_is_no_checkpoint(name: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_text("" if name.startswith("empty") else "version https://git-lfs.github.com/spec/v1")
-    with pytest.raises(UserError, match="is not a readable"):
+@pytest.mark.parametrize("name", ["text.pth", "text.safetensors"])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is not a readable"),
+        ("<html>404</html>", "is not a readable"),
+        ("version https://git-lfs.github.com/spec/v1", "Git LFS's pointer to it; fetch it with git lfs pull"),
+    ],
+)
+def test_a_file_that_is_no_checkpoint(name: str, text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=message):
         read_efficientnet_file(tmp_path / name)

@@ -1,0 +1,47 @@
+"""Pictures of one table that are in another too, under whatever name: what is validated on must not be trained on."""
+
+from collections import defaultdict
+from pathlib import Path
+
+from artkv.datasets.table import QuestionTable
+from artkv.files import file_sha256
+from artkv.reading import open_regular
+
+
+def shared_pictures(table: QuestionTable, other: QuestionTable) -> list[tuple[Path, Path]]:
+    """Each picture of `table` that `other` has too, with its path there: the same file, or a copy of it.
+
+    The content is compared of files with equal sizes alone. What cannot be read is passed over.
+    """
+    by_size: dict[int | None, list[Path]] = defaultdict(list)
+    for path in other.painting_paths:
+        by_size[_size(path)].append(path)
+    by_size.pop(None, None)
+    by_content: dict[int, dict[str, Path]] = {}
+    shared = []
+    for path in table.painting_paths:
+        size = _size(path)
+        if size not in by_size:
+            continue
+        assert size is not None
+        if size not in by_content:
+            by_content[size] = {_sha256(same): same for same in reversed(by_size[size])}
+        if found := by_content[size].get(_sha256(path)):
+            shared.append((path, found))
+    return shared
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
+
+
+def _sha256(path: Path) -> str:
+    """Of the file's content; its path where it cannot be read, which is no other's."""
+    try:
+        with open_regular(path) as file:
+            return file_sha256(file)
+    except OSError:
+        return str(path)

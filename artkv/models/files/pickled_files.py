@@ -1,0 +1,113 @@
+"""PyTorch's `.pth` and `.bin` files, of which nothing but tensors and plain values is read, and no code is run."""
+
+import re
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from artkv.errors import UserError
+from artkv.models.files.foreign_files import check_regular, reason_of, shown
+from artkv.reading import printable
+
+# The tensors of a file may share storages, as tied weights do; beyond so many times its bytes it means harm.
+_MOST_SHARING = 4
+
+
+def read_pickle(
+    path: Path, setting: str | None = None, plain_values: Sequence[Callable[..., Any] | tuple[Any, str]] = ()
+) -> dict[str, Any]:
+    """What a PyTorch file holds, its tensors memory-mapped; `setting` names it in errors.
+
+    plain_values: harmless classes that may be in it beside what PyTorch allows.
+
+    Raises:
+        UserError: if there is no such file, it holds more than tensors and plain values, or is no dict.
+    """
+    place = f"{setting} = {printable(path)}" if setting else printable(path)
+    check_regular(path, place, "give an existing one")
+    try:
+        is_archive = _is_archive(path)
+        if is_archive:
+            _check_archive(path, place)
+        with torch.serialization.safe_globals(list(plain_values)), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles' protocols, say: what is wrong is an error
+            # Files of torch before 1.6 are no zip archives and cannot be mapped.
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
+    except UserError:
+        raise
+    except Exception as error:
+        if needs := re.search(r"GLOBAL ([\w.]+)|class ([\w.]+)", str(error)):
+            raise UserError(
+                f"{place}: may hold code (it needs {needs[1] or needs[2]}); not read, for artkv never runs code from "
+                "a file; have its tensors saved alone, torch.save(model.state_dict(), ...), or as safetensors, by "
+                "whom it is from"
+            ) from None
+        raise UserError(
+            f"{place}: is not a readable PyTorch checkpoint ({_summary(error)}); fetch or write it again"
+        ) from None
+    if not isinstance(content, dict):
+        raise UserError(f"{place}: holds a {type(content).__name__}, expected a dict of tensors; give a checkpoint")
+    return content
+
+
+def plain_tensors(tensors: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
+    """The tensors of a state dict, all of which must be dense numbers that lie in the file; `UserError` if not.
+
+    A tensor that says to have more numbers than its storage holds would take any amount of memory once it is copied.
+    """
+    wrong = []
+    for name, value in tensors.items():
+        if not isinstance(name, str):
+            wrong.append(f"the name {name!r:.80} is no text")
+        elif why := _oddity(value):
+            wrong.append(f"{shown(name)} {why}")
+    if not wrong:
+        num_bytes = sum(tensor.nbytes for tensor in tensors.values())
+        if num_bytes > _MOST_SHARING * path.stat().st_size:
+            wrong.append(f"its tensors have {num_bytes:,} bytes, the file {path.stat().st_size:,}")
+    if wrong:
+        more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise UserError(
+            f"{printable(path)}: holds what is no weight: {'; '.join(wrong[:5])}{more}; give a checkpoint of dense "
+            "tensors"
+        )
+    return dict(tensors)
+
+
+def _oddity(value: Any) -> str | None:
+    if not isinstance(value, Tensor):
+        return f"is a {type(value).__name__}, no tensor"
+    if value.layout is not torch.strided or value.is_nested:
+        return f"is a tensor of layout {str(value.layout).removeprefix('torch.')}, not dense"
+    if value.is_quantized:
+        return "is quantised"
+    if value.is_meta:
+        return "has a shape and no values"
+    if value.is_complex():
+        return "holds complex numbers"
+    if value.nbytes > value.untyped_storage().nbytes():
+        return f"says to have the shape {tuple(value.shape)}, of which the file holds but a part"
+    return None
+
+
+def _is_archive(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+def _check_archive(path: Path, place: str) -> None:
+    """Refuses compressed parts, which `torch.save` never makes, and which may unpack to fill the memory."""
+    with zipfile.ZipFile(path) as archive:
+        parts = archive.infolist()
+    if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
+        raise UserError(f"{place}: its parts are compressed, as torch.save never does; not read, save it anew")
+
+
+def _summary(error: Exception) -> str:
+    reason = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))
+    return reason_of(RuntimeError(reason[1])) if reason else reason_of(error)

@@ -1,0 +1,191 @@
+"""CSV files that are no table of questions."""
+
+import os
+
+from tests.bad_inputs.cases import Area, BadInput, Make, Place
+
+HEADER = "image,question,answer\n"
+ROW = "train0.png,What?,oil\n"
+
+
+def table(content: str | bytes, split: str = "train") -> Make:
+    """`artkv check` with this CSV file."""
+    return lambda place: ["check", *place.config(f"dataset.{split}={place.write('my.csv', content)}")]
+
+
+def row(text: str) -> Make:
+    """The same, with a right header and a right row before."""
+    return table(HEADER + ROW + text)
+
+
+def _pipe(place: Place) -> list[str]:
+    os.mkfifo(place.folder / "my.csv")
+    return ["check", *place.config(f"dataset.train={place.folder / 'my.csv'}")]
+
+
+def _named(name: str) -> Make:
+    return lambda place: ["check", *place.config(f"dataset.train={name}")]
+
+
+_AT = "{folder}/my.csv:"
+
+CSV = Area(
+    "CSV files",
+    [
+        BadInput(
+            "no such file", _named("none.csv"), ("none.csv: cannot be read (No such file", "give an existing CSV")
+        ),
+        BadInput("a folder", _named("/tmp"), ("/tmp: cannot be read (is a folder", "give an existing CSV file")),
+        BadInput(
+            "a pipe that nobody writes to", _pipe, ("{folder}/my.csv: cannot be read (is a pipe", "give an existing")
+        ),
+        BadInput("a device without an end", _named("/dev/zero"), ("/dev/zero: cannot be read (is a device", "give an")),
+        BadInput("an empty file", table(""), (_AT + "1: the file is empty; it needs a header image,question,answer",)),
+        BadInput("a mark of UTF-8 and nothing else", table(b"\xef\xbb\xbf\n"), (_AT + "1: the file is empty",)),
+        BadInput("a header alone", table(HEADER), (_AT + "1: no rows below the header; add at least one question",)),
+        BadInput(
+            "semicolons for commas", table("image;question;answer\n"), ("the header has 'image;question;answer'",)
+        ),
+        BadInput(
+            "tabs for commas", table("image\tquestion\tanswer\n"), ("missing columns 'image', 'question', 'answer'",)
+        ),
+        BadInput("no column of answers", table("image,question\na,b\n"), (_AT + "1: missing column 'answer'",)),
+        BadInput(
+            "a column twice", table("image,answer,question,answer\na,b,c,d\n"), ("column 'answer' appears 2 times",)
+        ),
+        BadInput(
+            "a header in capitals", table("Image,Question,Answer\na,b,c\n"), ("the header has 'Image', 'Question'",)
+        ),
+        BadInput("escape codes in the header", table("im\x1b[2Jage,question,answer\na,b,c\n"), (r"'im\x1b[2Jage'",)),
+        BadInput(
+            "two thousand columns", table(",".join(f"c{n}" for n in range(2000)) + "\n"), ("and 1,980 more; it needs",)
+        ),
+        BadInput("UTF-16", table((HEADER + ROW).encode("utf-16")), (_AT + "1: the file is UTF-16; save it as UTF-8",)),
+        BadInput("UTF-16 without a mark", table((HEADER + ROW).encode("utf-16-le")), ("is UTF-16; save it as UTF-8",)),
+        BadInput(
+            "Latin-1",
+            table((HEADER + "train0.png,caf\xe9,oil\n").encode("latin-1")),
+            (_AT + "2: byte 0xE9 at column 15 is not UTF-8; save", "iconv -f latin1"),
+        ),
+        BadInput(
+            "Latin-1 on 3,000 lines",
+            table(HEADER.encode() + b"train0.png,caf\xe9,oil\n" * 3000),
+            ("and 2,950 more: 2,950 x byte N at column N is not UTF-8; all 3,000 are listed in ", "/problems.txt"),
+        ),
+        BadInput(
+            "a NUL byte", row("train0.png,a\0b,oil\n"), (_AT + "3: the line holds a NUL byte; save the file as plain",)
+        ),
+        BadInput(
+            "a picture's bytes", table(b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 20), ("save the file as plain text",)
+        ),
+        BadInput(
+            "a quote that is never closed",
+            row('train0.png,"What?,oil\n'),
+            (_AT + "3: a double quote opened in this row",),
+        ),
+        BadInput(
+            "text after a closing quote",
+            row('train0.png,"What" now,oil\n'),
+            (_AT + "3: text follows a closing double",),
+        ),
+        BadInput(
+            "1,500 lines whose quotes are never closed",
+            table(HEADER + 'a""","\n' * 1500),
+            (_AT + "2: a double quote opened in this row is not closed within 1,000 lines", "all 1,001 are listed in"),
+        ),
+        BadInput(
+            "a field of 200,000 characters",
+            row(f"train0.png,{'x' * 200_000},oil\n"),
+            (_AT + "3: a field of this row has 200,000 characters, of 100,000 at most; shorten it",),
+        ),
+        BadInput(
+            "a line of two million characters",
+            row("x" * 2_000_000),
+            (_AT + "3: the line has 2,000,000 characters, of",),
+        ),
+        BadInput(
+            "a comma in a text without quotes",
+            row("train0.png,Who, when?,oil\n"),
+            ("4 fields, the header 3; put double",),
+        ),
+        BadInput(
+            "a row that is too short", row("train0.png,What?\n"), (_AT + "3: the row has 2 fields, the header 3",)
+        ),
+        BadInput("no answer", row("train0.png,What?,\n"), (_AT + "3: empty answer; fill it in or remove the row",)),
+        BadInput(
+            "a question of spaces", row("train0.png,   ,oil\n"), (_AT + "3: empty question; fill it in or remove",)
+        ),
+        BadInput("no picture", row(",What?,oil\n"), (_AT + "3: empty image; fill it in or remove the row",)),
+        BadInput(
+            "an answer of two lines", row('train0.png,What?,"oil\non"\n'), (r"answer 'oil\non' holds a line break",)
+        ),
+        BadInput(
+            "a question_id twice",
+            table("image,question,answer,question_id\ntrain0.png,a,b,7\ntrain0.png,a,b,7\n"),
+            (_AT + "3: question_id '7' was used in line 2; give each",),
+        ),
+        BadInput(
+            "an answer of 5,000 characters in two lines",
+            row(f'train0.png,What?,"{"x" * 5000}\ny"\n'),
+            ("... (5,002 characters) holds a line",),
+        ),
+        BadInput(
+            "a question too long for the model",
+            row(f"train0.png,{'word ' * 200},oil\n"),
+            (_AT + "3: the row needs ", "the language model has 128; shorten"),
+        ),
+        BadInput(
+            "a picture that is nowhere",
+            row("none.png,What?,oil\n"),
+            (_AT + "3: picture 'none.png' is missing", "add the picture"),
+        ),
+        BadInput(
+            "a picture in other case",
+            row("TRAIN0.PNG,What?,oil\n"),
+            ("picture 'TRAIN0.PNG' is missing", "did you mean 'train0.png'?"),
+        ),
+        BadInput(
+            "an absolute path of a picture",
+            row("/etc/passwd,What?,oil\n"),
+            ("picture '/etc/passwd' is missing", "give its path below dataset.image_root"),
+        ),
+        BadInput(
+            "a path that leads out of image_root",
+            row("../../etc/passwd,What?,oil\n"),
+            ("'../../etc/passwd' is missing", "give its path below"),
+        ),
+        BadInput(
+            "a picture's name of 5,000 characters",
+            row(f"{'x' * 5000}.png,What?,oil\n"),
+            ("... (5,004 characters) is missing",),
+        ),
+        BadInput(
+            "escape codes in a picture's name",
+            row("a\x1b]0;title\x07.png,What?,oil\n"),
+            (r"picture 'a\x1b]0;title\x07.png' is missing",),
+        ),
+        BadInput(
+            "a picture that is missing in 2,000 rows",
+            table(HEADER + "".join(f"none{n}.png,What?,oil\n" for n in range(2000))),
+            ("and 1,950 more: 1,950 x picture: no such file under ", "all 2,000 are listed in"),
+        ),
+        BadInput(
+            "a validation file that is no CSV", table("{}", "val"), (_AT + "1: missing columns", "the header has '{}'")
+        ),
+        BadInput(
+            "no such image_root",
+            lambda place: ["check", *place.config("dataset.image_root=none")],
+            ("dataset.image_root {folder}/none: no such folder; give",),
+        ),
+        BadInput(
+            "a file for image_root",
+            lambda place: ["check", *place.config(f"dataset.image_root={place.write('a', 'b')}")],
+            ("{folder}/a: is a file; give the folder",),
+        ),
+        BadInput(
+            "an image_root whose name is too long",
+            lambda place: ["check", *place.config(f"dataset.image_root={'x' * 300}")],
+            ("cannot be listed (File name too long)",),
+        ),
+    ],
+)
