@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from artkv.config import Config, dump_config, load_config, override_config, recipe_path
+from artkv.config.overrides import text_override
 from artkv.errors import UserError
 
 QUESTIONS_A_STEP = 32
@@ -107,7 +108,10 @@ class QuickstartSettings:
 
 
 def _as_overrides(settings: Mapping[str, Any]) -> list[str]:
-    return [f"{key}={json.dumps(str(value) if isinstance(value, Path) else value)}" for key, value in settings.items()]
+    return [
+        text_override(key, str(value)) if isinstance(value, Path) else f"{key}={json.dumps(value)}"
+        for key, value in settings.items()
+    ]
 
 
 def _first_difference(found: Config, wanted: Config) -> str:
