@@ -27,7 +27,8 @@ from artkv.config import Config, load_config
 from artkv.distributed import World, process_group
 from artkv.quickstart.tokenizer import train_tokenizer
 from tests.browser import browser as browser  # a fixture
-from tests.training_runs import run_training as run_training  # another
+from tests.mounted import disk as disk  # another
+from tests.training_runs import run_training as run_training  # and another
 
 # Tiny shapes gain nothing from more, and processes that tests start inherit it.
 os.environ["OMP_NUM_THREADS"] = "1"

@@ -1,7 +1,9 @@
 """A name on the disk stands for the whole of what was written, or for what was there before; hashes and permissions."""
 
+import errno
 import hashlib
 import io
+import json
 import os
 from pathlib import Path
 
@@ -9,7 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from artkv.files import file_sha256, save_tensors, write_whole
+from artkv.errors import UserError
+from artkv.files import check_writable, file_sha256, save_tensors, write_small, write_together, write_whole
+from tests.mounted import Disk
 
 
 class Killed(BaseException):
@@ -102,3 +106,69 @@ def test_bytes_are_safetensors_own(tmp_path: Path) -> None:
     save_file({n: t.contiguous() for n, t in tensors.items()}, tmp_path / "y.safetensors", {"format": "pt"})
     assert (tmp_path / "x.safetensors").read_bytes() == (tmp_path / "y.safetensors").read_bytes()
     assert torch.equal(load_file(tmp_path / "x.safetensors")["a"], tensors["a"])
+
+
+def test_what_belongs_together_is_new_together(disk: Disk) -> None:
+    one, other = disk.folder / "one", disk.folder / "other"
+    write_together({one: lambda path: path.write_text("1"), other: lambda path: path.write_text("1")})
+    disk.fill(leave=8192)
+    with pytest.raises(OSError, match="No space"):
+        write_together({one: lambda path: path.write_text("2"), other: lambda path: path.write_bytes(b"2" * 20_000)})
+    assert (one.read_text(), other.read_text()) == ("1", "1")
+    assert sorted(path.name for path in disk.folder.iterdir()) == ["ballast", "one", "other"]
+
+
+def test_a_small_record_gets_through_to_a_full_disk(disk: Disk) -> None:
+    path = disk.folder / "record.json"
+    write_small(path, b'{"state": "running", "steps": 12}')
+    disk.fill()
+    write_small(path, b'{"state": "failed"}')
+    assert json.loads(path.read_text()) == {"state": "failed"}
+    write_small(path, b'{"state": "a longer one than before, on the same block"}')
+    assert json.loads(path.read_text())["state"].startswith("a longer one")
+    with pytest.raises(OSError, match="No space"):
+        write_small(disk.folder / "new.json", b"{}")  # it was not there before
+    disk.read_only()
+    with pytest.raises(OSError, match="Read-only"):
+        write_small(path, b"{}")
+
+
+def test_what_safetensors_cannot_write_is_the_systems_error(disk: Disk) -> None:
+    tensors = {"a": torch.zeros(1_000_000)}
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        save_tensors(tensors, disk.folder / "x.safetensors", {})
+    assert caught.value.errno == errno.ENOSPC
+    disk.read_only()
+    with pytest.raises(OSError, match="Read-only file system"):
+        save_tensors(tensors, disk.folder / "y.safetensors", {})
+
+
+def test_a_place_is_looked_at_before_the_work(disk: Disk) -> None:
+    folder = disk.folder
+    (folder / "file").write_text("kept")
+    (folder / "folder").mkdir()
+    os.mkfifo(folder / "pipe")
+    (folder / "link").symlink_to("file")
+    before = sorted(folder.iterdir())
+    for fine in ("new", "file", "link", "a/b/c/new"):
+        check_writable(folder / fine, "--output x")
+    for wrong, message in {
+        "folder": "--output x: .*/folder is a folder; give a file in it",
+        "file/below": "--output x: .*/file is not a folder that can be written; give another place",
+        "file/far/below": "--output x: .*/file is not a folder",
+        "pipe": "--output x: .*/pipe is no regular file",
+        "n" * 252: r"--output x: .* cannot be written \(File name too long\)",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            check_writable(folder / wrong, "--output x")
+    for place in ("/dev/null", "/sys/new", "/proc/new"):
+        with pytest.raises(UserError, match="--output x: /(dev|proc|sys)"):
+            check_writable(Path(place), "--output x")
+    assert sorted(folder.iterdir()) == before
+    disk.fill()
+    with pytest.raises(UserError, match=r"--output x: .* cannot be written \(No space left on device\)"):
+        check_writable(folder / "new", "--output x")
+    disk.free()
+    disk.read_only()
+    with pytest.raises(UserError, match=r"--output x: .* cannot be written \(Read-only file system\)"):
+        check_writable(folder / "new", "--output x")
