@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from artkv import __version__
+from artkv.failures import ArgumentParser
 
 SPLITS = ("train", "val", "test")
 METRICS = ("exact_match", "bleu", "bleu_artquest", "token_f1")
@@ -37,11 +38,17 @@ def parse_arguments(given: Sequence[str]) -> argparse.Namespace:
 
 def make_parser(with_options: Collection[str]) -> argparse.ArgumentParser:
     """The command line with every verb, and with the options of these; `VERBS` for the whole of it."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="artkv",
         description="Trains BLIP-2 to answer questions about paintings, with key/value prefixes from an art encoder.",
-        epilog="Exit codes: 0 done, 1 wrong input, 2 wrong usage, 3 failed run, 75 stopped by SIGTERM, SIGUSR1 or the "
-        "end of a Slurm job's time, and saved (launchers return codes of their own). Start with: artkv quickstart",
+        epilog="Exit codes: 0 done, 1 wrong input, or a file that the system refuses, 2 wrong usage, 3 failed run, "
+        "memory that is not enough included, 75 stopped by Control-C, SIGTERM, SIGUSR1 or the end of a Slurm job's "
+        "time, and saved, 130 interrupted (launchers return codes of their own). Start with: artkv quickstart",
+    )
+    parser.add_argument(
+        "--debug",
+        action="store_true",
+        help="show the traceback of an error that is no wrong input; before or after VERB",
     )
     parser.add_argument("--version", action="version", version=f"artkv {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)

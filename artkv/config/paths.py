@@ -43,6 +43,19 @@ def expand_home(text: str, place: str) -> Path:
     return Path(expanded)
 
 
+def user_cache() -> Path:
+    """The folder of what artkv keeps for a user: $ARTKV_CACHE, or artkv in the user's cache.
+
+    Raises `UserError` where neither the environment nor the system knows a home folder.
+    """
+    own, shared = os.environ.get("ARTKV_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    if own:
+        return expand_home(own, "environment: ARTKV_CACHE").absolute()
+    if shared:
+        return expand_home(shared, "environment: XDG_CACHE_HOME").absolute() / "artkv"
+    return expand_home("~", "environment: HOME").absolute() / ".cache" / "artkv"
+
+
 def resolve_paths(tree: dict[str, Any], base: Path) -> None:
     """Makes the input paths among the settings absolute, from `base`, and expands `~` in all; in place."""
     for section, key in _INPUT_PATHS + _PATHS_OR_NAMES + _OUTPUT_PATHS:
