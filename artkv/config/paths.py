@@ -53,7 +53,13 @@ def user_cache() -> Path:
         return expand_home(own, "environment: ARTKV_CACHE").absolute()
     if shared:
         return expand_home(shared, "environment: XDG_CACHE_HOME").absolute() / "artkv"
-    return expand_home("~", "environment: HOME").absolute() / ".cache" / "artkv"
+    home = os.path.expanduser("~")
+    if home == "~":
+        raise UserError(
+            f"environment: HOME is not set, and the system knows no home folder of user {os.getuid()}; set HOME or "
+            "ARTKV_CACHE"
+        )
+    return Path(home).absolute() / ".cache" / "artkv"
 
 
 def resolve_paths(tree: dict[str, Any], base: Path) -> None:

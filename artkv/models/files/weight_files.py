@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from artkv.config.paths import user_cache
 from artkv.errors import UserError
 
 
@@ -147,8 +148,11 @@ def combined_digest(digest_of: Mapping[str, str]) -> str:
 
 
 def _memory_folder() -> Path:
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "artkv" / "weight_digests"
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "artkv"
+    except RuntimeError:  # nobody's home
+        cache = user_cache()
+    return cache / "weight_digests"
 
 
 def _remember(path: Path, content: dict[str, object]) -> None:
