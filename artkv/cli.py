@@ -21,6 +21,7 @@ from artkv.failures import (
     rank,
     tell,
 )
+from artkv.files import check_folder_writable, check_writable
 
 if TYPE_CHECKING:
     from artkv.config import Config
@@ -142,6 +143,7 @@ def sweep(options: argparse.Namespace) -> int:
         print("\n".join(describe(plan)))
         return DONE
     failed: dict[int, str] = {}
+    check_folder_writable(plan.output_dir, f"sweep {plan.path}: output_dir")
     if not options.report:
         check_folders(plan)
         failed = do_runs(plan, plan.runs if options.run is None else [plan.run(options.run)], options.ranks)
@@ -183,12 +185,14 @@ def report(options: argparse.Namespace) -> int:
 def ask(options: argparse.Namespace) -> int:
     """Answers one question about one picture."""
     checkpoint, config = _open_checkpoint(options, options.checkpoint)
+    if options.attention is not None:
+        check_writable(Path(options.attention), "--attention")
 
     from artkv.api import draw_attention, load_model
 
     session = load_model(config, checkpoint)
     (answer,) = session.answers(options.picture, [options.question], options.prefix == "on")
-    print(answer.text)
+    print(printable(answer.text))
     per_token = f"{answer.token_probability:.3f} a token"
     print(f"probability {answer.probability:.3f}, {per_token}", file=sys.stderr)  # the answer stands alone, for a pipe
     if options.attention is not None:
@@ -248,7 +252,7 @@ def export(options: argparse.Namespace) -> int:
 
     from artkv.export import export as write_export
 
-    for path in write_export(checkpoint, config, options.format, Path(options.output).expanduser(), options.leave_out):
+    for path in write_export(checkpoint, config, options.format, Path(options.output), options.leave_out):
         print(path)
     return DONE
 
@@ -276,6 +280,8 @@ def plan(options: argparse.Namespace) -> int:
     from artkv.config import load_config, recipe_path
 
     config = load_config(options.config or recipe_path("artquest.yaml"), options.set)
+    if options.write:
+        check_writable(Path(options.write), "--write")
 
     from artkv.planning.table import run
 
@@ -288,6 +294,7 @@ def art_encoder(options: argparse.Namespace) -> int:
     from artkv.art_encoder.arguments import settings_from_arguments
 
     settings = settings_from_arguments(options)
+    check_folder_writable(settings.output_dir, "--output-dir")
 
     from artkv.art_encoder.training import train_art_encoder
 
