@@ -198,11 +198,28 @@ def _meet(rank: int, size: int, device: torch.device, timeout: timedelta) -> dis
     """The store through which the ranks find each other, once all are there with a device of their own."""
     if size == 1:  # DeepSpeed needs a group even for one process; this store opens no port
         return dist.HashStore()
-    store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
+    store = _open_store(rank, size, timeout)
     store.set_timeout(timeout)
     store.set(f"artkv/device/{rank}", json.dumps([_device_name(device), socket.gethostname()]))
     devices = [tuple(json.loads(store.get(f"artkv/device/{other}"))) for other in range(size)]
     check_devices(devices)
+    return store
+
+
+def _open_store(rank: int, size: int, timeout: timedelta) -> dist.Store:
+    """Rank 0's store; where the ranks meet at the loopback address, nobody else can reach it or them."""
+    host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    if host == "localhost" or host.startswith("127."):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
+        if rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":  # else torchrun has a store already
+            try:
+                listener = socket.create_server((host, int(port)))
+            except OSError as error:
+                raise dist.DistNetworkError(f"{error.strerror}") from None
+            # torch's own socket would listen on all addresses.
+            return dist.TCPStore(host, int(port), size, True, timeout, master_listen_fd=listener.detach())
+    store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
     return store
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import torch.multiprocessing as multiprocessing
@@ -189,3 +190,20 @@ def test_groups_that_others_make_have_the_runs_timeout(tmp_path: Path, free_port
     ended = tmp_path / "ended"
     multiprocessing.start_processes(_group_timeout, (free_port, ended), nprocs=2, start_method="forkserver")
     assert ended.exists()
+
+
+def _listen(rank: int, port: int, folder: Path) -> None:
+    os.environ |= SRUN_TASK | {
+        "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+    }  # fmt: skip
+    with process_group(timeout_minutes=1) as world:
+        world.barrier()
+        connections = psutil.Process().net_connections("tcp")
+        addresses = {one.laddr.ip for one in connections if one.status == psutil.CONN_LISTEN}
+        (folder / f"{rank}.txt").write_text(" ".join(addresses))
+
+
+def test_ranks_of_one_machine_listen_to_nobody_else(tmp_path: Path, free_port: int) -> None:
+    multiprocessing.start_processes(_listen, (free_port, tmp_path), nprocs=2, start_method="forkserver")
+    found = {(tmp_path / f"{rank}.txt").read_text() for rank in range(2)}
+    assert found == {"127.0.0.1"}  # of the store and of gloo
