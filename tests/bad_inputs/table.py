@@ -1,9 +1,12 @@
 """The whole table, and the page of the docs that is made of it: python -m tests.bad_inputs.table > docs/bad_input.md"""
 
 from tests.bad_inputs.cases import Area
+from tests.bad_inputs.command_line_cases import COMMAND_LINE
+from tests.bad_inputs.deepspeed_cases import DEEPSPEED
+from tests.bad_inputs.set_cases import SET
 from tests.bad_inputs.yaml_cases import YAML
 
-AREAS: list[Area] = [YAML]
+AREAS: list[Area] = [YAML, SET, DEEPSPEED, COMMAND_LINE]
 
 
 def page() -> str:
@@ -11,8 +14,9 @@ def page() -> str:
     lines = [
         "# Wrong input, and what artkv says of it",
         "",
-        "Each of these gets one message and exit code 1, loses nothing and writes nothing. A test runs every row, and",
-        "this page is made from the same table (`python -m tests.bad_inputs.table`).",
+        "Each of these gets one message and exit code 1, or 2 where an option is none or cannot have that value; nothing is",
+        "lost and nothing written. A test runs every row, and this page is made from the same table",
+        "(`python -m tests.bad_inputs.table`).",
     ]
     for area in AREAS:
         lines += ["", f"## {area.title}", "", "| what is wrong | the message has |", "|---|---|"]
