@@ -100,6 +100,7 @@ def fill_deepspeed_config(
             )
         section[key] = value
     # torch's own AdamW: DeepSpeed's are compiled at the first start, and keep their step count elsewhere.
+    filled["optimizer"].setdefault("type", "AdamW")
     filled["optimizer"]["params"].setdefault("torch_adam", True)
     # With its default, DeepSpeed wants its own AdamW where the optimizer is offloaded.
     filled.setdefault("zero_force_ds_cpu_optimizer", False)

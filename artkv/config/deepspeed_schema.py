@@ -46,7 +46,7 @@ class AdamWParameters(_Part):
 class Optimizer(_Part):
     """The optimizer, which is AdamW."""
 
-    type: Literal["AdamW"] = Field(description='"AdamW"')
+    type: Literal["AdamW"] = Field(default="AdamW", description='"AdamW"')
     params: AdamWParameters = AdamWParameters()
 
 
@@ -97,7 +97,7 @@ class DeepSpeedFile(_Part):
     """The JSON that `training.deepspeed` names."""
 
     zero_optimization: Zero
-    optimizer: Optimizer
+    optimizer: Optimizer = Optimizer()
     train_batch_size: Auto | _Count = Field(default="auto", description='"auto": it follows from training.batch_size')
     train_micro_batch_size_per_gpu: Auto | _Count = Field(
         default="auto", description='"auto": training.batch_size has it'

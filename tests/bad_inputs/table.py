@@ -14,8 +14,8 @@ def page() -> str:
     lines = [
         "# Wrong input, and what artkv says of it",
         "",
-        "Each of these gets one message and exit code 1, or 2 where an option is none or cannot have that value; nothing is",
-        "lost and nothing written. A test runs every row, and this page is made from the same table",
+        "Each of these gets one message and exit code 1, or 2 where an option is none or cannot have that value;",
+        "nothing is lost and nothing written. A test runs every row, and this page is made from the same table",
         "(`python -m tests.bad_inputs.table`).",
     ]
     for area in AREAS:
