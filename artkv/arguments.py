@@ -6,6 +6,8 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from artkv import __version__
+from artkv.argument_values import png_path, some_path, some_text, whole_number
+from artkv.failures import ArgumentParser
 
 SPLITS = ("train", "val", "test")
 METRICS = ("exact_match", "bleu", "bleu_artquest", "token_f1")
@@ -37,11 +39,17 @@ def parse_arguments(given: Sequence[str]) -> argparse.Namespace:
 
 def make_parser(with_options: Collection[str]) -> argparse.ArgumentParser:
     """The command line with every verb, and with the options of these; `VERBS` for the whole of it."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="artkv",
         description="Trains BLIP-2 to answer questions about paintings, with key/value prefixes from an art encoder.",
-        epilog="Exit codes: 0 done, 1 wrong input, 2 wrong usage, 3 failed run, 75 stopped by SIGTERM, SIGUSR1 or the "
-        "end of a Slurm job's time, and saved (launchers return codes of their own). Start with: artkv quickstart",
+        epilog="Exit codes: 0 done, 1 wrong input, or a file that the system refuses, 2 wrong usage, 3 failed run, "
+        "memory that is not enough included, 75 stopped by Control-C, SIGTERM, SIGUSR1 or the end of a Slurm job's "
+        "time, and saved, 130 interrupted (launchers return codes of their own). Start with: artkv quickstart",
+    )
+    parser.add_argument(
+        "--debug",
+        action="store_true",
+        help="show the traceback of an error that is no wrong input; before or after VERB",
     )
     parser.add_argument("--version", action="version", version=f"artkv {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
@@ -62,6 +70,7 @@ def _train(verb: argparse.ArgumentParser) -> None:
     _add_config(verb)
     verb.add_argument(
         "--resume",
+        type=some_path,
         metavar="WHERE",
         help="latest: go on from the newest checkpoint of run.output_dir; auto: the same if there is one, "
         "else start; or the path of a checkpoint",
@@ -73,14 +82,14 @@ def _train(verb: argparse.ArgumentParser) -> None:
 def _supervise(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--restarts",
-        type=_whole_number(0),
+        type=whole_number(0, 10_000),
         default=20,
         metavar="N",
         help="most starts after the first one (default 20); an error that comes back at the same step ends it before",
     )
     verb.add_argument(
         "--silence",
-        type=_whole_number(1),
+        type=whole_number(1, 86_400),
         default=30,
         metavar="SECONDS",
         help="that a rank may always be silent for (default 30); longer where the run has taken longer before",
@@ -109,11 +118,13 @@ def _evaluate(verb: argparse.ArgumentParser) -> None:
     )
     verb.add_argument(
         "--control",
+        type=some_path,
         metavar="PATH",
         help="with --all-ablations: a checkpoint of a run without a prefix, to be evaluated and compared too",
     )
     verb.add_argument(
         "--choices",
+        type=some_path,
         nargs="?",
         const="train",
         metavar="FILE",
@@ -125,6 +136,7 @@ def _evaluate(verb: argparse.ArgumentParser) -> None:
 def _compare(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "runs",
+        type=some_path,
         metavar="RUN",
         nargs="+",
         help="folders of runs, evaluated: first the one whose prefix is judged, then its control (trained with "
@@ -140,25 +152,27 @@ def _compare(verb: argparse.ArgumentParser) -> None:
 
 
 def _sweep(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("sweep", metavar="SWEEP", help="a YAML file with config, output_dir, and grid or runs")
-    verb.add_argument("--ranks", type=_whole_number(1), help="processes of each run (default: the GPUs, or 1)")
+    verb.add_argument(
+        "sweep", type=some_path, metavar="SWEEP", help="a YAML file with config, output_dir, and grid or runs"
+    )
+    verb.add_argument("--ranks", type=whole_number(1, 1024), help="processes of each run (default: the GPUs, or 1)")
     which = verb.add_mutually_exclusive_group()
     which.add_argument("--list", action="store_true", help="print the runs and what of them is done, and do nothing")
-    which.add_argument("--run", type=_whole_number(0), metavar="N", help="do this one alone, as a Slurm array's task")
+    which.add_argument("--run", type=whole_number(0), metavar="N", help="do this one alone, as a Slurm array's task")
     which.add_argument("--report", action="store_true", help="report on the runs that are done, and do nothing else")
 
 
 def _status(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("run", metavar="RUN", help="the folder of a run, its run.output_dir")
+    verb.add_argument("run", type=some_path, metavar="RUN", help="the folder of a run, its run.output_dir")
 
 
 def _ask(verb: argparse.ArgumentParser) -> None:
     _add_checkpoint(verb)
-    verb.add_argument("picture", metavar="IMAGE", help="path of a picture")
-    verb.add_argument("question", metavar="QUESTION", help='such as "Which style is this?"')
+    verb.add_argument("picture", type=some_path, metavar="IMAGE", help="path of a picture")
+    verb.add_argument("question", type=some_text, metavar="QUESTION", help='such as "Which style is this?"')
     verb.add_argument("--prefix", choices=("on", "off"), default="on", help="off: without the art encoder's prefix")
     verb.add_argument(
-        "--attention", type=_png, metavar="FILE.png", help="draw where the model looks, with the prefix on and off"
+        "--attention", type=png_path, metavar="FILE.png", help="draw where the model looks, with the prefix on and off"
     )
 
 
@@ -166,12 +180,16 @@ def _serve(verb: argparse.ArgumentParser) -> None:
     _add_checkpoint(verb)
     verb.add_argument(
         "--host",
+        type=some_text,
         default="127.0.0.1",
         metavar="ADDRESS",
         help="of this machine, to be reached by others: there is no password (default 127.0.0.1, this machine alone)",
     )
     verb.add_argument(
-        "--port", type=_whole_number(0), default=7860, help="where the page is; 0: any that is free (default 7860)"
+        "--port",
+        type=whole_number(0, 65_535),
+        default=7860,
+        help="where the page is; 0: any that is free (default 7860)",
     )
 
 
@@ -200,7 +218,11 @@ def _export(verb: argparse.ArgumentParser) -> None:
         "trained merged in, and the prefix generator beside",
     )
     verb.add_argument(
-        "--output", required=True, metavar="PATH", help="file.safetensors, folder or file.pth; must not be there yet"
+        "--output",
+        type=some_path,
+        required=True,
+        metavar="PATH",
+        help="file.safetensors, folder or file.pth; must not be there yet",
     )
     verb.add_argument(
         "--leave-out",
@@ -215,6 +237,7 @@ def _plan(verb: argparse.ArgumentParser) -> None:
     _add_config(verb, is_required=False)
     verb.add_argument(
         "--write",
+        type=lambda text: some_path(text) if text else text,
         nargs="?",
         const="",
         metavar="FILE",
@@ -224,31 +247,45 @@ def _plan(verb: argparse.ArgumentParser) -> None:
         "--gpu-memory", metavar="SIZE", help="memory to fit into, such as 8GiB (default: --gpu's, or what is free here)"
     )
     verb.add_argument("--gpu", metavar="NAME", help="a listed GPU, such as 'RTX 4060 8GB' (default: by memory)")
-    verb.add_argument("--world-size", type=int, default=1, help="ranks that share the optimizer's state (default 1)")
     verb.add_argument(
-        "--text-tokens", type=int, default=32, help="tokens of the longest question with its answer (default 32)"
+        "--world-size",
+        type=whole_number(1, 65_536),
+        default=1,
+        help="ranks that share the optimizer's state (default 1)",
     )
     verb.add_argument(
-        "--paintings", type=int, help="paintings in a micro-batch (default: one for each question, the worst case)"
+        "--text-tokens",
+        type=whole_number(1, 65_536),
+        default=32,
+        help="tokens of the longest question with its answer (default 32)",
+    )
+    verb.add_argument(
+        "--paintings",
+        type=whole_number(1),
+        help="paintings in a micro-batch (default: one for each question, the worst case)",
     )
 
 
 def _report(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("run", metavar="RUN", help="the folder of a run, its run.output_dir")
+    verb.add_argument("run", type=some_path, metavar="RUN", help="the folder of a run, its run.output_dir")
     verb.add_argument(
-        "controls", metavar="CONTROL", nargs="*", help="folders of runs that were trained without a prefix"
+        "controls",
+        type=some_path,
+        metavar="CONTROL",
+        nargs="*",
+        help="folders of runs that were trained without a prefix",
     )
     verb.add_argument("--split", choices=SPLITS, help="whose answers (default: test, val or train, the first answered)")
-    verb.add_argument("--output", metavar="FILE", help="the HTML file (default: report.html in RUN)")
+    verb.add_argument("--output", type=some_path, metavar="FILE", help="the HTML file (default: report.html in RUN)")
     verb.add_argument(
         "--pictures",
-        type=_whole_number(0),
+        type=whole_number(0),
         metavar="N",
         help="most pictures in the file (default: as many as can be mailed)",
     )
     verb.add_argument(
         "--attention",
-        type=_whole_number(0),
+        type=whole_number(0),
         metavar="N",
         help="paintings with maps of where the model looks, for which it is loaded (default: 12 if it can be; 0: none)",
     )
@@ -264,39 +301,28 @@ def _art_encoder(verb: argparse.ArgumentParser) -> None:
 def _quickstart(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--output-dir",
+        type=some_path,
         default="outputs/quickstart",
         help="folder of the world and its runs (default outputs/quickstart)",
     )
-    verb.add_argument("--seed", type=_whole_number(0), default=1337, help="everything follows from it (default 1337)")
-    verb.add_argument("--ranks", type=_whole_number(1), default=2, help="processes that train (default 2)")
+    verb.add_argument(
+        "--seed", type=whole_number(0, 2**63 - 1), default=1337, help="everything follows from it (default 1337)"
+    )
+    verb.add_argument("--ranks", type=whole_number(1, 1024), default=2, help="processes that train (default 2)")
     _add_overrides(verb)
-
-
-def _png(text: str) -> str:
-    if not text.lower().endswith(".png"):
-        raise argparse.ArgumentTypeError(f"{text}: would hold a PNG; give it a name that ends in .png")
-    return text
 
 
 def _splits(text: str) -> tuple[str, ...]:
     chosen = tuple(text.split(","))
     if not set(chosen) <= set(SPLITS):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of {', '.join(SPLITS)}, such as train,val")
+        raise argparse.ArgumentTypeError(f"{text!r:.80} is not a list of {', '.join(SPLITS)}, such as train,val")
     return chosen
-
-
-def _whole_number(least: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {least} or more")
-        return int(text)
-
-    return parse
 
 
 def _add_config(verb: argparse.ArgumentParser, is_required: bool = True) -> None:
     verb.add_argument(
         "--config",
+        type=some_path,
         required=is_required,
         metavar="FILE",
         help="YAML settings; in artkv/config/recipes/ minimal.yaml is one to start from, artquest.yaml has every key"
@@ -308,6 +334,7 @@ def _add_config(verb: argparse.ArgumentParser, is_required: bool = True) -> None
 def _add_checkpoint(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--checkpoint",
+        type=some_path,
         required=True,
         metavar="PATH",
         help="a checkpoint's folder, a run's (its newest), its best or checkpoints/latest, or an exported adapter",
@@ -321,7 +348,7 @@ def _add_overrides(verb: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="SECTION.KEY=VALUE",
-        help="overrides a setting; may be given again; the value is YAML",
+        help="overrides a setting; may be given again; a path or a text is taken as it stands, any other value is YAML",
     )
 
 

@@ -1,51 +1,49 @@
 """The command line: one function a verb, wiring only."""
 
 import argparse
-import os
 import signal
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from artkv import shell
 from artkv.arguments import parse_arguments
-from artkv.errors import Preempted, RunFailed, UserError
+from artkv.errors import UserError
+from artkv.failures import (
+    DONE,
+    RUN_FAILED,
+    WRONG_INPUT,
+    exit_code,
+    flush_output,
+    let_output_pass,
+    printable,
+    rank,
+    tell,
+)
+from artkv.files import check_folder_writable, check_writable
 
 if TYPE_CHECKING:
     from artkv.config import Config
     from artkv.run_folder.checkpoint import Checkpoint
 
-# Exit codes. 2, wrong usage, is argparse's own.
-DONE = 0
-WRONG_INPUT = 1
-RUN_FAILED = 3
-PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again later
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a verb and returns the exit code; a wrong input is one message and no traceback."""
+    """Runs a verb and returns the exit code; what ends it early is one message and no traceback."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    # The DeepSpeed launcher puts --local_rank=N before the verb; LOCAL_RANK says the same.
-    options = parse_arguments([argument for argument in given if not argument.startswith("--local_rank=")])
+    let_output_pass()
+    verb, debug = None, "--debug" in given
     try:
-        return _COMMANDS[options.verb](options)
-    except UserError as error:
-        if _rank() == "0" or not error.on_all_ranks:
-            print(f"artkv: {'' if _rank() == '0' else f'[rank {_rank()}] '}{error}", file=sys.stderr)
-        return WRONG_INPUT
-    except RunFailed as error:
-        print(f"artkv: run failed: {error}", file=sys.stderr)
-        return RUN_FAILED
-    except Preempted as stop:
-        if _rank() == "0":
-            again = "the same command" if options.verb == "sweep" else "--resume auto"
-            print(f"artkv: {stop}, which is saved; go on with {again}", file=sys.stderr)
-        return PREEMPTED
-    except Exception:
-        traceback.print_exc()
-        return RUN_FAILED
+        # The DeepSpeed launcher puts --local_rank=N before the verb; LOCAL_RANK says the same.
+        options = parse_arguments(
+            [word for word in given if not word.startswith("--local_rank=") and word != "--debug"]
+        )
+        verb = options.verb
+        code = _COMMANDS[verb](options)
+        flush_output()
+        return code
+    except (Exception, KeyboardInterrupt) as error:
+        return exit_code(error, verb, debug)
 
 
 # In each verb the config or the checkpoint is read first, and what takes seconds to import comes after: who mistyped a
@@ -62,7 +60,7 @@ def train(options: argparse.Namespace) -> int:
     from artkv.run_folder.heartbeat import heartbeat
 
     supervised = None if options.supervised is None else Path(options.supervised)
-    with heartbeat(supervised, int(_rank())) as alive:
+    with heartbeat(supervised, int(rank()) if rank().isdecimal() else 0) as alive:
         from artkv.config import load_config
 
         config = load_config(options.config, options.set)
@@ -74,7 +72,7 @@ def train(options: argparse.Namespace) -> int:
         with process_group(config.distributed.timeout_minutes) as world:
             # Not before: a rank whose others never come waits in C++, where no handler of Python's runs, and has
             # nothing to save.
-            stops.listen(signal.SIGTERM)
+            stops.listen(signal.SIGTERM, signal.SIGINT)
             alive.beat()
             progress = run_training(config, options.resume, world, stops, alive)
             if world.is_main:
@@ -159,6 +157,7 @@ def sweep(options: argparse.Namespace) -> int:
         print("\n".join(describe(plan)))
         return DONE
     failed: dict[int, str] = {}
+    check_folder_writable(plan.output_dir, f"sweep {plan.path}: output_dir")
     if not options.report:
         check_folders(plan)
         failed = do_runs(plan, plan.runs if options.run is None else [plan.run(options.run)], options.ranks)
@@ -167,7 +166,7 @@ def sweep(options: argparse.Namespace) -> int:
         print(text)
         print(f"written: {', '.join(str(shell.seen_by_caller(path)) for path in paths)}")
     for index, message in failed.items():
-        print(f"artkv: run failed: {index} ({plan.runs[index].name}): {message}", file=sys.stderr)
+        tell(f"run failed: {index} ({plan.runs[index].name}): {message}")
     return RUN_FAILED if failed else DONE
 
 
@@ -200,12 +199,14 @@ def report(options: argparse.Namespace) -> int:
 def ask(options: argparse.Namespace) -> int:
     """Answers one question about one picture."""
     checkpoint, config = _open_checkpoint(options, options.checkpoint)
+    if options.attention is not None:
+        check_writable(Path(options.attention), "--attention")
 
     from artkv.api import draw_attention, load_model
 
     session = load_model(config, checkpoint)
     (answer,) = session.answers(options.picture, [options.question], options.prefix == "on")
-    print(answer.text)
+    print(printable(answer.text))
     per_token = f"{answer.token_probability:.3f} a token"
     print(f"probability {answer.probability:.3f}, {per_token}", file=sys.stderr)  # the answer stands alone, for a pipe
     if options.attention is not None:
@@ -265,7 +266,7 @@ def export(options: argparse.Namespace) -> int:
 
     from artkv.export import export as write_export
 
-    for path in write_export(checkpoint, config, options.format, Path(options.output).expanduser(), options.leave_out):
+    for path in write_export(checkpoint, config, options.format, Path(options.output), options.leave_out):
         print(path)
     return DONE
 
@@ -279,9 +280,9 @@ def check(options: argparse.Namespace) -> int:
     from artkv.datasets.problems import format_problems
     from artkv.preflight import find_obstacles
 
-    obstacles = find_obstacles(config, note=lambda text: print(f"note: {text}"))
+    obstacles = find_obstacles(config, note=lambda text: print(printable(f"note: {text}")))
     if obstacles:
-        print(format_problems(obstacles), file=sys.stderr)
+        print(printable(format_problems(obstacles)), file=sys.stderr)
         print(f"artkv: {len(obstacles)} problem{'s' if len(obstacles) > 1 else ''} found", file=sys.stderr)
         return WRONG_INPUT
     print("artkv: no problems found")
@@ -293,6 +294,8 @@ def plan(options: argparse.Namespace) -> int:
     from artkv.config import load_config, recipe_path
 
     config = load_config(options.config or recipe_path("artquest.yaml"), options.set)
+    if options.write:
+        check_writable(Path(options.write), "--write")
 
     from artkv.planning.table import run
 
@@ -305,6 +308,7 @@ def art_encoder(options: argparse.Namespace) -> int:
     from artkv.art_encoder.arguments import settings_from_arguments
 
     settings = settings_from_arguments(options)
+    check_folder_writable(settings.output_dir, "--output-dir")
 
     from artkv.art_encoder.training import train_art_encoder
 
@@ -338,11 +342,6 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
 }  # fmt: skip
 
 
-def _rank() -> str:
-    """This process's, before and after the ranks have met."""
-    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
-
-
 def _open_control(options: argparse.Namespace, config: "Config") -> "tuple[Checkpoint, Config]":
     """The checkpoint that --control means, and its config with --set; `UserError` if it is none."""
     if not options.all_ablations:
@@ -367,7 +366,7 @@ def _open_checkpoint(options: argparse.Namespace, given: str) -> "tuple[Checkpoi
 
     checkpoint = open_checkpoint(given)
     config = override_config(checkpoint.config, options.set)
-    if _rank() == "0":
+    if rank() == "0":
         name, run_dir = checkpoint.path.name, checkpoint.run_dir
         notes = ["newest"] if checkpoints_newest_first(run_dir)[:1] == [name] else []
         best = best_checkpoint(run_dir)

@@ -1,15 +1,9 @@
-"""Rank, world and the few collectives that artkv needs; all of it works without a launcher.
-
-Launchers (`deepspeed`, `torchrun`) tell each process its place through RANK, LOCAL_RANK, WORLD_SIZE,
-MASTER_ADDR and MASTER_PORT; `srun` does through variables of its own. With none of them set, the world is
-this one process.
-"""
+"""World, ranks and the few collectives that artkv needs; all of it works without a launcher."""
 
 import json
 import os
 import socket
-import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from artkv.errors import Preempted, RunFailed, UserError
+from artkv.launcher_variables import Place, check_environment, launched_place, local_size, srun_rendezvous
 from artkv.single_rank import SINGLE_RANK
 
 T = TypeVar("T")
@@ -29,14 +24,6 @@ _KNOWN = "artkv_known_on_all_ranks"
 if not torch.cuda.is_available():
     # Before DeepSpeed is imported, by whatever library: it warns on each rank when it finds no GPU unasked.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
-
-_LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-_SRUN_VARIABLES = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS")
-# Slurm's steps are numbered from 0; from here on the numbers mean the batch script, a job's interactive shell
-# and the like, which are no parallel programs.
-_FIRST_SPECIAL_STEP = 0xFFFFFFF0
-# Ports that are derived from a job's id: below Linux's ephemeral ports, which begin at 32768.
-_FIRST_PORT, _NUM_PORTS = 12000, 20000
 
 
 @dataclass(frozen=True)
@@ -147,124 +134,6 @@ def _raise_failures(outcomes: list[Any]) -> None:
         raise _known(UserError("\n".join(lines), on_all_ranks=True))
 
 
-class Place(NamedTuple):
-    """Which process this is: its rank among all, its rank on its host, and how many there are."""
-
-    rank: int
-    local_rank: int
-    size: int
-
-
-def launched_place(environment: Mapping[str, str]) -> Place | None:
-    """This process's place as a launcher set it, or None without a launcher.
-
-    `deepspeed` and `torchrun` come first, since they may run under `srun` themselves, once a node. A job's
-    batch script and an interactive shell have SLURM_ variables too, but no step: they are one process. A
-    partial or contradictory environment is a `UserError` that names the variables.
-    """
-    step = _srun_step(environment)
-    if "RANK" in environment or "WORLD_SIZE" in environment:
-        place = _place_from(
-            environment, ("RANK", "LOCAL_RANK", "WORLD_SIZE"), _LAUNCHER_VARIABLES,
-            "RANK or WORLD_SIZE is set", "unset RANK and WORLD_SIZE to run one process, or under srun",
-        )  # fmt: skip
-        if step is not None and place.size < step.size:
-            raise UserError(
-                f"environment: WORLD_SIZE={place.size} contradicts SLURM_STEP_NUM_TASKS={step.size}: each of srun's "
-                "tasks would be a run of its own; unset RANK and WORLD_SIZE, or start one launcher a node"
-            )
-        _port(environment)
-        return place
-    if environment.get("LOCAL_RANK", "0") not in ("0", "-1") and step is None:
-        raise UserError(
-            f"environment: LOCAL_RANK={environment['LOCAL_RANK']} is set but RANK, WORLD_SIZE are not; start through "
-            "`deepspeed`, `torchrun` or `srun`, or unset LOCAL_RANK to run one process"
-        )
-    return step
-
-
-def _srun_step(environment: Mapping[str, str]) -> Place | None:
-    """The place that `srun` gave this task, None outside of a parallel step."""
-    step_id = environment.get("SLURM_STEP_ID", "")
-    if not step_id:
-        return None  # a batch script (which has SLURM_PROCID=0 and the job's SLURM_NTASKS), a shell of salloc
-    if not step_id.isdecimal():
-        raise UserError(f"environment: SLURM_STEP_ID={step_id} must be a whole number; start through `srun`")
-    if int(step_id) >= _FIRST_SPECIAL_STEP:
-        return None
-    place = _place_from(
-        environment, _SRUN_VARIABLES, _SRUN_VARIABLES, f"SLURM_STEP_ID={step_id} is set",
-        "unset SLURM_STEP_ID to run one process",
-    )  # fmt: skip
-    if place.size > 1 and "SLURM_PTY_PORT" in environment and os.isatty(0):
-        return None  # somebody types this in a shell of `srun --pty`, whose other tasks are shells too
-    return place
-
-
-def _place_from(
-    environment: Mapping[str, str], names: tuple[str, str, str], needed: tuple[str, ...], evidence: str, remedy: str
-) -> Place:
-    """Reads rank, local rank and size from the variables `names`; all of `needed` must be there."""
-    missing = [name for name in needed if name not in environment]
-    if missing:
-        raise UserError(
-            f"environment: {evidence} but {', '.join(missing)} is not; start through `deepspeed`, `torchrun` or "
-            f"`srun`, or {remedy}"
-        )
-    values = {name: environment[name] for name in names}
-    told = ", ".join(f"{name}={value}" for name, value in values.items())
-    try:
-        place = Place(*(int(value) for value in values.values()))
-    except ValueError:
-        raise UserError(f"environment: {told} must be whole numbers; start through a launcher") from None
-    if not 0 <= place.local_rank <= place.rank < place.size:
-        raise UserError(f"environment: {told} do not fit together; start through a launcher")
-    return place
-
-
-def srun_rendezvous(environment: Mapping[str, str]) -> tuple[str, int]:
-    """The host and port where the tasks of an `srun` step meet; MASTER_ADDR and MASTER_PORT override them.
-
-    The host is that of task 0, the first of the step's nodes: SLURM_LAUNCH_NODE_IPADDR would be that of `srun`
-    itself. The port follows from job, step and restart, so that jobs that share a node have ports of their own.
-    """
-    host = environment.get("MASTER_ADDR") or _first_host(environment)
-    if environment.get("MASTER_PORT"):
-        return host, _port(environment)
-    numbers = [environment.get(name, "0") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")]
-    job, step, restart = (int(number) if number.isdecimal() else 0 for number in numbers)
-    # Steps of a job and neighbouring jobs lie apart, by two primes.
-    return host, _FIRST_PORT + (job * 101 + step + restart * 7919) % _NUM_PORTS
-
-
-def _first_host(environment: Mapping[str, str]) -> str:
-    if environment.get("SLURM_STEP_NUM_NODES") == "1":
-        return "127.0.0.1"
-    nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST")
-    if not nodes:
-        raise UserError(
-            "environment: SLURM_STEP_ID is set but SLURM_STEP_NODELIST and MASTER_ADDR are not; set MASTER_ADDR to "
-            "the host of task 0"
-        )
-    try:
-        hosts = subprocess.run(
-            ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, timeout=30, check=True
-        ).stdout.split()
-        return hosts[0]
-    except (OSError, subprocess.SubprocessError, IndexError) as error:
-        raise UserError(
-            f"environment: `scontrol show hostnames {nodes}` gave no host ({error}); set MASTER_ADDR to the host of "
-            "task 0"
-        ) from None
-
-
-def _port(environment: Mapping[str, str]) -> int:
-    text = environment["MASTER_PORT"]
-    if not (text.isdecimal() and 0 < int(text) < 65536):
-        raise UserError(f"environment: MASTER_PORT={text} is no port; give a number from 1 to 65535")
-    return int(text)
-
-
 @contextmanager
 def process_group(timeout_minutes: float) -> Iterator[World]:
     """Joins the run's process group (NCCL on CUDA, gloo on CPU, neither for one rank) and leaves it properly.
@@ -272,11 +141,12 @@ def process_group(timeout_minutes: float) -> Iterator[World]:
     A meeting that waits longer than `timeout_minutes` for another rank, the first one too, raises. Sets the
     launcher variables where `srun` started this process, because DeepSpeed reads them.
     """
+    check_environment(os.environ)
     rank, local_rank, size = launched_place(os.environ) or Place(0, 0, 1)
     timeout = timedelta(minutes=timeout_minutes)
     device = rank_device(local_rank)
     if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // _local_size(os.environ, size)))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size(os.environ, size)))
     if size > 1 and "RANK" not in os.environ:
         host, port = srun_rendezvous(os.environ)
         os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": host, "MASTER_PORT": str(port)}
@@ -324,24 +194,32 @@ def single_process(device: torch.device | None = None) -> World:
     return World(0, 0, 1, rank_device(0) if device is None else device)
 
 
-def _local_size(environment: Mapping[str, str], size: int) -> int:
-    """Processes of this run on this host, as far as the launcher tells; `size` where it does not."""
-    if "RANK" not in environment and _srun_step(environment) is not None:
-        # The tasks on this node share its cores, unless Slurm has bound each to its own.
-        is_bound = environment.get("SLURM_CPU_BIND_TYPE", "none").rstrip(":") not in ("", "none")
-        return 1 if is_bound else len(environment.get("SLURM_GTIDS", "0").split(","))
-    return int(environment.get("LOCAL_WORLD_SIZE", environment.get("LOCAL_SIZE", size)))
-
-
 def _meet(rank: int, size: int, device: torch.device, timeout: timedelta) -> dist.Store:
     """The store through which the ranks find each other, once all are there with a device of their own."""
     if size == 1:  # DeepSpeed needs a group even for one process; this store opens no port
         return dist.HashStore()
-    store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
+    store = _open_store(rank, size, timeout)
     store.set_timeout(timeout)
     store.set(f"artkv/device/{rank}", json.dumps([_device_name(device), socket.gethostname()]))
     devices = [tuple(json.loads(store.get(f"artkv/device/{other}"))) for other in range(size)]
     check_devices(devices)
+    return store
+
+
+def _open_store(rank: int, size: int, timeout: timedelta) -> dist.Store:
+    """Rank 0's store; where the ranks meet at the loopback address, nobody else can reach it or them."""
+    host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    if host == "localhost" or host.startswith("127."):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
+        if rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":  # else torchrun has a store already
+            try:
+                listener = socket.create_server((host, int(port)))
+            except OSError as error:
+                raise dist.DistNetworkError(f"{error.strerror}") from None
+            # torch's own socket would listen on all addresses.
+            return dist.TCPStore(host, int(port), size, True, timeout, master_listen_fd=listener.detach())
+    store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
     return store
 
 

@@ -22,7 +22,7 @@ class RunFailed(Exception):
 class Preempted(Exception):
     """A run that was asked to stop and has; all ranks raise it together, after the same step. Exit code 75.
 
-    step: the optimizer steps done, which are saved. reason: SIGTERM, SIGUSR1 or walltime.
+    step: the optimizer steps done, which are saved. reason: SIGTERM, SIGUSR1, SIGINT or walltime.
     """
 
     def __init__(self, step: int, reason: str) -> None:

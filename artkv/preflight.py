@@ -12,10 +12,11 @@ from artkv.datasets.image_index import ImageIndex
 from artkv.datasets.shared_pictures import shared_pictures
 from artkv.datasets.table import find_problems, read_table
 from artkv.datasets.tokenized_table import rows_with_long_answers
-from artkv.distributed import launched_place, single_process
+from artkv.distributed import single_process
 from artkv.errors import UserError
 from artkv.feature_cache import check_cache
 from artkv.frozen.quantised import require_bitsandbytes
+from artkv.launcher_variables import check_environment
 from artkv.models.backbone.backends import open_backbone, resolve_dtype
 from artkv.models.backbone.blip2_backbone import RESIDENT
 from artkv.models.efficientnet import load_efficientnet
@@ -56,7 +57,7 @@ def find_obstacles(config: Config, note: Callable[[str], None] = lambda text: No
 
 
 def _check_environment(session: Session) -> None:
-    launched_place(os.environ)
+    check_environment(os.environ)
 
 
 def _check_quantisation(session: Session) -> None:

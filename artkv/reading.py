@@ -100,15 +100,25 @@ def printable(text: object) -> str:
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in str(text))
 
 
-def parse_json(content: bytes | str) -> Any:
+def parse_json(content: bytes | str, once: bool = False) -> Any:
     """What RFC 8259 calls JSON, in UTF-8; `ValueError` for anything else.
 
-    NaN and Infinity, which Python's reader takes, are refused, and so is what nests deeper than its stack.
+    NaN and Infinity, which Python's reader takes, are refused, and so is what nests deeper than its stack. once: refuse
+    a key that an object has twice too, of which Python's reader keeps the last.
     """
     try:
-        return json.loads(content, parse_constant=_refuse_constant)
+        return json.loads(content, parse_constant=_refuse_constant, object_pairs_hook=_unique if once else None)
     except RecursionError:
         raise ValueError("lists or objects nest too deeply") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    tree = dict(pairs)
+    if len(tree) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r:.80} is given twice")
+    return tree
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -7,7 +7,7 @@
 
 # A script's caller keeps its own folder and PATH; the commands that artkv prints to be pasted there need to know them.
 [[ $- == *i* ]] || export ARTKV_CALLER_FOLDER=$PWD ARTKV_CALLER_PATH=$PATH
-cd "$(dirname "${BASH_SOURCE[0]}")/.." || return
+CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." || return
 venv=${VENV:-.venv}
 if [ "$venv" != none ]; then
   wanted=$(cat setup.py constraints.txt | sha256sum)

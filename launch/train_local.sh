@@ -2,7 +2,11 @@
 # Trains on all GPUs of this machine: bash launch/train_local.sh my.yaml [--set SECTION.KEY=VALUE ...]
 # Run again after a stop, it goes on from the last checkpoint.
 set -euo pipefail
-config=$(realpath "$1")
+if [ $# -eq 0 ]; then
+  echo "usage: bash launch/train_local.sh CONFIG [--set SECTION.KEY=VALUE ...]" >&2
+  exit 2
+fi
+config=$(realpath -- "$1")
 shift
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 gpus=$(python -c 'import torch; print(torch.cuda.device_count())')

@@ -114,7 +114,7 @@ OBSTACLES: list[tuple[BadSettings, str]] = [
         "training.deepspeed = 'zero9.json': no such file; give a path or one of",
     ),
     (deepspeed_file("{"), "training.deepspeed = FOLDER/bad.json: not readable JSON"),
-    (deepspeed_file('{"zero_optimization": {"stage": 3}}'), "FOLDER/bad.json: zero_optimization.stage is 3"),
+    (deepspeed_file('{"zero_optimization": {"stage": 3}}'), "FOLDER/bad.json:\n  zero_optimization.stage = 3"),
     (
         deepspeed_file('{"zero_optimization": {"stage": 2}, "gradient_clipping": 7.5}'),
         "training.deepspeed: gradient_clipping is 7.5 in the JSON but 1.0 by the YAML",

@@ -5,16 +5,17 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from typing_extensions import Self
 
+from artkv.config.paths import expand_home
 from artkv.errors import UserError
 
 
 class ArtEncoderSettings(BaseModel):
     """How to train the art encoder; the defaults are meant for WikiArt's 80,000 paintings on one GPU."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
     data: Path = Field(
         description="WikiArt: a folder that holds one folder of pictures for each style (root/Baroque/*.jpg), "
@@ -45,6 +46,7 @@ class ArtEncoderSettings(BaseModel):
     image_size: int = Field(
         default=300,
         ge=32,
+        le=4096,
         description="side of the square picture in pixels; give efficientnet.image_size the same in `artkv train`",
     )
     initial_checkpoint: Path | None = Field(
@@ -53,20 +55,28 @@ class ArtEncoderSettings(BaseModel):
         "say; the classifier is replaced. Strongly advised on real paintings; by default random weights",
     )
     epochs: int = Field(
-        default=30, gt=0, description="passes over as many pictures as the training set has; sets the schedule"
+        default=30,
+        gt=0,
+        le=100_000,
+        description="passes over as many pictures as the training set has; sets the schedule",
     )
-    batch_size: int = Field(default=64, ge=2, description="pictures a step; halve it if the GPU's memory overflows")
+    batch_size: int = Field(
+        default=64, ge=2, le=65_536, description="pictures a step; halve it if the GPU's memory overflows"
+    )
     learning_rate: float = Field(
-        default=3e-4, gt=0, description="AdamW's highest rate, reached after the warm-up; scale it with the batch size"
+        default=3e-4,
+        gt=0,
+        le=1000,
+        description="AdamW's highest rate, reached after the warm-up; scale it with the batch size",
     )
     minimum_learning_rate: float = Field(
-        default=1e-6, ge=0, description="rate at which the cosine schedule ends after the last step"
+        default=1e-6, ge=0, le=1000, description="rate at which the cosine schedule ends after the last step"
     )
     warmup_fraction: float = Field(
         default=0.05, ge=0, lt=1, description="part of all steps in which the rate rises from 0"
     )
-    weight_decay: float = Field(default=0.05, ge=0, description="AdamW's, not applied to biases and BatchNorm")
-    max_grad_norm: float = Field(default=1.0, gt=0, description="longer gradients are clipped to this norm")
+    weight_decay: float = Field(default=0.05, ge=0, le=1000, description="AdamW's, not applied to biases and BatchNorm")
+    max_grad_norm: float = Field(default=1.0, gt=0, le=1e30, description="longer gradients are clipped to this norm")
     label_smoothing: float = Field(
         default=0.1,
         ge=0,
@@ -74,10 +84,13 @@ class ArtEncoderSettings(BaseModel):
         description="part of the target spread over all styles: style labels are often debatable",
     )
     mixup: float = Field(
-        default=0.2, ge=0, description="alpha of mixup, which blends two pictures and their labels; 0: never"
+        default=0.2, ge=0, le=1000, description="alpha of mixup, which blends two pictures and their labels; 0: never"
     )
     cutmix: float = Field(
-        default=0.2, ge=0, description="alpha of cutmix, which pastes a part of one picture into another; 0: never"
+        default=0.2,
+        ge=0,
+        le=1000,
+        description="alpha of cutmix, which pastes a part of one picture into another; 0: never",
     )
     mix_probability: float = Field(
         default=0.5, ge=0, le=1, description="part of the batches that mixup or cutmix is applied to"
@@ -111,12 +124,24 @@ class ArtEncoderSettings(BaseModel):
         "up, so short trainings need no smaller value",
     )
     workers: int = Field(
-        default=4, ge=0, description="processes that decode pictures; the result does not depend on it"
+        default=4, ge=0, le=1024, description="processes that decode pictures; the result does not depend on it"
     )
-    seed: int = Field(default=1337, ge=0, description="settles split, order, augmentation and first weights")
+    seed: int = Field(default=1337, ge=0, lt=2**63, description="settles split, order, augmentation and first weights")
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="auto: the GPU if there is one. bfloat16 autocast on a GPU, float32 on a CPU"
     )
+
+    @field_validator("data", "image_root", "validation", "output_dir", "initial_checkpoint", mode="before")
+    @classmethod
+    def _is_a_path(cls, given: Any) -> Any:
+        if not isinstance(given, str):
+            return given
+        if not given.strip() or "\0" in given:
+            raise ValueError("is empty, or holds a NUL")
+        try:
+            return expand_home(given, "it")
+        except UserError as error:
+            raise ValueError(str(error)) from None
 
     @model_validator(mode="after")
     def _mixing_needs_pairs(self) -> Self:
@@ -162,7 +187,7 @@ def settings_from_arguments(arguments: argparse.Namespace) -> ArtEncoderSettings
             if name:
                 accepted = ArtEncoderSettings.model_fields[name].description
                 flag = f"--{name.replace('_', '-')}"
-                lines.append(f"{flag} {problem['input']}: {problem['msg']}; it is: {accepted}")
+                lines.append(f"{flag} {problem['input']!s:.200}: {problem['msg']}; it is: {accepted}")
             else:
                 lines.append(problem["msg"].removeprefix("Value error, "))
         raise UserError("art-encoder: " + "\n".join(lines)) from None

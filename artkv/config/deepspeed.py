@@ -5,37 +5,61 @@ Batch, accumulation, precision, clipping, learning rate and weight decay are the
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
+from artkv.config.deepspeed_schema import UNSUPPORTED, DeepSpeedFile
+from artkv.config.explaining import explain
 from artkv.config.schema import TrainingConfig
 from artkv.errors import UserError
+from artkv.reading import parse_json, read_regular
 
 # Elements. DeepSpeed passes gradients through its bucket even where there is nobody to send them to; parameters with
 # more elements pass it by.
 _SINGLE_RANK_BUCKET = 2**22
+_BUCKETS = ("reduce_bucket_size", "allgather_bucket_size")
+# The shipped files have less than a thousand.
+_MOST_BYTES = 2**20
 
 
 def load_deepspeed_config(path_or_name: str) -> dict[str, Any]:
-    """The JSON at a path, or the file of that name in ds_configs/."""
+    """The JSON at a path, or the file of that name in ds_configs/.
+
+    Raises `UserError` for what artkv does not train with, by the key's name; see `deepspeed_schema`.
+    """
     path = _find(path_or_name)
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = parse_json(read_regular(path, _MOST_BYTES), once=True)
     except (OSError, ValueError) as error:
-        raise UserError(f"training.deepspeed = {path}: not readable JSON ({error}); correct the file") from None
-    sections = {"zero_optimization", "optimizer", "bf16", "fp16", "data_types"}
-    if not isinstance(tree, dict) or any(not isinstance(tree.get(name, {}), dict) for name in sections):
-        raise UserError(
-            f"training.deepspeed = {path}: it and its {', '.join(sorted(sections))} must be JSON objects; "
-            "see ds_configs/zero2_bf16.json"
-        )
-    stage = tree.get("zero_optimization", {}).get("stage")
-    if stage != 2:
-        raise UserError(
-            f"training.deepspeed = {path}: zero_optimization.stage is {stage!r}; artkv trains with stage 2 "
-            "(stage 3 would shard frozen weights that artkv keeps out of DeepSpeed's sight)"
-        )
-    return tree
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"training.deepspeed = {path}: not readable JSON ({reason}); correct the file") from None
+    place = f"training.deepspeed = {path}:"
+    if not isinstance(tree, dict):
+        raise UserError(f"{place} holds {type(tree).__name__}, not an object; see ds_configs/zero2_bf16.json")
+    try:
+        read = DeepSpeedFile.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(explain(error, DeepSpeedFile, place, UNSUPPORTED), on_all_ranks=True) from None
+    for key, is_wrong, remedy in (
+        ("optimizer.params.torch_adam", not read.optimizer.params.torch_adam, "must be true, or left out"),
+        ("optimizer.params.foreach", read.optimizer.params.foreach and read.optimizer.params.fused,
+         "torch has no AdamW that is fused and foreach; leave one of them out"),
+        ("zero_force_ds_cpu_optimizer", read.zero_force_ds_cpu_optimizer,
+         "must be false, or left out: artkv trains with torch's own AdamW"),
+    ):  # fmt: skip
+        if is_wrong:
+            raise UserError(f"{place} {key} {remedy}", on_all_ranks=True)
+    return _with_whole_buckets(tree, read)
+
+
+def _with_whole_buckets(tree: dict[str, Any], read: DeepSpeedFile) -> dict[str, Any]:
+    """5e8 as 500000000."""
+    zero = tree["zero_optimization"]
+    buckets = {key: getattr(read.zero_optimization, key) for key in _BUCKETS if key in zero}
+    return {**tree, "zero_optimization": {**zero, **buckets}}
 
 
 def fill_deepspeed_config(
@@ -63,11 +87,6 @@ def fill_deepspeed_config(
         "optimizer.params.weight_decay": training.weight_decay,
     }
     filled: dict[str, Any] = json.loads(json.dumps(tree))
-    if "scheduler" in filled:
-        raise UserError(
-            "training.deepspeed: holds a 'scheduler'; artkv's schedule is warm-up and linear decay by "
-            "training.warmup_steps and training.num_epochs, so remove it from the JSON"
-        )
     for dotted, value in yaml_owned.items():
         *parents, key = dotted.split(".")
         section = filled
@@ -80,14 +99,13 @@ def fill_deepspeed_config(
                 'it; write "auto" in the JSON'
             )
         section[key] = value
-    optimizer = filled["optimizer"]
-    if optimizer.get("type") != "AdamW":
-        raise UserError(f"training.deepspeed: optimizer.type is {optimizer.get('type')!r}; artkv trains with AdamW")
     # torch's own AdamW: DeepSpeed's are compiled at the first start, and keep their step count elsewhere.
-    if optimizer["params"].setdefault("torch_adam", True) is not True:
-        raise UserError("training.deepspeed: optimizer.params.torch_adam must be true, or left out")
+    filled["optimizer"].setdefault("type", "AdamW")
+    filled["optimizer"]["params"].setdefault("torch_adam", True)
+    # With its default, DeepSpeed wants its own AdamW where the optimizer is offloaded.
+    filled.setdefault("zero_force_ds_cpu_optimizer", False)
     zero = filled["zero_optimization"]
-    for bucket in ("reduce_bucket_size", "allgather_bucket_size"):
+    for bucket in _BUCKETS:
         if zero.get(bucket, "auto") == "auto":
             most = num_trainable_elements if world_size > 1 else _SINGLE_RANK_BUCKET
             zero[bucket] = min(num_trainable_elements + num_trainable_elements % 2, most + most % 2)
@@ -99,14 +117,16 @@ def fill_deepspeed_config(
 
 def _find(path_or_name: str) -> Path:
     path = Path(path_or_name)
-    if path.is_file():
+    if os.path.exists(path):  # a folder or a pipe is told by whoever reads it
         return path
     package = Path(__file__).parents[1]
     # In a checkout ds_configs/ lies beside the package, in an installation inside it.
     folders = [package.parent / "ds_configs", package / "ds_configs"]
     if path.parent in (Path("."), Path("ds_configs")) and not path_or_name.startswith("."):
         for folder in folders:
-            if (folder / path.name).is_file():
+            if os.path.isfile(folder / path.name):
                 return folder / path.name
     names = sorted({path.name for folder in folders if folder.is_dir() for path in folder.glob("*.json")})
-    raise UserError(f"training.deepspeed = {path_or_name!r}: no such file; give a path or one of {', '.join(names)}")
+    raise UserError(
+        f"training.deepspeed = {path_or_name!r:.300}: no such file; give a path or one of {', '.join(names)}"
+    )

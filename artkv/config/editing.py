@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from artkv.config.loading import dump_yaml, parse_yaml, read_text
+from artkv.config.yaml_text import dump_yaml, parse_yaml, read_text
 from artkv.errors import UserError
 
 Scalar = str | int | bool | None

@@ -17,7 +17,13 @@ NonNegativeInt = Annotated[int, Field(ge=0, strict=True)]
 Float = Annotated[float, Field(strict=True)]
 PositiveFloat = Annotated[float, Field(gt=0, strict=True)]
 NonNegativeFloat = Annotated[float, Field(ge=0, strict=True)]
+# The highest values are far above what anybody has use for. They keep what was mistyped from asking for terabytes, from
+# days of work before the first step, and from numbers that torch, NumPy or the operating system cannot hold.
+_MOST_STEPS = 10**12
+_MOST_MINUTES = 10**6  # two years
 Bool = Annotated[bool, Field(strict=True)]
+_Mean = Annotated[Float, Field(ge=-1000, le=1000)]
+_Deviation = Annotated[PositiveFloat, Field(ge=1e-6, le=1000)]
 
 
 class Section(BaseModel):
@@ -72,12 +78,15 @@ class EfficientNetConfig(Section):
     checkpoint: Path | None = Field(
         default=None, description="a .pth or .safetensors in timm's or torchvision's layout, trained on WikiArt"
     )
-    image_size: PositiveInt = Field(default=300, description="side of the square picture in pixels")
-    mean: tuple[Float, Float, Float] = Field(
-        default=(0.485, 0.456, 0.406), description="three numbers, one a colour channel (ImageNet's by default)"
+    image_size: PositiveInt = Field(
+        default=300, le=4096, description="side of the square picture in pixels, of 1 to 4096"
     )
-    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = Field(
-        default=(0.229, 0.224, 0.225), description="three positive numbers (ImageNet's by default)"
+    mean: tuple[_Mean, _Mean, _Mean] = Field(
+        default=(0.485, 0.456, 0.406),
+        description="three numbers of -1000 to 1000, one a colour channel (ImageNet's by default)",
+    )
+    std: tuple[_Deviation, _Deviation, _Deviation] = Field(
+        default=(0.229, 0.224, 0.225), description="three numbers of 0.000001 to 1000 (ImageNet's by default)"
     )
 
 
@@ -85,7 +94,7 @@ class KVModulationConfig(Section):
     """The key/value prefix of the Q-Former's cross-attention."""
 
     enabled: Bool = Field(default=True, description="true, or false for the control without a prefix")
-    num_prefix_tokens: PositiveInt = Field(default=8, description="a whole number above 0")
+    num_prefix_tokens: PositiveInt = Field(default=8, le=4096, description="a whole number of 1 to 4096")
     shared_across_layers: Bool = Field(
         default=True, description="true (one K/V projection for all layers) or false (one for each layer)"
     )
@@ -98,8 +107,8 @@ class LoraConfig(Section):
     """LoRA adapters, through peft."""
 
     targets: tuple[Literal["qformer", "opt"], ...] = Field(default=(), description="a list from: qformer, opt")
-    rank: PositiveInt = Field(default=8, description="a whole number above 0")
-    alpha: PositiveFloat = Field(default=16.0, description="a number above 0")
+    rank: PositiveInt = Field(default=8, le=16_384, description="a whole number of 1 to 16384")
+    alpha: PositiveFloat = Field(default=16.0, le=10**6, description="a number above 0, of a million at most")
 
 
 class TrainableConfig(Section):
@@ -128,8 +137,9 @@ class DatasetConfig(Section):
     )
     workers: PositiveInt = Field(
         default=2,
-        description="threads a rank that prepare batches: decode pictures, or read a feature cache; while one is "
-        "filled, the rank's share of the cores if that is more",
+        le=1024,
+        description="threads a rank that prepare batches, of 1 to 1024: decode pictures, or read a feature cache; "
+        "while one is filled, the rank's share of the cores if that is more",
     )
 
     @field_validator("prompt")
@@ -144,17 +154,21 @@ class TrainingConfig(Section):
     """Batch, schedule and the DeepSpeed file."""
 
     batch_size: PositiveInt = Field(
-        default=8, description="most questions in a micro-step of one rank; a painting's stay together"
+        default=8,
+        le=65_536,
+        description="most questions in a micro-step of one rank, of 1 to 65536; a painting's stay together",
     )
-    gradient_accumulation_steps: PositiveInt = Field(default=1, description="a whole number above 0")
-    learning_rate: PositiveFloat = Field(default=1e-4, description="a number above 0, such as 1.0e-4")
-    weight_decay: NonNegativeFloat = Field(default=0.01, description="a number of 0 or more")
-    num_epochs: PositiveInt = Field(default=10, description="a whole number above 0")
-    warmup_steps: NonNegativeInt | Literal["auto"] = Field(
-        default="auto", description="optimizer steps of 0 or more, or auto: 6% of the run's, 500 at most"
+    gradient_accumulation_steps: PositiveInt = Field(default=1, le=65_536, description="a whole number of 1 to 65536")
+    learning_rate: PositiveFloat = Field(
+        default=1e-4, le=1000, description="a number above 0, such as 1.0e-4, of 1000 at most"
     )
-    max_grad_norm: PositiveFloat = Field(default=1.0, description="a number above 0")
-    seed: NonNegativeInt = Field(default=1337, description="a whole number of 0 or more")
+    weight_decay: NonNegativeFloat = Field(default=0.01, le=1000, description="a number of 0 to 1000")
+    num_epochs: PositiveInt = Field(default=10, le=100_000, description="a whole number of 1 to 100000")
+    warmup_steps: Annotated[NonNegativeInt, Field(le=_MOST_STEPS)] | Literal["auto"] = Field(
+        default="auto", description="optimizer steps of 0 to 10^12, or auto: 6% of the run's, 500 at most"
+    )
+    max_grad_norm: PositiveFloat = Field(default=1.0, le=1e30, description="a number above 0, of 1e30 at most")
+    seed: NonNegativeInt = Field(default=1337, lt=2**63, description="a whole number of 0 or more, below 2^63")
     pack_questions: Bool = Field(
         default=True, description="true: a painting's questions share one sequence; false: one sequence a question"
     )
@@ -164,10 +178,12 @@ class TrainingConfig(Section):
         "in backward), false (all are kept), or a size such as 2GiB that may be kept",
     )
     early_stopping_patience: PositiveInt | None = Field(
-        default=None, description="epochs without a better validation EM before training stops; null: never"
+        default=None, le=100_000, description="epochs without a better validation EM before training stops; null: never"
     )
     max_nonfinite_steps: PositiveInt = Field(
-        default=10, description="steps in a row with a loss or gradient that is not finite before the run fails"
+        default=10,
+        le=_MOST_STEPS,
+        description="steps in a row, 1 or more, with a loss or gradient that is not finite before the run fails",
     )
     deterministic: Bool = Field(
         default=False, description="true: deterministic CUDA kernels, slower, bit-identical resume on a GPU"
@@ -195,13 +211,18 @@ class TrainingConfig(Section):
 class EvaluationConfig(Section):
     """Generation of answers and their scores."""
 
-    batch_size: PositiveInt | Literal["auto"] = Field(
-        default="auto", description="most questions answered at once by a rank, or auto: as many as memory holds"
+    batch_size: Annotated[PositiveInt, Field(le=65_536)] | Literal["auto"] = Field(
+        default="auto",
+        description="most questions answered at once by a rank, of 1 to 65536, or auto: as many as memory holds",
     )
     max_new_tokens: PositiveInt = Field(
-        default=100, description="most tokens of an answer; where OPT's positions end it ends too"
+        default=100,
+        le=65_536,
+        description="most tokens of an answer, of 1 to 65536; where OPT's positions end it ends too",
     )
-    bootstrap_samples: PositiveInt = Field(default=1000, description="resamples behind a 95% interval")
+    bootstrap_samples: PositiveInt = Field(
+        default=1000, le=1_000_000, description="resamples behind a 95% interval, of 1 to 1000000"
+    )
     each_epoch: Literal["auto"] | Bool = Field(
         default="auto",
         description="auto (validation after each epoch where dataset.val is set), true, or false: none while training",
@@ -225,9 +246,10 @@ class FrozenConfig(Section):
     )
     slots: PositiveInt = Field(
         default=2,
-        description="a whole number above 0: blocks on the device at a time; 2 let copies run beside computing",
+        le=1024,
+        description="a whole number of 1 to 1024: blocks on the device at a time; 2 let copies run beside computing",
     )
-    resident_blocks: NonNegativeInt | Literal["auto"] = Field(
+    resident_blocks: Annotated[NonNegativeInt, Field(le=1024)] | Literal["auto"] = Field(
         default=0,
         description="how many of OPT's blocks stay on the device though the others stream, or auto: as many as "
         "memory_budget holds",
@@ -266,15 +288,21 @@ class RunConfig(Section):
     """Where the run writes, and how often."""
 
     output_dir: Path = Field(default=Path("outputs/demo"), description="a folder; made where it is missing")
-    checkpoint_every: PositiveInt = Field(default=500, description="optimizer steps above 0")
-    keep_checkpoints: PositiveInt = Field(default=3, description="newest checkpoints kept, beside the best one")
+    checkpoint_every: PositiveInt = Field(default=500, le=_MOST_STEPS, description="optimizer steps, of 1 to 10^12")
+    keep_checkpoints: PositiveInt = Field(
+        default=3, le=_MOST_STEPS, description="newest checkpoints kept, 1 or more, beside the best one"
+    )
     save_retry_minutes: NonNegativeFloat = Field(
         default=30.0,
+        le=_MOST_MINUTES,
         description="minutes of 0 or more to train on while checkpoints cannot be saved, before the run fails",
     )
-    log_every: PositiveInt = Field(default=10, description="optimizer steps between two lines of metrics.jsonl")
+    log_every: PositiveInt = Field(
+        default=10, le=_MOST_STEPS, description="optimizer steps between two lines of metrics.jsonl, of 1 to 10^12"
+    )
     stop_before_walltime_minutes: NonNegativeFloat | None = Field(
         default=5.0,
+        le=_MOST_MINUTES,
         description="minutes before a Slurm job's end to save and stop at, a quarter of its time at most; or null",
     )
 
@@ -283,7 +311,11 @@ class DistributedConfig(Section):
     """Bounds on waiting for other ranks."""
 
     timeout_minutes: PositiveFloat = Field(
-        default=10.0, description="minutes a collective, or the first meeting, may wait before the run fails"
+        default=10.0,
+        ge=0.001,
+        le=_MOST_MINUTES,
+        description="minutes, of 0.001 to a million, that a collective, or the first meeting, may wait before the run "
+        "fails",
     )
 
 

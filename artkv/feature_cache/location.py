@@ -1,6 +1,5 @@
 """Where the features are kept if nobody says: a folder of the user's cache, which outlives runs."""
 
-import os
 import secrets
 import shutil
 import socket
@@ -10,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from artkv.config.paths import user_cache
 from artkv.distributed import World, single_process
 from artkv.errors import UserError
 from artkv.feature_cache import fingerprint
@@ -33,9 +33,7 @@ class Location(NamedTuple):
 
 def features_root() -> Path:
     """The folder below which each kind of features has its own: $ARTKV_CACHE, or artkv in the user's cache."""
-    own, shared = os.environ.get("ARTKV_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    base = Path(own) if own else (Path(shared) if shared else Path.home() / ".cache") / "artkv"
-    return base.expanduser().absolute() / "features"
+    return user_cache() / "features"
 
 
 def decoded_below(root: Path) -> Callable[[Path], bool]:

@@ -1,12 +1,16 @@
 """The shape of a micro-batch, and of what OPT reads of it."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 
 from artkv.datasets.packing import PackingSettings, choose_layout, cut_into_pieces, shape_of
 from artkv.datasets.tokenization import IGNORED_LABEL
+
+# Paintings. The time to lay out goes with their square: half a second for so many, a minute for ten times as many.
+_MOST_LAID_OUT = 512
 
 
 @dataclass(frozen=True)
@@ -63,8 +67,16 @@ def largest_batch(painting_of_row: np.ndarray, lengths: np.ndarray, batch_size: 
 def sequences(batch: BatchShape, num_visual_tokens: int, hidden_size: int) -> Sequences:
     """Those of the largest batch of that shape: all questions of the longest text, alike in BOS only, all answer.
 
-    Packed, they are laid out by the code that training packs with, before they are padded to one of a run's shapes.
+    Packed, they are laid out by the code that training packs with, before they are padded to one of a run's shapes; of
+    very many paintings a part is laid out, and the rest is taken to be like it.
     """
+    if batch.is_packed and batch.paintings > _MOST_LAID_OUT:
+        share = batch.paintings / _MOST_LAID_OUT
+        part = sequences(
+            replace(batch, paintings=_MOST_LAID_OUT, questions=math.ceil(batch.questions / share)),
+            num_visual_tokens, hidden_size,
+        )  # fmt: skip
+        return replace(part, rows=math.ceil(part.rows * share), answer_tokens=batch.questions * (batch.text_tokens - 1))
     if not batch.is_packed:
         columns = num_visual_tokens + batch.text_tokens
         return Sequences(batch.questions, columns, columns, batch.questions * (batch.text_tokens - 1))

@@ -19,6 +19,8 @@ from artkv.planning.transfer import Stack
 
 # With neither a GPU nor a size named, rates are this one's.
 _DEFAULT_GPU = "A100 80GB"
+# The inputs of OPT-2.7b's blocks alone are 86 GB for so many, in bf16, and the prediction takes half a minute.
+_MOST_TOKENS = 2**19
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,11 @@ def plan(
             raise UserError(f"--{name} {value}: must be at least 1")
     if paintings > questions:
         raise UserError(f"--paintings {paintings}: is more than training.batch_size = {questions} questions have")
+    if questions * text_tokens > _MOST_TOKENS:
+        raise UserError(
+            f"training.batch_size = {questions} with --text-tokens {text_tokens}: a micro-batch of more than "
+            f"{_MOST_TOKENS} tokens is not planned, as it fits no GPU; lower one of them"
+        )
     chosen = _choose_gpu(gpu, gpu_memory_bytes)
     if gpu is not None and gpu_memory_bytes is None:
         gpu_memory_bytes = chosen.memory_bytes

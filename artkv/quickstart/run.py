@@ -10,14 +10,14 @@ from artkv.api import evaluate
 from artkv.art_encoder.arguments import ArtEncoderSettings
 from artkv.art_encoder.training import train_art_encoder
 from artkv.config import load_config
-from artkv.errors import RunFailed, UserError
+from artkv.errors import RunFailed
 from artkv.evaluation.answering import ALL_ABLATIONS, AS_TRAINED
 from artkv.evaluation.compared_runs import compare_runs
 from artkv.evaluation.run_roles import open_run
 from artkv.evaluation.scores import Scores
 from artkv.launching import launch
 from artkv.quickstart.report import report, write_scores
-from artkv.quickstart.settings import QUESTIONS_A_STEP, PaintedWorld, QuickstartSettings
+from artkv.quickstart.settings import PaintedWorld, QuickstartSettings
 from artkv.quickstart.world import make_world
 from artkv.report.writing import ReportSettings, write_report
 
@@ -31,10 +31,7 @@ def run_quickstart(settings: QuickstartSettings) -> dict[str, Scores]:
     began = time.monotonic()
     if torch.cuda.is_available():
         settings = replace(settings, ranks=min(settings.ranks, torch.cuda.device_count()))
-    if QUESTIONS_A_STEP % settings.ranks:
-        raise UserError(
-            f"--ranks {settings.ranks}: a step's {QUESTIONS_A_STEP} questions cannot be shared; give 1, 2 or 4"
-        )
+        settings.check()  # of fewer ranks than were asked for
     _say("making the world: paintings, questions, a small BLIP-2", began)
     world = make_world(settings.world.folder, settings.seed)
     _say("training the art encoder", began)

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from artkv.config import Config, dump_config, load_config, override_config, recipe_path
+from artkv.config.overrides import text_override
 from artkv.errors import UserError
+from artkv.files import check_folder_writable
 
 QUESTIONS_A_STEP = 32
 
@@ -76,6 +78,11 @@ class QuickstartSettings:
 
         The number of ranks, and the folder's place, may be others than when its quickstart began.
         """
+        if QUESTIONS_A_STEP % self.ranks:
+            raise UserError(
+                f"--ranks {self.ranks}: a step's {QUESTIONS_A_STEP} questions cannot be shared; give 1, 2 or 4"
+            )
+        check_folder_writable(self.output_dir, "--output-dir")
         for is_modulated in (True, False):
             settled = self._settled(is_modulated)
             for override in self.overrides:
@@ -107,7 +114,10 @@ class QuickstartSettings:
 
 
 def _as_overrides(settings: Mapping[str, Any]) -> list[str]:
-    return [f"{key}={json.dumps(str(value) if isinstance(value, Path) else value)}" for key, value in settings.items()]
+    return [
+        text_override(key, str(value)) if isinstance(value, Path) else f"{key}={json.dumps(value)}"
+        for key, value in settings.items()
+    ]
 
 
 def _first_difference(found: Config, wanted: Config) -> str:

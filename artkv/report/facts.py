@@ -6,7 +6,7 @@ from datetime import datetime, timezone
 from pathlib import PurePath
 from typing import Any
 
-from artkv.config.loading import dump_yaml
+from artkv.config.yaml_text import dump_yaml
 from artkv.report.evidence import Evidence
 from artkv.report.plots import number
 from artkv.run_folder.checkpoint import ADAPTER

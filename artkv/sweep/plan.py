@@ -1,5 +1,6 @@
 """What a sweep's file says: which runs there are."""
 
+import hashlib
 import itertools
 import re
 from collections import Counter
@@ -11,14 +12,20 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from artkv.config import Config, load_config
-from artkv.config.loading import parse_yaml, read_text
+from artkv.config import Config
+from artkv.config.loading import read_settings
+from artkv.config.overrides import is_text, text_override
+from artkv.config.paths import expand_home
+from artkv.config.yaml_text import parse_yaml, read_text
 from artkv.errors import UserError
 
 SEED = "training.seed"
 # A sweep over prefix tokens wants the control, too; the settings have no prefix of 0 tokens.
 _TOKENS, _CONTROL = "kv_modulation.num_prefix_tokens", "kv_modulation.enabled"
 _MOST_RUNS = 10_000
+_FOLDER = "run.output_dir"
+# Bytes. File systems take 255, and temporary names are longer than what they stand for.
+_LONGEST_NAME = 200
 _UNSAFE = re.compile(r"[^\w.=,+-]+")
 
 Settings = dict[str, Any]
@@ -92,26 +99,23 @@ class Sweep:
 
 def read_sweep(path: Path) -> Sweep:
     """Reads a sweep's file, and the config once for each run; `UserError` names the file, the key and the remedy."""
-    tree = parse_yaml(read_text(path), path)
-    try:
-        file = SweepFile.model_validate(tree, strict=True)
-    except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
-        keys = ", ".join(SweepFile.model_fields)
-        raise UserError("\n".join([f"sweep {path}:", *lines, f"  known keys: {keys}"])) from None
-    config_path = path.parent / Path(file.config).expanduser()
+    file = _read_file(path)
+    config_path = path.parent / expand_home(file.config, f"sweep {path}: config")
     combinations = list(_combinations(file, path))
     short = _short_keys(combinations)
-    output_dir = Path(file.output_dir).expanduser()
+    output_dir = expand_home(file.output_dir, f"sweep {path}: output_dir")
+    try:
+        config_settings = read_settings(config_path)
+    except UserError as error:
+        raise UserError(f"sweep {path}:\n{error}") from None
     runs: list[SweepRun] = []
     for index, settings in enumerate(combinations):
-        name = _UNSAFE.sub("_", ",".join(f"{short[key]}={_text(value)}" for key, value in settings.items()))
-        overrides = tuple(
-            f"{key}={_text(value)}"
-            for key, value in [*_translated(settings), ("run.output_dir", str(output_dir / name))]
-        )
+        name = _name(settings, short)
         try:
-            config = load_config(config_path, overrides)
+            overrides = tuple(
+                _override(key, value) for key, value in [*_translated(settings), (_FOLDER, str(output_dir / name))]
+            )
+            config = config_settings.config(overrides)
         except UserError as error:
             raise UserError(f"sweep {path}, run {index} ({name}):\n{error}") from None
         runs.append(SweepRun(index, name, settings, overrides, config))
@@ -119,6 +123,24 @@ def read_sweep(path: Path) -> Sweep:
     if count > 1:
         raise UserError(f"sweep {path}: two runs are {name}; leave one out")
     return Sweep(path, config_path, output_dir, file.split, tuple(runs))
+
+
+def _read_file(path: Path) -> SweepFile:
+    tree = parse_yaml(read_text(path), path)
+    try:
+        file = SweepFile.model_validate(tree, strict=True)
+    except ValidationError as error:
+        problems = error.errors(include_url=False, include_context=False)
+        lines = [f"  {'.'.join(map(str, one['loc']))} = {one['input']!r:.80}: {one['msg']}" for one in problems[:20]]
+        keys = ", ".join(SweepFile.model_fields)
+        raise UserError("\n".join([f"sweep {path}:", *lines, f"  known keys: {keys}"])) from None
+    for key in ("config", "output_dir"):
+        if not getattr(file, key).strip():
+            raise UserError(f"sweep {path}: {key} is empty; give a path")
+    for settings in [file.grid, *file.runs]:
+        if _FOLDER in settings or _FOLDER.split(".")[0] in settings:
+            raise UserError(f"sweep {path}: {_FOLDER} is the sweep's own; give output_dir instead")
+    return file
 
 
 def _combinations(file: SweepFile, path: Path) -> Iterator[Settings]:
@@ -153,6 +175,23 @@ def _short_keys(combinations: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     keys = list(dict.fromkeys(key for settings in combinations for key in settings))
     last = [key.rpartition(".")[2] for key in keys]
     return {key: name if last.count(name) == 1 else key for key, name in zip(keys, last, strict=True)}
+
+
+def _name(settings: Settings, short: Mapping[str, str]) -> str:
+    """A folder's name that tells the settings."""
+    name = _UNSAFE.sub("_", ",".join(f"{short[key]}={_text(value)}" for key, value in settings.items()))
+    if len(name.encode()) <= _LONGEST_NAME:
+        return name
+    return f"{name[: _LONGEST_NAME // 4]}_{hashlib.sha256(repr(settings).encode()).hexdigest()[:12]}"
+
+
+def _override(key: str, value: Any) -> str:
+    """As `--set` takes it."""
+    if not is_text(key):
+        return f"{key}={_text(value)}"
+    if value is not None and not isinstance(value, str):
+        raise UserError(f"{key} = {value!r:.80}: is no text; put it in quotes")
+    return text_override(key, value)
 
 
 def _text(value: Any) -> str:

@@ -1,12 +1,14 @@
 """Stopping a run between two steps because somebody asks for it: signals, and the end of a Slurm job's time.
 
-SIGTERM (`scancel`, a preempting job, a launcher that ends) and SIGUSR1 (`sbatch --signal=USR1@120`) set a flag and
-nothing else: neither a first nor a second one can damage what is being written. What the ranks do about it is in
-`stops.py`. Before the ranks have met SIGTERM ends the process as usual, since there is nothing to save yet.
+SIGTERM (`scancel`, a preempting job, a launcher that ends), SIGUSR1 (`sbatch --signal=USR1@120`) and SIGINT (Control-C)
+set a flag and nothing else: neither a first nor a second one can damage what is being written. What the ranks do about
+it is in `stops.py`. Before the ranks have met SIGTERM and SIGINT end the process as usual, since there is nothing to
+save yet. Who presses Control-C a second time does not want to wait: that ends the process at once.
 
 No torch here: a command listens before it imports it, which takes seconds.
 """
 
+import os
 import signal
 import subprocess
 import threading
@@ -15,7 +17,9 @@ from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+# As of a program that SIGINT ends.
+_INTERRUPTED = 130
 
 
 class StopRequests:
@@ -27,6 +31,7 @@ class StopRequests:
     def __init__(self, now: Callable[[], float] = time.time) -> None:
         self._now = now
         self._signal: str | None = None
+        self._is_interrupted = False
         self._walltime_stop = float("inf")
         self._before: dict[signal.Signals, Any] = {}
 
@@ -36,7 +41,9 @@ class StopRequests:
         A command never gives them back: until the very end a late signal must not change its exit code.
         """
         if threading.current_thread() is threading.main_thread():
-            self._before |= {number: signal.signal(number, self._note) for number in numbers}
+            # SIGINT is ignored where a script started this behind itself: a Control-C there is for others.
+            taken = [n for n in numbers if n != signal.SIGINT or signal.getsignal(n) != signal.SIG_IGN]
+            self._before |= {number: signal.signal(number, self._note) for number in taken}
 
     def stop_listening(self) -> None:
         """Puts the handlers back that were there before `listen`."""
@@ -55,12 +62,17 @@ class StopRequests:
 
     @property
     def reason(self) -> str | None:
-        """Why this rank should stop, SIGTERM, SIGUSR1 or walltime; None while it should not."""
+        """Why this rank should stop, SIGTERM, SIGUSR1, SIGINT or walltime; None while it should not."""
         if self._signal is None and self._now() >= self._walltime_stop:
             return "walltime"
         return self._signal
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            if self._is_interrupted:
+                os.write(2, b"artkv: interrupted\n")
+                os._exit(_INTERRUPTED)
+            self._is_interrupted = True
         self._signal = self._signal or signal.Signals(number).name
 
 

@@ -2,14 +2,29 @@
 
 from tests.bad_inputs.cases import Area
 from tests.bad_inputs.checkpoint_cases import CHECKPOINTS
+from tests.bad_inputs.command_line_cases import COMMAND_LINE
 from tests.bad_inputs.csv_cases import CSV
+from tests.bad_inputs.deepspeed_cases import DEEPSPEED
 from tests.bad_inputs.output_cases import PLACES
 from tests.bad_inputs.picture_cases import PICTURES
 from tests.bad_inputs.run_folder_cases import OUTPUT, STATUS
+from tests.bad_inputs.set_cases import SET
 from tests.bad_inputs.weight_cases import WEIGHTS
 from tests.bad_inputs.yaml_cases import YAML
 
-AREAS: list[Area] = [YAML, CSV, PICTURES, WEIGHTS, OUTPUT, STATUS, CHECKPOINTS, PLACES]
+AREAS: list[Area] = [
+    YAML,
+    SET,
+    DEEPSPEED,
+    COMMAND_LINE,
+    CSV,
+    PICTURES,
+    WEIGHTS,
+    OUTPUT,
+    STATUS,
+    CHECKPOINTS,
+    PLACES,
+]
 
 
 def page() -> str:
@@ -17,8 +32,9 @@ def page() -> str:
     lines = [
         "# Wrong input, and what artkv says of it",
         "",
-        "Each of these gets one message and exit code 1, loses nothing and writes nothing. A test runs every row, and",
-        "this page is made from the same table (`python -m tests.bad_inputs.table`).",
+        "Each of these gets one message and exit code 1, or 2 where an option is none or cannot have that value;",
+        "nothing is lost and nothing written. A test runs every row, and this page is made from the same table",
+        "(`python -m tests.bad_inputs.table`).",
     ]
     for area in AREAS:
         lines += ["", f"## {area.title}", "", "| what is wrong | the message has |", "|---|---|"]

@@ -1,12 +1,31 @@
 """Configs that are no YAML, or not what a config holds."""
 
-from tests.bad_inputs.cases import Area, BadInput, Make
+import os
+
+from tests.bad_inputs.cases import Area, BadInput, Make, Place
 
 
-def config(text: str) -> Make:
+def config(text: str | bytes) -> Make:
     """`artkv check` of a config with this text."""
     return lambda place: ["check", "--config", str(place.write("my.yaml", text))]
 
+
+def pipe(place: Place) -> list[str]:
+    os.mkfifo(place.folder / "my.yaml")
+    return ["check", "--config", str(place.folder / "my.yaml")]
+
+
+def loop(place: Place) -> list[str]:
+    (place.folder / "my.yaml").symlink_to(place.folder / "my.yaml")
+    return ["check", "--config", str(place.folder / "my.yaml")]
+
+
+def given(path: str) -> Make:
+    return lambda place: ["check", "--config", path]
+
+
+LAUGHS = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 12))
+NOT_YAML = "config {folder}/my.yaml: not valid YAML"
 
 YAML = Area(
     "The config file",
@@ -16,8 +35,50 @@ YAML = Area(
             config("training: {epochs: 3}"),
             ("config {folder}/my.yaml:", "training.epochs = 3: unknown key; did you mean 'num_epochs'?"),
         ),
+        BadInput("a bracket that is never closed", config("training: [3"), (NOT_YAML,)),
+        BadInput("a word where a number belongs", config("training: {seed: !!int abc}"), (NOT_YAML, "no number")),
+        BadInput("a hexadecimal number without digits", config("training: {seed: 0x_}"), (NOT_YAML, "no number")),
         BadInput(
-            "a bracket that is never closed", config("training: [3"), ("config {folder}/my.yaml: not valid YAML",)
+            "a date that does not exist, where a number belongs",
+            config("training: {seed: 2024-13-45}"),
+            ("training.seed = '2024-13-45'", "give a whole number"),
+        ),
+        BadInput("a number that YAML 1.1 reads as octal", config("training: {seed: 010}"), (NOT_YAML, "YAML 1.1")),
+        BadInput(
+            "a number of 5,000 digits", config(f"training: {{seed: {5000 * '9'}}}"), (NOT_YAML, "5,000 characters")
+        ),
+        BadInput("10,000 lists in one another", config(10_000 * "["), (NOT_YAML, "deep")),
+        BadInput("aliases of aliases of aliases", config(LAUGHS), (NOT_YAML, "aliases counted")),
+        BadInput("an anchor that contains itself", config("training: &a {seed: *a}"), (NOT_YAML, "contains itself")),
+        BadInput("a merge of a number", config("training: {<<: 3}"), (NOT_YAML, "for merging")),
+        BadInput("a list as key", config("? [seed]\n: 3"), (NOT_YAML, "is no text")),
+        BadInput("a number as key", config("training: {3: 4}"), (NOT_YAML, "the key '3' is no text")),
+        BadInput("a key given twice", config("training: {seed: 1, seed: 2}"), (NOT_YAML, "'seed' is given twice")),
+        BadInput("a tab as indentation", config("training:\n\tseed: 1"), (NOT_YAML, "line 2")),
+        BadInput("a tag of Python", config("training: !!python/object:os.x {}"), (NOT_YAML, "tag")),
+        BadInput("two documents", config("training: {}\n---\nmodel: {}"), (NOT_YAML, "single document")),
+        BadInput("a NUL", config(b"training: {seed: 1}\0"), (NOT_YAML, "special characters")),
+        BadInput("an escape sequence", config(b'dataset: {prompt: "\x1b[2J"}'), (NOT_YAML, "special characters")),
+        BadInput("an escape sequence, escaped", config('dataset: {prompt: "\\e[2J"}'), (NOT_YAML, "control character")),
+        BadInput(
+            "UTF-16", config("training: {seed: 1}".encode("utf-16")), ("config {folder}/my.yaml: not UTF-8", "save")
+        ),
+        BadInput("Latin-1", config("dataset: {train: Gemälde}".encode("latin-1")), ("not UTF-8 text",)),
+        BadInput("a file of 3 MB", config(b"# " + bytes(3_000_000)), ("cannot be read (has 3,000,002 bytes",)),
+        BadInput("a list of sections", config("- training"), ("holds list, expected sections",)),
+        BadInput("a section that is a number", config("training: 3"), ("training = 3: is a section",)),
+        BadInput("a pipe", pipe, ("config {folder}/my.yaml: cannot be read (is a pipe",)),
+        BadInput("a circle of symbolic links", loop, ("config {folder}/my.yaml: cannot be read",)),
+        BadInput("a folder", given("/"), ("config /: cannot be read (is a folder",)),
+        BadInput("a device", given("/dev/zero"), ("config /dev/zero: cannot be read (is a device",)),
+        BadInput("a name of 300 characters", given(300 * "n"), ("cannot be read (File name too long)",)),
+        BadInput(
+            "another program's 1,000 keys", config("\n".join(f"k{n}: 1" for n in range(1000))), ("of 1,000 in all",)
+        ),
+        BadInput(
+            "a home folder that nobody has",
+            config("dataset: {train: ~nobody_here/train.csv}"),
+            ("dataset.train = '~nobody_here/train.csv': no home folder is known", "give the path in full"),
         ),
     ],
 )

@@ -57,12 +57,6 @@ def test_a_value_that_the_yaml_owns_is_a_conflict_unless_it_is_the_same() -> Non
         fill(tree | {"gradient_clipping": 2.0})
     with pytest.raises(UserError, match=r"fp16.enabled is True"):
         fill(tree | {"fp16": {"enabled": True}})
-    with pytest.raises(UserError, match="holds a 'scheduler'"):
-        fill(tree | {"scheduler": {"type": "WarmupLR"}})
-    with pytest.raises(UserError, match=r"optimizer.type is 'SGD'"):
-        fill(tree | {"optimizer": {"type": "SGD", "params": {}}})
-    with pytest.raises(UserError, match=r"torch_adam must be true"):
-        fill(tree | {"optimizer": {"type": "AdamW", "params": {"torch_adam": False}}})
 
 
 def test_a_file_of_the_users_own_is_read_and_a_wrong_one_explained(tmp_path: Path) -> None:
@@ -75,11 +69,11 @@ def test_a_file_of_the_users_own_is_read_and_a_wrong_one_explained(tmp_path: Pat
     with pytest.raises(UserError, match="no such file"):  # and not the shipped file of that name
         load_deepspeed_config(str(tmp_path / "zero2_bf16.json"))
     own.write_text('{"zero_optimization": {"stage": 3}}')
-    with pytest.raises(UserError, match="stage is 3; artkv trains with stage 2"):
+    with pytest.raises(UserError, match="stage = 3: .* artkv trains with stage 2"):
         load_deepspeed_config(str(own))
     for shape in ("[]", '{"zero_optimization": true}', '{"optimizer": "AdamW"}'):
         own.write_text(shape)
-        with pytest.raises(UserError, match="must be JSON objects"):
+        with pytest.raises(UserError, match="not an object|is a section|is missing"):
             load_deepspeed_config(str(own))
     own.write_text("{")
     with pytest.raises(UserError, match="not readable JSON"):

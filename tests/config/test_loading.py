@@ -143,15 +143,19 @@ def test_all_problems_are_told_at_once(folder: Path) -> None:
         ("efficientnet.std", "[0.5, 0.5, 0]"),
         ("trainable.lora.targets", "[vit]"),
         ("trainable.lora.targets", "opt"),
-        ("dataset.train", "[a, b]"),
-        ("dataset.train", "3"),
         ("model.blip2", "null"),
         ("model.backend", "timm"),
         ("frozen.resident_blocks", "most"),
         ("frozen.resident_blocks", "-1"),
         ("frozen.opt", "disk"),
         ("frozen.memory_budget", "8 apples"),
-        ("run.output_dir", "7"),
+        ("run.output_dir", "null"),
+        ("training.seed", "9223372036854775808"),
+        ("training.learning_rate", "1e30"),
+        ("training.num_epochs", "1000000000"),
+        ("training.gradient_accumulation_steps", "1000000000"),
+        ("distributed.timeout_minutes", "1e300"),
+        ("frozen.memory_budget", "1e400GiB"),
     ],
 )
 def test_wrong_values_name_key_value_and_remedy(folder: Path, key: str, value: str) -> None:
@@ -169,10 +173,14 @@ def test_prompt_must_hold_the_question_once(folder: Path) -> None:
         assert f"dataset.prompt = {prompt!r}: must contain {{question}} exactly once" in message
 
 
-def test_prompt_without_inner_quotes_says_how(folder: Path) -> None:
-    message = error_of(write(folder, ""), "dataset.prompt=Question: {question} Answer:")
-    assert "not a YAML value" in message
-    assert "--set 'dataset.prompt=\"...\"'" in message
+def test_a_path_or_a_text_in_yaml_is_one(folder: Path) -> None:
+    for written in (
+        "dataset: {train: [a, b]}",
+        "dataset: {train: 3}",
+        "run: {output_dir: 7}",
+        "dataset: {prompt: 1.5}",
+    ):
+        assert "; give a" in error_of(write(folder, written))
 
 
 def test_nothing_trainable_is_an_error_that_names_the_ways_out(folder: Path) -> None:

@@ -62,7 +62,7 @@ def test_keys_that_end_alike_are_told_apart(tmp_path: Path) -> None:
     [
         ("", "has neither grid nor runs"),
         ("grid: {training.seed: []}\n", "grid.training.seed is empty"),
-        ("grid: {training.seed: 3}\n", "grid.training.seed: Input should be a valid list"),
+        ("grid: {training.seed: 3}\n", "grid.training.seed = 3: Input should be a valid list"),
         ("gird: {training.seed: [3]}\n", "known keys: config, output_dir, split, grid, runs"),
         ("grid: {training.seed: [1, 1]}\n", "two runs are seed=1"),
         ("grid: {training.seeed: [1]}\n", r"run 0 \(seeed=1\):\n[^?]*did you mean 'seed'"),

@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from artkv.config.paths import user_cache
 from artkv.errors import UserError
 from artkv.models.files.foreign_files import check_regular, read_object, reason_of, shown, told_as
 from artkv.models.files.pickled_files import plain_tensors, read_pickle
@@ -204,8 +205,11 @@ def combined_digest(digest_of: Mapping[str, str]) -> str:
 
 
 def _memory_folder() -> Path:
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "artkv" / "weight_digests"
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "artkv"
+    except RuntimeError:  # nobody's home
+        cache = user_cache()
+    return cache / "weight_digests"
 
 
 def _remember(path: Path, content: dict[str, object]) -> None:

@@ -1,0 +1,112 @@
+"""`--set section.key=value`: paths and texts as they stand, everything else as YAML."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+
+from artkv.config.schema import Config
+from artkv.config.yaml_text import has_comment, load_yaml, unwanted_character
+from artkv.errors import UserError
+
+_NULLS = ("", "~", "null", "Null", "NULL")
+# Sections lie in one another two deep.
+_MOST_PARTS = 8
+
+
+def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """All of them as one tree of settings, in which the last one of a key counts; `UserError` names the wrong one."""
+    tree: dict[str, Any] = {}
+    for override in overrides:
+        merge(tree, _parse(override))
+    return tree
+
+
+def merge(base: dict[str, Any], extra: dict[str, Any], dotted: str = "") -> None:
+    """Puts the settings of `extra` over those of `base`, in place; `UserError` for a value in a section's place."""
+    for key, value in extra.items():
+        here = f"{dotted}{key}"
+        if isinstance(value, dict) and isinstance(base.get(key), dict):
+            merge(base[key], value, f"{here}.")
+        elif isinstance(base.get(key), dict):
+            raise UserError(f"--set {here}={value!s:.200}: {here} is a section; name one of its keys")
+        else:
+            base[key] = value
+
+
+def is_text(dotted: str) -> bool:
+    """Whether a setting is a path or a text, whose value `--set` takes as it stands."""
+    section: type[BaseModel] = Config
+    *parents, key = dotted.split(".")
+    for parent in parents:
+        field = section.model_fields.get(parent)
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            return False
+        section = field.annotation
+    if key not in section.model_fields:
+        return False
+    annotation = section.model_fields[key].annotation
+    kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    others = [kind for kind in kinds if kind not in (str, Path, NoneType)]
+    return len(others) < len(kinds) and all(get_origin(kind) is Literal for kind in others)
+
+
+def text_override(dotted: str, value: str | None) -> str:
+    """What `parse_overrides` reads as this value of a path or a text: as it stands, in quotes where it must be."""
+    if value is None:
+        return f"{dotted}=null"
+    is_plain = value.strip() not in _NULLS and value.strip()[0] not in "'\""
+    return f"{dotted}={value if is_plain else json.dumps(value, ensure_ascii=False)}"
+
+
+def _parse(override: str) -> dict[str, Any]:
+    key, separator, value = override.partition("=")
+    parts = key.strip().split(".")
+    if not separator or not all(parts) or len(parts) > _MOST_PARTS:
+        raise UserError(f"--set {override!r:.200}: expected section.key=value, such as training.num_epochs=3")
+    if (found := unwanted_character(override)) is not None:
+        raise UserError(f"--set {override!r:.200}: holds {found}; give text of printed characters")
+    if is_text(".".join(parts)):
+        tree: Any = _text(value.strip() if key != key.rstrip() else value, override)
+    else:
+        tree = _yaml(value, override)
+    for part in reversed(parts):
+        tree = {part: tree}
+    return tree
+
+
+def _text(value: str, override: str) -> str | None:
+    """The value as it stands; of one in quotes, what YAML reads in them; None for null."""
+    stripped = value.strip()
+    if stripped in _NULLS:
+        return None
+    quote = stripped[0]
+    if quote not in "'\"" or len(stripped) < 2 or stripped[-1] != quote:
+        return value
+    try:
+        read = load_yaml(stripped)
+    except ValueError:
+        if quote in stripped[1:-1]:  # "this" and "that"
+            return value
+        raise UserError(
+            f"--set {override!r:.200}: YAML cannot read what is in the quotes; leave them out, and the text is taken "
+            "as it stands"
+        ) from None
+    return read if isinstance(read, str) else value
+
+
+def _yaml(value: str, override: str) -> Any:
+    try:
+        tree = load_yaml(value)
+        is_cut = has_comment(value)
+    except ValueError:
+        raise UserError(
+            f"--set {override!r:.200}: {value!r:.200} is not a YAML value; give one such as 3, true, [opt] or "
+            "{opt: stream}"
+        ) from None
+    if is_cut:
+        raise UserError(f"--set {override!r:.200}: YAML takes what follows the '#' for a comment; leave it out")
+    return tree

@@ -1,0 +1,83 @@
+"""The settings that are paths: `~` is the user's folder, and inputs are relative to the file that names them."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from artkv.errors import UserError
+
+# Input paths, relative to the config file. run.output_dir is relative to the working directory.
+_INPUT_PATHS = [
+    ("model", "vit"),
+    ("efficientnet", "checkpoint"),
+    ("dataset", "train"),
+    ("dataset", "val"),
+    ("dataset", "test"),
+    ("dataset", "image_root"),
+    ("frozen", "feature_cache"),
+]
+# Settings that are either a path or the name of something: a path if it is written as one ('./x', '/x',
+# '~/x') or if a file is there.
+_PATHS_OR_NAMES = [("model", "blip2"), ("model", "opt"), ("training", "deepspeed")]
+_OUTPUT_PATHS = [("run", "output_dir")]
+
+_WRITTEN_AS_PATH = re.compile(r"(?:\.{0,2}|~[^/]*)/|\.{1,2}$")
+
+
+def expand_home(text: str, place: str) -> Path:
+    """`text` as a path, with the folder of a user for `~` or `~name`; `UserError` where there is none.
+
+    place: where the text was given, such as `run.output_dir`.
+    """
+    # Path("./~x") would be the same as Path("~x").
+    expanded = os.path.expanduser(text)
+    if expanded.startswith("~"):
+        name = text.split("/")[0]
+        raise UserError(
+            f"{place} = {text!r:.200}: no home folder is known for {name!r:.80}; give the path in full, or begin it "
+            "with ./ where it is a folder's name"
+        )
+    if os.path.normpath(expanded).startswith("~"):
+        expanded = os.path.abspath(expanded)
+    return Path(expanded)
+
+
+def user_cache() -> Path:
+    """The folder of what artkv keeps for a user: $ARTKV_CACHE, or artkv in the user's cache.
+
+    Raises `UserError` where neither the environment nor the system knows a home folder.
+    """
+    own, shared = os.environ.get("ARTKV_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    if own:
+        return expand_home(own, "environment: ARTKV_CACHE").absolute()
+    if shared:
+        return expand_home(shared, "environment: XDG_CACHE_HOME").absolute() / "artkv"
+    home = os.path.expanduser("~")
+    if home == "~":
+        raise UserError(
+            f"environment: HOME is not set, and the system knows no home folder of user {os.getuid()}; set HOME or "
+            "ARTKV_CACHE"
+        )
+    return Path(home).absolute() / ".cache" / "artkv"
+
+
+def resolve_paths(tree: dict[str, Any], base: Path) -> None:
+    """Makes the input paths among the settings absolute, from `base`, and expands `~` in all; in place."""
+    for section, key in _INPUT_PATHS + _PATHS_OR_NAMES + _OUTPUT_PATHS:
+        values = tree.get(section)
+        if not isinstance(values, dict) or not isinstance(values.get(key), str):
+            continue
+        text, place = values[key], f"{section}.{key}"
+        if (section, key) == ("frozen", "feature_cache") and text == "auto":
+            continue  # a folder of that name is written ./auto
+        if not text.strip():
+            raise UserError(f"{place} = {text!r:.200}: is empty; give a path, or null for none")
+        expanded = expand_home(text, place)
+        if (section, key) in _OUTPUT_PATHS:
+            values[key] = str(expanded)
+            continue
+        # Neither raises, whatever is there: a path that cannot be is found where it is opened.
+        resolved = os.path.realpath(base / expanded)
+        if (section, key) in _INPUT_PATHS or _WRITTEN_AS_PATH.match(text) or os.path.exists(resolved):
+            values[key] = resolved

@@ -1,0 +1,219 @@
+"""How a command ends that cannot go on: with one message and an exit code, and no traceback but in a file."""
+
+import argparse
+import errno
+import io
+import os
+import re
+import sys
+import tempfile
+import time
+import traceback
+import unicodedata
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from artkv.errors import Preempted, RunFailed, UserError
+
+# Exit codes. 2, wrong usage, is argparse's own.
+DONE = 0
+WRONG_INPUT = 1
+RUN_FAILED = 3
+PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again later
+INTERRUPTED = 130  # as of a program that SIGINT ends
+_OUTPUT_CLOSED = 141  # as of a program that SIGPIPE ends
+
+_OTHER_PATH = "give another path"
+_REMEDIES: Mapping[int, str] = {
+    errno.ENOENT: "give a path that is there",
+    errno.ENOSPC: "free some space, or write to another disk",
+    errno.EDQUOT: "free some of your share of the disk, or write to another",
+    errno.EACCES: "give a path that this user may use",
+    errno.EPERM: "give a path that this user may use",
+    errno.EROFS: "give a path on a file system that can be written",
+    errno.ENAMETOOLONG: "give a shorter path",
+    errno.EISDIR: "give a file",
+    errno.ENOTDIR: "give a path whose upper parts are folders",
+    errno.EEXIST: _OTHER_PATH,
+    errno.ENOTEMPTY: _OTHER_PATH,
+    errno.ELOOP: "give a path without a circle of symbolic links",
+    errno.EMLINK: _OTHER_PATH,
+    errno.EXDEV: _OTHER_PATH,
+    errno.ENODEV: _OTHER_PATH,
+    errno.ENXIO: _OTHER_PATH,
+    errno.EINVAL: _OTHER_PATH,
+    errno.ENOTSUP: _OTHER_PATH,
+    errno.ETXTBSY: _OTHER_PATH,
+    errno.EBUSY: "wait until nobody uses it, or give another path",
+    errno.EFBIG: "raise `ulimit -f`, or write to another file system",
+    errno.EMFILE: "raise `ulimit -n`, or lower dataset.workers",
+    errno.ENFILE: "close other programs, or raise the system's fs.file-max",
+    errno.EAGAIN: "close other programs, or raise `ulimit -u`",
+    errno.EIO: "the disk or file server failed; look into the system's log",
+    errno.ESTALE: "the file server has lost it; start again",
+    errno.EADDRINUSE: "give another port",
+    errno.EADDRNOTAVAIL: "give an address of this machine",
+}
+_LOWER = {
+    "art-encoder": "--batch-size, --image-size or --workers",
+    "serve": "evaluation.max_new_tokens, or give --set frozen.opt=stream",
+}
+_LOWER_OF_ANY = (
+    "training.batch_size, evaluation.batch_size, dataset.workers or what else was set high (efficientnet.image_size, "
+    "kv_modulation.num_prefix_tokens, trainable.lora.rank)"
+)
+_IS_MEMORY = re.compile(
+    r"can't allocate memory|out of memory|Cannot allocate memory|Unable to allocate|STATUS_ALLOC_FAILED|bad_alloc|"
+    r"Storage size calculation overflowed|Invalid buffer size|can't start new thread"
+)
+# Rust's way to tell what the system said, as safetensors and tokenizers do.
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+# Marks that change the direction of a line, so that it reads otherwise than it is.
+_TURNS = re.compile("[\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    """`text` as a terminal can be given it: what would control it is escaped, but for ends of lines."""
+
+    def escape(character: str) -> str:
+        is_plain = character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cs", "Zl", "Zp")
+        return character if is_plain and not _TURNS.match(character) else character.encode("unicode_escape").decode()
+
+    return "".join(map(escape, text))
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse's, which repeats what was typed in its messages, on a terminal too."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        super()._print_message(printable(message), file)
+
+
+def tell(text: str) -> None:
+    """A message on stderr, as artkv's."""
+    print(printable(f"artkv: {text}"), file=sys.stderr, flush=True)
+
+
+def rank() -> str:
+    """This process's, before and after the ranks have met."""
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
+
+
+def let_output_pass() -> None:
+    """Lets stdout take any text, whatever the locale, and see at once that nobody reads it any more."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            with suppress(ValueError):
+                stream.reconfigure(errors="backslashreplace")
+
+
+def exit_code(error: BaseException, verb: str | None, debug: bool) -> int:
+    """Tells what ended a command, and returns the command's exit code.
+
+    verb: None where it was not known yet. debug: show the traceback of what is no wrong input.
+    """
+    who = "" if rank() == "0" else f"[rank {rank()}] "
+    if isinstance(error, UserError):
+        if rank() == "0" or not error.on_all_ranks:
+            tell(f"{who}{error}")
+        return WRONG_INPUT
+    if isinstance(error, Preempted):
+        if rank() == "0":
+            again = "the same command" if verb == "sweep" else "--resume auto"
+            tell(f"{error}, which is saved; go on with {again}")
+        return PREEMPTED
+    if isinstance(error, KeyboardInterrupt):
+        if rank() == "0":
+            tell("interrupted")
+        return INTERRUPTED
+    if isinstance(error, BrokenPipeError) and error.filename is None:
+        _forget_output()
+        return _OUTPUT_CLOSED
+    if debug:
+        traceback.print_exception(error)
+    if isinstance(error, RunFailed):
+        tell(f"run failed: {error}")
+        return RUN_FAILED
+    if (memory := _told_of_memory(error, verb)) is not None:
+        tell(f"{who}{memory}")
+        return RUN_FAILED
+    if (system := _told_by_system(error)) is not None:
+        tell(f"{who}{system}")
+        return WRONG_INPUT
+    first_line = (str(error).strip().splitlines() or [""])[0]
+    where = "" if debug else f"\n  {_kept_traceback(error)}"
+    tell(f"{who}failed in a way that nobody foresaw: {type(error).__name__}: {first_line:.500}{where}")
+    return RUN_FAILED
+
+
+def _told_of_memory(error: BaseException, verb: str | None) -> str | None:
+    """The message where there was too little memory, None for any other error."""
+    text = (str(error).strip().splitlines() or [""])[0]
+    by_type = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    by_text = isinstance(error, (RuntimeError, OSError)) and _IS_MEMORY.search(text)
+    if not (by_type or by_text):
+        return None
+    where = "of the GPU" if "CUDA" in text or type(error).__name__ == "OutOfMemoryError" else "of this machine"
+    detail = f" ({text:.300})" if text else ""
+    return f"run failed: the memory {where} is not enough{detail}; lower {_LOWER.get(verb or '', _LOWER_OF_ANY)}"
+
+
+def _told_by_system(error: BaseException) -> str | None:
+    """The message where the system refused a file or the like, None for any other error."""
+    number, reason, path = None, None, None
+    if isinstance(error, OSError):
+        number, reason, path = error.errno, error.strerror, error.filename
+    elif code := _OS_ERROR.search(str(error)):
+        number = int(code[1])
+        reason = os.strerror(number)
+    if reason is None or (number is not None and number not in _REMEDIES):
+        return None
+    shown = os.fsdecode(path) if isinstance(path, (str, bytes)) else "a file, which the system does not name"
+    return f"{shown}: {reason}; {_OTHER_PATH if number is None else _REMEDIES[number]}"
+
+
+def _kept_traceback(error: BaseException) -> str:
+    """Where the traceback is, in a file that nobody else may read; the traceback itself, where none can be written."""
+    text = "".join(traceback.format_exception(error))
+    name = time.strftime(f"%Y-%m-%d_%H-%M-%S_{os.getpid()}.txt")
+    for make_folder in (_own_folder, lambda: Path(tempfile.mkdtemp(prefix="artkv-"))):
+        with suppress(OSError, UserError, ImportError):
+            path = make_folder() / name
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(f"artkv {' '.join(map(repr, sys.argv[1:]))}\n{text}")
+            return f"the traceback is in {path}; --debug shows it here"
+    return text
+
+
+def _own_folder() -> Path:
+    from artkv.config.paths import user_cache  # imports pydantic, for which no other command need wait
+
+    folder = user_cache() / "failures"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    return folder
+
+
+def _forget_output() -> None:
+    """Keeps Python from trying once more, at its end, to write to whom has gone."""
+    with suppress(OSError, ValueError, AttributeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+def flush_output() -> None:
+    """Writes what stdout still holds back, so that its errors are seen here and not at the process's end."""
+    stream: Any = sys.stdout
+    if stream is None:
+        return
+    try:
+        stream.flush()
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        _forget_output()
+        raise OSError(error.errno, error.strerror, "standard output") from None

@@ -1,0 +1,126 @@
+"""Command lines with options that cannot be meant; wrong usage has exit code 2."""
+
+from tests.bad_inputs.cases import Area, BadInput, Make, Place
+
+
+def typed(*words: str) -> Make:
+    """`artkv` with these words; `{folder}` and `{world}` stand for the paths."""
+
+    def make(place: Place) -> list[str]:
+        return [word.replace("{folder}", str(place.folder)).replace("{world}", str(place.world)) for word in words]
+
+    return make
+
+
+def below_a_file(*words: str) -> Make:
+    """The same, with a file `file` in the folder."""
+
+    def make(place: Place) -> list[str]:
+        place.write("file", "x")
+        return typed(*words)(place)
+
+    return make
+
+
+def usage(name: str, *words: str, says: tuple[str, ...]) -> BadInput:
+    return BadInput(name, typed(*words), says, 2)
+
+
+def sweep(text: str) -> Make:
+    """`artkv sweep` of the world's config, with this after the first two lines."""
+
+    def make(place: Place) -> list[str]:
+        head = f"config: {place.world / 'config.yaml'}\noutput_dir: {place.folder / 'runs'}\n"
+        return ["sweep", str(place.write("sweep.yaml", head + text)), "--list"]
+
+    return make
+
+
+COMMAND_LINE = Area(
+    "The command line",
+    [
+        usage("a verb with a letter missing", "trai", says=("no verb 'trai'", "did you mean 'train'?")),
+        usage("a verb that controls a terminal", "\x1b[2J", says=("no verb '\\x1b[2J'",)),
+        usage("an option that controls a terminal", "status", "x", "--\x1b[2J", says=("--\\x1b[2J",)),
+        usage("an empty path", "check", "--config", "", says=("--config", "is empty")),
+        usage("a path with a NUL", "train", "--config", "a\0b", says=("--config", "holds a NUL")),
+        usage("a home folder that nobody has", "status", "~nobody_here/x", says=("no home folder is known",)),
+        usage("a negative port", "serve", "--checkpoint", "x", "--port", "-1", says=("--port",)),
+        usage("a port beyond all", "serve", "--checkpoint", "x", "--port", "65536", says=("--port", "from 0 to 65535")),
+        usage(
+            "no number of pictures", "report", "x", "--pictures", "1e9", says=("--pictures", "is not a whole number")
+        ),
+        usage("5,000 digits of pictures", "report", "x", "--pictures", 5000 * "9", says=("--pictures", "whole number")),
+        usage("no processes", "quickstart", "--ranks", "0", says=("--ranks", "whole number from 1 to 1024")),
+        usage("a seed beyond 63 bits", "quickstart", "--seed", str(2**63), says=("--seed", "whole number")),
+        usage("a picture that is no PNG", "ask", "--checkpoint", "x", "y", "z", "--attention", "a.jpg", says=(".png",)),
+        usage("no question", "ask", "--checkpoint", "x", "y", " ", says=("QUESTION", "is empty")),
+        usage("no such split", "evaluate", "--checkpoint", "x", "--split", "all", says=("--split", "invalid choice")),
+        usage("no paintings", "plan", "--paintings", "0", says=("--paintings", "whole number")),
+        BadInput(
+            "more memory than there is", typed("plan", "--gpu-memory", 400 * "9" + "GB"), ("is no size of memory",)
+        ),
+        BadInput(
+            "a GPU that nobody made", typed("plan", "--gpu", "\x1b[2J"), ("--gpu '\\x1b[2J': is not in the table",)
+        ),
+        BadInput(
+            "a plan of a micro-batch of millions of tokens",
+            typed("plan", "--set", "training.batch_size=65536"),
+            ("training.batch_size = 65536 with --text-tokens 32", "lower one of them"),
+        ),
+        BadInput(
+            "a plan to be written below a file",
+            below_a_file("plan", "--write", "{folder}/file/my.yaml"),
+            ("--write: ", "{folder}/file"),
+        ),
+        BadInput(
+            "a quickstart with a setting that is none",
+            typed("quickstart", "--output-dir", "{folder}/q", "--set", "nonsense=1"),
+            ("nonsense = 1: unknown key",),
+        ),
+        BadInput(
+            "a quickstart below a file",
+            below_a_file("quickstart", "--output-dir", "{folder}/file/q"),
+            ("--output-dir: {folder}/file is not a folder", "give another place"),
+        ),
+        BadInput(
+            "a quickstart in a file", below_a_file("quickstart", "--output-dir", "{folder}/file"), ("--output-dir",)
+        ),
+        BadInput(
+            "a quickstart of three processes", typed("quickstart", "--ranks", "3"), ("--ranks 3: ", "give 1, 2 or 4")
+        ),
+        BadInput(
+            "an art encoder of pictures too large",
+            typed("art-encoder", "--data", "{folder}", "--image-size", "100000"),
+            ("--image-size 100000", "less than or equal to 4096"),
+        ),
+        BadInput(
+            "an art encoder with endless rates",
+            typed("art-encoder", "--data", "{folder}", "--learning-rate", "inf"),
+            ("--learning-rate inf", "finite"),
+        ),
+        BadInput(
+            "an art encoder of a million processes",
+            typed("art-encoder", "--data", "{folder}", "--workers", "1000000"),
+            ("--workers 1000000", "less than or equal to 1024"),
+        ),
+        BadInput(
+            "an art encoder below a file",
+            below_a_file("art-encoder", "--data", "{folder}", "--output-dir", "{folder}/file/x"),
+            ("--output-dir: {folder}/file is not a folder",),
+        ),
+        BadInput("an art encoder without data", typed("art-encoder", "--data", ""), ("--data : ", "is empty")),
+        BadInput("a sweep of nothing", sweep(""), ("sweep {folder}/sweep.yaml: has neither grid nor runs",)),
+        BadInput("a sweep with a folder for each run", sweep("runs: [{run.output_dir: x}]"), ("is the sweep's own",)),
+        BadInput("a sweep over numbers as paths", sweep("grid: {model.blip2: [3]}"), ("model.blip2 = 3: is no text",)),
+        BadInput("a sweep over what cannot be", sweep("grid: {training.seed: [-1]}"), ("training.seed = -1", "give")),
+        BadInput(
+            "a sweep of a million runs",
+            sweep(f"grid: {{training.seed: {list(range(1000))}, training.num_epochs: {list(range(1, 1001))}}}"),
+            ("that is 1000000 runs", "shorten grid or runs"),
+        ),
+        BadInput(
+            "a sweep of a device", typed("sweep", "/dev/zero"), ("config /dev/zero: cannot be read (is a device",)
+        ),
+    ],
+)

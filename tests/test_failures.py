@@ -1,0 +1,218 @@
+"""How commands end: one message, an exit code, and no traceback but in a file of the user's own."""
+
+import errno
+import os
+import re
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import artkv.cli as cli
+from artkv.errors import Preempted, RunFailed, UserError
+from artkv.failures import exit_code, printable
+
+
+def raised(action: Callable[[], Any]) -> BaseException:
+    """What `action` raises, in the library that raises it."""
+    try:
+        action()
+    except BaseException as error:
+        return error
+    raise AssertionError("nothing was raised")
+
+
+def absent() -> None:
+    open("/absent/file", "rb").close()
+
+
+def full() -> None:
+    with open("/dev/full", "wb", buffering=0) as file:
+        file.write(b"x")
+
+
+@pytest.mark.parametrize(
+    ("action", "code", "message"),
+    [
+        (absent, 1, "artkv: /absent/file: No such file or directory; give a path that is there\n"),
+        (full, 1, "No space left on device; free some space"),
+        (lambda: os.listdir("/dev/null"), 1, "artkv: /dev/null: Not a directory; give a path whose"),
+        (lambda: Path("/").read_text(), 1, "artkv: /: Is a directory; give a file"),
+        (lambda: Path("n" * 300).read_text(), 1, "File name too long; give a shorter path"),
+        (
+            lambda: save_file({"a": torch.zeros(1)}, "/absent/x.safetensors"),
+            1,
+            "No such file or directory; give a path",
+        ),
+        (
+            lambda: np.empty(10**15),
+            3,
+            "artkv: run failed: the memory of this machine is not enough (Unable to allocate",
+        ),
+        (lambda: torch.empty(10**15), 3, "the memory of this machine is not enough"),
+        (lambda: torch.zeros(2**62, 2**62), 3, "the memory of this machine is not enough"),
+        (lambda: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory. Tried")), 3, "memory of the GPU"),
+        (lambda: (_ for _ in ()).throw(MemoryError()), 3, "memory of this machine is not enough; lower training.batch"),
+        (lambda: (_ for _ in ()).throw(UserError("place: wrong; remedy")), 1, "artkv: place: wrong; remedy\n"),
+        (lambda: (_ for _ in ()).throw(RunFailed("diverged")), 3, "artkv: run failed: diverged\n"),
+        (lambda: (_ for _ in ()).throw(Preempted(3, "SIGINT")), 75, "stopped by SIGINT after step 3, which is saved"),
+        (lambda: (_ for _ in ()).throw(KeyboardInterrupt), 130, "artkv: interrupted\n"),
+    ],
+)
+def test_what_is_foreseen_is_one_message(
+    action: Callable[[], Any], code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(raised(action), "train", False) == code
+    told = capsys.readouterr().err
+    assert message in told
+    assert len(told.splitlines()) == 1
+
+
+def test_every_error_number_that_files_give_has_a_remedy(capsys: pytest.CaptureFixture[str]) -> None:
+    for number in (
+        errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENAMETOOLONG,
+        errno.EISDIR, errno.ENOTDIR, errno.EMLINK, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE, errno.ELOOP,
+    ):  # fmt: skip
+        assert exit_code(OSError(number, os.strerror(number), "some/path"), "train", False) == 1
+        assert re.fullmatch(rf"artkv: some/path: {os.strerror(number)}; .+\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), ValueError("a\nb"), OSError("of a library"), RuntimeError("")])
+def test_what_nobody_foresaw_leaves_its_traceback_in_a_file_of_the_users_own(
+    error: Exception, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def deep() -> None:
+        raise error
+
+    monkeypatch.setenv("RANK", "3")
+    assert exit_code(raised(deep), "train", False) == 3
+    told = capsys.readouterr().err
+    assert told.startswith(f"artkv: [rank 3] failed in a way that nobody foresaw: {type(error).__name__}: ")
+    assert len(told.splitlines()) == 2
+    path = Path(re.search(r"the traceback is in (\S+);", told)[1])  # type: ignore[index]
+    assert "in deep" in path.read_text()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+def test_a_traceback_has_a_place_without_a_home_too(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("ARTKV_CACHE", "/dev/null/nowhere")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert exit_code(raised(lambda: {}["x"]), None, False) == 3
+    assert f"the traceback is in {tmp_path}/artkv-" in capsys.readouterr().err
+    monkeypatch.setattr("tempfile.tempdir", "/dev/null/nowhere")
+    assert exit_code(raised(lambda: {}["x"]), None, False) == 3
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--debug", "status", "x"], ["status", "x", "--debug"], ["status", "x"]])
+def test_debug_shows_the_traceback(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(cli._COMMANDS, "status", lambda options: {}["x"])
+    assert cli.main(arguments) == 3
+    assert ("Traceback" in capsys.readouterr().err) is ("--debug" in arguments)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\x1b[2Jb", "a\\x1b[2Jb"),
+        ("a\nb\tc", "a\nb\tc"),
+        ("a\rb\x00\x7f\x9b", "a\\rb\\x00\\x7f\\x9b"),
+        ("Gemälde 🎨", "Gemälde 🎨"),
+        ("a\u202eb", "a\\u202eb"),
+        ("\udcff", "\\udcff"),
+        ("a\u2028b", "a\\u2028b"),
+    ],
+)
+def test_nothing_that_is_printed_controls_a_terminal(text: str, shown: str) -> None:
+    assert printable(text) == shown
+
+
+def test_wrong_usage_is_printable_too(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["status", "x", "--\x1b[2J"], ["\x1b[2J"], ["evaluate", "--checkpoint", "x", "--split", "\x9b"]):
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(arguments)
+        assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", capsys.readouterr().err)
+
+
+def artkv(code: str, **options: Any) -> subprocess.Popen[str]:
+    """`artkv status x`, whose command is this Python."""
+    program = (
+        "import signal, sys, time, os\nimport artkv.cli as cli\n"
+        f"def command(options):\n    {code}\n    return 0\n"
+        "cli._COMMANDS['status'] = command\nsys.exit(cli.main(['status', 'x']))\n"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", program],
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options,
+        env={**os.environ, "PYTHONUNBUFFERED": ""},
+    )
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    read, write = os.pipe()
+    process = artkv("[print('x' * 1000) for _ in range(1000)]", stdout=write)
+    os.close(write)
+    os.close(read)
+    assert process.communicate()[1] == ""
+    assert process.returncode == 141
+
+
+def test_an_output_that_is_full_is_told() -> None:
+    with open("/dev/full", "w") as full_disk:
+        process = artkv("print('x')", stdout=full_disk)
+        assert process.communicate()[1] == (
+            "artkv: standard output: No space left on device; free some space, or write to another disk\n"
+        )
+    assert process.returncode == 1
+
+
+def test_control_c_ends_a_command_with_one_line() -> None:
+    process = artkv("print('ready', flush=True); time.sleep(60)")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate()[1] == "artkv: interrupted\n"
+    assert process.returncode == 130
+
+
+def test_a_second_control_c_ends_a_training_at_once() -> None:
+    code = (
+        "from artkv.training.preemption import StopRequests; stops = StopRequests(); stops.listen(signal.SIGINT); "
+        "print('ready', flush=True)\n"
+        "    while stops.reason is None: time.sleep(0.01)\n"
+        "    print(stops.reason, flush=True); time.sleep(60)"
+    )
+    process = artkv(code)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == "SIGINT\n"
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    assert process.communicate()[1] == "artkv: interrupted\n"
+    assert process.returncode == 130
+    assert time.monotonic() - began < 30
+
+
+def test_a_training_that_ignores_control_c_from_its_start_goes_on_ignoring_it() -> None:
+    """As one that a script starts behind itself: a Control-C is for the script."""
+    code = (
+        "from artkv.training.preemption import StopRequests; stops = StopRequests(); stops.listen(signal.SIGINT); "
+        "os.kill(os.getpid(), signal.SIGINT); print(stops.reason)"
+    )
+    process = artkv(code, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
+    assert process.communicate() == ("None\n", "")
