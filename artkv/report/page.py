@@ -17,6 +17,7 @@ from artkv import __version__
 from artkv.evaluation.run_roles import CONTROL
 from artkv.evaluation.scores import Estimate
 from artkv.report.choices import described_choices
+from artkv.report.confusion import described_confusions
 from artkv.report.evidence import Evidence
 from artkv.report.facts import model_facts, settings_text, training_facts, versions
 from artkv.report.plots import Interval, interval_plot, line_plot
@@ -75,6 +76,7 @@ def render(evidence: Evidence, parts: Mapping[str, Any]) -> str:
             for metric, name in _OTHER_SCORES.items()
         ],
         choices=described_choices(evidence),
+        confusions=described_confusions(evidence.evaluations),
         curves=_curves(evidence),
         training_facts=training_facts(evidence),
         model_facts=model_facts(evidence),
