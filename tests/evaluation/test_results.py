@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from artkv.errors import UserError
+from artkv.evaluation.answering import shuffled_painting_index
 from artkv.evaluation.results import Answers, check_same_questions, evaluation_folder, read_predictions
-from artkv.evaluation.scores import score_predictions, shuffled_painting_index
+from artkv.evaluation.scores import score_predictions
 from tests.evaluation.evaluations import STYLES, answers_to, choices_of, make_table, write_evaluation
 
 
