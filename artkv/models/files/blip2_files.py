@@ -167,7 +167,7 @@ def _lavis_source(model: ModelConfig) -> tuple[LavisSource, Any, Path]:
     opt = _local_folder(model.opt, "model.opt")
     if not (opt / "config.json").is_file():
         raise UserError(f"model.opt = {model.opt!r}: {opt} has no config.json; give OPT's folder as it is published")
-    text_config: Any = AutoConfig.from_pretrained(opt)
+    text_config: Any = AutoConfig.from_pretrained(opt, trust_remote_code=False)
     if text_config.model_type == "blip-2":
         text_config = text_config.text_config
     if text_config.model_type != "opt":
@@ -265,7 +265,8 @@ def _load_tokenizer(folder: Path, config: Any) -> Any:
     if not (folder / "tokenizer.json").is_file() and not (folder / "vocab.json").is_file():
         raise UserError(f"{folder}: no tokenizer there (neither tokenizer.json nor vocab.json); put OPT's files there")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        # Unless it is told, transformers asks whoever sits at the terminal whether to run code from there.
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
         raise UserError(
             f"{folder}: no tokenizer can be loaded from it ({error}); put OPT's tokenizer files there"
