@@ -45,10 +45,14 @@ setup(
     # With its dependencies it would take transformers below 4.27, which artkv does not run with.
     extras_require={
         "quantised": ["bitsandbytes>=0.46"],
+        # GLEU, ROUGE-L and METEOR, as ArtQuest's training code logs them.
+        "metrics": ["nltk>=3.9", "rouge_score>=0.1.2"],
         # What LAVIS's own Blip2OPT imports, a peer in benchmarks/throughput.py.
         "benchmarks": ["fairscale>=0.4.13", "iopath>=0.1.10", "omegaconf>=2.3"],
         "dev": [
             "bitsandbytes>=0.46",
+            "nltk>=3.9",
+            "rouge_score>=0.1.2",
             "pytest>=8.3",
             "pytest-xdist>=3.6",
             "ruff>=0.9",

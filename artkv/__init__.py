@@ -6,6 +6,7 @@ print(model.ask("painting.jpg", "Which style is this?"))
 """
 
 import logging
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,6 +16,12 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["KVPrefixGenerator", "__version__", "evaluate", "load_config", "load_model"]
+
+# Threads that wait for one another sleep instead of spinning: beside other processes on the same cores a training step
+# took a tenth of the time (docs/throughput.md). OpenMP reads it when torch loads it, so this comes before torch, and in
+# each rank too. Whoever has chosen is left alone.
+if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 # Imported when first asked for: torch and transformers take seconds that `artkv --help` need not wait.
 _HOMES = {

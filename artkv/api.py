@@ -22,11 +22,13 @@ from artkv.evaluation.answering import (
     answer_under,
     answering_settings,
     score_answers,
+    shuffled_painting_index,
 )
 from artkv.evaluation.attention import looks_of
 from artkv.evaluation.choices import MOST_CANDIDATES, Candidates, choose, read_candidates, row_choices
+from artkv.evaluation.extra_scores import extra_metrics
 from artkv.evaluation.results import COMPARISON, Answers, check_places, evaluation_folder, write_results
-from artkv.evaluation.scores import Scores, score_choices, shuffled_painting_index
+from artkv.evaluation.scores import Scores, score_choices
 from artkv.files import check_writable, told, write_whole
 from artkv.monitoring.cards import AnsweredQuestion, draw_card
 from artkv.run_folder.checkpoint import Checkpoint, open_checkpoint
@@ -105,8 +107,9 @@ def evaluate(
     results: dict[str, Scores] = {}
     writes: list[Callable[[], None]] = []
     samples = config.evaluation.bootstrap_samples
+    extras = extra_metrics(lambda text: print(f"artkv: {text}", file=sys.stderr) if world.is_main else None)
     for ablation, place, answered in zip(ablations, places, answers_of_all, strict=True):
-        scores, chosen = score_answers(answered.texts, table, samples, seed), None
+        scores, chosen = score_answers(answered.texts, table, samples, seed, extras), None
         if candidates is not None:
             chosen = choose(candidates, table, answered.log_likelihoods)
             of_choices = score_choices(chosen, answered.texts, table, candidates.to_json(), samples, seed)

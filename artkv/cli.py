@@ -101,7 +101,7 @@ def evaluate(options: argparse.Namespace) -> int:
     from artkv.evaluation.answering import ALL_ABLATIONS, AS_TRAINED, Ablation
     from artkv.evaluation.compared_runs import compare_runs
     from artkv.evaluation.run_roles import Run
-    from artkv.evaluation.scores import format_calibration, format_table
+    from artkv.evaluation.scores import format_calibration, format_extras, format_table
     from artkv.evaluation.verdicts import format_comparison
 
     ablations = [Ablation(options.prefix, options.image)]
@@ -120,6 +120,8 @@ def evaluate(options: argparse.Namespace) -> int:
             chose = {name: scores.choices for name, scores in columns.items() if scores.choices is not None}
             if chose:
                 print(f"\n{format_table(chose, 'accuracy')}\n\n{format_calibration(chose)}")
+            if extras := format_extras(columns):
+                print(f"\n{extras}")
             if options.all_ablations:
                 comparison, path = compare_runs(runs, options.split, "exact_match")
                 print(f"\n{format_comparison(comparison)}\n\n{path.name}: {shell.seen_by_caller(path)}")

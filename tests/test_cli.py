@@ -59,8 +59,12 @@ def test_evaluate_writes_and_prints_every_ablation(
     trained_run: Path, tiny_world: Path, capsys: pytest.CaptureFixture[str], in_process: None
 ) -> None:
     assert cli.main(["evaluate", "--checkpoint", str(trained_run), "--all-ablations"]) == 0
-    header = capsys.readouterr().out.splitlines()[0].split()
+    printed = capsys.readouterr()
+    header = printed.out.splitlines()[0].split()
     assert header[2:] == ["on", "off", "shuffled", "on-blank"]
+    has_extras = all(importlib.util.find_spec(library) is not None for library in ("nltk", "rouge_score"))
+    assert ("\n\nall questions  " in printed.out) == has_extras
+    assert printed.err.count("METEOR is left out") <= has_extras
     answers = {}
     for name in ("on", "off", "shuffled", "on-blank"):
         folder = trained_run / "eval" / f"val-{name}"
@@ -75,6 +79,7 @@ def test_evaluate_writes_and_prints_every_ablation(
         right = [row["prediction"].lower() == row["answer"].lower() for row in rows]
         assert metrics["overall"]["exact_match"]["value"] == pytest.approx(sum(right) / len(right))
         assert metrics["prefix"] == name.split("-")[0]
+        assert [one in metrics["overall"] for one in ("gleu", "rouge_l")] == [has_extras] * 2
     # One question about a blank picture has one answer, whatever the painting.
     by_question: dict[str, set[str]] = {}
     for row, answer in zip(expected, answers["on-blank"], strict=True):
@@ -145,7 +150,9 @@ def test_evaluate_with_a_control_ends_with_the_comparison_that_compare_makes_aga
     assert cli.main(["compare", str(trained_run), str(control_run)]) == 0
     again = capsys.readouterr().out
     assert again.splitlines()[0] in printed
-    assert again.split("\n\n")[1:] == [*printed.split("\n\n")[2:-1], f"comparison.json: {path}\n"]
+    blocks = printed.split("\n\n")
+    begin = next(place for place, block in enumerate(blocks) if block.startswith("against "))
+    assert again.split("\n\n")[1:] == [*blocks[begin:-1], f"comparison.json: {path}\n"]
     assert path.read_text(encoding="utf-8") == written
     assert cli.main(["compare", str(trained_run), "--metric", "token_f1", "--split", "val"]) == 0
     assert json.loads(path.read_text(encoding="utf-8"))["metric"] == "token_f1"

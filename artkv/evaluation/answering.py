@@ -22,7 +22,7 @@ from artkv.datasets.table import QuestionTable
 from artkv.distributed import World
 from artkv.errors import UserError
 from artkv.evaluation.batch_size import automatic_batch_size
-from artkv.evaluation.scores import Scores, score_predictions, shuffled_painting_index
+from artkv.evaluation.scores import Scores, score_predictions
 from artkv.models.kv_modulated_blip2 import KVModulatedBlip2
 
 PrefixMode = Literal["on", "off", "shuffled"]
@@ -229,8 +229,27 @@ def _any(flag: bool, world: World) -> bool:
     return world.all_reduce_sum(torch.tensor(float(flag), device=world.device)).item() > 0
 
 
-def score_answers(answers: list[str], table: QuestionTable, bootstrap_samples: int, seed: int) -> Scores:
-    """Scores of `answers` to the whole table, with intervals that resample paintings."""
+def shuffled_painting_index(num_paintings: int, seed: int) -> NDArray[np.int64]:
+    """For each painting the one whose prefix it gets instead of its own, shape (num_paintings,).
+
+    A permutation that leaves no painting in its place: one random cycle through all of them. Raises
+    `UserError` for fewer than two paintings, which cannot be exchanged.
+    """
+    if num_paintings < 2:
+        raise UserError(
+            f"prefix = shuffled: the split has {num_paintings} painting(s), and exchanging prefixes takes "
+            "two; use a split with more paintings, or the prefix on or off"
+        )
+    order = np.random.default_rng(seed).permutation(num_paintings)
+    index = np.empty(num_paintings, dtype=np.int64)
+    index[order] = np.roll(order, 1)
+    return index
+
+
+def score_answers(
+    answers: list[str], table: QuestionTable, bootstrap_samples: int, seed: int, extras: Sequence[str] = ()
+) -> Scores:
+    """Scores of `answers` to the whole table, with intervals that resample paintings; see `score_predictions`."""
     return score_predictions(
         answers,
         list(table.answers),
@@ -238,4 +257,5 @@ def score_answers(answers: list[str], table: QuestionTable, bootstrap_samples: i
         bootstrap_samples,
         seed,
         cluster=table.painting_of_row.tolist(),
+        extras=extras,
     )

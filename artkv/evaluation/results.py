@@ -24,8 +24,11 @@ PREDICTIONS, METRICS_FILE, COMPARISON = "predictions.csv", "metrics.json", "comp
 _EVALUATE = "run artkv evaluate again"
 # That one question is known by, and what was answered.
 _READ = ("question_id", "image", "question", "answer", "question_type", "prediction")
-# What was chosen among candidates; a column that is there where choices were asked for.
-CHOICE = "choice"
+# What was chosen among candidates, and with which probability; columns that are there where choices were asked for.
+CHOICE, CHOICE_PROBABILITY, GOLD_PROBABILITY = "choice", "choice_probability", "gold_probability"
+# Whose prefix a shuffled painting got.
+PREFIX_OF = "prefix_of"
+_READ_IF_THERE = (PREFIX_OF, CHOICE, CHOICE_PROBABILITY, GOLD_PROBABILITY)
 _MOST_PREDICTIONS_BYTES = 2 * 2**30
 
 
@@ -63,13 +66,13 @@ class Answers:
             "question_type": list(table.question_types),
             "exact_match": [int(exact_match(prediction, answer)) for prediction, answer in pairs],
             "token_f1": [round(token_f1(prediction, answer), 4) for prediction, answer in pairs],
-            "prefix_of": [sources[painting] for painting in table.painting_of_row],
+            PREFIX_OF: [sources[painting] for painting in table.painting_of_row],
         }
         if self.choices is not None:
             columns |= {
                 CHOICE: ["" if choice is None else choice.text for choice in self.choices],
-                "choice_probability": [_rounded(choice and choice.probability) for choice in self.choices],
-                "gold_probability": [_rounded(choice and choice.gold_probability) for choice in self.choices],
+                CHOICE_PROBABILITY: [_rounded(choice and choice.probability) for choice in self.choices],
+                GOLD_PROBABILITY: [_rounded(choice and choice.gold_probability) for choice in self.choices],
             }
         return columns
 
@@ -111,7 +114,7 @@ def write_results(folder: Path, answers: Answers, scores: Scores, conditions: Ma
 
 @dataclass(frozen=True)
 class Predictions:
-    """A `predictions.csv`, read: its columns, in the order of the split's CSV file.
+    """A `predictions.csv`, read: its columns, in the order of the split's CSV file, as they are written there.
 
     checkpoint: its name. candidates: of each question type, what the column `choice` was chosen among; None where there
     is no such column.
@@ -147,7 +150,7 @@ def read_predictions(folder: Path) -> Predictions:
         missing = [name for name in _READ if name not in (reader.fieldnames or ())]
         if missing:
             raise UserError(f"{path}: has no column {missing[0]}; evaluate again")
-        names = [*_READ, CHOICE] if CHOICE in (reader.fieldnames or ()) else _READ
+        names = [*_READ, *(name for name in _READ_IF_THERE if name in (reader.fieldnames or ()))]
         rows = list(reader)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({reason_of(error)}); evaluate again") from None

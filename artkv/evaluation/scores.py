@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from sacrebleu.metrics import BLEU
 from typing_extensions import Self
 
-from artkv.errors import UserError
 from artkv.evaluation.calibration import Calibration, calibrate
+from artkv.evaluation.extra_scores import EXTRA_METRICS, score_extras
 from artkv.evaluation.resampling import mean_intervals, sum_by_painting
 
 if TYPE_CHECKING:  # torch takes seconds
@@ -46,6 +46,7 @@ class GroupScores:
     count: questions. clusters: paintings among them (questions, where no clusters were given).
     bleu: the prediction as hypothesis, the answer as reference. bleu_artquest: the other way round,
     as ArtQuest's evaluator computes it; compare this one with published ArtQuest numbers.
+    The last ones are `EXTRA_METRICS`, None where they were not asked for.
     """
 
     count: int
@@ -54,13 +55,15 @@ class GroupScores:
     bleu: Estimate
     bleu_artquest: Estimate
     token_f1: Estimate
+    gleu: Estimate | None = None
+    rouge_l: Estimate | None = None
+    meteor: Estimate | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """`{"count", "clusters", and for each metric {"value", "low", "high"}}` in plain numbers."""
-        result: dict[str, Any] = {"count": self.count, "clusters": self.clusters}
-        for metric in METRICS:
-            result[metric] = vars(getattr(self, metric))
-        return result
+        """`{"count", "clusters", and for each metric that it has {"value", "low", "high"}}` in plain numbers."""
+        found = {metric: getattr(self, metric) for metric in (*METRICS, *EXTRA_METRICS)}
+        estimates = {metric: vars(estimate) for metric, estimate in found.items() if estimate is not None}
+        return {"count": self.count, "clusters": self.clusters, **estimates}
 
 
 class Choice(NamedTuple):
@@ -159,7 +162,8 @@ class Scores:
         """What `to_json` gave."""
 
         def group(given: Mapping[str, Any]) -> GroupScores:
-            return GroupScores(**{**given, **{metric: Estimate(**given[metric]) for metric in METRICS}})
+            metrics = [*METRICS, *(metric for metric in EXTRA_METRICS if metric in given)]
+            return GroupScores(**{**given, **{metric: Estimate(**given[metric]) for metric in metrics}})
 
         choices = ChoiceScores.from_json(tree["choices"]) if "choices" in tree else None
         return cls(group(tree["overall"]), {name: group(given) for name, given in tree["by_type"].items()}, choices)
@@ -228,13 +232,15 @@ def score_predictions(
     bootstrap_samples: int,
     seed: int,
     cluster: Sequence[int] | None = None,
+    extras: Sequence[str] = (),
 ) -> Scores:
     """Scores `predictions` against `answers`, overall and per question type.
 
     All sequences are Q long. `cluster` names each question's painting: the bootstrap then draws whole
     paintings with replacement, because the questions of one painting are not independent. Without
     it, questions are drawn. A type's interval draws only from the paintings that have the type.
-    Questions with the type '' are reported as `untyped` where others have a type.
+    Questions with the type '' are reported as `untyped` where others have a type. extras: of `EXTRA_METRICS`,
+    by `extra_metrics`.
 
     The same seed and the same clusters draw the same samples, whatever the predictions. Raises
     ValueError for no questions or lengths that differ.
@@ -252,13 +258,16 @@ def score_predictions(
         raise ValueError(f"bootstrap_samples = {bootstrap_samples}: must be at least 1")
 
     values_QM = score_pairs(predictions, answers)
+    parts_of_extras = score_extras(predictions, answers, extras)
     cluster_Q = np.arange(count) if cluster is None else np.asarray(cluster)
-    overall = _score_group(values_QM, cluster_Q, bootstrap_samples, seed)
-    by_type = {
-        name: _score_group(values_QM[rows], cluster_Q[rows], bootstrap_samples, seed)
-        for name, rows in rows_by_type(question_types).items()
-    }
-    return Scores(overall, by_type)
+
+    def group(rows: NDArray[np.int64]) -> GroupScores:
+        clusters, estimates = _estimate(values_QM[rows], cluster_Q[rows], bootstrap_samples, seed)
+        estimates += [_share(parts[rows], cluster_Q[rows], bootstrap_samples, seed) for parts in parts_of_extras]
+        return GroupScores(len(rows), clusters, **dict(zip([*METRICS, *extras], estimates, strict=True)))
+
+    by_type = {name: group(rows) for name, rows in rows_by_type(question_types).items()}
+    return Scores(group(np.arange(count)), by_type)
 
 
 def score_choices(
@@ -332,6 +341,14 @@ def format_table(columns: Mapping[str, Scores | ChoiceScores], metric: str = "ex
     return format_columns(rows)
 
 
+def format_extras(columns: Mapping[str, Scores]) -> str:
+    """A text table of `EXTRA_METRICS` over all questions, a row each; '' where no column has any."""
+    groups = [scores.overall for scores in columns.values()]
+    metrics = [metric for metric in EXTRA_METRICS if any(getattr(group, metric) for group in groups)]
+    rows = [[metric, *(_format_cell(group, metric) for group in groups)] for metric in metrics]
+    return format_columns([["all questions", *columns], *rows]) if rows else ""
+
+
 def format_calibration(columns: Mapping[str, ChoiceScores]) -> str:
     """A text table of what the choices' probabilities are worth, over all questions that chose."""
     rows = [["choices", "accuracy", "exact match", "mean probability", "calibration error"]]
@@ -348,32 +365,8 @@ def format_columns(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(_format_row(row, widths) for row in rows)
 
 
-def shuffled_painting_index(num_paintings: int, seed: int) -> NDArray[np.int64]:
-    """For each painting the one whose prefix it gets instead of its own, shape (num_paintings,).
-
-    A permutation that leaves no painting in its place: one random cycle through all of them. Raises
-    `UserError` for fewer than two paintings, which cannot be exchanged.
-    """
-    if num_paintings < 2:
-        raise UserError(
-            f"prefix = shuffled: the split has {num_paintings} painting(s), and exchanging prefixes takes "
-            "two; use a split with more paintings, or the prefix on or off"
-        )
-    order = np.random.default_rng(seed).permutation(num_paintings)
-    index = np.empty(num_paintings, dtype=np.int64)
-    index[order] = np.roll(order, 1)
-    return index
-
-
 def _untyped_last(name: str) -> tuple[bool, str]:
     return name == UNTYPED, name
-
-
-def _score_group(
-    values_QM: NDArray[np.float64], cluster_Q: NDArray[Any], bootstrap_samples: int, seed: int
-) -> GroupScores:
-    clusters, estimates = _estimate(values_QM, cluster_Q, bootstrap_samples, seed)
-    return GroupScores(len(values_QM), clusters, **dict(zip(METRICS, estimates, strict=True)))
 
 
 def _estimate(
@@ -386,10 +379,17 @@ def _estimate(
     return len(size_I), [Estimate(*map(float, column)) for column in columns]
 
 
+def _share(parts: NDArray[np.float64], cluster_Q: NDArray[Any], bootstrap_samples: int, seed: int) -> Estimate:
+    """The sum of `parts[:, 0]` over that of `parts[:, 1]`, with its interval over the same draws of clusters."""
+    sums, _ = sum_by_painting(parts, cluster_Q)
+    low, high = mean_intervals(sums[:, :1], sums[:, 1].astype(np.int64), 0.0, bootstrap_samples, seed)
+    return Estimate(float(sums[:, 0].sum() / sums[:, 1].sum()), float(low[0]), float(high[0]))
+
+
 def _format_cell(group: GroupScores | ChoiceGroup | None, metric: str) -> str:
-    if group is None:
+    estimate: Estimate | None = None if group is None else getattr(group, metric)
+    if estimate is None:
         return "-"
-    estimate: Estimate = getattr(group, metric)
     return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
 
 

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from artkv.monitoring.attention_picture import draw_masses
 from artkv.monitoring.cards import AnsweredQuestion
 from artkv.monitoring.metrics_log import Kind, MetricsLog
 from artkv.monitoring.progress import ProgressLine
@@ -63,12 +64,13 @@ class RunLog:
     def shown(self, step: int, samples: Sequence[AnsweredQuestion], mass: NDArray[np.float64] | None) -> None:
         """Draws into TensorBoard what is of no use as numbers; call it before the step's `validation`.
 
-        samples: the same paintings and questions each time. mass: of attention on the prefix, a value for each head.
+        samples: the same paintings and questions each time. mass: of attention on the prefix, layers by heads.
         """
         if self._tensorboard is not None:
             self._tensorboard.samples(step, samples)
             if mass is not None:
                 self._tensorboard.histogram(step, "attention/mass_of_heads", mass)
+                self._tensorboard.image(step, "attention/mass_of_layers_and_heads", draw_masses(mass))
 
     def settings(self, settings: Mapping[str, float | str], metric: str) -> None:
         """Puts the run into TensorBoard's table of runs; see `TensorBoardLog.settings`."""

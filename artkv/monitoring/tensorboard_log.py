@@ -68,10 +68,14 @@ class TensorBoardLog:
         """Writes how the values are spread."""
         self._writer.add_histogram(tag, values, step)
 
+    def image(self, step: int, tag: str, pixels: NDArray[np.uint8]) -> None:
+        """Writes a picture, (height, width, 3) from 0 to 255."""
+        self._writer.add_image(tag, pixels, step, dataformats="HWC")
+
     def samples(self, step: int, samples: Sequence[AnsweredQuestion]) -> None:
         """Draws each sample under the tag `works/0`, `works/1`, ...; give the same ones each time."""
         for position, sample in enumerate(samples):
-            self._writer.add_image(f"works/{position}", draw_card(sample), step, dataformats="HWC")
+            self.image(step, f"works/{position}", draw_card(sample))
 
     def settings(self, settings: Mapping[str, float | str], metric: str) -> None:
         """Begins the run's line in the table of runs, whose column `metric` shows that tag's last value."""

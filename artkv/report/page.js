@@ -2,7 +2,7 @@
 (() => {
   const PER_PAGE = 12;
   // A row of the data, see gallery() in cases.py.
-  const ID = 0, PICTURE = 1, NAME = 2, QUESTION = 3, GOLD = 4, TYPE = 5, ANSWERS = 6, RIGHT = 7, DIFFERS = 8;
+  const ID = 0, PICTURE = 1, NAME = 2, QUESTION = 3, GOLD = 4, TYPE = 5, ANSWERS = 6, RIGHT = 7, DIFFERS = 8, CHOSEN = 9, GIVERS = 10;
   const at = (id) => document.getElementById(id);
   const parsed = (id) => JSON.parse(at(id).textContent);
   const { columns, rows, texts } = parsed("data");
@@ -80,11 +80,26 @@
     show();
   }
 
-  function picture(row) {
-    if (row[PICTURE] < 0) return element("span", { class: "none" }, `${text(row, NAME)}: picture not in this file`);
+  function painting(place, name) {
+    if (place < 0) return element("span", { class: "none" }, `${name}: picture not in this file`);
     pictures ??= parsed("pictures");
-    const source = `data:image/jpeg;base64,${pictures[row[PICTURE]]}`;
-    return element("img", { src: source, alt: `Painting ${text(row, NAME)}`, decoding: "async" });
+    return element("img", { src: `data:image/jpeg;base64,${pictures[place]}`, alt: `Painting ${name}`, decoding: "async" });
+  }
+  const picture = (row) => painting(row[PICTURE], text(row, NAME));
+
+  // What the model chose among few answers, and how sure it was; and whose prefix it was given.
+  const percent = (share) => `${(100 * share).toFixed(share > 0 && share < 0.01 ? 2 : 0)}%`;
+  function beside(row, place) {
+    const chosen = row[CHOSEN][place], giver = row[GIVERS][place], lines = [];
+    if (giver) lines.push(element("span", { class: "aside" }, "prefix of ", quoted(texts[giver[1]])));
+    if (chosen) {
+      const [choice, probability, ofGold] = chosen;
+      const right = texts[choice].toLowerCase() === text(row, GOLD).toLowerCase();
+      const sure = probability === null ? "" : `, ${percent(probability)}`;
+      const gold = right || ofGold === null ? "" : `; right answer ${percent(ofGold)}`;
+      lines.push(element("span", { class: "aside" }, "chose ", quoted(texts[choice]), `${sure}${gold}`));
+    }
+    return lines;
   }
 
   function answers(row) {
@@ -96,7 +111,8 @@
         element("span", { class: `given ${right ? "right" : "wrong"}` },
           quoted(texts[row[ANSWERS][place]]),
           element("span", { class: "mark-text", "aria-hidden": "true" }, right ? "✓" : "✗"),
-          element("span", { class: "visually-hidden" }, right ? ", right" : ", wrong"))));
+          element("span", { class: "visually-hidden" }, right ? ", right" : ", wrong")),
+        ...beside(row, place)));
     });
     return list;
   }
@@ -105,6 +121,17 @@
   function meta(row) {
     const maps = attention.has(row) ? " · attention maps" : "";
     return element("p", { class: "meta" }, quoted(text(row, TYPE)), " · question ", quoted(row[ID]), maps);
+  }
+
+  // The paintings that lent their prefixes, beside the one that was asked about.
+  function lenders(row) {
+    const drawn = columns.flatMap(({ label }, place) => {
+      if (!row[GIVERS][place]) return [];
+      const [held, name] = row[GIVERS][place];
+      return [element("figure", { class: "lender" }, painting(held, texts[name]),
+        element("figcaption", {}, `${label}: the prefix was of `, quoted(texts[name])))];
+    });
+    return drawn.length ? [element("div", {}, ...drawn)] : [];
   }
 
   function card(place, index) {
@@ -144,7 +171,8 @@
     at("case-body").replaceChildren(
       element("div", { class: "detail" }, picture(row), element("div", {},
         element("h3", { id: "case-title" }, quoted(text(row, QUESTION))), gold(row), answers(row),
-        element("p", { class: "meta" }, quoted(text(row, TYPE)), " · question ", quoted(row[ID]), " · ", quoted(text(row, NAME))))),
+        element("p", { class: "meta" }, quoted(text(row, TYPE)), " · question ", quoted(row[ID]), " · ", quoted(text(row, NAME))),
+        ...lenders(row))),
       ...(maps ? [attentionMaps(row, maps)] : []));
     at("case-previous").disabled = index === 0;
     at("case-next").disabled = index + 1 >= shown.length;

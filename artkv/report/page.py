@@ -14,9 +14,11 @@ from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
 from artkv import __version__
+from artkv.evaluation.extra_scores import GLEU, METEOR, ROUGE_L
 from artkv.evaluation.run_roles import CONTROL
 from artkv.evaluation.scores import Estimate
 from artkv.report.choices import described_choices
+from artkv.report.confusion import described_confusions
 from artkv.report.evidence import Evidence
 from artkv.report.facts import model_facts, settings_text, training_facts, versions
 from artkv.report.plots import Interval, interval_plot, line_plot
@@ -29,7 +31,10 @@ _MEANINGS = {
     "on-blank": "a grey picture, so the question alone",
     CONTROL: "another model, trained without a prefix",
 }
-_OTHER_SCORES = {"bleu": "BLEU", "bleu_artquest": "BLEU as ArtQuest computes it", "token_f1": "token F1"}
+_OTHER_SCORES = {
+    "bleu": "BLEU", "bleu_artquest": "BLEU as ArtQuest computes it", "token_f1": "token F1",
+    GLEU: "GLEU", ROUGE_L: "ROUGE-L", METEOR: "METEOR",
+}  # fmt: skip
 _CURVES = (
     ("training", "loss", "Loss on answer tokens", None),
     ("training", "learning_rate", "Learning rate", 0.0),
@@ -70,11 +75,9 @@ def render(evidence: Evidence, parts: Mapping[str, Any]) -> str:
         ablations=_ablations(evidence),
         groups=_groups(evidence),
         score_plot=_score_plot(evidence),
-        other_scores=[
-            (name, [getattr(one.scores.overall, metric) for one in evidence.evaluations])
-            for metric, name in _OTHER_SCORES.items()
-        ],
+        other_scores=_other_scores(evidence),
         choices=described_choices(evidence),
+        confusions=described_confusions(evidence.evaluations),
         curves=_curves(evidence),
         training_facts=training_facts(evidence),
         model_facts=model_facts(evidence),
@@ -142,6 +145,15 @@ def _groups(evidence: Evidence) -> list[dict[str, Any]]:
         {"name": name, "count": f"{count:,}", "exact_match": [scores and scores.exact_match for scores in cells]}
         for name, count, cells in rows
     ]
+
+
+def _other_scores(evidence: Evidence) -> list[tuple[str, list[Estimate | None]]]:
+    """Over all questions, a row for each score that any evaluation has."""
+    rows = [
+        (name, [getattr(one.scores.overall, metric) for one in evidence.evaluations])
+        for metric, name in _OTHER_SCORES.items()
+    ]
+    return [(name, cells) for name, cells in rows if any(cell is not None for cell in cells)]
 
 
 def _score_plot(evidence: Evidence) -> Markup:

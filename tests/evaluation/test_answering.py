@@ -27,8 +27,8 @@ from artkv.evaluation.answering import (
     answer_questions,
     answer_under,
     answering_settings,
+    shuffled_painting_index,
 )
-from artkv.evaluation.scores import shuffled_painting_index
 from artkv.session import Session
 from tests.feature_cache.conftest import on_ranks
 
@@ -214,3 +214,20 @@ def test_without_stops_ranks_meet_only_at_the_end(answer: Callable[..., list[str
 
     assert all(len(result) == 11 for result in on_ranks(2, on_rank))
     assert meetings == [1, 1]
+
+
+@pytest.mark.parametrize("num_paintings", [2, 3, 10, 997])
+def test_shuffled_index_is_a_derangement(num_paintings: int) -> None:
+    for seed in range(20):
+        index = shuffled_painting_index(num_paintings, seed)
+        assert sorted(index) == list(range(num_paintings))
+        assert not (index == np.arange(num_paintings)).any()
+        np.testing.assert_array_equal(index, shuffled_painting_index(num_paintings, seed))
+    if num_paintings > 3:
+        assert (shuffled_painting_index(num_paintings, 0) != shuffled_painting_index(num_paintings, 1)).any()
+
+
+@pytest.mark.parametrize("num_paintings", [0, 1])
+def test_too_few_paintings_cannot_be_shuffled(num_paintings: int) -> None:
+    with pytest.raises(UserError, match=f"has {num_paintings} painting"):
+        shuffled_painting_index(num_paintings, 0)

@@ -23,9 +23,9 @@ from artkv.evaluation.answering import (
     AnsweringSettings,
     answer_under,
     answering_settings,
+    shuffled_painting_index,
 )
 from artkv.evaluation.choices import MOST_CANDIDATES, Candidates, choose, read_candidates, row_choices
-from artkv.evaluation.scores import shuffled_painting_index
 from artkv.models.kv_modulated_blip2 import KVModulatedBlip2
 from artkv.session import Session
 from tests.evaluation.evaluations import make_table

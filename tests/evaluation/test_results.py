@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from artkv.errors import UserError
+from artkv.evaluation.answering import shuffled_painting_index
 from artkv.evaluation.results import (
     Answers,
     check_places,
@@ -17,7 +18,7 @@ from artkv.evaluation.results import (
     read_predictions,
     read_scores,
 )
-from artkv.evaluation.scores import score_predictions, shuffled_painting_index
+from artkv.evaluation.scores import score_predictions
 from tests.damage import check, damaged, retyped
 from tests.evaluation.evaluations import STYLES, answers_to, choices_of, make_table, write_evaluation
 from tests.mounted import Disk
@@ -104,7 +105,10 @@ def test_choices_have_columns_of_their_own_and_come_back_in_the_place_of_predict
     columns = ["choice", "choice_probability", "gold_probability"]
     assert list(rows[0])[-3:] == columns
     assert [[row[name] for name in columns] for row in rows[:2]] == [["style 0", "0.7", "0.25"], ["", "", ""]]
-    chosen = read_predictions(folder).of_choices()
+    read = read_predictions(folder)
+    assert {name: read.columns[name] for name in columns} == {name: [row[name] for row in rows] for name in columns}
+    assert read.columns["prefix_of"] == [""] * 6
+    chosen = read.of_choices()
     assert chosen.columns["prediction"] == ["style 0", "style 1", "style X"]
     assert chosen.columns["question_type"] == ["style"] * 3
     assert chosen.scores("accuracy").tolist() == [1, 1, 0]

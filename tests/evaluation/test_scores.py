@@ -12,7 +12,6 @@ import sacrebleu
 from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 
-from artkv.errors import UserError
 from artkv.evaluation.scores import (
     METRICS,
     ChoiceScores,
@@ -22,7 +21,6 @@ from artkv.evaluation.scores import (
     format_table,
     score_choices,
     score_predictions,
-    shuffled_painting_index,
     token_f1,
 )
 from tests.evaluation.evaluations import STYLES, answers_to, choices_of, make_table
@@ -209,23 +207,6 @@ def test_table_rows_columns_and_alignment() -> None:
     assert f"{technique.value:.3f} [{technique.low:.3f}, {technique.high:.3f}]" in lines[2]
     assert lines[3].endswith(" -")  # the second column has no question about titles
     assert lines[5].split()[1] == "6/2"  # different question sets are shown, not hidden
-
-
-@pytest.mark.parametrize("num_paintings", [2, 3, 10, 997])
-def test_shuffled_index_is_a_derangement(num_paintings: int) -> None:
-    for seed in range(20):
-        index = shuffled_painting_index(num_paintings, seed)
-        assert sorted(index) == list(range(num_paintings))
-        assert not (index == np.arange(num_paintings)).any()
-        np.testing.assert_array_equal(index, shuffled_painting_index(num_paintings, seed))
-    if num_paintings > 3:
-        assert (shuffled_painting_index(num_paintings, 0) != shuffled_painting_index(num_paintings, 1)).any()
-
-
-@pytest.mark.parametrize("num_paintings", [0, 1])
-def test_too_few_paintings_cannot_be_shuffled(num_paintings: int) -> None:
-    with pytest.raises(UserError, match=f"has {num_paintings} painting"):
-        shuffled_painting_index(num_paintings, 0)
 
 
 def test_ten_thousand_questions_take_seconds() -> None:

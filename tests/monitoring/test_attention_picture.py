@@ -1,10 +1,10 @@
-"""Overlays: the brightest place is where the map says, and both maps share a scale."""
+"""Overlays and masses of heads: the brightest place is where the numbers say, and pictures share a scale."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from artkv.monitoring.attention_picture import Looks, overlays
+from artkv.monitoring.attention_picture import Looks, draw_masses, overlays
 
 
 def brightness(picture: Image.Image) -> np.ndarray:
@@ -43,3 +43,30 @@ def test_captions_say_the_mass_and_a_model_without_a_prefix_has_one_map() -> Non
     without = Looks(None, even, mass=0.0)
     assert without.captions() == ["no prefix"]
     assert len(overlays(Image.new("RGB", (20, 20)), without)) == 1
+
+
+def cell(pixels: np.ndarray, layer: int, head: int) -> np.ndarray:
+    """The upper left corner of a head's cell, where no number stands."""
+    return pixels[30 + 36 * layer + 2, 84 + 52 * head + 2].astype(int)
+
+
+def test_each_heads_cell_has_the_colour_of_its_mass_by_layer_and_head() -> None:
+    mass = np.array([[0.0, 0.25, 0.5], [0.75, 1.0, -0.2]])
+    pixels = draw_masses(mass)
+    assert pixels.shape == (30 + 2 * 36, 84 + 3 * 52, 3)
+    # Inferno at quarters, as matplotlib has it.
+    expected = [[(0, 0, 4), (87, 16, 110), (188, 55, 84)], [(249, 142, 9), (252, 255, 164), (0, 0, 4)]]
+    assert [[tuple(cell(pixels, layer, head)) for head in range(3)] for layer in range(2)] == expected
+
+
+def test_a_mass_has_the_same_colour_whatever_the_others_are() -> None:
+    low, high = draw_masses(np.array([[0.3, 0.01]])), draw_masses(np.array([[0.3, 0.99]]))
+    assert (cell(low, 0, 0) == cell(high, 0, 0)).all()
+    assert (cell(low, 0, 1) != cell(high, 0, 1)).any()
+
+
+def test_numbers_stand_out_from_their_cells() -> None:
+    for share in np.linspace(0, 1, 11):
+        pixels = draw_masses(np.array([[share]]))
+        inside = np.asarray(Image.fromarray(pixels).convert("L")).astype(int)[30:64, 84:134]
+        assert np.ptp(inside) > 100

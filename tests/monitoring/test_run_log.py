@@ -1,5 +1,6 @@
 """RunLog: the fan-out, one transfer, resume, and silence on other ranks."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from artkv.monitoring.attention_picture import draw_masses
 from artkv.monitoring.cards import AnsweredQuestion
 from artkv.monitoring.run_log import RunLog, to_numbers
 
@@ -34,7 +36,11 @@ def test_metrics_reach_file_tensorboard_and_console(tmp_path: Path, capsys: pyte
     assert (validation["kind"], validation["exact_match"]) == ("validation", 0.75)
     events = EventAccumulator(str(tmp_path)).Reload()
     assert {"train/loss", "train/learning_rate", "validation/exact_match"} <= set(events.Tags()["scalars"])
-    assert events.Tags()["images"] == ["works/0"]
+    assert sorted(events.Tags()["images"]) == ["attention/mass_of_layers_and_heads", "works/0"]
+    (drawn,) = events.Images("attention/mass_of_layers_and_heads")
+    pixels = np.asarray(Image.open(io.BytesIO(drawn.encoded_image_string)).convert("RGB"))
+    assert drawn.step == 1
+    np.testing.assert_array_equal(pixels, draw_masses(np.array([[0.1, 0.2]])))
     error = capsys.readouterr().err
     assert "step 1/2  loss 0.5" in error
     assert "saved" in error

@@ -1,10 +1,14 @@
 """Cases: which answers differ, which pictures come first, and what the page's script is given."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
+from artkv.errors import UserError
 from artkv.evaluation.results import Predictions
 from artkv.evaluation.scores import score_predictions
-from artkv.report.cases import gallery, join_cases, telling_images
+from artkv.report.cases import Chosen, gallery, join_cases, telling_images
 from artkv.report.evidence import Evaluation
 
 GOLD = ["mosaic", "Red", "boat", ""]
@@ -68,8 +72,53 @@ def test_the_gallery_stores_each_text_once_and_tells_what_the_page_lacks() -> No
     assert [row[0], row[1]] == ["q3", 0]
     assert [texts[place] for place in row[2:6]] == ["two.jpg", "Which style?", "boat", "style"]
     assert [texts[place] for place in row[6]] == ["boat", "tree", "tree"]
-    assert row[7:] == [0b001, 1]
-    assert tree["rows"][0][7:] == [0b011, 0]
+    assert row[7:] == [0b001, 1, [], []]
+    assert tree["rows"][0][7:] == [0b011, 0, [], []]
     assert [one[1] for one in tree["rows"]] == [-1, -1, 0, -1]
     assert texts[tree["rows"][0][2]] == "one.jpg"  # folders are nobody's business
     assert [column["name"] for column in tree["columns"]] == ["on", "off", "on-blank"]
+
+
+def with_columns(name: str, answers: list[str], **columns: list[str]) -> Evaluation:
+    one = evaluation(name, answers)
+    return replace(one, predictions=replace(one.predictions, columns={**one.predictions.columns, **columns}))
+
+
+CHOSEN = {
+    "choice": ["mosaic", "", "tree", ""],
+    "choice_probability": ["0.75", "", "0.5", ""],
+    "gold_probability": ["0.75", "", "0.0", ""],
+}
+
+
+def test_a_case_has_what_was_chosen_and_whose_prefix_was_given() -> None:
+    shuffled = with_columns("shuffled", ["x"] * 4, prefix_of=["two.jpg", "two.jpg", "a/one.jpg", "three.jpg"])
+    evaluations = [with_columns("on", ["mosaic", "red", "boat", ""], **CHOSEN), shuffled]
+    cases = join_cases(evaluations)
+    assert [case.chosen for case in cases] == [
+        (Chosen("mosaic", 0.75, 0.75), None), (None, None), (Chosen("tree", 0.5, 0.0), None), (None, None),
+    ]  # fmt: skip
+    assert [case.prefix_of for case in cases] == [
+        ("", "two.jpg"),
+        ("", "two.jpg"),
+        ("", "a/one.jpg"),
+        ("", "three.jpg"),
+    ]
+    tree = gallery(evaluations, cases, ["two.jpg", "a/one.jpg"])
+    texts = tree["texts"]
+    (chosen, none), (nobody, giver) = tree["rows"][2][9:]
+    assert (texts[chosen[0]], chosen[1:], none) == ("tree", [0.5, 0.0], 0)
+    assert (nobody, giver[0], texts[giver[1]]) == (0, 1, "one.jpg")
+    assert tree["rows"][3][9:] == [[0, 0], [0, [-1, texts.index("three.jpg")]]]
+
+
+def test_choices_without_probabilities_have_none() -> None:
+    (case, *_) = join_cases([with_columns("on", ["x"] * 4, choice=["mosaic", "", "", ""])])
+    assert case.chosen == (Chosen("mosaic", None, None),)
+
+
+@pytest.mark.parametrize("text", ["likely", "1.5", "-0.1", "nan", "inf"])
+def test_what_is_no_probability_is_named_by_row_and_column(text: str) -> None:
+    columns = {**CHOSEN, "gold_probability": ["0.75", "", text, ""]}
+    with pytest.raises(UserError, match=f"in row 3 gold_probability is '{text}', which is no number .*evaluate again"):
+        join_cases([with_columns("on", ["x"] * 4, **columns)])

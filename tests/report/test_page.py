@@ -1,9 +1,10 @@
 """The page in a browser: what a reader can do with it, what it cannot be made to do, and whom it shuts out."""
 
+import csv
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import pytest
 
 import artkv.report.writing as writing
 from artkv.evaluation.attention import PaintingAttention
+from artkv.evaluation.calibration import calibrate
 from artkv.evaluation.compared_runs import compare_runs
 from artkv.evaluation.run_roles import open_run
+from artkv.evaluation.scores import ChoiceGroup, ChoiceScores, Estimate
 from artkv.report.writing import ReportSettings, write_report
 from tests.browser import AXE, INSTALL, Tab
 from tests.report.conftest import MakeRun, questions_about
@@ -154,6 +157,90 @@ def test_attention_is_laid_over_the_picture_clear_where_it_is_most(reader: Reade
         assert alpha == [0 if place == clear else 215 for place in range(16)]
         picture = one.locator("xpath=preceding-sibling::img")
         assert one.bounding_box() == picture.bounding_box()
+
+
+def add_columns(run: Path, ablation: str, **columns: Callable[[dict[str, str]], str]) -> None:
+    """To an evaluation's predictions: each a function of the row."""
+    path = run / "eval" / f"test-{ablation}" / "predictions.csv"
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = [{**row, **{name: of(row) for name, of in columns.items()}} for row in csv.DictReader(file)]
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def test_the_gallery_tells_choices_and_whose_prefix_was_given(browser: Any, make_run: MakeRun) -> None:
+    run = make_run()
+    add_columns(run, "shuffled", prefix_of=lambda row: "elsewhere/painting_00011.jpg")
+    add_columns(
+        run, "on", choice=lambda row: "<b>mosaic", choice_probability=lambda row: "0.912345",
+        gold_probability=lambda row: "0.004",
+    )  # fmt: skip
+    metrics = run / "eval" / "test-on" / "metrics.json"
+    tree = json.loads(metrics.read_text())
+    group = ChoiceGroup(36, 12, *[Estimate(0.5, 0.4, 0.6)] * 2, calibrate(np.full(36, 0.9), np.full(36, True)))
+    choices = ChoiceScores(group, {}, {"style": ["<b>mosaic"]}, 0)
+    metrics.write_text(json.dumps({**tree, "choices": choices.to_json()}))
+    reader = Reader(browser, write_report(ReportSettings(run, attention=0)))
+    reader.page.select_option("#sort", "file")
+    answers = reader.page.locator(".card").first.locator(".answers li")
+    asides = [[aside.inner_text() for aside in answer.locator(".aside").all()] for answer in answers.all()]
+    assert asides == [["chose <b>mosaic, 91%; right answer 0.40%"], [], ["prefix of painting_00011.jpg"], []]
+    reader.page.locator(".open").first.click()
+    lender = reader.page.locator("#case .lender")
+    assert lender.locator("figcaption").inner_text() == "shuffled: the prefix was of painting_00011.jpg"
+    assert (
+        lender.locator(".none").inner_text() == "painting_00011.jpg: picture not in this file"
+    )  # it is of no question
+    assert reader.complaints == []
+    reader.context.close()
+
+
+def test_a_table_of_confusions_can_be_read_with_eyes_and_ears(reader: Reader) -> None:
+    page = reader.page
+    assert page.locator(".matrices").count() == 3
+    tables = page.locator("details[open] .matrix")  # style alone: there the prefix adds most
+    assert [table.locator("caption").inner_text() for table in tables.all()] == ["prefix on", "prefix off"]
+    table = tables.first
+    columns = table.locator("thead th[scope=col] bdi").all_inner_texts()
+    assert columns == table.locator("tbody th[scope=row] bdi").all_inner_texts()
+    assert set(columns) <= {"cubism", "impasto", "mosaic", "engraving"}
+    counts = [[int(cell.inner_text()) for cell in row.locator("td").all()] for row in table.locator("tbody tr").all()]
+    assert [row[-1] for row in counts] == [sum(row[:-1]) for row in counts]
+    assert sum(row[-1] for row in counts) == 12
+    framed = table.locator("td.ok").all()
+    assert [int(cell.inner_text()) for cell in framed] == [counts[place][place] for place in range(len(columns))]
+    shades = {scheme: fills(page, scheme) for scheme in ("light", "dark")}
+    for fill in shades.values():  # a share of nothing, of some and of all
+        assert fill["h0"] == "rgba(0, 0, 0, 0)"
+        assert len(set(fill.values())) == 6
+    assert shades["light"]["h5"] != shades["dark"]["h5"]
+
+
+def fills(page: Any, scheme: str) -> dict[str, str]:
+    """The background of each shade of a cell."""
+    page.emulate_media(color_scheme=scheme)
+    look = """name => { const cell = document.createElement("td"); cell.className = name; document.body.append(cell);
+        const fill = getComputedStyle(cell).backgroundColor; cell.remove(); return fill; }"""
+    return {f"h{shade}": page.evaluate(look, f"h{shade}") for shade in range(6)}
+
+
+def test_the_largest_tables_of_confusions_stay_on_a_phone(browser: Any, make_run: MakeRun) -> None:
+    answers = [f"an answer of some length, number {number}" for number in range(30)]
+    questions = [(f"p{n}.jpg", "Which?", answer, "technique") for n, answer in enumerate(answers + answers[:5])]
+    path = write_report(ReportSettings(make_run(questions=questions), attention=0, pictures=0))
+    reader = Reader(browser, path, viewport={"width": 390, "height": 800})
+    page = reader.page
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert "The last row is of the 11 right answers that are asked least" in page.locator("#scores").inner_text()
+    assert page.locator(".matrix").first.locator("tbody tr").count() == 20
+    assert page.locator(".matrix").first.locator("tbody tr").last.locator("th").inner_text() == "all others"
+    region = page.locator(".scroll:has(.matrix)").first
+    region.focus()  # the keyboard can move it
+    assert region.evaluate("one => one === document.activeElement && one.scrollWidth > one.clientWidth")
+    assert reader.complaints == []
+    reader.context.close()
 
 
 def test_the_verdict_comes_first_and_in_words(reader: Reader) -> None:

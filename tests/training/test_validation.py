@@ -80,6 +80,8 @@ def test_a_run_logs_attention_before_its_first_step_and_after_each_epoch(
         assert logged[name] == pytest.approx(value, rel=2e-5, abs=1e-9), name
         assert events.Scalars(name)[1].value == pytest.approx(value, rel=2e-5, abs=1e-9)
     assert len(events.Histograms("attention/mass_of_heads")) == 3
+    drawn = events.Images("attention/mass_of_layers_and_heads")
+    assert [one.step for one in drawn] == [one.step for one in events.Histograms("attention/mass_of_heads")]
 
     works = [tag for tag in events.Tags()["images"] if tag.startswith("works/")]
     assert len(works) == 8
