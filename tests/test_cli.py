@@ -20,7 +20,7 @@ import artkv
 import artkv.cli as cli
 from artkv import KVPrefixGenerator, load_config, load_model
 from artkv.api import evaluate
-from artkv.arguments import METRICS, VERBS, make_parser
+from artkv.arguments import VERBS, make_parser
 from artkv.config import override_config
 from artkv.distributed import World
 from artkv.evaluation import scores
@@ -29,6 +29,7 @@ from artkv.evaluation.comparison import Comparison
 from artkv.frozen.host_blocks import HostBlocks
 from artkv.run_folder.checkpoint import open_checkpoint
 from artkv.training.run import train
+from artkv.verb_options import METRICS
 
 
 @pytest.fixture(scope="module")
@@ -425,7 +426,7 @@ def test_help_imports_nothing_that_takes_time(verb: str | None) -> None:
     if verb is not None:
         for example in VERBS[verb].examples:
             assert f"  {example}\n" in result.stdout
-        has_no_settings = verb in ("status", "compare", "sweep", "art-encoder")
+        has_no_settings = verb in ("supervise", "status", "compare", "sweep", "art-encoder")
         assert ("--set SECTION.KEY=VALUE" in result.stdout) != has_no_settings
     assert verb != "art-encoder" or "--image-size" in result.stdout
     assert verb != "plan" or "--gpu-memory" in result.stdout
@@ -435,7 +436,7 @@ def test_help_imports_nothing_that_takes_time(verb: str | None) -> None:
     ("arguments", "code", "message"),
     [
         ("trian --config x.yaml", 2, "did you mean 'train'?"),
-        ("conquer", 2, "no verb 'conquer' among train, evaluate, "),
+        ("conquer", 2, "no verb 'conquer' among train, supervise, "),
         ("", 2, "VERB"),
         ("train --confg x.yaml", 2, "--config"),
         ("train --config x.yaml --epochs 3", 2, "unrecognized arguments: --epochs 3"),

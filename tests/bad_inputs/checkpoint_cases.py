@@ -222,7 +222,12 @@ CHECKPOINTS = Area(
     + [
         BadInput("a run without checkpoints", emptied, ("this run has no checkpoint yet",)),
         BadInput("a run whose checkpoints are away", away, ("checkpoints: is a link to /mnt/away, which cannot be",)),
-        BadInput("a user that nobody is", lambda place: _export("~nobody-at-all/run"), ("no checkpoint there",)),
+        BadInput(
+            "a user that nobody is",
+            lambda place: _export("~nobody-at-all/run"),
+            ("no home folder is known for '~nobody-at-all'",),
+            exit_code=2,
+        ),
         BadInput(
             "a name that no file can have", lambda place: _export("n" * 300), ("cannot be read (File name too long)",)
         ),

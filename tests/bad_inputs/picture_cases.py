@@ -196,10 +196,8 @@ PICTURES = Area(
                 "tokens with dataset.prompt around it, and the language model has room for 121; shorten",
             ),
         ),
-        BadInput(
-            "an empty question", ask(_ONE, ""), ("the question is empty; ask one, such as: Which style is this?",)
-        ),
-        BadInput("a question of spaces", ask(_ONE, " \t\n"), ("the question is empty; ask one",)),
+        BadInput("an empty question", ask(_ONE, ""), ("argument QUESTION: '' is empty",), exit_code=2),
+        BadInput("a question of spaces", ask(_ONE, " \t\n"), (r"argument QUESTION: ' \t\n' is empty",), exit_code=2),
         BadInput(
             "a question with escape codes",
             ask(_ONE, "What\x1b[2J?"),

@@ -108,7 +108,7 @@ def test_only_a_regular_file_of_sensible_size_in_utf8_is_read(tmp_path: Path) ->
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for name, message in (
         ("pipe", "is a pipe"), ("", "is a folder"), ("large", "more than"), ("wide", "not UTF-8"),
-        ("loop", "symbolic links"), ("n" * 300, "too long"), ("absent", "No such file"), ("a\0b", "null byte"),
+        ("loop", "symbolic links"), ("n" * 300, "too long"), ("absent", "No such file"), ("a\0b", "NUL"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=message):
             read_text(tmp_path / name)

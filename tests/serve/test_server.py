@@ -223,8 +223,6 @@ def test_a_port_that_is_taken_or_none_and_an_unknown_host_are_one_message(
         error = capsys.readouterr().err
         assert f"artkv: --host 127.0.0.1 --port {free_port}: cannot be listened on (Address already in use)" in error
         assert "give another --port, or 0 for any that is free" in error
-        assert cli.main([*serve, "--port", "70000"]) == 1
-        assert "--port 70000: cannot be listened on" in capsys.readouterr().err
         assert cli.main([*serve, "--host", "256.1.1.1"]) == 1
         assert "artkv: --host 256.1.1.1: is no address" in capsys.readouterr().err
     finally:
