@@ -78,7 +78,8 @@ def test_the_last_of_a_key_counts() -> None:
 
 def test_every_path_and_text_is_known_as_one() -> None:
     assert {key for key in schema_keys(Config) if is_text(key)} == {
-        "model.blip2", "model.revision", "model.opt", "model.vit", "efficientnet.architecture", "efficientnet.checkpoint",
+        "model.blip2", "model.revision", "model.opt", "model.vit",
+        "efficientnet.architecture", "efficientnet.checkpoint",
         "dataset.train", "dataset.val", "dataset.test", "dataset.image_root", "dataset.prompt", "training.deepspeed",
         "frozen.memory_budget", "frozen.feature_cache", "run.output_dir",
     }  # fmt: skip
