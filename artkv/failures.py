@@ -143,9 +143,18 @@ def exit_code(error: BaseException, verb: str | None, debug: bool) -> int:
         tell(f"{who}{system}")
         return WRONG_INPUT
     first_line = (str(error).strip().splitlines() or [""])[0]
+    if _is_lost_peer(error):
+        tell(f"{who}run failed: another rank is gone ({first_line:.200}); look at the first error of the others")
+        return RUN_FAILED
     where = "" if debug else f"\n  {_kept_traceback(error)}"
     tell(f"{who}failed in a way that nobody foresaw: {type(error).__name__}: {first_line:.500}{where}")
     return RUN_FAILED
+
+
+def _is_lost_peer(error: BaseException) -> bool:
+    from artkv.run_folder.state_record import is_lost_peer  # a command that has no ranks need not wait for it
+
+    return isinstance(error, RuntimeError) and "RANK" in os.environ and is_lost_peer(str(error))
 
 
 def _told_of_memory(error: BaseException, verb: str | None) -> str | None:

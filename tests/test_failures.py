@@ -216,3 +216,17 @@ def test_a_training_that_ignores_control_c_from_its_start_goes_on_ignoring_it() 
     )
     process = artkv(code, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
     assert process.communicate() == ("None\n", "")
+
+
+def test_a_rank_whose_peer_is_gone_says_so_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lost = RuntimeError("[pair.cc:561] Connection closed by peer [127.0.0.1]:52446. This is typically\nmore")
+    monkeypatch.setenv("RANK", "1")
+    assert exit_code(lost, "train", debug=False) == 3
+    told = capsys.readouterr().err
+    assert told.startswith("artkv: [rank 1] run failed: another rank is gone ([pair.cc:561] Connection closed by peer")
+    assert told.count("\n") == 1
+    monkeypatch.delenv("RANK")  # of one process it cannot be that
+    assert exit_code(lost, "train", debug=True) == 3
+    assert "nobody foresaw" in capsys.readouterr().err
