@@ -2,7 +2,9 @@
 
 import json
 import os
+import queue
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +19,8 @@ from artkv.launcher_variables import Place, check_environment, launched_place, l
 from artkv.single_rank import SINGLE_RANK
 
 T = TypeVar("T")
+
+_SECONDS_FOR_TORCHS_OWN_MESSAGE = 2.0
 
 # Set on an exception that every rank knows of: none of them meets the others about it once more.
 _KNOWN = "artkv_known_on_all_ranks"
@@ -219,8 +223,27 @@ def _open_store(rank: int, size: int, timeout: timedelta) -> dist.Store:
                 raise dist.DistNetworkError(f"{error.strerror}") from None
             # torch's own socket would listen on all addresses.
             return dist.TCPStore(host, int(port), size, True, timeout, master_listen_fd=listener.detach())
-    store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
-    return store
+    return _in_time(lambda: next(dist.rendezvous("env://", timeout=timeout))[0], timeout)
+
+
+def _in_time(meet: Callable[[], dist.Store], timeout: timedelta) -> dist.Store:
+    """What `meet` returns. Where another program listens at the port and says nothing, torch waits without an end."""
+    ended: queue.Queue[dist.Store | BaseException] = queue.Queue()
+
+    def run() -> None:
+        try:
+            ended.put(meet())
+        except BaseException as error:
+            ended.put(error)
+
+    threading.Thread(target=run, name="rendezvous", daemon=True).start()
+    try:
+        result = ended.get(timeout=timeout.total_seconds() + _SECONDS_FOR_TORCHS_OWN_MESSAGE)
+    except queue.Empty:
+        raise dist.DistNetworkError("something listens there and gives no answer: is it another program?") from None
+    if isinstance(result, BaseException):
+        raise result
+    return result
 
 
 def check_devices(devices: list[tuple[str, str]]) -> None:

@@ -207,3 +207,14 @@ def test_ranks_of_one_machine_listen_to_nobody_else(tmp_path: Path, free_port: i
     multiprocessing.start_processes(_listen, (free_port, tmp_path), nprocs=2, start_method="forkserver")
     found = {(tmp_path / f"{rank}.txt").read_text() for rank in range(2)}
     assert found == {"127.0.0.1"}  # of the store and of gloo
+
+
+def test_a_port_at_which_another_program_listens_is_not_waited_at_for_ever(tmp_path: Path, free_port: int) -> None:
+    with socket.create_server(("127.0.0.1", free_port)):
+        process = FORKS.Process(target=_wait_alone, args=(1, free_port, str(tmp_path)))
+        process.start()
+        process.join(timeout=60)
+        assert not process.is_alive()
+    message = (tmp_path / "1.txt").read_text()
+    assert "did not meet the others" in message
+    assert "something listens there and gives no answer: is it another program?" in message
