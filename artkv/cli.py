@@ -16,8 +16,8 @@ from artkv.failures import (
     WRONG_INPUT,
     exit_code,
     flush_output,
+    for_terminal,
     let_output_pass,
-    printable,
     rank,
     tell,
 )
@@ -208,7 +208,7 @@ def ask(options: argparse.Namespace) -> int:
 
     session = load_model(config, checkpoint)
     (answer,) = session.answers(options.picture, [options.question], options.prefix == "on")
-    print(printable(answer.text))
+    print(for_terminal(answer.text))
     per_token = f"{answer.token_probability:.3f} a token"
     print(f"probability {answer.probability:.3f}, {per_token}", file=sys.stderr)  # the answer stands alone, for a pipe
     if options.attention is not None:
@@ -282,9 +282,9 @@ def check(options: argparse.Namespace) -> int:
     from artkv.datasets.problems import format_problems
     from artkv.preflight import find_obstacles
 
-    obstacles = find_obstacles(config, note=lambda text: print(printable(f"note: {text}")))
+    obstacles = find_obstacles(config, note=lambda text: print(for_terminal(f"note: {text}")))
     if obstacles:
-        print(printable(format_problems(obstacles)), file=sys.stderr)
+        print(for_terminal(format_problems(obstacles)), file=sys.stderr)
         print(f"artkv: {len(obstacles)} problem{'s' if len(obstacles) > 1 else ''} found", file=sys.stderr)
         return WRONG_INPUT
     print("artkv: no problems found")

@@ -74,7 +74,7 @@ _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 _TURNS = re.compile("[\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
-def printable(text: str) -> str:
+def for_terminal(text: str) -> str:
     """`text` as a terminal can be given it: what would control it is escaped, but for ends of lines."""
 
     def escape(character: str) -> str:
@@ -88,12 +88,12 @@ class ArgumentParser(argparse.ArgumentParser):
     """argparse's, which repeats what was typed in its messages, on a terminal too."""
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        super()._print_message(printable(message), file)
+        super()._print_message(for_terminal(message), file)
 
 
 def tell(text: str) -> None:
     """A message on stderr, as artkv's."""
-    print(printable(f"artkv: {text}"), file=sys.stderr, flush=True)
+    print(for_terminal(f"artkv: {text}"), file=sys.stderr, flush=True)
 
 
 def rank() -> str:

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 import artkv.cli as cli
 from artkv.errors import Preempted, RunFailed, UserError
-from artkv.failures import exit_code, printable
+from artkv.failures import exit_code, for_terminal
 
 
 def raised(action: Callable[[], Any]) -> BaseException:
@@ -138,7 +138,7 @@ def test_debug_shows_the_traceback(
     ],
 )
 def test_nothing_that_is_printed_controls_a_terminal(text: str, shown: str) -> None:
-    assert printable(text) == shown
+    assert for_terminal(text) == shown
 
 
 def test_wrong_usage_is_printable_too(capsys: pytest.CaptureFixture[str]) -> None:
