@@ -105,8 +105,8 @@ class RecordedState:
 def recorded_state(run_dir: Path, world: "World") -> Iterator[RecordedState]:
     """Keeps `run_dir/status.json`: that a start began, and how it ended; entered on all ranks, with the lock held.
 
-    A start that ends well without `begin_training` had nothing to do, and one that a `UserError` ends before it was
-    refused: the record of a finished run then stays what it was.
+    A start that ends well without `begin_training` had nothing to do: the record of a finished run then stays what it
+    was.
     """
     before = world.on_main(lambda: _read_if_readable(run_dir))
     ranks = world.gather(socket.gethostname())
@@ -125,10 +125,6 @@ def recorded_state(run_dir: Path, world: "World") -> Iterator[RecordedState]:
     try:
         yield state
     except BaseException as error:
-        is_refused = isinstance(error, UserError) and state.record.state == "starting"
-        if is_refused and before is not None and before.state == "finished":
-            state.note(**asdict(before))
-            raise
         is_preempted = isinstance(error, Preempted)
         state.note(
             state="preempted" if is_preempted else "failed", ended=time.time(), error=cause_of(error, world.rank, ranks)

@@ -283,17 +283,6 @@ OUTPUT = Area(
     ]
     + [
         BadInput(
-            f"a finished run, and another {what}",
-            train(lambda run: None, "--resume", "latest", "--set", f"{setting}={value}"),
-            (f"step_00000009: was trained with {setting}=", f"now {value}", f"set {setting}="),
-        )
-        for what, setting, value in [
-            ("seed", "training.seed", 5),
-            ("size of pictures", "efficientnet.image_size", 48),
-        ]
-    ]
-    + [
-        BadInput(
             f"run.output_dir {what}",
             lambda place, folder=folder: ["train", *place.config(f"run.output_dir={_made(place, folder)}")],
             says,
