@@ -78,7 +78,7 @@ def train(options: argparse.Namespace) -> int:
             if world.is_main:
                 best = progress.best_exact_match
                 score = "" if best is None else f"; best validation exact match {best:.3f} at step {progress.best_step}"
-                print(f"done after {progress.step} steps in {config.run.output_dir}{score}")
+                _say(f"done after {progress.step} steps in {config.run.output_dir}{score}")
                 _show_next_commands(config)
     return DONE
 
@@ -124,11 +124,11 @@ def evaluate(options: argparse.Namespace) -> int:
                 print(f"\n{extras}")
             if options.all_ablations:
                 comparison, path = compare_runs(runs, options.split, "exact_match")
-                print(f"\n{format_comparison(comparison)}\n\n{path.name}: {shell.seen_by_caller(path)}")
+                _say(f"\n{format_comparison(comparison)}\n\n{path.name}: {shell.seen_by_caller(path)}")
                 if shell.has_person() and checkpoint.run is not None:
-                    print(f"as a page: {shell.command('artkv', 'report', *(run.folder for run in runs))}")
+                    _say(f"as a page: {shell.command('artkv', 'report', *(run.folder for run in runs))}")
             names = ", ".join(f"{options.split}-{name}" for name in results)
-            print(f"predictions.csv and metrics.json: in {shell.seen_by_caller(checkpoint.run_dir / 'eval')}, {names}")
+            _say(f"predictions.csv and metrics.json: in {shell.seen_by_caller(checkpoint.run_dir / 'eval')}, {names}")
     return DONE
 
 
@@ -142,7 +142,7 @@ def compare(options: argparse.Namespace) -> int:
     from artkv.evaluation.verdicts import format_comparison
 
     comparison, path = compare_runs(runs, options.split, options.metric)
-    print(f"{format_comparison(comparison)}\n\n{path.name}: {shell.seen_by_caller(path)}")
+    _say(f"{format_comparison(comparison)}\n\n{path.name}: {shell.seen_by_caller(path)}")
     return DONE
 
 
@@ -153,20 +153,21 @@ def sweep(options: argparse.Namespace) -> int:
     plan = read_sweep(Path(options.sweep))
 
     from artkv.sweep.reporting import report_on
-    from artkv.sweep.running import check_folders, describe, do_runs
+    from artkv.sweep.running import check_folders, check_split, describe, do_runs
 
     if options.list:
-        print("\n".join(describe(plan)))
+        _say("\n".join(describe(plan)))
         return DONE
     failed: dict[int, str] = {}
     check_folder_writable(plan.output_dir, f"sweep {plan.path}: output_dir")
     if not options.report:
+        check_split(plan)
         check_folders(plan)
         failed = do_runs(plan, plan.runs if options.run is None else [plan.run(options.run)], options.ranks)
     if options.run is None:
         text, paths = report_on(plan)
-        print(text)
-        print(f"written: {', '.join(str(shell.seen_by_caller(path)) for path in paths)}")
+        _say(text)
+        _say(f"written: {', '.join(str(shell.seen_by_caller(path)) for path in paths)}")
     for index, message in failed.items():
         tell(f"run failed: {index} ({plan.runs[index].name}): {message}")
     return RUN_FAILED if failed else DONE
@@ -176,7 +177,7 @@ def status(options: argparse.Namespace) -> int:
     """Tells how far a run is."""
     from artkv.run_folder.status import format_status, read_status
 
-    print(format_status(read_status(Path(options.run))))
+    _say(format_status(read_status(Path(options.run))))
     return DONE
 
 
@@ -194,7 +195,7 @@ def report(options: argparse.Namespace) -> int:
         overrides=options.set,
     )
     path = write_report(settings)
-    print(f"{shell.seen_by_caller(path)}: {path.stat().st_size / 1e6:.1f} MB, open it in a browser")
+    _say(f"{shell.seen_by_caller(path)}: {path.stat().st_size / 1e6:.1f} MB, open it in a browser")
     return DONE
 
 
@@ -208,13 +209,13 @@ def ask(options: argparse.Namespace) -> int:
 
     session = load_model(config, checkpoint)
     (answer,) = session.answers(options.picture, [options.question], options.prefix == "on")
-    print(for_terminal(answer.text))
+    _say(answer.text)
     per_token = f"{answer.token_probability:.3f} a token"
     print(f"probability {answer.probability:.3f}, {per_token}", file=sys.stderr)  # the answer stands alone, for a pipe
     if options.attention is not None:
         drawing = Path(options.attention)
         draw_attention(session, options.picture, options.question, answer.text, drawing)
-        print(f"attention: {shell.seen_by_caller(drawing)}", file=sys.stderr)
+        print(for_terminal(f"attention: {shell.seen_by_caller(drawing)}"), file=sys.stderr)
     return DONE
 
 
@@ -258,7 +259,7 @@ def cache(options: argparse.Namespace) -> int:
         else:
             summary = run_cache(config, options.split, world)
         if world.is_main:
-            print(summary)
+            _say(summary)
     return DONE
 
 
@@ -269,7 +270,7 @@ def export(options: argparse.Namespace) -> int:
     from artkv.export import export as write_export
 
     for path in write_export(checkpoint, config, options.format, Path(options.output), options.leave_out):
-        print(path)
+        _say(str(path))
     return DONE
 
 
@@ -282,7 +283,7 @@ def check(options: argparse.Namespace) -> int:
     from artkv.datasets.problems import format_problems
     from artkv.preflight import find_obstacles
 
-    obstacles = find_obstacles(config, note=lambda text: print(for_terminal(f"note: {text}")))
+    obstacles = find_obstacles(config, note=lambda text: _say(f"note: {text}"))
     if obstacles:
         print(for_terminal(format_problems(obstacles)), file=sys.stderr)
         print(f"artkv: {len(obstacles)} problem{'s' if len(obstacles) > 1 else ''} found", file=sys.stderr)
@@ -315,7 +316,7 @@ def art_encoder(options: argparse.Namespace) -> int:
     from artkv.art_encoder.training import train_art_encoder
 
     result = train_art_encoder(settings)
-    print(f"best top-1 {result.scores.top1:.3f} in epoch {result.epoch}; efficientnet.checkpoint: {result.checkpoint}")
+    _say(f"best top-1 {result.scores.top1:.3f} in epoch {result.epoch}; efficientnet.checkpoint: {result.checkpoint}")
     return DONE
 
 
@@ -342,6 +343,11 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "cache": cache, "export": export, "check": check, "plan": plan, "art-encoder": art_encoder,
     "quickstart": quickstart,
 }  # fmt: skip
+
+
+def _say(text: str) -> None:
+    """What a command was asked for, on stdout, without what would control a terminal."""
+    print(for_terminal(text))
 
 
 def _open_control(options: argparse.Namespace, config: "Config") -> "tuple[Checkpoint, Config]":
@@ -375,7 +381,7 @@ def _open_checkpoint(options: argparse.Namespace, given: str) -> "tuple[Checkpoi
         if best is not None:
             notes.append("best" if best == name else f"{shell.seen_by_caller(run_dir / BEST)} is {best}")
         shown = f" ({'; '.join(notes)})" if notes else ""
-        print(f"artkv: checkpoint {shell.seen_by_caller(checkpoint.path)}{shown}", file=sys.stderr)
+        tell(f"checkpoint {shell.seen_by_caller(checkpoint.path)}{shown}")
     return checkpoint, config
 
 
@@ -388,7 +394,5 @@ def _show_next_commands(config: "Config") -> None:
     checkpoint = run_dir / "best" if (run_dir / "best").exists() else run_dir
     print("next:")
     if split is not None:
-        print(
-            f"  {shell.command('artkv', 'evaluate', '--checkpoint', checkpoint, '--split', split, '--all-ablations')}"
-        )
-    print(f"  {shell.command('tensorboard', '--logdir', run_dir)}")
+        _say(f"  {shell.command('artkv', 'evaluate', '--checkpoint', checkpoint, '--split', split, '--all-ablations')}")
+    _say(f"  {shell.command('tensorboard', '--logdir', run_dir)}")

@@ -45,7 +45,7 @@ def export(
     suffix = {"adapter": ".safetensors", "transformers": "", "lavis": ".pth"}[format]
     if suffix and output.suffix != suffix:
         raise UserError(f"--output {output}: is a {suffix} file with --format {format}; give a name that ends so")
-    prefix_file = output.with_suffix(f".{KV_PREFIX}")  # beside a LAVIS file
+    prefix_file = output if suffix == "" else output.with_suffix(f".{KV_PREFIX}")  # beside a LAVIS file
     for path in [output, *([prefix_file] if format == "lavis" else [])]:
         if os.path.lexists(path):
             raise UserError(f"--output {output}: {path} is there already; remove it or give another name")

@@ -551,3 +551,13 @@ def test_the_checkpoint_that_was_taken_is_told(
     assert told(run / "best", "b") == "artkv: checkpoint run/checkpoints/step_00000001 (best)"
     (run / "best").unlink()
     assert told(run, "c") == f"artkv: checkpoint run/checkpoints/{newest.name} (newest)"
+
+
+def test_what_is_printed_controls_no_terminal(
+    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "a\x1b[2J.safetensors"
+    words = ["export", "--checkpoint", str(trained_run), "--format", "adapter", "--output", str(output)]
+    assert cli.main(words) == 0
+    assert output.is_file()
+    assert capsys.readouterr().out == f"{tmp_path}/a\\x1b[2J.safetensors\n"

@@ -71,6 +71,8 @@ def read_style_data(
     The pictures are not opened; that is for `check_pictures`. Raises one UserError that lists every problem.
     """
     problems: list[str] = []
+    if image_root is not None and all(os.path.isdir(source) for source in (data, validation) if source is not None):
+        problems.append(f"--image-root {printable(image_root)}: is for a CSV, and {data} is a folder; leave it out")
     pictures = _read_pictures(data, image_root, problems)
     classes = tuple(sorted({picture.style for picture in pictures}))
     if pictures and len(classes) < 2:

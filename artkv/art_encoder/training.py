@@ -15,6 +15,7 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +97,8 @@ def train_art_encoder(settings: ArtEncoderSettings) -> ArtEncoderResult:
     data = read_style_data(
         settings.data, settings.image_root, settings.validation, settings.validation_fraction, settings.seed
     )
+    parts = _assemble(settings, data)  # before the pictures are decoded, which takes minutes and leaves a file
     check_pictures(data.training + data.validation, output / "checked_pictures")
-    parts = _assemble(settings, data)
     run = {"settings": settings.model_dump(mode="json", exclude=_FREE_SETTINGS), "data": data.digest()}
     standing = Standing()
     if state_file.exists():
@@ -156,13 +157,17 @@ def _assemble(settings: ArtEncoderSettings, data: StyleData) -> _Parts:
     """A training's parts before its first step, from the settings' seed."""
     device = _device(settings.device)
     torch.manual_seed(settings.seed)
-    model = create_classifier(
-        settings.architecture,
-        len(data.classes),
-        settings.drop_rate,
-        settings.drop_path_rate,
-        settings.initial_checkpoint,
-    ).to(device)
+    try:
+        model = create_classifier(
+            settings.architecture,
+            len(data.classes),
+            settings.drop_rate,
+            settings.drop_path_rate,
+            settings.initial_checkpoint,
+        ).to(device)
+    except UserError as error:  # which speaks of the config of `artkv train`
+        options = {"efficientnet.architecture": "--architecture", "efficientnet.checkpoint": "--initial-checkpoint"}
+        raise UserError(reduce(lambda text, name: text.replace(name, options[name]), options, str(error))) from None
     if device.type == "cuda":
         model = model.to(memory_format=torch.channels_last)
     averaged = averaged_model(model, settings.ema_decay)

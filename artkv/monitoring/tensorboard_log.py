@@ -4,7 +4,9 @@ Its first page shows groups of tags in the order of the alphabet, so the groups'
 what the machine did (`vitals`), then pictures (`works`).
 """
 
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,26 @@ def tag_of(kind: str, name: str) -> str:
     return name if slash and group in _GROUPS else f"{kind}/{name}"
 
 
+@contextmanager
+def _told_by_flush() -> Iterator[None]:
+    """Keeps the writer's thread, whose OSError `flush` raises too, from printing its traceback."""
+    usual, others = threading.excepthook, set(threading.enumerate())
+
+    def hook(failure: threading.ExceptHookArgs) -> None:
+        if not issubclass(failure.exc_type, OSError):
+            usual(failure)
+
+    threading.excepthook = hook
+    try:
+        yield
+    except OSError:
+        for thread in set(threading.enumerate()) - others:
+            thread.join(1)  # it prints, if it does, as its last act
+        raise
+    finally:
+        threading.excepthook = usual
+
+
 class TensorBoardLog:
     """Writes event files into the run's folder itself, where `tensorboard --logdir outputs` finds them.
 
@@ -47,8 +69,9 @@ class TensorBoardLog:
 
     def __init__(self, run_dir: str | Path, purge_step: int | None = None) -> None:
         try:
-            self._writer = SummaryWriter(log_dir=str(run_dir), purge_step=purge_step)
-            self._writer.flush()
+            with _told_by_flush():
+                self._writer = SummaryWriter(log_dir=str(run_dir), purge_step=purge_step)
+                self._writer.flush()
             events = self._writer._get_file_writer().event_writer
             # The writer's thread would end with the first write that fails, and with it all that is written later.
             events._async_writer._writer._writer = AppendedFile(Path(events._file_name))
@@ -65,8 +88,10 @@ class TensorBoardLog:
             self._writer.add_scalar(tag_of(kind, name), value, step)
 
     def histogram(self, step: int, tag: str, values: NDArray[np.float64]) -> None:
-        """Writes how the values are spread."""
-        self._writer.add_histogram(tag, values, step)
+        """Writes how the values are spread; nothing where none is finite, which the losses tell."""
+        finite = values[np.isfinite(values)]
+        if finite.size:
+            self._writer.add_histogram(tag, finite, step)
 
     def image(self, step: int, tag: str, pixels: NDArray[np.uint8]) -> None:
         """Writes a picture, (height, width, 3) from 0 to 255."""

@@ -14,7 +14,7 @@ from artkv.planning.memory import TrainableMemory
 from artkv.planning.modes import FEATURES, Features, Mode, all_modes
 from artkv.planning.placement import Choice, choose, chosen_settings, describe, hint, usable_bytes
 from artkv.planning.prediction import Prediction, Predictor
-from artkv.planning.shapes import FrozenBytes
+from artkv.planning.shapes import FrozenBytes, read_blip2_config
 from artkv.planning.transfer import Stack
 
 # With neither a GPU nor a size named, rates are this one's.
@@ -116,6 +116,10 @@ def plan(
             f"training.batch_size = {questions} with --text-tokens {text_tokens}: a micro-batch of more than "
             f"{_MOST_TOKENS} tokens is not planned, as it fits no GPU; lower one of them"
         )
+    blip2 = read_blip2_config(config.model)
+    most = blip2.text_config.max_position_embeddings - blip2.num_query_tokens
+    if text_tokens > most:
+        raise UserError(f"--text-tokens {text_tokens}: OPT has positions for {most} beside the picture's; give fewer")
     chosen = _choose_gpu(gpu, gpu_memory_bytes)
     if gpu is not None and gpu_memory_bytes is None:
         gpu_memory_bytes = chosen.memory_bytes

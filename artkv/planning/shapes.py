@@ -121,7 +121,7 @@ def model_shapes(config: Config, dtype: torch.dtype, lora_targets: Iterable[str]
     lora = config.trainable.lora.model_copy(update={"targets": tuple(lora_targets)})
     encoder = None
     with torch.device("meta"):
-        stock = stock_blip2(blip2)
+        stock = stock_blip2(blip2, config.model.blip2)
         stock.to(dtype).eval().requires_grad_(False)
         stock.tie_weights()
         settings = ImageSettings(blip2.vision_config.image_size, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))

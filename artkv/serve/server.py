@@ -65,8 +65,9 @@ class PageServer(ThreadingHTTPServer):
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
             self.address_family = found[0][0]
             super().__init__((str(found[0][4][0]), port), _Handler)
-        except socket.gaierror as error:
-            raise UserError(f"--host {host}: is no address ({error.strerror}); give one of this machine") from None
+        except (socket.gaierror, UnicodeError) as error:  # the latter for what no name of a host can be
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"--host {host:.300}: is no address ({reason}); give one of this machine") from None
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or error
             raise UserError(

@@ -52,6 +52,8 @@ def run_dir_of(command: Sequence[str]) -> Path:
             "supervise: there is no `artkv train` in the command; give a launcher and all, such as "
             "artkv supervise -- deepspeed --module artkv train --config my.yaml"
         )
+    if any(word == "supervise" and _is_artkv(before) for before, word in itertools.pairwise(command[: starts[-1]])):
+        raise UserError("supervise: there is another `artkv supervise` in the command; leave one of them out")
     options = parse_arguments(list(command[starts[-1] :]))
     return load_config(options.config, options.set).run.output_dir
 
@@ -125,7 +127,7 @@ class _Supervisor:
         marker = None
         with suppress(UserError, OSError):
             marker = read_marker(self._run_dir)
-        if code == 0 and all(beat.phase == "ended" and not beat.error for beat in beats.values()):
+        if code == 0 and beats and all(beat.phase == "ended" and not beat.error for beat in beats.values()):
             return 0  # `deepspeed` says so too where its inner process was killed
         if self._asked is not None:
             return _PREEMPTED if marker is not None else code or 3

@@ -23,6 +23,13 @@ SEED = "training.seed"
 # A sweep over prefix tokens wants the control, too; the settings have no prefix of 0 tokens.
 _TOKENS, _CONTROL = "kv_modulation.num_prefix_tokens", "kv_modulation.enabled"
 _MOST_RUNS = 10_000
+_GIVEN = {
+    "config": "the path of a config",
+    "output_dir": "a folder for all runs",
+    "split": "train, val or test",
+    "grid": f"lists of values, such as grid: {{{SEED}: [1, 2, 3]}}",
+    "runs": f"a list of settings, such as runs: [{{{SEED}: 1}}, {{{SEED}: 2}}]",
+}
 _FOLDER = "run.output_dir"
 # Bytes. File systems take 255, and temporary names are longer than what they stand for.
 _LONGEST_NAME = 200
@@ -131,7 +138,7 @@ def _read_file(path: Path) -> SweepFile:
         file = SweepFile.model_validate(tree, strict=True)
     except ValidationError as error:
         problems = error.errors(include_url=False, include_context=False)
-        lines = [f"  {'.'.join(map(str, one['loc']))} = {one['input']!r:.80}: {one['msg']}" for one in problems[:20]]
+        lines = [_explained(problem) for problem in problems[:20]]
         keys = ", ".join(SweepFile.model_fields)
         raise UserError("\n".join([f"sweep {path}:", *lines, f"  known keys: {keys}"])) from None
     for key in ("config", "output_dir"):
@@ -141,6 +148,17 @@ def _read_file(path: Path) -> SweepFile:
         if _FOLDER in settings or _FOLDER.split(".")[0] in settings:
             raise UserError(f"sweep {path}: {_FOLDER} is the sweep's own; give output_dir instead")
     return file
+
+
+def _explained(problem: Any) -> str:
+    """A line about what pydantic found: place, value and remedy."""
+    place, first = ".".join(map(str, problem["loc"])), str((*problem["loc"], "")[0])
+    if problem["type"] == "missing":
+        return f"  {place}: is missing; give {_GIVEN[first]}"
+    told = f"  {place or 'the file'} = {problem['input']!r:.80}"
+    if problem["type"] == "extra_forbidden":
+        return f"{told}: unknown key; leave it out"
+    return f"{told}: {problem['msg']}; give {_GIVEN.get(first, 'keys and values')}"
 
 
 def _combinations(file: SweepFile, path: Path) -> Iterator[Settings]:

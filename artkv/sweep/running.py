@@ -18,6 +18,16 @@ from artkv.run_folder.status import STATE, read_if_readable
 from artkv.sweep.plan import Sweep, SweepRun
 
 
+def check_split(sweep: Sweep) -> None:
+    """`UserError` if a run has no questions of the split to be answered: else that shows when it is trained."""
+    for run in sweep.runs:
+        if getattr(run.config.dataset, sweep.split) is None:
+            raise UserError(
+                f"sweep {sweep.path}, run {run.index} ({run.name}): split = {sweep.split}, and dataset.{sweep.split} "
+                "is not set; give it a CSV file, or answer another split"
+            )
+
+
 def check_folders(sweep: Sweep) -> None:
     """`UserError` if a run's folder holds a training with other settings than the sweep's file has now."""
     for run in sweep.runs:

@@ -36,6 +36,24 @@ def sweep(text: str) -> Make:
     return make
 
 
+def serve(host: str) -> Make:
+    """`artkv serve` at this address."""
+    return lambda place: ["serve", "--checkpoint", str(place.trained), "--port", "0", "--host", host]
+
+
+def art_encoder(*more: str) -> Make:
+    """`artkv art-encoder` of four pictures of two styles."""
+
+    def make(place: Place) -> list[str]:
+        for number in range(4):
+            picture = (place.world / "images" / f"train{2 * number}.png").read_bytes()
+            place.write(f"data/{'AB'[number % 2]}/{number}.png", picture)
+        options = ["--data", str(place.folder / "data"), "--output-dir", str(place.folder / "out")]
+        return ["art-encoder", *options, "--architecture", "test_efficientnet", "--device", "cpu", *more]
+
+    return make
+
+
 COMMAND_LINE = Area(
     "The command line",
     [
@@ -67,6 +85,11 @@ COMMAND_LINE = Area(
             "a plan of a micro-batch of millions of tokens",
             typed("plan", "--set", "training.batch_size=65536"),
             ("training.batch_size = 65536 with --text-tokens 32", "lower one of them"),
+        ),
+        BadInput(
+            "a plan of a text beyond OPT's positions",
+            lambda place: ["plan", *place.config(), "--text-tokens", "65536"],
+            ("--text-tokens 65536: OPT has positions for 122 beside the picture's", "give fewer"),
         ),
         BadInput(
             "a plan to be written below a file",
@@ -109,6 +132,21 @@ COMMAND_LINE = Area(
             below_a_file("art-encoder", "--data", "{folder}", "--output-dir", "{folder}/file/x"),
             ("--output-dir: {folder}/file is not a folder",),
         ),
+        BadInput(
+            "an art encoder that is a ResNet",
+            art_encoder("--architecture", "resnet18"),
+            ("--architecture: 'resnet18' is a ResNet, not an EfficientNet; use",),
+        ),
+        BadInput(
+            "an art encoder that starts from nothing",
+            art_encoder("--initial-checkpoint", "/none.pth"),
+            ("/none.pth does not exist; --initial-checkpoint must name",),
+        ),
+        BadInput(
+            "an art encoder with a root for folders",
+            art_encoder("--image-root", "/none"),
+            ("--image-root /none: is for a CSV, and {folder}/data is a folder; leave it out",),
+        ),
         BadInput("an art encoder without data", typed("art-encoder", "--data", ""), ("--data : ", "is empty")),
         BadInput("a sweep of nothing", sweep(""), ("sweep {folder}/sweep.yaml: has neither grid nor runs",)),
         BadInput("a sweep with a folder for each run", sweep("runs: [{run.output_dir: x}]"), ("is the sweep's own",)),
@@ -119,6 +157,34 @@ COMMAND_LINE = Area(
             sweep(f"grid: {{training.seed: {list(range(1000))}, training.num_epochs: {list(range(1, 1001))}}}"),
             ("that is 1000000 runs", "shorten grid or runs"),
         ),
+        BadInput(
+            "a sweep that no file answers",
+            lambda place: sweep("split: test\ngrid: {training.seed: [1]}")(place)[:-1],
+            ("run 0 (seed=1): split = test, and dataset.test is not set; give it a CSV file",),
+        ),
+        BadInput(
+            "a sweep without a config",
+            lambda place: ["sweep", str(place.write("sweep.yaml", "grid: [1]\nruns: [2]\ngrids: 3\n")), "--list"],
+            (
+                "config: is missing; give the path of a config",
+                "output_dir: is missing; give a folder",
+                "grid = [1]: ",
+                "runs.0 = 2: ",
+                "give a list of settings, such as",
+                "grids = 3: unknown key; leave it out",
+            ),
+        ),
+        BadInput(
+            "a supervisor of a supervisor",
+            typed("supervise", "--", "artkv", "supervise", "--", "artkv", "train", "--config", "x"),
+            ("supervise: there is another `artkv supervise` in the command; leave one of them out",),
+        ),
+        BadInput(
+            "a page at an empty name", serve("a..b"), ("--host a..b: is no address (", "give one of this machine")
+        ),
+        BadInput("a page at a name too long", serve("a" * 300), ("--host aaa", "is no address (")),
+        BadInput("a page at half a character", serve("\udcff"), ("--host \\udcff: is no address (",)),
+        BadInput("a page at a URL", serve("http://localhost"), ("--host http://localhost: is no address (",)),
         BadInput(
             "a sweep of a device", typed("sweep", "/dev/zero"), ("config /dev/zero: cannot be read (is a device",)
         ),

@@ -131,6 +131,8 @@ PLACES = Area(
                 ("too long",),
             ),
             ("of another kind of file", "a.txt", export("a.txt"), ("is a .safetensors file with --format adapter",)),
+            ("onto the root of all", "/", export("/", "transformers"), ("/ is there already",)),
+            ("onto the folder one is in", ".", export(".", "transformers"), (". is there already",)),
             (
                 "into a folder with something in it",
                 "mine",

@@ -97,6 +97,19 @@ def art(name: str, content: bytes | Callable[[Path], object]) -> Make:
     return make
 
 
+def changed_art(name: str, number: float) -> Make:
+    """`artkv check` with an art encoder one of whose tensors has this number throughout."""
+
+    def make(place: Place) -> list[str]:
+        state = load_file(place.world / "efficientnet.safetensors")
+        state[name].fill_(number)
+        path = place.folder / "art.safetensors"
+        save_file(state, path)
+        return ["check", *place.config(f"efficientnet.checkpoint={path}")]
+
+    return make
+
+
 def blip2(setting: str, *more: str) -> Make:
     """`artkv check` with this setting of the model."""
     return lambda place: ["check", *place.config(setting, *more)]
@@ -252,6 +265,29 @@ WEIGHTS = Area(
             "an epsilon of 0",
             value("config.json", "vision_config", "layer_norm_eps", to=0),
             ("vision_config.layer_norm_eps = 0: must be a number between 0 and 1",),
+        ),
+        BadInput(
+            "a dropout below 0",
+            value("config.json", "text_config", "dropout", to=-1),
+            ("config.json: text_config.dropout = -1: must be a number from 0 to 1; put the model's own there",),
+        ),
+        BadInput(
+            "a dropout in words",
+            value("config.json", "qformer_config", "hidden_dropout_prob", to="none"),
+            ("qformer_config.hidden_dropout_prob = 'none': must be a number from 0 to 1",),
+        ),
+        BadInput(
+            "a padding token beyond the vocabulary",
+            value("config.json", "text_config", "pad_token_id", to=10**9),
+            ("the config of model.blip2 = '{folder}/blip2': cannot be read (", "put the config there"),
+        ),
+        BadInput(
+            "a head of its own, which the weights lack",
+            value("config.json", "text_config", "tie_word_embeddings", to=False),
+            (
+                "language_model.lm_head.weight is missing, which config.json says is not tied",
+                "save_pretrained wrote it",
+            ),
         ),
         BadInput(
             "an activation that nobody knows",
@@ -479,6 +515,11 @@ WEIGHTS = Area(
             "an art encoder that is a folder",
             blip2("efficientnet.checkpoint=/tmp"),
             ("/tmp is a folder; efficientnet.checkpoint must name",),
+        ),
+        BadInput(
+            "an art encoder with negative variances",
+            changed_art("bn1.running_var", -1.0),
+            ("art.safetensors holds negative variances: bn1.running_var; use another checkpoint",),
         ),
         BadInput(
             "an art encoder that is empty",

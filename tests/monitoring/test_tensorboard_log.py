@@ -1,13 +1,19 @@
 """Event files read back with TensorBoard's own reader."""
 
+import errno
 import io
+import os
+import threading
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
+from tensorboard.summary.writer.record_writer import RecordWriter
 
+from artkv.errors import UserError
 from artkv.monitoring.cards import AnsweredQuestion, draw_card
 from artkv.monitoring.tensorboard_log import TensorBoardLog, tag_of
 
@@ -84,3 +90,27 @@ def test_the_table_of_runs_has_settings_beside_a_curves_last_value(tmp_path: Pat
     (experiment,) = (one.experiment for one in data.values() if one.HasField("experiment"))
     assert [info.name.tag for info in experiment.metric_infos] == ["validation/exact_match"]
     assert any(one.HasField("session_end_info") for one in data.values())
+
+
+def test_what_is_not_finite_makes_no_histogram(tmp_path: Path) -> None:
+    log = TensorBoardLog(tmp_path)
+    log.histogram(1, "attention/mass_of_heads", np.full((2, 3), np.nan))
+    log.histogram(2, "attention/mass_of_heads", np.array([np.nan, 1.0, np.inf]))
+    log.close()
+    assert [event.step for event in read(tmp_path).Histograms("attention/mass_of_heads")] == [2]
+
+
+def test_a_disk_that_is_full_from_the_first_is_told_without_a_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(self: RecordWriter, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(RecordWriter, "write", no_room)
+    printed: list[threading.ExceptHookArgs] = []
+    usual = printed.append
+    monkeypatch.setattr(threading, "excepthook", usual)
+    with pytest.raises(UserError, match="TensorBoard's events cannot be written .No space left on device.; make room"):
+        TensorBoardLog(tmp_path)
+    assert not printed
+    assert threading.excepthook == usual

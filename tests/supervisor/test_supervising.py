@@ -114,6 +114,17 @@ def test_there_are_no_more_starts_than_are_allowed(supervised: Supervised) -> No
     assert "it was started again 1 times already (--restarts)" in told
 
 
+def test_a_launcher_that_starts_no_rank_is_no_training_that_is_done(supervised: Supervised) -> None:
+    training = ["artkv", "train", "--config", str(supervised.config), "--set", f"run.output_dir={supervised.run_dir}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "artkv", "supervise", "--restarts", "0", "--", "true", *training],
+        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        timeout=SECONDS, check=False,
+    )  # fmt: skip
+    assert done.returncode == 3
+    assert "no rank has come up (exit code 0)" in done.stderr
+
+
 def wait_for(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + SECONDS
     while not condition():
@@ -156,6 +167,8 @@ def test_a_command_without_a_training_is_refused(tiny_world: Path) -> None:
     with pytest.raises(UserError, match="there is no `artkv train` in the command"):
         run_dir_of(["srun", "python", "-m", "artkv", "evaluate"])
     config = str(tiny_world / "config.yaml")
+    with pytest.raises(UserError, match="there is another `artkv supervise` in the command"):
+        run_dir_of(["artkv", "supervise", "--", "srun", "artkv", "train", "--config", config])
     shell = ["srun", "bash", "-c", 'exec python -m artkv "$@"', "artkv", "train", "--config", config]
     assert run_dir_of([*shell, "--set", "run.output_dir=here"]) == Path("here")
 

@@ -123,11 +123,15 @@ def open_blip2(model: ModelConfig) -> Blip2Files:
     return files
 
 
-def stock_blip2(config: Any) -> Any:
-    """transformers' `Blip2ForConditionalGeneration` on the meta device: no time and no memory for random weights."""
+def stock_blip2(config: Any, blip2: str | None = None) -> Any:
+    """transformers' `Blip2ForConditionalGeneration` on the meta device: no time and no memory for random weights.
+
+    blip2: `model.blip2`, for messages; None: the config knows where it is from.
+    """
     with (
         told_as(
-            f"the config of model.blip2 ({config._name_or_path})", "put the config there that belongs to its weights"
+            f"the config of model.blip2 = {blip2 or config._name_or_path!r:.300}",
+            "put the config there that belongs to its weights",
         ),
         torch.device("meta"),
     ):
@@ -219,11 +223,14 @@ def read_folder_config(folder: Path, blip2: str) -> Any:
 def _check_weights(files: Blip2Files, blip2: str) -> None:
     source = files.source
     is_lavis = isinstance(source, LavisSource)
+    stock = stock_blip2(files.config, blip2)
     shown = source.shown if isinstance(source, LavisSource) else foreign_files.shown
     said_by = "their files" if is_lavis else "config.json"
-    expected = {n: tuple(t.shape) for n, t in stock_blip2(files.config).state_dict().items() if n != TIED}
+    expected = {n: tuple(t.shape) for n, t in stock.state_dict().items() if n != TIED}
     found = set(files.names())
     problems = []
+    if TIED not in source.names() and TIED in dict(stock.named_parameters()):
+        problems.append(f"{shown(TIED)} is missing, which {said_by} says is not tied (tie_word_embeddings = false)")
     if missing := sorted(expected.keys() - found):
         problems.append(f"{len(missing)} missing: {', '.join(map(shown, missing[:5]))}")
     if unexpected := sorted(found - expected.keys()):

@@ -103,9 +103,16 @@ class EfficientNetFile:
         return problems
 
     def check_finite(self) -> None:
-        """Raises UserError where a weight is infinite or no number."""
+        """Raises UserError where a weight is infinite or no number, or makes all that comes after it such."""
         if bad := not_finite(self.tensors.items()):
             raise UserError(f"{printable(self.path)} holds {bad}; use another checkpoint")
+        negative = [
+            name for name, one in self.tensors.items() if name.endswith("running_var") and bool((one < 0).any())
+        ]
+        if negative:
+            raise UserError(
+                f"{printable(self.path)} holds negative variances: {_some(negative)}; use another checkpoint"
+            )
 
 
 def read_efficientnet_file(path: Path) -> EfficientNetFile:

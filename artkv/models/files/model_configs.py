@@ -17,6 +17,10 @@ _MOST = {
     "vocab_size": 100_000_000, "max_position_embeddings": 10_000_000,
 }  # fmt: skip
 _EPS = ("layer_norm_eps", "post_layernorm_eps")
+_PROBABILITIES = (
+    "dropout", "attention_dropout", "activation_dropout", "layerdrop", "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+)  # fmt: skip
 _OBJECTS = (
     "config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json",
     "special_tokens_map.json", "added_tokens.json", "vocab.json", "generation_config.json", "chat_template.json",
@@ -48,7 +52,8 @@ def check_settings_files(folder: Path, setting: str) -> None:
 
 
 def check_sizes(tree: dict[str, Any], path: Path, remedy: str) -> None:
-    """Raises a `UserError` for a size that is no whole number, or beyond any model, and for an eps that is no number.
+    """Raises a `UserError` for a size that is no whole number, or beyond any model, and for an eps or a dropout that is
+    none.
 
     Whoever builds a model asks for memory, or counts to a billion, before weights and sizes are compared.
     """
@@ -58,6 +63,8 @@ def check_sizes(tree: dict[str, Any], path: Path, remedy: str) -> None:
             wrong = f"must be a whole number from 1 to {_MOST[last]:,}"
         elif last in _EPS and (type(value) not in (int, float) or not 0 < value < 1 or not math.isfinite(value)):
             wrong = "must be a number between 0 and 1"
+        elif last in _PROBABILITIES and (type(value) not in (int, float) or not 0 <= value <= 1):
+            wrong = "must be a number from 0 to 1"
         else:
             continue
         raise UserError(f"{shown(path)}: {shown(name)} = {value!r:.80}: {wrong}; {remedy}")
