@@ -8,6 +8,7 @@ differed, hung or gave up. Needs root, for disks that can be full and for the cl
 import argparse
 import itertools
 import random
+import shutil
 import statistics
 import sys
 import tempfile
@@ -58,6 +59,7 @@ def main(given: Sequence[str] | None = None) -> int:
                 found = [str(error)]
             failures += [f"run {number} on {place.name}: {text}" for text in found]
             print(f"      {place.name:10s}  {found or 'the undisturbed bytes'}", flush=True)
+            shutil.rmtree(disk / f"run {number}", ignore_errors=True)  # else the disk is full without being told to
         if failures:
             print((Path(name) / "log").read_text(errors="replace")[-20_000:])
     print(_table(faults))
