@@ -1,5 +1,6 @@
 """artkv from Python: a trained model that answers, and evaluations of it."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 from artkv.config import Config, DatasetConfig, load_config
@@ -33,6 +35,8 @@ from artkv.files import check_writable, told, write_whole
 from artkv.monitoring.cards import AnsweredQuestion, draw_card
 from artkv.run_folder.checkpoint import Checkpoint, open_checkpoint
 from artkv.session import Session, csv_path, pictures_folder
+
+_DRAWN_BY = "artkv ask"
 
 
 def load_model(
@@ -148,12 +152,29 @@ def _with_choices(session: Session, questions: QuestionSet, candidates: Candidat
 
 def draw_attention(session: Session, picture: Path | str, question: str, answer: str, file: Path) -> None:
     """Writes a PNG of the picture, of where the model looks in it with the prefix on and off, and of what it said."""
+    if os.path.lexists(file) and not _is_own_drawing(file):
+        raise UserError(f"--attention {file}: is there already, and no drawing of artkv ask; give another name")
     check_writable(file, f"--attention {file}")
     looks = looks_of(session.attention(picture), session.model.has_prefix)
     opened = open_picture(Path(picture), max_pixels=session.config.dataset.max_pixels)
     card = Image.fromarray(draw_card(AnsweredQuestion(opened, question, None, answer, looks)))
     with told(str(file), "give another file"):
-        write_whole(file, lambda temporary: card.save(temporary, format="PNG"))
+        write_whole(file, lambda temporary: card.save(temporary, format="PNG", pnginfo=_drawn_here()))
+
+
+def _drawn_here() -> PngInfo:
+    """Says in a drawing what made it: it may be replaced by the next one, as no picture of the user's may."""
+    info = PngInfo()
+    info.add_text("Software", _DRAWN_BY)
+    return info
+
+
+def _is_own_drawing(file: Path) -> bool:
+    try:
+        with Image.open(file, formats=["PNG"]) as image:
+            return bool(image.info.get("Software") == _DRAWN_BY)
+    except (OSError, ValueError, SyntaxError):
+        return False
 
 
 def cache(config: Config, splits: Sequence[str], world: World) -> str:

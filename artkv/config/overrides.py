@@ -33,8 +33,22 @@ def merge(base: dict[str, Any], extra: dict[str, Any], dotted: str = "") -> None
             merge(base[key], value, f"{here}.")
         elif isinstance(base.get(key), dict):
             raise UserError(f"--set {here}={value!s:.200}: {here} is a section; name one of its keys")
+        elif isinstance(value, dict) and base.get(key) is not None and _is_section(here):
+            raise UserError(
+                f"{here} = {base[key]!r:.200}: is a section, where --set {here}.{next(iter(value), '...')} is to go; "
+                "give keys under it, each as `key: value` with a space"
+            )
         else:
             base[key] = value
+
+
+def _is_section(dotted: str) -> bool:
+    section: type[BaseModel] | None = Config
+    for key in dotted.split("."):
+        field = None if section is None else section.model_fields.get(key)
+        kind = None if field is None else field.annotation
+        section = kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+    return section is not None
 
 
 def is_text(dotted: str) -> bool:

@@ -48,6 +48,14 @@ class Records:
     problems: list[Problem]
 
 
+# How files begin that are given for a CSV, and what they are.
+_NO_TEXT = {
+    b"PK\x03\x04": "a zip archive, as spreadsheets are", b"\x1f\x8b": "compressed by gzip", b"\x89PNG": "a picture",
+    b"\xff\xd8\xff": "a picture", b"%PDF": "a PDF", codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32",
+    b"\xd0\xcf\x11\xe0": "a spreadsheet of an old kind", b"\x7fELF": "a program",
+}  # fmt: skip
+
+
 def read_records(path: Path, required: Sequence[str] = REQUIRED_COLUMNS) -> Records:
     """Reads as much of the file as can be read; nothing that is wrong with its form raises.
 
@@ -60,6 +68,10 @@ def read_records(path: Path, required: Sequence[str] = REQUIRED_COLUMNS) -> Reco
         reason = f"cannot be read ({error.strerror})"
         raise UserError(f"{printable(path)}: {reason}; give an existing CSV file") from None
     problems: list[Problem] = []
+    kind = next((kind for mark, kind in _NO_TEXT.items() if data.startswith(mark)), None)
+    if kind is not None:
+        problems.append(Problem(path, 1, f"the file is {kind}; save the table as CSV, in UTF-8"))
+        return Records((), [], problems)
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or _looks_like_utf16(data):
         problems.append(Problem(path, 1, "the file is UTF-16; save it as UTF-8"))
         return Records((), [], problems)
@@ -117,7 +129,7 @@ def _decode_lines(path: Path, data: bytes, problems: list[Problem]) -> tuple[lis
                     path,
                     number,
                     f"byte 0x{byte:02X} at column {error.start + 1} is not UTF-8; "
-                    "save the file as UTF-8 (iconv -f latin1 -t utf-8)",
+                    "save the file as UTF-8 (if it is Latin-1: iconv -f latin1 -t utf-8)",
                 )
             )
             unreadable.add(number)

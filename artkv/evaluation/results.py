@@ -167,6 +167,11 @@ def read_predictions(folder: Path) -> Predictions:
                 f"{folder / METRICS_FILE}: cannot be read (it lacks choices, which {PREDICTIONS} has); {_EVALUATE}"
             )
         candidates = choices.candidates
+    scored = _scores(metrics, folder / METRICS_FILE).overall.count
+    if len(rows) != scored or any(row[name] is None for row in rows for name in names):
+        raise UserError(
+            f"{path}: has {len(rows)} rows, the last maybe cut, and {METRICS_FILE} {scored}; evaluate again"
+        )
     columns = {name: [row[name] or "" for row in rows] for name in names}
     return Predictions(path, columns, Path(checkpoint).name, candidates)
 

@@ -1,5 +1,6 @@
 """The server of the page, on the loopback unless told otherwise; it keeps nothing and logs nothing of what is asked."""
 
+import errno
 import ipaddress
 import json
 import socket
@@ -70,6 +71,10 @@ class PageServer(ThreadingHTTPServer):
             raise UserError(f"--host {host:.300}: is no address ({reason}); give one of this machine") from None
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or error
+            if getattr(error, "errno", None) == errno.EADDRNOTAVAIL:
+                raise UserError(
+                    f"--host {host:.300}: is no address of this machine; give 127.0.0.1, or one it has"
+                ) from None
             raise UserError(
                 f"--host {host} --port {port}: cannot be listened on ({reason}); give another --port, or 0 for any "
                 "that is free"

@@ -184,6 +184,10 @@ def _combinations(file: SweepFile, path: Path) -> Iterator[Settings]:
 
 
 def _translated(settings: Settings) -> Iterator[tuple[str, Any]]:
+    if settings.get(_TOKENS) == 0 and _CONTROL in settings and settings[_CONTROL] is not False:
+        raise UserError(
+            f"{_TOKENS}: 0 is the control without a prefix, and {_CONTROL} is {settings[_CONTROL]}; leave one out"
+        )
     for key, value in settings.items():
         yield (_CONTROL, False) if key == _TOKENS and value == 0 and value is not False else (key, value)
 

@@ -76,8 +76,14 @@ CSV = Area(
             "a NUL byte", row("train0.png,a\0b,oil\n"), (_AT + "3: the line holds a NUL byte; save the file as plain",)
         ),
         BadInput(
-            "a picture's bytes", table(b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 20), ("save the file as plain text",)
+            "a picture's bytes",
+            table(b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 20),
+            ("my.csv:1: the file is a picture; save the table as CSV",),
         ),
+        BadInput(
+            "a spreadsheet's file", table(b"PK\x03\x04" + bytes(200)), ("is a zip archive, as spreadsheets are; save",)
+        ),
+        BadInput("UTF-32", table((HEADER + ROW).encode("utf-32")), ("the file is UTF-32; save the table as CSV",)),
         BadInput(
             "a quote that is never closed",
             row('train0.png,"What?,oil\n'),

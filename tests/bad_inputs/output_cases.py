@@ -54,6 +54,11 @@ def compare(prepare: Callable[[Path], object]) -> Make:
     return make
 
 
+def cut(path: Path) -> None:
+    """Leaves the header alone."""
+    path.write_text(path.read_text().partition("\n")[0] + "\n")
+
+
 ESTIMATE = {"value": 0.5, "low": 0.0, "high": 1.0}
 GROUP = {"count": 1, "clusters": 1} | dict.fromkeys(("exact_match", "bleu", "bleu_artquest", "token_f1"), ESTIMATE)
 
@@ -160,6 +165,29 @@ PLACES = Area(
         ]
     ]
     + [
+        BadInput(
+            "a report onto the run's own metrics",
+            report("run/metrics.jsonl"),
+            ("--output run/metrics.jsonl: is there already, and no HTML",),
+        ),
+        BadInput(
+            "attention drawn onto the picture that is asked about",
+            lambda place: [
+                "ask",
+                "--checkpoint",
+                str(place.run()),
+                str(place.copy("images") / "train0.png"),
+                "What?",
+                "--attention",
+                "images/train0.png",
+            ],
+            ("--attention images/train0.png: is there already, and no drawing of artkv ask",),
+        ),
+        BadInput(
+            "a report on predictions of which the end is missing",
+            report(prepare=lambda run: cut(run / "eval" / "val-on" / "predictions.csv")),
+            ("val-on/predictions.csv: has ", "evaluate again"),
+        ),
         BadInput("evaluate where eval is a file", evaluate(file_with("eval", "x")), ("run/eval is not a folder",)),
         BadInput(
             "evaluate where metrics.json is a folder",

@@ -21,6 +21,17 @@ SET = Area(
         BadInput("a comment behind a number", setting("training.seed=3 # x"), ("for a comment; leave it out",)),
         BadInput("a section as a number", setting("training=3"), ("training is a section; name one of its keys",)),
         BadInput(
+            "a setting of a section that the file has as a word",
+            lambda place: [
+                "check",
+                "--config",
+                str(place.write("my.yaml", "training:\n  batch_size:4\n")),
+                "--set",
+                "training.num_epochs=1",
+            ],
+            ("training = 'batch_size:4': is a section, where --set training.num_epochs is to go",),
+        ),
+        BadInput(
             "brackets that are never closed", setting("training.seed=[["), ("is not a YAML value; give one such",)
         ),
         BadInput("aliases", setting("training.seed=*a"), ("is not a YAML value",)),
