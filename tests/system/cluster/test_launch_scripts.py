@@ -167,7 +167,7 @@ def test_a_killed_worker_ends_the_job(
     assert job.state == "FAILED"
 
 
-@pytest.mark.parametrize("script", ["train.sbatch", "train_deepspeed.sbatch", "train_multinode.sh"])
+@pytest.mark.parametrize("script", ["train.sbatch", "train_multinode.sh"])
 def test_a_killed_and_a_stopped_worker_are_started_again_in_the_same_job(
     cluster: MiniCluster,
     tiny_world: Path,
