@@ -33,7 +33,7 @@ def merge(base: dict[str, Any], extra: dict[str, Any], dotted: str = "") -> None
             merge(base[key], value, f"{here}.")
         elif isinstance(base.get(key), dict):
             raise UserError(f"--set {here}={value!s:.200}: {here} is a section; name one of its keys")
-        elif isinstance(value, dict) and base.get(key) is not None and _is_section(here):
+        elif isinstance(value, dict) and base.get(key) is not None and _is_section(_kind_of(here)):
             raise UserError(
                 f"{here} = {base[key]!r:.200}: is a section, where --set {here}.{next(iter(value), '...')} is to go; "
                 "give keys under it, each as `key: value` with a space"
@@ -42,27 +42,23 @@ def merge(base: dict[str, Any], extra: dict[str, Any], dotted: str = "") -> None
             base[key] = value
 
 
-def _is_section(dotted: str) -> bool:
-    section: type[BaseModel] | None = Config
+def _kind_of(dotted: str) -> Any:
+    """The type that the schema gives a setting or a section; None where there is neither."""
+    kind: Any = Config
     for key in dotted.split("."):
-        field = None if section is None else section.model_fields.get(key)
-        kind = None if field is None else field.annotation
-        section = kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
-    return section is not None
+        if not _is_section(kind) or key not in kind.model_fields:
+            return None
+        kind = kind.model_fields[key].annotation
+    return kind
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 def is_text(dotted: str) -> bool:
     """Whether a setting is a path or a text, whose value `--set` takes as it stands."""
-    section: type[BaseModel] = Config
-    *parents, key = dotted.split(".")
-    for parent in parents:
-        field = section.model_fields.get(parent)
-        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
-            return False
-        section = field.annotation
-    if key not in section.model_fields:
-        return False
-    annotation = section.model_fields[key].annotation
+    annotation = _kind_of(dotted)
     kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     others = [kind for kind in kinds if kind not in (str, Path, NoneType)]
     return len(others) < len(kinds) and all(get_origin(kind) is Literal for kind in others)

@@ -105,11 +105,12 @@ class Heartbeat:
         if now - self._last > longest.get(before.phase, 0.0):
             longest = longest | {before.phase: round(now - self._last, 3)}
         self._last = now
+        done = step or before.step
+        first_step = done if before.phase == "starting" else before.first_step
         self._beat = replace(
-            before, count=before.count + 1, phase=phase or before.phase, step=step or before.step, longest=longest
-        )
-        if before.phase == "starting":
-            self._beat = replace(self._beat, first_step=self._beat.step)
+            before, count=before.count + 1, phase=phase or before.phase, step=done, first_step=first_step,
+            longest=longest,
+        )  # fmt: skip
         is_news = self._beat.phase != before.phase or longest.keys() != before.longest.keys()
         if is_news or now - self._written > _SECONDS_BETWEEN_WRITES:
             self._write()

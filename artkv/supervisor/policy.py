@@ -30,12 +30,17 @@ class Fault:
     has_ranks: bool = True
 
 
+def reached(beats: Mapping[int, Beat]) -> tuple[int, bool]:
+    """The last optimizer step done, and whether this start did one."""
+    step = max((beat.step for beat in beats.values()), default=0)
+    return step, any(beat.step > beat.first_step for beat in beats.values())
+
+
 def fault_of(beats: Mapping[int, Beat], exit_code: int) -> Fault:
     """What the ranks' last words tell of an end. exit_code: the launcher's, which may be one of its own."""
-    step = max((beat.step for beat in beats.values()), default=0)
-    has_gained = any(beat.step > beat.first_step for beat in beats.values())
+    step, has_gained = reached(beats)
     if not beats:
-        return Fault(f"no rank has come up (exit code {exit_code})", 0, False, is_error=True, has_ranks=False)
+        return Fault(f"no rank has come up (exit code {exit_code})", step, has_gained, is_error=True, has_ranks=False)
     told = [beats[rank] for rank in sorted(beats) if beats[rank].error]
     for beat in told:
         if beat.is_wrong_input:

@@ -16,19 +16,19 @@ from types import FrameType
 from artkv.arguments import parse_arguments
 from artkv.config import load_config
 from artkv.errors import RunFailed, UserError
+from artkv.failures import DONE, PREEMPTED, RUN_FAILED, WRONG_INPUT
 from artkv.run_folder.heartbeat import FOLDER, STACKS_SIGNAL, Beat, beat_path, read_beats, stacks_file
 from artkv.run_folder.marker import read_marker
 from artkv.run_folder.processes import is_stopped
 from artkv.run_folder.restarts import Restart, append_restart
 from artkv.run_folder.state_record import record_cause
-from artkv.supervisor.policy import Fault, Policy, fault_of
+from artkv.supervisor.policy import Fault, Policy, fault_of, reached
 from artkv.supervisor.ranks import Launched, signal_ranks
 from artkv.supervisor.watch import Silence, Watch
 
 _SECONDS_BETWEEN_LOOKS = 0.5
 # For ranks to write their stacks, and then for one that was stopped and goes on.
 _SECONDS_FOR_STACKS = 2.0
-_PREEMPTED = 75  # what the ranks exit with, as `artkv train` does
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class _Supervisor:
                 self._pause(self._policy.pause)
                 if reason is not None:
                     if fault.is_wrong_input:  # a rank has told it
-                        return 1
+                        return WRONG_INPUT
                     raise RunFailed(f"{fault.cause}; not started again: {reason}")
         finally:
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -122,25 +122,24 @@ class _Supervisor:
                 launched.end(beats)
                 return Fault("no rank has come up in time", 0, has_gained=False)
         beats = read_beats(self._folder)
-        fault = fault_of(beats, code or 0) if silence is None else self._end_silent(launched, silence, beats)
+        fault = fault_of(beats, code or 0) if silence is None else self._fault_of_silence(silence, beats)
         launched.end(beats)  # what the launcher has left behind
         marker = None
         with suppress(UserError, OSError):
             marker = read_marker(self._run_dir)
         if code == 0 and beats and all(beat.phase == "ended" and not beat.error for beat in beats.values()):
-            return 0  # `deepspeed` says so too where its inner process was killed
+            return DONE  # `deepspeed` says so too where its inner process was killed
         if self._asked is not None:
-            return _PREEMPTED if marker is not None else code or 3
+            return PREEMPTED if marker is not None else code or RUN_FAILED
         if marker is not None and marker.reason != signal.SIGTERM.name:
-            return _PREEMPTED  # whoever gives the time is asked for more of it
+            return PREEMPTED  # whoever gives the time is asked for more of it
         return fault
 
-    def _end_silent(self, launched: Launched, silence: Silence, beats: Mapping[int, Beat]) -> Fault:
-        """Has the ranks write their stacks, and ends them all."""
+    def _fault_of_silence(self, silence: Silence, beats: Mapping[int, Beat]) -> Fault:
+        """Has the ranks write their stacks, and learns from who answers; nobody has ended yet."""
         beat = silence.beat
         stopped = [other for other in beats.values() if other.lives_here and is_stopped(other.pid)]
         path, answered = self._stacks(beats, stopped)
-        launched.end(beats)
         if not stopped and answered == set(beats):
             self._watch.was_alive(silence)
         told = (
@@ -149,7 +148,7 @@ class _Supervisor:
             else f"{beat.describe()} is silent"
         )
         cause = f"{told} for {silence.seconds:.0f} s while {beat.phase}, after step {beat.step}; stacks: {path}"
-        return Fault(cause, max(b.step for b in beats.values()), any(b.step > b.first_step for b in beats.values()))
+        return Fault(cause, *reached(beats))
 
     def _stacks(self, beats: Mapping[int, Beat], stopped: Sequence[Beat]) -> tuple[Path, set[int]]:
         """Collects the stacks of all ranks in one file; which of them answered without being woken."""
