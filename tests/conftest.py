@@ -5,6 +5,7 @@ import os
 import shutil
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -199,6 +200,12 @@ def one_process() -> Iterator[World]:
     """DeepSpeed keeps process groups in globals, so all runs of this process share one."""
     with process_group(timeout_minutes=1) as world:
         yield world
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch, one_process: World) -> None:
+    """Lets the verbs of the command line use that process group."""
+    monkeypatch.setattr("artkv.distributed.process_group", lambda minutes: nullcontext(one_process))
 
 
 @pytest.fixture(scope="session")

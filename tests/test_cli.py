@@ -48,14 +48,6 @@ def control_run(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory, one_
     return output
 
 
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch, one_process: World) -> None:
-    """Lets the verbs use the session's process group, as DeepSpeed allows only one."""
-    from contextlib import nullcontext
-
-    monkeypatch.setattr("artkv.distributed.process_group", lambda minutes: nullcontext(one_process))
-
-
 def test_evaluate_writes_and_prints_every_ablation(
     trained_run: Path, tiny_world: Path, capsys: pytest.CaptureFixture[str], in_process: None
 ) -> None:

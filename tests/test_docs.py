@@ -6,7 +6,6 @@ import json
 import re
 import shlex
 from collections.abc import Iterator
-from contextlib import nullcontext
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +18,6 @@ import artkv.batch
 import artkv.cli as cli
 from artkv.arguments import VERBS, make_parser
 from artkv.config import Config, load_config, override_config, recipe_path
-from artkv.distributed import World
 from artkv.errors import UserError
 from artkv.sweep.plan import read_sweep
 from tests.test_layering import LAYERS
@@ -274,7 +272,7 @@ def executed(page: Path, language: str) -> str:
 
 
 def test_the_readmes_commands_and_those_from_python_run(
-    tiny_world: Path, tmp_path: Path, one_process: World, monkeypatch: pytest.MonkeyPatch,
+    tiny_world: Path, tmp_path: Path, in_process: None, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """As they stand there, on the minimal recipe, with tiny files under the names that it has for the true ones."""
@@ -298,7 +296,6 @@ def test_the_readmes_commands_and_those_from_python_run(
         recipe = recipe.replace(true, tiny)
     (tmp_path / "my.yaml").write_text(recipe, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("artkv.distributed.process_group", lambda minutes: nullcontext(one_process))
 
     verbs = []
     for line in executed(ROOT / "README.md", "bash").splitlines():

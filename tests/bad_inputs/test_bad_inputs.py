@@ -6,7 +6,6 @@ import os
 import re
 import stat
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -50,9 +49,8 @@ def test_a_wrong_input_is_told_and_nothing_else_happens(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-    one_process: World,
+    in_process: None,
 ) -> None:
-    monkeypatch.setattr("artkv.distributed.process_group", lambda minutes: nullcontext(one_process))
     place = Place(tmp_path / "place", tiny_world, trained)
     place.folder.mkdir()
     monkeypatch.chdir(place.folder)
