@@ -21,13 +21,18 @@ from artkv.evaluation.comparison import (
     compare_values,
     spread_over_seeds,
 )
-from artkv.evaluation.results import COMPARISON, Predictions, check_same_questions, evaluation_folder, read_predictions
+from artkv.evaluation.results import (
+    COMPARISON,
+    Predictions,
+    check_same_questions,
+    evaluation_folder,
+    first_answered_split,
+    is_answered,
+    read_predictions,
+)
 from artkv.evaluation.run_roles import ABLATIONS, CONTROL, Roles, Run, roles_of
 from artkv.evaluation.scores import ACCURACY, rows_by_type
 from artkv.files import check_writable, told, write_whole
-
-# Of these the first that a run has answered is compared, where none is asked for.
-_SPLITS = ("test", "val", "train")
 
 
 def compare_runs(runs: Sequence[Run], split: str | None, metric: str) -> tuple[Comparison, Path]:
@@ -77,12 +82,13 @@ def compare_runs(runs: Sequence[Run], split: str | None, metric: str) -> tuple[C
 
 
 def _answered_split(run_dir: Path) -> str:
-    for split in _SPLITS:
-        if (evaluation_folder(run_dir, split, "on") / "predictions.csv").is_file():
-            return split
-    raise UserError(
-        f"{run_dir}: no split was answered with the prefix on; artkv evaluate --checkpoint {run_dir} --all-ablations"
-    )
+    split = first_answered_split(run_dir)
+    if split is None:
+        raise UserError(
+            f"{run_dir}: no split was answered with the prefix on; artkv evaluate --checkpoint {run_dir} "
+            "--all-ablations"
+        )
+    return split
 
 
 class _Evaluated(NamedTuple):
@@ -93,18 +99,17 @@ class _Evaluated(NamedTuple):
 
     def on(self, run: Run) -> Predictions:
         """The answers with the prefix on."""
-        folder = evaluation_folder(run.folder, self.split, "on")
-        if not (folder / "predictions.csv").is_file():
+        if not is_answered(run.folder, self.split, "on"):
             raise UserError(
                 f"{run.folder}: has not answered the {self.split} split with the prefix on; "
                 f"artkv evaluate --checkpoint {run.folder} --split {self.split}"
             )
-        return self._read(folder)
+        return self._read(evaluation_folder(run.folder, self.split, "on"))
 
     def ablation(self, run: Run, name: str, on: Predictions) -> Predictions | None:
         """The answers under an ablation of the checkpoint that `on` is of; None if there are none."""
         folder = evaluation_folder(run.folder, self.split, ABLATIONS[name])
-        if not (folder / "predictions.csv").is_file():
+        if not is_answered(run.folder, self.split, ABLATIONS[name]):
             return None
         read = self._read(folder)
         if read.checkpoint != on.checkpoint:

@@ -30,11 +30,23 @@ CHOICE, CHOICE_PROBABILITY, GOLD_PROBABILITY = "choice", "choice_probability", "
 PREFIX_OF = "prefix_of"
 _READ_IF_THERE = (PREFIX_OF, CHOICE, CHOICE_PROBABILITY, GOLD_PROBABILITY)
 _MOST_PREDICTIONS_BYTES = 2 * 2**30
+# Of the splits that a run has answered, the first of these, where none is asked for.
+_SPLITS = ("test", "val", "train")
 
 
 def evaluation_folder(run_dir: Path, split: str, ablation: str) -> Path:
     """Where a run's evaluation is, such as `eval/test-on-blank`."""
     return run_dir / "eval" / f"{split}-{ablation}"
+
+
+def first_answered_split(run_dir: Path) -> str | None:
+    """The split that a comparison or a report is of where none is asked for; None where the run has answered none."""
+    return next((split for split in _SPLITS if is_answered(run_dir, split, "on")), None)
+
+
+def is_answered(run_dir: Path, split: str, ablation: str) -> bool:
+    """Whether a run has answered a split under an ablation, by its name as a folder."""
+    return (evaluation_folder(run_dir, split, ablation) / PREDICTIONS).is_file()
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from artkv.evaluation.results import (
     Predictions,
     check_same_questions,
     evaluation_folder,
+    first_answered_split,
     read_predictions,
     read_scores,
 )
@@ -28,8 +29,6 @@ from artkv.run_folder.checkpoint import Checkpoint, open_checkpoint
 from artkv.run_folder.layout import CHECKPOINTS, CONFIG, ENVIRONMENT, METRICS
 from artkv.run_folder.status import RunStatus, read_metrics, read_status
 
-# Of the splits that were evaluated, the first of these.
-_SPLITS = ("test", "val", "train")
 # Ablations by the names of their folders, in the order of the report's columns, and how the report calls them.
 LABELS = {"on": "prefix on", "off": "prefix off", "shuffled": "shuffled", "on-blank": "question only"}
 
@@ -116,7 +115,9 @@ def read_evidence(run_dir: Path, controls: Sequence[Path] = (), split: str | Non
             questions.
     """
     status = read_status(run_dir, wait_seconds=0)
-    split = split or _evaluated_split(run_dir)
+    split = split or first_answered_split(run_dir)
+    if split is None:
+        raise UserError(f"{run_dir}: has no evaluation to report; {_how_to_evaluate(run_dir, 'test')}")
     evaluations = [
         _read_evaluation(run_dir, split, name, label)
         for name, label in LABELS.items()
@@ -149,13 +150,6 @@ def read_evidence(run_dir: Path, controls: Sequence[Path] = (), split: str | Non
         evaluations=evaluations,
         comparison=_read_comparison(evaluation_folder(run_dir, split, "on") / COMPARISON),
     )
-
-
-def _evaluated_split(run_dir: Path) -> str:
-    for split in _SPLITS:
-        if evaluation_folder(run_dir, split, "on").is_dir():
-            return split
-    raise UserError(f"{run_dir}: has no evaluation to report; {_how_to_evaluate(run_dir, 'test')}")
 
 
 def _how_to_evaluate(run_dir: Path, split: str) -> str:
