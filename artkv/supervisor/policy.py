@@ -19,7 +19,7 @@ class Fault:
 
     cause: a sentence. step: the last optimizer step done. has_gained: this start did a step. is_error: an error that
     the program raised itself, which may come again; else something came from outside. is_wrong_input: it will.
-    has_ranks: some rank has come up.
+    has_ranks: some rank has come up. was_right: an earlier start has found the same input right.
     """
 
     cause: str
@@ -28,6 +28,7 @@ class Fault:
     is_error: bool = False
     is_wrong_input: bool = False
     has_ranks: bool = True
+    was_right: bool = False
 
 
 def reached(beats: Mapping[int, Beat]) -> tuple[int, bool]:
@@ -83,7 +84,8 @@ class Policy:
     def reason_to_give_up(self, fault: Fault) -> str | None:
         """Why there is to be no further start; None if there is, which this counts."""
         self.pause = 0.0
-        may_pass = self._waits_for_nodes if not fault.has_ranks else fault.is_wrong_input and self._has_worked
+        was_right = fault.is_wrong_input and (fault.was_right or self._has_worked)
+        may_pass = was_right if fault.has_ranks else self._waits_for_nodes
         self._has_worked |= fault.has_gained
         if may_pass and self._pauses and self.restarts < self._most:
             self.pause = self._pauses.pop(0)

@@ -75,10 +75,12 @@ class _Supervisor:
     def __init__(self, settings: Settings, run_dir: Path) -> None:
         self._settings = settings
         self._run_dir = run_dir
-        self._folder = run_dir.absolute() / FOLDER / uuid.uuid4().hex[:12]
+        # Of one start each: on a disk that cannot be written what a start has said cannot be taken away for the next.
+        self._folders: list[Path] = []
         self._watch = Watch(settings.silence, _SECONDS_BETWEEN_LOOKS)
         self._policy = Policy(settings.restarts, waits_for_nodes="SLURM_JOB_ID" in os.environ)
         self._launched: Launched | None = None
+        self._beats: Mapping[int, Beat] = {}  # at the end of the last start
         self._asked: signal.Signals | None = None
 
     def run(self) -> int:
@@ -86,42 +88,59 @@ class _Supervisor:
             signal.signal(number, self._pass_on)
         try:
             while True:
-                self._make_folder()
-                self._watch.begin()
-                self._launched = Launched(self._command())
-                fault = self._until_ended(self._launched)
+                fault = self._start()
                 if isinstance(fault, int):
                     return fault
                 reason = self._policy.reason_to_give_up(fault)
                 self._log(fault, reason)
                 self._pause(self._policy.pause)
+                if reason is None and self._asked is not None:
+                    reason = f"stopped by {self._asked.name}"
                 if reason is not None:
                     if fault.is_wrong_input:  # a rank has told it
                         return WRONG_INPUT
                     raise RunFailed(f"{fault.cause}; not started again: {reason}")
         finally:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            for folder in self._folders:
+                shutil.rmtree(folder, ignore_errors=True)
             with suppress(OSError):  # a start that was wrong from the first leaves no folder
-                self._folder.parent.rmdir()
+                (self._run_dir / FOLDER).rmdir()
                 self._run_dir.rmdir()
+
+    @property
+    def _folder(self) -> Path:
+        """Of the ranks of the last start."""
+        return self._folders[-1]
+
+    def _start(self) -> Fault | int:
+        """One start, watched to its end; why it is to be started again, or the exit code where it is not."""
+        try:
+            self._make_folder()
+        except UserError as error:
+            if not self._folders:
+                raise
+            step, _ = reached(self._beats)
+            return Fault(str(error), step, has_gained=False, is_error=True, is_wrong_input=True, was_right=True)
+        self._watch.begin()
+        self._launched = Launched(self._command())
+        return self._until_ended(self._launched)
 
     def _command(self) -> list[str]:
         again = ["--resume", "auto"] if self._policy.restarts else []
         return [*self._settings.command, "--supervised", str(self._folder), *again]
 
     def _until_ended(self, launched: Launched) -> Fault | int:
-        """Watches a start to its end; why it is to be started again, or the exit code where it is not."""
         silence = None
         while (code := launched.exit_code()) is None and silence is None:
             time.sleep(_SECONDS_BETWEEN_LOOKS)
-            if not self._can_write():
+            if self._watch.is_quiet and not self._can_write():
                 continue  # so nor can the ranks: a disk that is full or read-only has not made them silent
             beats = read_beats(self._folder)
             silence = self._watch.look(beats)
             if silence is None and self._watch.is_silent_from_the_first:
                 launched.end(beats)
                 return Fault("no rank has come up in time", 0, has_gained=False)
-        beats = read_beats(self._folder)
+        beats = self._beats = read_beats(self._folder)
         fault = fault_of(beats, code or 0) if silence is None else self._fault_of_silence(silence, beats)
         launched.end(beats)  # what the launcher has left behind
         marker = None
@@ -171,14 +190,18 @@ class _Supervisor:
         return path, answered
 
     def _make_folder(self) -> None:
-        """Makes the ranks' folder anew, without what those of the start before have said."""
+        """Makes a folder for the ranks, in which those of the start before have said nothing."""
+        for folder in self._folders:
+            shutil.rmtree(folder, ignore_errors=True)
+        folder = self._run_dir.absolute() / FOLDER / uuid.uuid4().hex[:12]
         try:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True)
         except OSError as error:
             raise UserError(
-                f"run.output_dir = {self._run_dir}: cannot be written ({error.strerror}); give another folder"
+                f"run.output_dir = {self._run_dir}: cannot be written ({error.strerror}); make room, or give another "
+                "folder"
             ) from None
+        self._folders.append(folder)
 
     def _pause(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -195,7 +218,7 @@ class _Supervisor:
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         self._asked = self._asked or signal.Signals(number)
-        beats = read_beats(self._folder)
+        beats = read_beats(self._folder) if self._folders else {}
         # To the ranks themselves: a launcher would end without them, or give them less time than a save takes.
         signal_ranks(signal.SIGUSR1 if number == signal.SIGUSR1 else signal.SIGTERM, beats)
         if self._launched is not None and not beats and number != signal.SIGUSR1:

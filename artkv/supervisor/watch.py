@@ -7,6 +7,8 @@ from artkv.run_folder.heartbeat import Beat, Phase
 
 # Seconds that a phase may be silent for before anything is known of it: weights of a size and a disk never seen.
 _UNLEARNED = 600.0
+# Seconds without a word from which on a silence may be the disk's: steps that are longer are few.
+_QUIET = 5.0
 # How much longer than ever before it may last.
 _FACTOR = 3.0
 
@@ -63,6 +65,12 @@ class Watch:
             if (seconds := (self._looks - since) * self._interval) > self.allowed(beat.phase)
         ]
         return max(too_long, key=lambda silence: (silence.seconds, -silence.beat.rank), default=None)
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether some rank, or all of them since the start, have said nothing for a while."""
+        since = min((since for _, since in self._last.values()), default=0)
+        return (self._looks - since) * self._interval > min(_QUIET, self._least / 2)
 
     @property
     def is_silent_from_the_first(self) -> bool:

@@ -104,3 +104,12 @@ def test_an_input_that_was_right_before_is_waited_for() -> None:
     while (reason := policy.reason_to_give_up(full)) is None:
         assert policy.restarts <= 20
     assert reason == "another start would find the same"
+
+
+def test_a_folder_that_could_be_written_before_is_waited_for_though_no_start_has_gained_a_step() -> None:
+    full = Fault("run.output_dir = x: cannot be written", 0, False, is_error=True, is_wrong_input=True, was_right=True)
+    policy = Policy(20)
+    pauses = []
+    while policy.reason_to_give_up(full) is None:
+        pauses.append(policy.pause)
+    assert pauses == [5.0, 10.0, 20.0, 40.0, 80.0, 160.0]

@@ -74,3 +74,14 @@ def test_a_rank_that_was_well_may_be_silent_for_twice_as_long_from_then_on() -> 
     silence = next(found for found in (watch.look({0: beat}) for _ in range(100)) if found is not None)
     watch.was_alive(silence)
     assert watch.allowed("training") == pytest.approx(2 * silence.seconds)
+
+
+def test_who_says_nothing_for_five_seconds_is_quiet_and_so_is_a_start_of_which_nothing_is_heard() -> None:
+    watch = Watch(least=30.0, interval=0.5)
+    assert [watch.is_quiet for _ in range(12) if watch.look({}) is None] == [False] * 10 + [True] * 2
+    watch.begin()
+    for count in range(1, 30):
+        watch.look({0: replace(BEAT, count=count)})
+        assert not watch.is_quiet
+    quiet = [watch.is_quiet for _ in range(12) if watch.look({0: replace(BEAT, count=29)}) is None]
+    assert quiet == [False] * 10 + [True] * 2
