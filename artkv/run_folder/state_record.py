@@ -105,10 +105,11 @@ class RecordedState:
 def recorded_state(run_dir: Path, world: "World") -> Iterator[RecordedState]:
     """Keeps `run_dir/status.json`: that a start began, and how it ended; entered on all ranks, with the lock held.
 
-    A start that ends well without `begin_training` had nothing to do: the record of a finished run then stays what it
-    was.
+    A start that ends well without `begin_training` had nothing to do, and one that ends in a `UserError` was refused:
+    the record of a finished run then stays what it was.
     """
     before = world.on_main(lambda: _read_if_readable(run_dir))
+    was_finished = before is not None and before.state == "finished"
     ranks = world.gather(socket.gethostname())
     first = StateRecord(
         FORMAT_VERSION, "starting", total_steps=None, ranks=world.size, hosts=list(dict.fromkeys(ranks)),
@@ -125,6 +126,9 @@ def recorded_state(run_dir: Path, world: "World") -> Iterator[RecordedState]:
     try:
         yield state
     except BaseException as error:
+        if was_finished and state.record.state == "starting" and isinstance(error, UserError):
+            state.note(**asdict(before))  # type: ignore[arg-type]
+            raise
         is_preempted = isinstance(error, Preempted)
         state.note(
             state="preempted" if is_preempted else "failed", ended=time.time(), error=cause_of(error, world.rank, ranks)
@@ -133,8 +137,8 @@ def recorded_state(run_dir: Path, world: "World") -> Iterator[RecordedState]:
             if world.is_main and not any(_is_of_a_run(path) for path in run_dir.iterdir()):
                 (run_dir / STATE).unlink()  # a start that was wrong from the first leaves no folder
         raise
-    if state.record.total_steps is None and before is not None and before.state == "finished":
-        state.note(**asdict(before))
+    if was_finished and state.record.state == "starting":
+        state.note(**asdict(before))  # type: ignore[arg-type]
     else:
         earlier = None if before is None else before.total_steps
         state.note(state="finished", ended=time.time(), total_steps=state.record.total_steps or earlier)

@@ -83,7 +83,7 @@ def test_a_run_that_failed_was_preempted_or_died_says_so(
     assert "has ended without a word" in dead.detail
 
 
-def test_a_start_that_fails_is_told_though_the_one_before_had_finished(
+def test_a_finished_run_stays_so_where_a_start_is_refused_and_not_where_one_fails(
     run_training: Train, tiny_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_dir = tiny_config.run.output_dir
@@ -91,19 +91,25 @@ def test_a_start_that_fails_is_told_though_the_one_before_had_finished(
     with pytest.raises(UserError, match="holds a run already"):
         run_training()
     assert read_status(run_dir).state == "finished"  # that command was refused; the run is what it was
+    before = (run_dir / "status.json").read_bytes()
     seen = []
 
-    def failing(*arguments: Any) -> None:
-        seen.append(read_status(run_dir))
-        raise UserError("no such weights")
+    def start_with(error: Exception) -> None:
+        def failing(*arguments: Any) -> None:
+            seen.append(read_status(run_dir))
+            raise error
 
-    with monkeypatch.context() as patch:
-        patch.setattr("artkv.session.build_model", failing)
-        with pytest.raises(UserError, match="no such weights"):
-            run_training(resume="auto")
+        with monkeypatch.context() as patch:
+            patch.setattr("artkv.session.build_model", failing)
+            with pytest.raises(type(error), match="no such weights"):
+                run_training(resume="auto")
+
+    start_with(UserError("no such weights"))
     assert (seen[0].state, seen[0].total_steps) == ("starting", None)
+    assert (run_dir / "status.json").read_bytes() == before
+    start_with(RuntimeError("no such weights"))
     failed = read_status(run_dir)
-    assert (failed.state, failed.detail) == ("failed", "UserError: no such weights")
+    assert (failed.state, failed.detail) == ("failed", "RuntimeError: no such weights")
 
 
 def test_a_run_on_another_host_lives_as_long_as_its_heartbeat_moves(tmp_path: Path) -> None:
