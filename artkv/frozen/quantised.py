@@ -10,6 +10,9 @@ from artkv.errors import UserError
 
 Quantisation = Literal["int8", "nf4"]
 
+# Of which inputs and outputs a layer of 4 bits must have a multiple for bitsandbytes (0.50) to pack it anew on a CPU.
+_PACKED_IN, _PACKED_OUT = 64, 32
+
 
 def quantise_linears(
     module: nn.Module,
@@ -51,6 +54,8 @@ def quantise_linears(
                     quant_type="nf4",
                     compress_statistics=True,
                 )
+                if linear.in_features % _PACKED_IN or linear.out_features % _PACKED_OUT:
+                    quantised.support_avx512bf16_for_cpu = False  # it would pack any width, and fails at this one
                 parameter = bnb.nn.Params4bit(
                     weight.clone(), requires_grad=False, quant_type="nf4", compress_statistics=True
                 )

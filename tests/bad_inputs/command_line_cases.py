@@ -94,7 +94,7 @@ COMMAND_LINE = Area(
         BadInput(
             "a plan to be written below a file",
             below_a_file("plan", "--write", "{folder}/file/my.yaml"),
-            ("--write: ", "{folder}/file"),
+            ("--write {folder}/file/my.yaml: ", "{folder}/file"),
         ),
         BadInput(
             "a quickstart with a setting that is none",
@@ -104,7 +104,7 @@ COMMAND_LINE = Area(
         BadInput(
             "a quickstart below a file",
             below_a_file("quickstart", "--output-dir", "{folder}/file/q"),
-            ("--output-dir: {folder}/file is not a folder", "give another place"),
+            ("--output-dir {folder}/file/q: {folder}/file is not a folder", "give another place"),
         ),
         BadInput(
             "a quickstart in a file", below_a_file("quickstart", "--output-dir", "{folder}/file"), ("--output-dir",)
@@ -130,7 +130,7 @@ COMMAND_LINE = Area(
         BadInput(
             "an art encoder below a file",
             below_a_file("art-encoder", "--data", "{folder}", "--output-dir", "{folder}/file/x"),
-            ("--output-dir: {folder}/file is not a folder",),
+            ("--output-dir {folder}/file/x: {folder}/file is not a folder",),
         ),
         BadInput(
             "an art encoder that is a ResNet",

@@ -21,7 +21,7 @@ from artkv.models.files import foreign_files
 from artkv.models.files.foreign_files import check_regular, expanded, read_object, told_as
 from artkv.models.files.hub import SETTINGS_FILES, local_folder
 from artkv.models.files.lavis_files import IMAGE_MEAN, IMAGE_STD, LN_VISION_EPS, LavisSource, lavis_config
-from artkv.models.files.model_configs import check_layers, check_settings_files
+from artkv.models.files.model_configs import check_agreement, check_layers, check_settings_files
 from artkv.models.files.weight_files import TensorSource, digests, open_weights
 
 BLIP2_OPT_2_7B = "Salesforce/blip2-opt-2.7b"
@@ -194,6 +194,7 @@ def _lavis_source(model: ModelConfig) -> tuple[LavisSource, Any, Path]:
     with told_as(", ".join(map(str, [path, *([] if vit is None else [vit])])), "give a BLIP-2 that LAVIS wrote"):
         source = LavisSource(path, vit, opt)
         config: Any = lavis_config(source, text_config)
+    check_agreement(config, f"{path} with {opt / 'config.json'}")
     config._attn_implementation = "sdpa"
     config._name_or_path = str(path)
     if not hasattr(config.vision_config, LN_VISION_EPS_KEY):
@@ -206,7 +207,8 @@ def read_folder_config(folder: Path, blip2: str) -> Any:
     if not os.path.lexists(folder / "config.json"):
         raise UserError(f"model.blip2 = {blip2!r}: {folder} has no config.json; give a folder of save_pretrained")
     check_settings_files(folder, "model.blip2")
-    found = read_object(folder / "config.json", "put BLIP-2's there").get("model_type")
+    written = read_object(folder / "config.json", "put BLIP-2's there")
+    found = written.get("model_type")
     if found != "blip-2":
         raise UserError(f"model.blip2 = {blip2!r}: is {found!r:.80}, expected blip-2 with opt; give {BLIP2_OPT_2_7B}")
     with told_as(f"model.blip2 = {blip2!r}: {folder}/config.json", "put BLIP-2's there"):
@@ -216,6 +218,7 @@ def read_folder_config(folder: Path, blip2: str) -> Any:
             f"model.blip2 = {blip2!r}: is blip-2 with {config.text_config.model_type}, expected blip-2 "
             f"with opt; give {BLIP2_OPT_2_7B}"
         )
+    check_agreement(config, folder / "config.json", written)
     config._attn_implementation = "sdpa"
     return config
 
@@ -275,10 +278,12 @@ def _load_tokenizer(folder: Path, config: Any) -> Any:
         tokenizer.get_vocab(), tokenizer("a\nb", add_special_tokens=False)  # what would fail later, fails here
     if tokenizer.pad_token_id is None:
         raise UserError(f"{folder}: its tokenizer has no padding token; put OPT's there, whose <pad> is one")
-    if len(tokenizer) > config.text_config.vocab_size:
+    token, highest = max(tokenizer.get_vocab().items(), key=lambda item: item[1], default=("", -1))
+    size = config.text_config.vocab_size
+    if highest >= size:
         raise UserError(
-            f"{folder}: its tokenizer has {len(tokenizer)} tokens, the model "
-            f"{config.text_config.vocab_size}; put the model's own tokenizer there"
+            f"{folder}: its tokenizer has the id {highest:,} for {token!r:.80}, and the model's embedding has {size:,} "
+            f"rows, for ids to {size - 1:,}; put the model's own tokenizer there"
         )
     return tokenizer
 

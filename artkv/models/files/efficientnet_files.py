@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from artkv.errors import UserError
-from artkv.models.files.pickled_files import plain_tensors, read_pickle
+from artkv.models.files.pickled_files import check_sums, plain_tensors, read_pickle
 from artkv.models.files.weight_files import SafetensorsSource, not_finite
 from artkv.reading import printable
 
@@ -162,7 +162,9 @@ def _read_checkpoint(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         source = SafetensorsSource([path])
         return {name: source.tensor(name) for name in source.names()}
-    return _unwrap(read_pickle(path, plain_values=_plain_values()), path)
+    tensors = _unwrap(read_pickle(path, plain_values=_plain_values()), path)
+    check_sums(path)
+    return tensors
 
 
 def _plain_values() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
@@ -187,11 +189,11 @@ def _unwrap(loaded: object, path: Path) -> dict[str, Tensor]:
         trail += f"[{inner!r}]"
         loaded = loaded[inner]
     if not isinstance(loaded, Mapping):
-        raise UserError(f"{path}{trail} holds a {type(loaded).__name__}, not a state dict of named tensors")
+        raise UserError(f"{printable(path)}{trail} holds a {type(loaded).__name__}, not a state dict of named tensors")
     others = sorted(str(name) for name, value in loaded.items() if not isinstance(value, Tensor))
     if others or not loaded:
         raise UserError(
-            f"{path}{trail} is not a state dict of named tensors: it is empty or has other values under "
+            f"{printable(path)}{trail} is not a state dict of named tensors: it is empty or has other values under "
             f"{_some(others)}; the weights are looked for at the top or under {', '.join(_WRAPPERS)}"
         )
     return plain_tensors(loaded, path)
@@ -214,8 +216,8 @@ def _layout(tensors: Mapping[str, Tensor], path: Path) -> Literal["timm", "torch
     if any(name.startswith("features.") for name in tensors):
         return "torchvision"
     raise UserError(
-        f"{path} is an EfficientNet in neither timm's layout (conv_stem.weight, blocks.0.0....) nor torchvision's "
-        f"(features.0.0.weight, ...): its keys are {_some(sorted(tensors))}; save the state dict of the "
+        f"{printable(path)} is an EfficientNet in neither timm's layout (conv_stem.weight, blocks.0.0....) nor "
+        f"torchvision's (features.0.0.weight, ...): its keys are {_some(sorted(tensors))}; save the state dict of the "
         "network itself"
     )
 

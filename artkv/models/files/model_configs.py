@@ -49,6 +49,7 @@ def check_settings_files(folder: Path, setting: str) -> None:
                 )
             if name == "config.json":
                 check_sizes(tree, path, remedy)
+                check_tokens(tree, path, remedy)
 
 
 def check_sizes(tree: dict[str, Any], path: Path, remedy: str) -> None:
@@ -79,6 +80,58 @@ def check_layers(config: Any, names: list[str], place: Path) -> None:
                 f"{shown(place)}: {part}.num_hidden_layers = {layers:,}: the weights have {len(names):,} tensors in "
                 "all; put the config there that belongs to them"
             )
+
+
+def check_agreement(config: Any, place: object, written: dict[str, Any] | None = None) -> None:
+    """Raises a `UserError` where two parts of a config cannot be of one model.
+
+    The weights may have been made by such a config: that their shapes are its own says nothing.
+
+    written: the config as its file has it, where transformers has made two sizes one.
+    """
+    vision, qformer, text = config.vision_config, config.qformer_config, config.text_config
+    width, text_width = qformer.encoder_hidden_size, text.word_embed_proj_dim
+    part = (written or {}).get("qformer_config")
+    if isinstance(part, dict):
+        width = part.get("encoder_hidden_size", width)
+    pairs = [
+        ("qformer_config.encoder_hidden_size", width, "vision_config.hidden_size", vision.hidden_size),
+        ("text_config.word_embed_proj_dim", text_width, "text_config.hidden_size", text.hidden_size),
+    ]
+    remedy = "put the config there that belongs to its weights"
+    for name, value, other, expected in pairs:
+        if value != expected:
+            raise UserError(f"{shown(place)}: {name} = {value:,}: must be {other}, which is {expected:,}; {remedy}")
+    if vision.patch_size > vision.image_size:
+        raise UserError(
+            f"{shown(place)}: vision_config.patch_size = {vision.patch_size:,}: is more than vision_config.image_size, "
+            f"which is {vision.image_size:,}; {remedy}"
+        )
+    positions = text.max_position_embeddings
+    if config.num_query_tokens >= positions:
+        raise UserError(
+            f"{shown(place)}: text_config.max_position_embeddings = {positions:,}: leaves no room for a question "
+            f"beside num_query_tokens, which is {config.num_query_tokens:,}; {remedy}"
+        )
+
+
+def check_tokens(tree: dict[str, Any], path: Path, remedy: str) -> None:
+    """Raises a `UserError` for a token that a config names, such as `eos_token_id`, and its vocabulary has not."""
+    text = tree.get("text_config", tree)
+    parts = {"": (tree, text), "text_config.": (text, text)}
+    parts["qformer_config."] = (tree.get("qformer_config"), tree.get("qformer_config"))
+    for prefix, (part, owner) in parts.items():
+        size = owner.get("vocab_size") if isinstance(owner, dict) else None
+        if not isinstance(part, dict) or type(size) is not int:
+            continue
+        for name, value in part.items():
+            values = value if isinstance(value, list) else [value]
+            is_token = name.endswith(("_token_id", "_token_index"))
+            if is_token and not all(one is None or (type(one) is int and 0 <= one < size) for one in values):
+                raise UserError(
+                    f"{shown(path)}: {prefix}{name} = {value!r:.80}: must be a token of the vocabulary, a whole number "
+                    f"from 0 to {size - 1:,}; {remedy}"
+                )
 
 
 def _leaves(tree: dict[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from artkv.config.paths import user_cache
 from artkv.errors import UserError
 from artkv.models.files.foreign_files import check_regular, read_object, reason_of, shown, told_as
-from artkv.models.files.pickled_files import plain_tensors, read_pickle
+from artkv.models.files.pickled_files import check_sums, plain_tensors, read_pickle
 from artkv.reading import parse_json, read_regular
 
 _FETCH = "fetch it again"
@@ -173,7 +173,7 @@ def digests(named_tensors: Iterator[tuple[str, Tensor]], files: list[Path], read
     Hashing runs at over 1 GiB/s, so BLIP2-OPT-2.7b takes seconds; the memory spares each later start
     even those. `named_tensors` is consumed only when something changed.
 
-    Raises `UserError` for weights that are not finite, which are remembered by nobody.
+    Raises `UserError` for weights that are damaged or not finite, which are remembered by nobody.
     """
     key = json.dumps([[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in files])
     key += f"finite {reading}"
@@ -185,6 +185,8 @@ def digests(named_tensors: Iterator[tuple[str, Tensor]], files: list[Path], read
             return found
     except (OSError, ValueError, KeyError, TypeError):
         pass  # nothing remembered, or an unreadable memory: hash again
+    for path in files:
+        check_sums(path)
     computed: dict[str, str] = {}
     bad: list[tuple[str, Tensor]] = []
     for name, tensor in named_tensors:

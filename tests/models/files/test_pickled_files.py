@@ -12,7 +12,7 @@ import torch
 
 from artkv.errors import UserError
 from artkv.models.files.efficientnet_files import read_efficientnet_file
-from artkv.models.files.pickled_files import plain_tensors, read_pickle
+from artkv.models.files.pickled_files import check_sums, plain_tensors, read_pickle
 
 ROOT = Path(__file__).resolve().parents[3] / "artkv"
 
@@ -155,3 +155,27 @@ def test_nothing_is_waited_for(tmp_path: Path) -> None:
     ]:
         with pytest.raises(UserError, match=reason):
             read_pickle(path)
+
+
+def test_a_part_that_is_not_what_was_written_is_found_by_its_checksum(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save({"weight": torch.ones(5000)}, path)
+    check_sums(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:9000] + bytes(512) + whole[9512:])
+    assert read_pickle(path)["weight"].sum() < 5000  # torch itself does not see it
+    with pytest.raises(UserError, match=r"its part weights/data/0 does not match its checksum: the file is damaged"):
+        check_sums(path)
+
+
+def test_files_without_checksums_have_none_to_match(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"weight": torch.ones(5000)}, path)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    check_sums(path)
+    torch.save({"weight": torch.ones(5)}, path, _use_new_zipfile_serialization=False)
+    check_sums(path)
+    assert read_pickle(path)["weight"].sum() == 5
