@@ -159,7 +159,7 @@ def sweep(options: argparse.Namespace) -> int:
         _say("\n".join(describe(plan)))
         return DONE
     failed: dict[int, str] = {}
-    check_folder_writable(plan.output_dir, f"sweep {plan.path}: output_dir")
+    check_folder_writable(plan.output_dir, f"sweep {plan.path}: output_dir = {plan.output_dir}")
     if not options.report:
         check_split(plan)
         check_folders(plan)
@@ -203,7 +203,7 @@ def ask(options: argparse.Namespace) -> int:
     """Answers one question about one picture."""
     checkpoint, config = _open_checkpoint(options, options.checkpoint)
     if options.attention is not None:
-        check_writable(Path(options.attention), "--attention")
+        check_writable(Path(options.attention), f"--attention {options.attention}")
 
     from artkv.api import draw_attention, load_model
 
@@ -298,7 +298,7 @@ def plan(options: argparse.Namespace) -> int:
 
     config = load_config(options.config or recipe_path("artquest.yaml"), options.set)
     if options.write:
-        check_writable(Path(options.write), "--write")
+        check_writable(Path(options.write), f"--write {options.write}")
 
     from artkv.planning.table import run
 
@@ -311,7 +311,7 @@ def art_encoder(options: argparse.Namespace) -> int:
     from artkv.art_encoder.arguments import settings_from_arguments
 
     settings = settings_from_arguments(options)
-    check_folder_writable(settings.output_dir, "--output-dir")
+    check_folder_writable(settings.output_dir, f"--output-dir {settings.output_dir}")
 
     from artkv.art_encoder.training import train_art_encoder
 

@@ -48,6 +48,11 @@ def write_together(writes: Mapping[Path, Callable[[Path], object]]) -> None:
         for path, temporary in temporaries.items():
             temporary.replace(path)
             sync(path.parent)
+    except OSError as error:
+        for path, temporary in temporaries.items():
+            if error.filename is not None and Path(os.fsdecode(error.filename)) == temporary:
+                error.filename = str(path)  # the name that was given, and not one that nobody knows
+        raise
     finally:
         for temporary in temporaries.values():
             with suppress(OSError):  # a disk that has just become read-only; what ended the writing shall be told
@@ -125,9 +130,8 @@ def check_folder_writable(folder: Path, place: str) -> None:
         with tempfile.TemporaryFile(dir=above, buffering=0) as file:
             file.write(b"\0" * _PROBE_BYTES)
     except OSError as error:
-        raise UserError(
-            f"{place}: {error.filename or above} cannot be written ({reason_of(error)}); {remedy}"
-        ) from None
+        # Not by the error's own name, which is the probe's.
+        raise UserError(f"{place}: {above} cannot be written ({reason_of(error)}); {remedy}") from None
 
 
 def remove(path: Path) -> None:

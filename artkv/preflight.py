@@ -23,7 +23,9 @@ from artkv.models.efficientnet import load_efficientnet
 from artkv.models.files.hub import local_folder, moving_revision
 from artkv.reading import printable
 from artkv.run_folder.output_folder import check_output_folder
+from artkv.run_folder.separation import check_is_apart
 from artkv.session import SPLITS, Session, csv_path, pictures_folder, training_splits
+from artkv.training.preemption import job_end_time
 from artkv.training.schedule import total_steps, warmup_steps
 
 
@@ -58,6 +60,8 @@ def find_obstacles(config: Config, note: Callable[[str], None] = lambda text: No
 
 def _check_environment(session: Session) -> None:
     check_environment(os.environ)
+    if "SLURM_JOB_END_TIME" in os.environ:  # squeue need not be asked
+        job_end_time(os.environ)
 
 
 def _check_quantisation(session: Session) -> None:
@@ -68,6 +72,7 @@ def _check_quantisation(session: Session) -> None:
 
 def _check_output_folder(session: Session) -> None:
     check_output_folder(session.config.run.output_dir)
+    check_is_apart(session.config)
 
 
 def _check_deepspeed(session: Session) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import stat
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -22,6 +23,9 @@ Positive = Annotated[int, Ge(1), Le(2**53)]
 
 # Bytes. What artkv writes as JSON has some thousands; a config that a person writes too.
 MOST_JSON_BYTES = 16 * 2**20
+
+# Letters, marks and symbols of Unicode that have nothing to show: joiners, fillers, variation selectors, a blank.
+_UNSEEN = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0" + "".join(map(chr, range(0xFE00, 0xFE10))))
 
 _KINDS = {
     stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
@@ -98,6 +102,24 @@ def check_version(tree: dict[str, Any], newest: int, place: str) -> None:
 def printable(text: object) -> str:
     """A name or path for a message, on one line: what would act on a terminal comes escaped, as in a literal."""
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in str(text))
+
+
+def is_blank(text: str) -> bool:
+    """Whether nothing of a text can be seen: white space, and characters without width such as U+200B."""
+    return all(_is_unseen(character) for character in text)
+
+
+def unseen_character(text: str) -> str | None:
+    """The first character of a text that cannot be seen, by its code point; None where there is none but plain space.
+
+    Such as U+200B (ZERO WIDTH SPACE), which comes with what is copied from web pages.
+    """
+    found = next((character for character in text if character not in " \t\r\n" and _is_unseen(character)), None)
+    return None if found is None else f"U+{ord(found):04X} ({unicodedata.name(found, 'a control character')})"
+
+
+def _is_unseen(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Cf", "Zs", "Zl", "Zp") or character in _UNSEEN
 
 
 def parse_json(content: bytes | str, once: bool = False) -> Any:

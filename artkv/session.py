@@ -49,6 +49,7 @@ from artkv.planning.gpus import gpu_of_device
 from artkv.planning.placement import ANSWERING, Placement, Use, is_settled, place, place_unasked
 from artkv.planning.prediction import Predictor, record_bytes
 from artkv.planning.shapes import read_blip2_config
+from artkv.reading import is_blank
 from artkv.run_folder.checkpoint import Checkpoint
 
 # A file's path, a decoded picture, or the features that `Session.encode` made of either, of one painting.
@@ -203,9 +204,21 @@ class Session:
 
     def tokenize(self, table: QuestionTable, backbone: Blip2Backbone) -> tuple[TokenizedTable, list[Problem]]:
         """The table's token ids, and a problem for each row that cannot be tokenised or is too long."""
+        self._check_prompt(backbone)
         tokenized, problems = tokenize_table(table, backbone.tokenizer, self.config.dataset.prompt)
         problems += too_long_questions(tokenized, table, backbone.num_query_tokens, backbone.max_positions)
         return tokenized, sorted(problems, key=lambda problem: problem.line)
+
+    def _check_prompt(self, backbone: Blip2Backbone) -> None:
+        """Raises `UserError` where the prompt leaves no room for a question of a token, and an answer with its end."""
+        prompt = self.config.dataset.prompt
+        tokens, room = len(encode_prompt(backbone.tokenizer, prompt, "")), backbone.max_positions - 3
+        if backbone.num_query_tokens + tokens > room:
+            raise UserError(
+                f"dataset.prompt = {quoted(prompt)}: has {tokens:,} tokens without a question, and the language model "
+                f"leaves room for {max(0, room - backbone.num_query_tokens):,} beside the picture's; shorten it",
+                on_all_ranks=True,
+            )
 
     def ask(self, picture: Picture, question: str | Sequence[str], use_prefix: bool = True) -> str | list[str]:
         """The answer to a question about a picture, or a list of answers to a list of questions."""
@@ -218,6 +231,7 @@ class Session:
         backbone, device = self.model.backbone, self.world.device
         for text in questions:
             _check_question(text)
+        self._check_prompt(backbone)
         prompts = [encode_prompt(backbone.tokenizer, self.config.dataset.prompt, text) for text in questions]
         most = backbone.max_positions - backbone.num_query_tokens - 1  # one for the first token of the answer
         for text, prompt in zip(questions, prompts, strict=True):
@@ -291,7 +305,7 @@ class Session:
 
 def _check_question(text: str) -> None:
     """Raises `UserError` for a question that says nothing, or holds what is no text."""
-    if not text.strip():
+    if is_blank(text):
         raise UserError("the question is empty; ask one, such as: Which style is this?")
     strange = next((c for c in text if unicodedata.category(c) in ("Cc", "Cs") and c not in "\t\n\r"), None)
     if strange is not None:

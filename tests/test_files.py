@@ -172,3 +172,16 @@ def test_a_place_is_looked_at_before_the_work(disk: Disk) -> None:
     disk.read_only()
     with pytest.raises(UserError, match=r"--output x: .* cannot be written \(Read-only file system\)"):
         check_writable(folder / "new", "--output x")
+
+
+def test_what_the_system_refuses_is_told_by_the_name_that_was_given(tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+
+    def refused(temporary: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(temporary))
+
+    with pytest.raises(PermissionError) as caught:
+        write_whole(path, refused)
+    assert caught.value.filename == str(path)
+    with pytest.raises(UserError, match=r"--output /proc/x: /proc cannot be written \(No such file or directory\)"):
+        check_writable(Path("/proc/x"), "--output /proc/x")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from artkv.errors import UserError
-from artkv.reading import parse_json, read_regular, to_record
+from artkv.reading import is_blank, parse_json, read_regular, to_record, unseen_character
 from artkv.run_folder.state import Progress
 
 
@@ -81,3 +81,12 @@ def test_what_is_missing_is_not_guessed() -> None:
         to_record(Progress, tree, "file", "do this")
     with pytest.raises(UserError, match="^file: holds list where an object belongs; do this$"):
         to_record(Progress, [], "file", "do this")
+
+
+def test_what_cannot_be_seen_is_told_by_its_code_point() -> None:
+    assert unseen_character("train\u200bing") == "U+200B (ZERO WIDTH SPACE)"
+    assert unseen_character("a\xa0b") == "U+00A0 (NO-BREAK SPACE)"
+    assert unseen_character("Jan van Eyck, 茶, naïve\t\n") is None
+    assert is_blank("\u200b \u2060\u3164\n")
+    assert is_blank("")
+    assert not is_blank("\u200b0")

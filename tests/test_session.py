@@ -64,7 +64,7 @@ def test_data_that_is_not_set_is_told(tiny_config: Config, alone: World, overrid
 
 
 def test_every_row_that_is_too_long_is_told_of_all_splits(tiny_config: Config, alone: World) -> None:
-    long = override_config(tiny_config, [f"dataset.prompt={'very ' * 80}long {{question}}"])
+    long = override_config(tiny_config, [f"dataset.prompt={'very ' * 27}long {{question}}"])
     session = Session(long, alone, ["train", "val"])
     with pytest.raises(UserError) as error:
         session.load()

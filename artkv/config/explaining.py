@@ -6,6 +6,8 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from artkv.reading import printable, unseen_character
+
 # Lines of an error: a file of another program has thousands of unknown keys.
 _MOST_PROBLEMS = 20
 
@@ -48,9 +50,13 @@ def _line(
 ) -> str:
     message = str(problem["msg"]).removeprefix("Value error, ")
     value = f"{problem['input']!r:.200}"
+    if isinstance(problem["input"], str) and (unseen := unseen_character(problem["input"])) is not None:
+        value += f", which holds {unseen}"
     if problem["type"] == "extra_forbidden":
         root, unsupported = known
         key = str(problem["loc"][-1])
+        if (unseen := unseen_character(key)) is not None:
+            return f"{printable(dotted)} = {value}: the key holds {unseen}, which cannot be seen; type it anew"
         why = unsupported.get(dotted) or f"unknown key; {_hint(root, section, key)}"
         return f"{dotted} = {value}: {why}"
     if problem["type"] == "missing" and (field is None or problem["loc"][-1] == field):

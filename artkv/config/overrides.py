@@ -56,6 +56,16 @@ def _is_section(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
+def is_section(dotted: str) -> bool:
+    """Whether this names a section of settings."""
+    return _is_section(_kind_of(dotted))
+
+
+def keys_of(dotted: str) -> list[str]:
+    """The dotted keys of a section."""
+    return [f"{dotted}.{key}" for key in _kind_of(dotted).model_fields]
+
+
 def is_text(dotted: str) -> bool:
     """Whether a setting is a path or a text, whose value `--set` takes as it stands."""
     annotation = _kind_of(dotted)

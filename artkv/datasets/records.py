@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from artkv.datasets.bytes_as_text import describe_damage
 from artkv.datasets.problems import Problem, quoted
 from artkv.errors import UserError
-from artkv.reading import printable, read_regular
+from artkv.reading import printable, read_regular, unseen_character
 
 REQUIRED_COLUMNS = ("image", "question", "answer")
 OPTIONAL_COLUMNS = ("question_id", "question_type")
@@ -118,20 +119,14 @@ def _decode_lines(path: Path, data: bytes, problems: list[Problem]) -> tuple[lis
     lines = list(io.StringIO(text, newline=""))
     if "\0" not in text and _is_utf8(data):
         return lines, unreadable
+    has_utf8 = any(ord(character) > 0x7F and not "\udc80" <= character <= "\udcff" for character in text)
     for index, line in enumerate(lines):
         number = index + 1
         try:
             line.encode("utf-8")
         except UnicodeEncodeError as error:
-            byte = ord(line[error.start]) & 0xFF
-            problems.append(
-                Problem(
-                    path,
-                    number,
-                    f"byte 0x{byte:02X} at column {error.start + 1} is not UTF-8; "
-                    "save the file as UTF-8 (if it is Latin-1: iconv -f latin1 -t utf-8)",
-                )
-            )
+            what = describe_damage(line, error.start, is_last=index == len(lines) - 1, has_utf8=has_utf8)
+            problems.append(Problem(path, number, what))
             unreadable.add(number)
         if "\0" in line:
             problems.append(Problem(path, number, "the line holds a NUL byte; save the file as plain text"))
@@ -234,6 +229,11 @@ def _check_header(
         Problem(path, line, f"column {quoted(name)} appears {count} times; keep one of them")
         for name, count in Counter(header).items()
         if count > 1
+    )
+    problems.extend(
+        Problem(path, line, f"the column {quoted(name)} holds {unseen}, which cannot be seen; type its name anew")
+        for name in header
+        if (unseen := unseen_character(name)) is not None
     )
     missing = [name for name in required if name not in header]
     if missing:

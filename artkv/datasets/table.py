@@ -16,6 +16,7 @@ from artkv.datasets.pictures import picture_damage
 from artkv.datasets.problems import Problem, format_problems, quoted
 from artkv.datasets.records import Record, Records, read_records
 from artkv.errors import UserError
+from artkv.reading import is_blank, unseen_character
 
 __all__ = ["ImageIndex", "QuestionTable", "find_problems", "read_table"]
 
@@ -117,6 +118,16 @@ def _text_problems(csv_path: Path, content: Records) -> list[Problem]:
             Problem(csv_path, record.line, f"empty {name}; fill it in or remove the row")
             for name in content.columns
             if not record.cells[name] and name != "question_type"
+        )
+        problems.extend(
+            Problem(
+                csv_path,
+                record.line,
+                f"{name} {quoted(cell)} holds nothing that can be seen, but {unseen_character(cell)}; fill it in or "
+                "remove the row",
+            )
+            for name, cell in record.cells.items()
+            if cell and is_blank(cell)
         )
         answer = record.cells.get("answer", "")
         if "\n" in answer or "\r" in answer:

@@ -9,7 +9,7 @@ from artkv.config.editing import Scalar
 from artkv.errors import UserError
 from artkv.planning.activations import Activations
 from artkv.planning.batch_shape import BatchShape, Sequences
-from artkv.planning.gpus import Gpu, find_gpu, gpu_of_memory
+from artkv.planning.gpus import GIB, Gpu, find_gpu, gpu_of_memory
 from artkv.planning.memory import TrainableMemory
 from artkv.planning.modes import FEATURES, Features, Mode, all_modes
 from artkv.planning.placement import Choice, choose, chosen_settings, describe, hint, usable_bytes
@@ -123,6 +123,11 @@ def plan(
     chosen = _choose_gpu(gpu, gpu_memory_bytes)
     if gpu is not None and gpu_memory_bytes is None:
         gpu_memory_bytes = chosen.memory_bytes
+    elif gpu is not None and gpu_memory_bytes is not None and gpu_memory_bytes > chosen.memory_bytes:
+        raise UserError(
+            f"--gpu-memory with --gpu {gpu!r}: {gpu_memory_bytes / GIB:,.1f} GiB are more than a {chosen.name} has, "
+            f"{chosen.memory_bytes / GIB:.0f} GiB; leave one of them out"
+        )
     # As at training: `auto` is bfloat16 where the device is fast at it.
     is_fp32 = config.model.dtype == "float32" or (config.model.dtype == "auto" and not chosen.has_bf16)
     dtype = torch.float32 if is_fp32 else torch.bfloat16

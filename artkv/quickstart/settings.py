@@ -82,7 +82,7 @@ class QuickstartSettings:
             raise UserError(
                 f"--ranks {self.ranks}: a step's {QUESTIONS_A_STEP} questions cannot be shared; give 1, 2 or 4"
             )
-        check_folder_writable(self.output_dir, "--output-dir")
+        check_folder_writable(self.output_dir, f"--output-dir {self.output_dir}")
         for is_modulated in (True, False):
             settled = self._settled(is_modulated)
             for override in self.overrides:

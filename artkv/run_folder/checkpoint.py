@@ -34,6 +34,7 @@ FORMAT_VERSION = 1
 ADAPTER = "adapter.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 DESCRIPTION = "checkpoint.json"
+_NO_RUN = "is an adapter and holds no optimizer state; resume from a checkpoint's folder"
 
 
 @dataclass(frozen=True)
@@ -158,9 +159,7 @@ class Checkpoint:
 
     def _saved_run(self) -> SavedRun:
         if self.run is None:
-            raise UserError(
-                f"{self.path}: is an adapter and holds no optimizer state; resume from a checkpoint's folder"
-            )
+            raise UserError(f"{self.path}: {_NO_RUN}")
         return self.run
 
     def _check_file(self, name: str) -> None:
@@ -193,22 +192,28 @@ class Checkpoint:
             raise UserError(f"{self.path}: cannot be read ({error}); the checkpoint is damaged") from None
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
+def open_checkpoint(path: str | Path, to_resume: bool = False) -> Checkpoint:
     """Finds the checkpoint that `path` names, and reads and verifies its description.
 
     path: a checkpoint's folder; a run's, for its newest; a run's `best` or `checkpoints/latest`; an exported adapter
-    file; or a transformers folder of `artkv export`, for the adapter in it.
+    file; or a transformers folder of `artkv export`, for the adapter in it. to_resume: for a run to go on from, which
+    no exported adapter is.
 
     Raises:
         UserError: if there is no checkpoint, or its description is damaged or of another version.
     """
     try:
-        found = _resolve(Path(os.path.expanduser(path)))  # leaves ~nobody as it is, where pathlib raises
+        found = _resolve(Path(os.path.expanduser(path)), to_resume)  # leaves ~nobody as it is, where pathlib raises
     except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({reason_of(error)}); give a checkpoint's folder, a run's, or an exported adapter"
-        ) from None
+        kinds = (
+            "a checkpoint's folder, or a run's"
+            if to_resume
+            else "a checkpoint's folder, a run's, or an exported adapter"
+        )
+        raise UserError(f"{path}: cannot be read ({reason_of(error)}); give {kinds}") from None
     if found.is_file():
+        if to_resume:
+            raise UserError(f"{found}: {_NO_RUN}")
         exported = read_description(found)
         checksums = {found.name: exported["sha256"]}
         return Checkpoint(found, adapter_config(found, exported), exported["frozen_hash"], exported["step"], checksums)
@@ -259,7 +264,7 @@ def rewrite_progress(folder: Path, progress: Progress) -> None:
     write_whole(folder / DESCRIPTION, lambda path: _write_description(path, description))
 
 
-def _resolve(path: Path) -> Path:
+def _resolve(path: Path, to_resume: bool) -> Path:
     """The checkpoint's folder, or an exported adapter's file, that `path` names."""
     if (path / KV_PREFIX).is_file():
         path = path / KV_PREFIX
@@ -273,9 +278,10 @@ def _resolve(path: Path) -> Path:
             raise UserError(f"{path}: this run has no checkpoint yet; wait for the first one")
         path = path / CHECKPOINTS / names[0]
     if not (path / DESCRIPTION).is_file():
+        more = ", or latest or auto for run.output_dir's newest" if to_resume else ", or an exported adapter"
         raise UserError(
             f"{path}: no checkpoint there (no {DESCRIPTION}); give a folder such as "
-            "outputs/demo/checkpoints/step_00000500, outputs/demo/best or outputs/demo, or an exported adapter"
+            f"outputs/demo/checkpoints/step_00000500, outputs/demo/best or outputs/demo{more}"
         )
     return path.resolve()
 

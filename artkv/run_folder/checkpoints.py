@@ -45,7 +45,7 @@ class RunCheckpoints:
         if one is of another version of artkv, which is no damage.
         """
         names = self.newest_first()
-        for name in names:
+        for place, name in enumerate(names, start=1):
             try:
                 checkpoint = open_checkpoint(self.folder / name)
                 if checkpoint.step != step_of(name):  # a copy: its step is not where the run stood
@@ -57,7 +57,8 @@ class RunCheckpoints:
             except OtherVersion:
                 raise
             except UserError as error:
-                print(f"artkv: {error}; falling back to the checkpoint before it", file=sys.stderr)
+                then = "; falling back to the checkpoint before it" if place < len(names) else ""
+                print(f"artkv: {error}{then}", file=sys.stderr)
         if names:
             raise UserError(f"{self.run_dir}: no checkpoint is readable; start anew in another run.output_dir")
         return None

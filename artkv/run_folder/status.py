@@ -195,6 +195,8 @@ def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
             f"{path}: cannot be read ({reason_of(error)}); restore it, or remove it to do without its records"
         ) from None
     damaged = []
+    if not (lines[-1][:1] or b"{").startswith(b"{") or b"\0" in lines[-1]:  # nothing that is being written
+        lines.append(b"")
     for number, line in enumerate(lines[:-1], start=1):
         record = metrics_record(line)
         if record is None:

@@ -14,10 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from artkv.config import Config
 from artkv.config.loading import read_settings
-from artkv.config.overrides import is_text, text_override
+from artkv.config.overrides import is_section, is_text, keys_of, text_override
 from artkv.config.paths import expand_home
 from artkv.config.yaml_text import parse_yaml, read_text
 from artkv.errors import UserError
+from artkv.reading import printable, unseen_character
 
 SEED = "training.seed"
 # A sweep over prefix tokens wants the control, too; the settings have no prefix of 0 tokens.
@@ -144,7 +145,13 @@ def _read_file(path: Path) -> SweepFile:
     for key in ("config", "output_dir"):
         if not getattr(file, key).strip():
             raise UserError(f"sweep {path}: {key} is empty; give a path")
-    for settings in [file.grid, *file.runs]:
+    for where, settings in [("grid", file.grid), *(("runs", settings) for settings in file.runs)]:
+        for key in settings:
+            if is_section(key):
+                raise UserError(
+                    f"sweep {path}: {where}.{key}: is a section of settings; name one of its keys, such as "
+                    f"{next(iter(keys_of(key)))}"
+                )
         if _FOLDER in settings or _FOLDER.split(".")[0] in settings:
             raise UserError(f"sweep {path}: {_FOLDER} is the sweep's own; give output_dir instead")
     return file
@@ -157,7 +164,9 @@ def _explained(problem: Any) -> str:
         return f"  {place}: is missing; give {_GIVEN[first]}"
     told = f"  {place or 'the file'} = {problem['input']!r:.80}"
     if problem["type"] == "extra_forbidden":
-        return f"{told}: unknown key; leave it out"
+        unseen = unseen_character(place)
+        why = "unknown key; leave it out" if unseen is None else f"the key holds {unseen}; type it anew"
+        return f"{printable(told)}: {why}"
     return f"{told}: {problem['msg']}; give {_GIVEN.get(first, 'keys and values')}"
 
 

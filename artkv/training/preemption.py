@@ -9,6 +9,7 @@ No torch here: a command listens before it imports it, which takes seconds.
 """
 
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -16,6 +17,8 @@ import time
 from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any
+
+from artkv.errors import UserError
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 # As of a program that SIGINT ends.
@@ -79,10 +82,15 @@ class StopRequests:
 def job_end_time(environment: Mapping[str, str]) -> float | None:
     """When Slurm will end this job, unix seconds; None outside of a job or where Slurm does not say.
 
-    Slurm sets SLURM_JOB_END_TIME since 23.02; before that `squeue` is asked.
+    Slurm sets SLURM_JOB_END_TIME since 23.02; before that `squeue` is asked. `UserError` where it is set to no time.
     """
     if "SLURM_JOB_END_TIME" in environment:
         text = environment["SLURM_JOB_END_TIME"]
+        if not re.fullmatch(r"\s*([0-9]{1,18}|NONE|N/A|Unknown|)\s*", text, re.IGNORECASE):
+            raise UserError(
+                f"environment: SLURM_JOB_END_TIME={text!r:.80} is no time in seconds since 1970; unset it, and squeue "
+                "is asked"
+            )
     elif "SLURM_JOB_ID" in environment:
         command = ["squeue", "--noheader", "--jobs", environment["SLURM_JOB_ID"], "--format", "%e"]
         try:

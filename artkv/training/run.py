@@ -26,6 +26,7 @@ from artkv.run_folder.layout import CHECKPOINTS, CONFIG, ENVIRONMENT, step_of
 from artkv.run_folder.marker import remove_marker
 from artkv.run_folder.output_folder import check_is_new, check_no_file_is_in_the_way, check_output_folder
 from artkv.run_folder.run_lock import RunLock, run_lock
+from artkv.run_folder.separation import check_is_apart
 from artkv.run_folder.state import Identity, Progress, TrainableState
 from artkv.run_folder.state_record import RecordedState, recorded_state
 from artkv.session import Session, pictures_folder, training_splits
@@ -62,13 +63,14 @@ def train(
     """
     training, run_dir = config.training, config.run.output_dir
     requests = requests or StopRequests()
-    end = world.broadcast(job_end_time(os.environ) if world.is_main else None)
+    end = world.broadcast(world.on_main(lambda: job_end_time(os.environ)))
     requests.watch_walltime(end, config.run.stop_before_walltime_minutes)
     if training.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses to be deterministic
         torch.use_deterministic_algorithms(True)
     deepspeed_tree = world.together(lambda: load_deepspeed_config(training.deepspeed))
     world.together(lambda: check_output_folder(run_dir))
+    world.on_main(lambda: check_is_apart(config))
     session = Session(config, world, world.together(lambda: training_splits(config)))
     with run_lock(run_dir, world, config.distributed.timeout_minutes) as lock:
         # First, the marker of an earlier start: if this one now fails, it must not look preempted.
@@ -183,7 +185,7 @@ def _refuse_to_overwrite(run_dir: Path, resume: str | None, checkpoint_every: in
             f"run.output_dir = {run_dir}: holds a run already; add --resume latest to go on with it, "
             "or give another folder"
         )
-    if open_checkpoint(resume).path.parent != (run_dir / CHECKPOINTS).resolve():
+    if open_checkpoint(resume, to_resume=True).path.parent != (run_dir / CHECKPOINTS).resolve():
         raise UserError(
             f"run.output_dir = {run_dir}: holds a run already, and --resume {resume} is of another; give another folder"
         )
@@ -193,7 +195,7 @@ def _choose_checkpoint(run_dir: Path, resume: str | None) -> str | None:
     if resume is None:
         return None
     if resume not in ("latest", "auto"):
-        return str(open_checkpoint(resume).path)
+        return str(open_checkpoint(resume, to_resume=True).path)
     checkpoint = RunCheckpoints(run_dir).latest()
     if checkpoint is None and resume == "latest":
         raise UserError(f"--resume latest: {run_dir} has no checkpoint; leave --resume out to start")

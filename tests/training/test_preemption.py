@@ -16,7 +16,7 @@ import artkv.feature_cache.filling as filling
 import artkv.files as whole_file
 import artkv.training.validation as validation_module
 from artkv.config import Config
-from artkv.errors import Preempted, RunFailed
+from artkv.errors import Preempted, RunFailed, UserError
 from artkv.run_folder.checkpoint import open_checkpoint
 from artkv.run_folder.checkpoints import RunCheckpoints
 from artkv.run_folder.marker import remove_marker, write_marker
@@ -326,6 +326,10 @@ def test_the_end_of_a_job_is_read_from_slurm(tmp_path: Path) -> None:
     assert job_end_time({}) is None
     assert job_end_time({"SLURM_JOB_ID": "17", "SLURM_JOB_END_TIME": "1764032400"}) == 1764032400.0
     assert job_end_time({"SLURM_JOB_ID": "17", "PATH": "/nowhere"}) is None
+    assert job_end_time({"SLURM_JOB_ID": "17", "SLURM_JOB_END_TIME": "NONE"}) is None
+    for text in ("soon", "-5", "inf", "2026-01-01T00:00:00"):
+        with pytest.raises(UserError, match=f"environment: SLURM_JOB_END_TIME='{text}' is no time in seconds"):
+            job_end_time({"SLURM_JOB_END_TIME": text})
 
 
 @pytest.mark.parametrize(("printed", "end"), [("1764032400", 1764032400.0), ("NONE", None), ("", None)])

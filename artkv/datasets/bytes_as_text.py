@@ -1,0 +1,39 @@
+"""What bytes are that stand in a text and are not UTF-8: of another encoding, cut off, or half of a UTF-16 pair."""
+
+import re
+
+_RESTORE = "save the file as UTF-8 anew, or fetch it again"
+# What UTF-16's halves are in bytes where each was encoded by itself, as Java and some databases do (CESU-8).
+_SURROGATE = re.compile(b"\xed[\xa0-\xbf][\x80-\xbf]")
+# A character that lacks at least its last byte.
+_BEGUN = re.compile(
+    b"[\xc2-\xdf]|\xe0[\xa0-\xbf]?|[\xe1-\xec\xee\xef][\x80-\xbf]?|\xed[\x80-\x9f]?|"
+    b"\xf0(?:[\x90-\xbf][\x80-\xbf]?)?|[\xf1-\xf3](?:[\x80-\xbf]{1,2})?|\xf4(?:[\x80-\x8f][\x80-\xbf]?)?"
+)
+
+
+def describe_damage(line: str, start: int, is_last: bool, has_utf8: bool) -> str:
+    """What is wrong from a place of a line on, with the remedy.
+
+    line: decoded with surrogateescape. start: of its first character that stands for a byte. is_last: the file ends
+    with this line. has_utf8: elsewhere in the file there are characters beyond ASCII, in UTF-8.
+    """
+    rest = line[start:].encode("utf-8", "surrogateescape")
+    place = f"at column {start + 1}"
+    latin1 = "" if has_utf8 else " (if it is Latin-1: iconv -f latin1 -t utf-8)"
+    if _SURROGATE.match(rest):
+        return (
+            f"the bytes {_hex(rest[:3])} {place} are half of a UTF-16 pair, which is no character of UTF-8; {_RESTORE}"
+        )
+    begun = _BEGUN.match(rest)
+    if begun is not None and begun.end() == len(rest) and is_last:
+        told = f"the file ends inside a character: {_hex(rest)} {place} lacks what should follow"
+        return f"{told}; it was cut off, fetch it whole{latin1}"
+    wrong = f"byte 0x{rest[0]:02X} {place} is not UTF-8"
+    if has_utf8:
+        return f"{wrong}, as the rest of the file is: it is damaged there; {_RESTORE}"
+    return f"{wrong}; save the file as UTF-8{latin1}"
+
+
+def _hex(content: bytes) -> str:
+    return " ".join(f"0x{byte:02X}" for byte in content)

@@ -1,0 +1,73 @@
+"""A new run's folder is its own; one that is there already goes on where it is."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from artkv.config import Config
+from artkv.errors import UserError
+from artkv.run_folder.separation import check_is_apart
+
+
+@pytest.fixture
+def placed(settings: Callable[..., Config], tmp_path: Path) -> Callable[[str], Config]:
+    """The tiny config, with a folder of the test's for the pictures, the features and the run."""
+    images = tmp_path / "data" / "images"
+    images.mkdir(parents=True)
+
+    def make(output_dir: str) -> Config:
+        return settings(
+            run={"output_dir": tmp_path / output_dir},
+            dataset={"image_root": images},
+            frozen={"feature_cache": tmp_path / "features"},
+        )
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("output_dir", "told"),
+    [
+        ("data/images", "is dataset.image_root"),
+        ("data/images/run", "is inside dataset.image_root"),
+        ("data/../data/images/run", "is inside dataset.image_root"),
+        ("data", "is around dataset.image_root"),
+        ("features", "is frozen.feature_cache"),
+        ("features/run", "is inside frozen.feature_cache"),
+    ],
+)
+def test_a_folder_of_what_is_read_is_refused(placed: Callable[[str], Config], output_dir: str, told: str) -> None:
+    with pytest.raises(UserError, match=f"{told} = .* would be mixed with those; give it a folder of its own"):
+        check_is_apart(placed(output_dir))
+
+
+def test_a_link_into_the_pictures_is_seen_through(placed: Callable[[str], Config], tmp_path: Path) -> None:
+    (tmp_path / "run").symlink_to(tmp_path / "data" / "images")
+    with pytest.raises(UserError, match="is dataset.image_root"):
+        check_is_apart(placed("run"))
+
+
+def test_files_of_others_are_no_place_for_a_new_run(placed: Callable[[str], Config], tmp_path: Path) -> None:
+    config = placed("run")
+    check_is_apart(config)  # there is no folder yet
+    run_dir = config.run.output_dir
+    run_dir.mkdir()
+    for name in ("slurm-17.out", "notes.txt", ".hidden", "config.yaml"):
+        (run_dir / name).touch()
+    (run_dir / "logs").mkdir()
+    check_is_apart(config)
+    for name in ("thesis.tex", "a", "b", "c"):
+        (run_dir / name).touch()
+    with pytest.raises(UserError, match="holds a, b, c and 1 more, and no run"):
+        check_is_apart(config)
+    (run_dir / "status.json").touch()
+    check_is_apart(config)  # a run is there, and goes on
+
+
+def test_a_name_of_the_hub_is_no_folder(
+    placed: Callable[[str], Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = placed("Salesforce/run")
+    check_is_apart(config.model_copy(update={"model": config.model.model_copy(update={"blip2": "Salesforce"})}))
