@@ -70,8 +70,9 @@ _IS_MEMORY = re.compile(
 )
 # Rust's way to tell what the system said, as safetensors and tokenizers do.
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
-# Marks that change the direction of a line, so that it reads otherwise than it is.
-_TURNS = re.compile("[\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+# Marks that change the direction of a line, so that it reads otherwise than it is, and what has no width and no use:
+# joiners, which languages need, are none of it.
+_TURNS = re.compile("[\u00ad\u200b\u2060\ufeff\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 def for_terminal(text: str) -> str:

@@ -40,6 +40,8 @@ def launched_place(environment: Mapping[str, str]) -> Place | None:
     """
     step = _srun_step(environment)
     _check_threads(environment)
+    if environment.get("MASTER_PORT"):
+        _port(environment)
     if "RANK" in environment or "WORLD_SIZE" in environment:
         place = _place_from(
             environment, ("RANK", "LOCAL_RANK", "WORLD_SIZE"), _LAUNCHER_VARIABLES,

@@ -306,7 +306,7 @@ class Session:
 def _check_question(text: str) -> None:
     """Raises `UserError` for a question that says nothing, or holds what is no text."""
     if is_blank(text):
-        raise UserError("the question is empty; ask one, such as: Which style is this?")
+        raise UserError(f"the question {quoted(text)} is empty; ask one, such as: Which style is this?")
     strange = next((c for c in text if unicodedata.category(c) in ("Cc", "Cs") and c not in "\t\n\r"), None)
     if strange is not None:
         what = "bytes that are no UTF-8" if unicodedata.category(strange) == "Cs" else "a control character"

@@ -19,6 +19,7 @@ from artkv.datasets.table import QuestionTable
 from artkv.datasets.tokenization import Tokenizer, encode_answers
 from artkv.errors import UserError
 from artkv.evaluation.scores import UNTYPED, Choice
+from artkv.reading import is_blank, unseen_character
 
 # Of a type, where they are gathered from training questions. A type with more different answers is one of names and
 # titles, which are not chosen among a few.
@@ -72,8 +73,9 @@ def read_candidates(path: Path, most: int | None = None) -> Candidates:
     spellings: dict[str, dict[str, Counter[str]]] = {}
     for record in content.records if "answer" in content.columns else ():
         answer = record.cells["answer"]
-        if not answer or "\n" in answer or "\r" in answer:
-            wrong = "empty answer" if not answer else f"answer {quoted(answer)} holds a line break"
+        if is_blank(answer) or "\n" in answer or "\r" in answer:
+            what = f"holds nothing that can be seen, but {unseen_character(answer)}" if is_blank(answer) else ""
+            wrong = f"answer {quoted(answer)} {what or 'holds a line break'}" if answer else "empty answer"
             problems.append(Problem(path, record.line, f"{wrong}; give each candidate as one line of text"))
             continue
         of_type = spellings.setdefault(record.cells.get("question_type") or UNTYPED, {})

@@ -1,6 +1,7 @@
 """`restarts.jsonl`: a line for each time that a supervised training ended before its time."""
 
 import json
+import sys
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,13 +29,20 @@ def append_restart(run_dir: Path, restart: Restart) -> None:
 
 
 def read_restarts(run_dir: Path) -> list[Restart]:
-    """The lines of a run's folder, in order; one that is no record is left out."""
+    """The lines of a run's folder, in order; one that is no record is left out and told, but for one being written."""
     restarts = []
+    damaged = []
     try:
         lines = read_regular(run_dir / RESTARTS).splitlines()
     except OSError:
         return []
-    for line in lines:
-        with suppress(ValueError, UserError):
+    for number, line in enumerate(lines, start=1):
+        try:
             restarts.append(to_record(Restart, parse_json(line), RESTARTS, ""))
+        except (ValueError, UserError):
+            if number < len(lines) or not line.startswith(b"{"):
+                damaged.append(number)
+    if damaged:
+        told = ", ".join(map(str, damaged[:3])) + (" and more" if len(damaged) > 3 else "")
+        print(f"artkv: {run_dir / RESTARTS}: {len(damaged)} lines are no records and left out: {told}", file=sys.stderr)
     return restarts

@@ -14,6 +14,7 @@ from artkv.evaluation.run_roles import differing_settings
 from artkv.launching import launch
 from artkv.run_folder.layout import BEST, best_checkpoint, checkpoints_newest_first
 from artkv.run_folder.marker import MARKER
+from artkv.run_folder.separation import check_is_apart
 from artkv.run_folder.status import STATE, read_if_readable
 from artkv.sweep.plan import Sweep, SweepRun
 
@@ -29,8 +30,12 @@ def check_split(sweep: Sweep) -> None:
 
 
 def check_folders(sweep: Sweep) -> None:
-    """`UserError` if a run's folder holds a training with other settings than the sweep's file has now."""
+    """`UserError` if a run's folder holds a training with other settings than the file has now, or is not its own."""
     for run in sweep.runs:
+        try:
+            check_is_apart(run.config)
+        except UserError as error:
+            raise UserError(f"sweep {sweep.path}, run {run.index} ({run.name}): {error}") from None
         path = run.folder / "config.yaml"
         if not path.is_file():
             continue

@@ -1,13 +1,16 @@
 """Command lines with options that cannot be meant; wrong usage has exit code 2."""
 
+import re
+
 from tests.bad_inputs.cases import Area, BadInput, Make, Place
 
 
 def typed(*words: str) -> Make:
-    """`artkv` with these words; `{folder}` and `{world}` stand for the paths."""
+    """`artkv` with these words; `{folder}`, `{world}` and `{trained}` stand for the paths."""
 
     def make(place: Place) -> list[str]:
-        return [word.replace("{folder}", str(place.folder)).replace("{world}", str(place.world)) for word in words]
+        paths = {"{folder}": place.folder, "{world}": place.world, "{trained}": place.trained}
+        return [re.sub(r"{\w+}", lambda found: str(paths.get(found[0], found[0])), word) for word in words]
 
     return make
 
@@ -187,6 +190,79 @@ COMMAND_LINE = Area(
         BadInput("a page at a URL", serve("http://localhost"), ("--host http://localhost: is no address (",)),
         BadInput(
             "a sweep of a device", typed("sweep", "/dev/zero"), ("config /dev/zero: cannot be read (is a device",)
+        ),
+        BadInput(
+            "a sweep over a section",
+            sweep("grid: {training: [{seed: 1}]}"),
+            ("sweep {folder}/sweep.yaml: grid.training: is a section of settings; name one of its keys, such as",),
+        ),
+        BadInput(
+            "a sweep's list over a section of a section",
+            sweep("runs: [{trainable.lora: {rank: 1}}]"),
+            ("sweep {folder}/sweep.yaml: runs.trainable.lora: is a section of settings; name one of its keys",),
+        ),
+        BadInput(
+            "a sweep's key with a character without width",
+            sweep("gr\u200bid: {training.seed: [1]}"),
+            (r"gr\u200bid = ", "the key holds U+200B (ZERO WIDTH SPACE); type it anew"),
+        ),
+        BadInput(
+            "a plan for more memory than the GPU has",
+            typed("plan", "--gpu", "RTX 4060 8GB", "--gpu-memory", "80GiB"),
+            ("--gpu-memory with --gpu 'RTX 4060 8GB': 80.0 GiB are more than", "leave one of them out"),
+        ),
+        BadInput(
+            "a run to go on from that is not there",
+            typed("train", "--config", "{world}/config.yaml", "--set", "run.output_dir={folder}/r", "--resume", "none"),
+            ("none: no checkpoint there", "outputs/demo, or latest or auto for run.output_dir's newest"),
+        ),
+        BadInput(
+            "a sweep into the pictures",
+            lambda place: [
+                "sweep",
+                str(
+                    place.write(
+                        "sweep.yaml",
+                        f"config: {place.world / 'config.yaml'}\noutput_dir: {place.world / 'images'}\n"
+                        "grid: {training.seed: [1, 2]}",
+                    )
+                ),
+            ],
+            ("sweep.yaml, run 0 (seed=1): run.output_dir = {world}/images/seed=1: is inside dataset.image_root",),
+        ),
+        BadInput(
+            "candidates of nothing but a character without width",
+            lambda place: [
+                "evaluate",
+                "--checkpoint",
+                str(place.run()),
+                "--choices",
+                str(place.write("c.csv", "answer\n\u200b\n")),
+            ],
+            (r"{folder}/c.csv:2: answer '\u200b' holds nothing that can be seen, but U+200B (ZERO WIDTH SPACE)",),
+        ),
+        BadInput(
+            "a run to go on from with a character without width",
+            typed(
+                "train",
+                "--config",
+                "{world}/config.yaml",
+                "--set",
+                "run.output_dir={folder}/r",
+                "--resume",
+                "auto\u200b",
+            ),
+            (r"auto\u200b: no checkpoint there",),
+        ),
+        BadInput(
+            "a question of a character without width",
+            typed("ask", "--checkpoint", "{trained}", "{world}/images/val0.png", "\u200b"),
+            (r"the question '\u200b' is empty; ask one",),
+        ),
+        BadInput(
+            "a drawing where the system has no files",
+            typed("ask", "--checkpoint", "{trained}", "{world}/images/val0.png", "Who?", "--attention", "/proc/x.png"),
+            ("--attention /proc/x.png: /proc cannot be written (No such file or directory); give another place",),
         ),
     ],
 )

@@ -193,5 +193,35 @@ CSV = Area(
             lambda place: ["check", *place.config(f"dataset.image_root={'x' * 300}")],
             ("cannot be listed (File name too long)",),
         ),
+        BadInput(
+            "a file cut inside its last character",
+            table((HEADER + "train0.png,What?,D\u00fcrer \u8336").encode()[:-1]),
+            (_AT + "2: the file ends inside a character: 0xE8 0x8C at column 24 lacks", "cut off, fetch it whole"),
+        ),
+        BadInput(
+            "halves of UTF-16 pairs, encoded",
+            table(HEADER.encode() + b"train0.png,What\xed\xa0\xbd\xed\xb8\x80?,oil\n"),
+            (_AT + "2: the bytes 0xED 0xA0 0xBD at column 16 are half of a UTF-16 pair", "save the file as UTF-8 anew"),
+        ),
+        BadInput(
+            "UTF-8 with a byte that was damaged",
+            table((HEADER + "train0.png,D\u00fcrer?,oil\ntrain2.png,").encode() + b"\xff?,oil\n"),
+            (_AT + "3: byte 0xFF at column 12 is not UTF-8, as the rest of the file is: it is damaged there",),
+        ),
+        BadInput(
+            "an answer of nothing but a character without width",
+            row("train0.png,Which?,\u200b\n"),
+            (_AT + r"3: answer '\u200b' holds nothing that can be seen, but U+200B (ZERO WIDTH SPACE); fill it in",),
+        ),
+        BadInput(
+            "a question of nothing but a filler",
+            row("train0.png,\u3164,oil\n"),
+            (_AT + "3: question ", "holds nothing that can be seen, but U+3164 (HANGUL FILLER); fill it in or remove"),
+        ),
+        BadInput(
+            "a column's name with a character without width",
+            table("image,question,ans\u200bwer\n" + ROW),
+            (_AT + r"1: the column 'ans\u200bwer' holds U+200B (ZERO WIDTH SPACE), which cannot be seen; type its",),
+        ),
     ],
 )

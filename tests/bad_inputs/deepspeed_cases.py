@@ -80,5 +80,10 @@ DEEPSPEED = Area(
         BadInput("half a file", content('{"bf16": '), ("not readable JSON",)),
         BadInput("a file of 2 MB", content(bytes(2**21)), ("more than the",)),
         BadInput("a pipe", pipe, ("is a pipe",)),
+        BadInput(
+            "a key with a character without width",
+            content('{"zero_optimi\u200bzation": {"stage": 1}}'),
+            (r"zero_optimi\u200bzation = ", "the key holds U+200B (ZERO WIDTH SPACE), which cannot be seen"),
+        ),
     ],
 )

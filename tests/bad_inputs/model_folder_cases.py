@@ -59,6 +59,18 @@ def blip2(setting: str, *more: str) -> Make:
     return lambda place: ["check", *place.config(setting, *more)]
 
 
+def vocabulary(change: Callable[[dict[str, int], str], object]) -> Make:
+    """With a tokenizer whose ids are changed; the second argument is one of its tokens."""
+
+    def damage(blip2: Path) -> None:
+        tree = json.loads((blip2 / "tokenizer.json").read_text())
+        ids = tree["model"]["vocab"]
+        change(ids, list(ids)[-3])
+        (blip2 / "tokenizer.json").write_text(json.dumps(tree))
+
+    return folder(damage)
+
+
 _SIZE = ("text_config", "hidden_size")
 
 MODEL_FOLDERS = Area(
@@ -284,6 +296,59 @@ MODEL_FOLDERS = Area(
             "a garbled generation_config.json",
             text("generation_config.json", "{"),
             ("generation_config.json: cannot be read (",),
+        ),
+        BadInput(
+            "a token's id beyond the embedding",
+            vocabulary(lambda ids, token: ids.update({token: 5000})),
+            (
+                "blip2: its tokenizer has the id 5,000 for ",
+                "embedding has 320 rows, for ids to 319; put the model's own",
+            ),
+        ),
+        BadInput(
+            "one id for all tokens",
+            vocabulary(lambda ids, token: ids.update(dict.fromkeys(list(ids)[5:], 5))),
+            ("blip2: its tokenizer has one id for several tokens; put the model's own tokenizer there",),
+        ),
+        BadInput(
+            "a special token beyond the embedding",
+            value("tokenizer_config.json", "added_tokens_decoder", to={"9999": {"content": "<x>", "special": True}}),
+            ("blip2: its tokenizer has the id 320 for '<x>', and the model's embedding has 320 rows",),
+        ),
+        BadInput(
+            "an end of text beyond the vocabulary",
+            value("config.json", "text_config", "eos_token_id", to=[2, 320]),
+            ("text_config.eos_token_id = [2, 320]: must be a token of the vocabulary, a whole number from 0 to 319",),
+        ),
+        BadInput(
+            "a beginning of text in words",
+            value("config.json", "text_config", "bos_token_id", to="</s>"),
+            ("text_config.bos_token_id = '</s>': must be a token of the vocabulary",),
+        ),
+        BadInput(
+            "a picture's token beyond the vocabulary",
+            value("config.json", "image_token_index", to=50265),
+            ("config.json: image_token_index = 50265: must be a token of the vocabulary",),
+        ),
+        BadInput(
+            "a Q-Former for another ViT",
+            value("config.json", "qformer_config", "encoder_hidden_size", to=36),
+            ("qformer_config.encoder_hidden_size = 36: must be vision_config.hidden_size, which is 32",),
+        ),
+        BadInput(
+            "positions for the picture alone",
+            value("config.json", "text_config", "max_position_embeddings", to=6),
+            ("max_position_embeddings = 6: leaves no room for a question beside num_query_tokens, which is 6",),
+        ),
+        BadInput(
+            "patches larger than the picture",
+            value("config.json", "vision_config", "patch_size", to=64),
+            ("vision_config.patch_size = 64: is more than vision_config.image_size, which is 28",),
+        ),
+        BadInput(
+            "pictures of which the middle is cut out",
+            value("preprocessor_config.json", "do_center_crop", to=True),
+            ("its do_center_crop is true, and artkv takes pictures whole",),
         ),
     ],
 )

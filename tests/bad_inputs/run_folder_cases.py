@@ -298,8 +298,27 @@ OUTPUT = Area(
             ("is in a system's folder", "/sys/kernel/run", ("run.output_dir = /sys/kernel/run", "cannot be written")),
             ("has a name that is too long", "n" * 300, ("File name too long", "give another")),
         ]
+    ]
+    + [
+        BadInput(
+            f"run.output_dir {what}",
+            lambda place, folder=folder: ["train", *place.config(f"run.output_dir={_with_a_thesis(place, folder)}")],
+            says,
+        )
+        for what, folder, says in [
+            ("is the model's folder", "{world}/blip2", ("is model.blip2 = {world}/blip2, and the run's files would",)),
+            ("is inside the model's folder", "{world}/blip2/run", ("is inside model.blip2", "a folder of its own")),
+            ("is the pictures' folder", "{world}/images", ("is dataset.image_root = {world}/images",)),
+            ("is around what it reads", "{world}", ("is around model.blip2", "give it a folder of its own")),
+            ("holds a thesis", "{folder}/thesis", ("holds main.tex, and no run, whose files would be mixed with",)),
+        ]
     ],
 )
+
+
+def _with_a_thesis(place: Place, folder: str) -> str:
+    place.write("thesis/main.tex", "x")
+    return folder.replace("{folder}", str(place.folder)).replace("{world}", str(place.world))
 
 
 def _made(place: Place, folder: str) -> str:

@@ -70,5 +70,15 @@ SET = Area(
             ("frozen.memory_budget = ", "is no size of memory; give one such as 8GiB"),
         ),
         BadInput("a number of 5,000 digits", setting("training.seed=" + 5000 * "9"), ("is not a YAML value",)),
+        BadInput(
+            "a key with a character without width",
+            setting("train\u200bing.seed=1"),
+            (r"train\u200bing = ", "the key holds U+200B (ZERO WIDTH SPACE), which cannot be seen; type it anew"),
+        ),
+        BadInput(
+            "a prompt of 300 words",
+            setting("dataset.prompt=" + 300 * "word " + "{question}"),
+            ("dataset.prompt = 'word ", "has 1,501 tokens without a question", "room for 119 beside the picture's"),
+        ),
     ],
 )

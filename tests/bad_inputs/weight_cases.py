@@ -98,6 +98,12 @@ def _art_of_shapes(path: Path) -> None:
     torch.save({"conv_stem.weight": torch.zeros(1).expand(10**5, 10**5)}, path)
 
 
+def _with_a_block_of_zeros(path: Path) -> None:
+    torch.save({"conv_stem.weight": torch.ones(5000)}, path)
+    content = path.read_bytes()
+    path.write_bytes(content[:9000] + bytes(512) + content[9512:])
+
+
 _ROW = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 
 WEIGHTS = Area(
@@ -280,6 +286,32 @@ WEIGHTS = Area(
             "an art encoder of another network",
             art("art.safetensors", lambda path: save_file({"conv_stem.weight": torch.zeros(3)}, path)),
             ("does not hold the weights of test_efficientnet", "missing: "),
+        ),
+        BadInput(
+            "an art encoder of zeros",
+            art("art.pth", bytes(9999)),
+            (
+                "{folder}/art.pth: is not a readable PyTorch checkpoint (it begins with zeros, as a disk",
+                "fetch or write",
+            ),
+        ),
+        BadInput(
+            "an art encoder of a web page",
+            art("art.pth", b"<html>not found</html>"),
+            ("(it begins with b'<html>not found<', and no file of torch.save does); fetch",),
+        ),
+        BadInput(
+            "an art encoder of which a block was lost",
+            art("art.pth", _with_a_block_of_zeros),
+            ("{folder}/art.pth: its part art/data/0 does not match its checksum: the file is damaged; fetch",),
+        ),
+        BadInput(
+            "a LAVIS file of zeros",
+            lambda place: [
+                "check",
+                *place.config(f"model.blip2={place.write('b.pth', bytes(999))}", f"model.opt={place.world / 'blip2'}"),
+            ],
+            ("{folder}/b.pth: is not a readable PyTorch checkpoint (it begins with zeros",),
         ),
     ],
 )

@@ -80,5 +80,20 @@ YAML = Area(
             config("dataset: {train: ~nobody_here/train.csv}"),
             ("dataset.train = '~nobody_here/train.csv': no home folder is known", "give the path in full"),
         ),
+        BadInput(
+            "a key with a character without width",
+            config("training: {se\u200bed: 1}"),
+            (r"training.se\u200bed = 1: the key holds U+200B (ZERO WIDTH SPACE), which cannot be seen; type it anew",),
+        ),
+        BadInput(
+            "a section indented by spaces of the web",
+            config("training:\n\u00a0\u00a0seed: 1\n"),
+            (r"\xa0\xa0seed = 1: the key holds U+00A0 (NO-BREAK SPACE), which cannot be seen; type it anew",),
+        ),
+        BadInput(
+            "a choice with a character without width",
+            config('model: {backend: "transformers\u200b"}'),
+            (r"model.backend = 'transformers\u200b', which holds U+200B (ZERO WIDTH SPACE)",),
+        ),
     ],
 )

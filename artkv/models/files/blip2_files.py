@@ -278,7 +278,10 @@ def _load_tokenizer(folder: Path, config: Any) -> Any:
         tokenizer.get_vocab(), tokenizer("a\nb", add_special_tokens=False)  # what would fail later, fails here
     if tokenizer.pad_token_id is None:
         raise UserError(f"{folder}: its tokenizer has no padding token; put OPT's there, whose <pad> is one")
-    token, highest = max(tokenizer.get_vocab().items(), key=lambda item: item[1], default=("", -1))
+    vocabulary = tokenizer.get_vocab()
+    if len(set(vocabulary.values())) < len(vocabulary):
+        raise UserError(f"{folder}: its tokenizer has one id for several tokens; put the model's own tokenizer there")
+    token, highest = max(vocabulary.items(), key=lambda item: item[1], default=("", -1))  # ids may have gaps
     size = config.text_config.vocab_size
     if highest >= size:
         raise UserError(
@@ -323,6 +326,9 @@ def _check_processing(processor: Any) -> None:
     for step in ("do_resize", "do_rescale", "do_normalize"):
         if getattr(processor, step) is False:
             raise ValueError(f"its {step} is false, and artkv does it, as BLIP-2 wants")
+    for step in ("do_center_crop", "do_pad"):
+        if getattr(processor, step, None):
+            raise ValueError(f"its {step} is true, and artkv takes pictures whole, as BLIP-2 wants")
     if not math.isclose(processor.rescale_factor, 1 / 255, rel_tol=1e-6):
         raise ValueError(f"its rescale_factor is {processor.rescale_factor!r:.80}, expected 1/255")
     if processor.resample not in (None, Image.Resampling.BICUBIC):

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from artkv.config.paths import user_cache
+from artkv.config.paths import expand_home, user_cache
 from artkv.errors import UserError
 from artkv.models.files.foreign_files import check_regular, read_object, reason_of, shown, told_as
 from artkv.models.files.pickled_files import check_sums, plain_tensors, read_pickle
@@ -207,8 +207,9 @@ def combined_digest(digest_of: Mapping[str, str]) -> str:
 
 
 def _memory_folder() -> Path:
+    shared = os.environ.get("XDG_CACHE_HOME")
     try:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "artkv"
+        cache = (expand_home(shared, "environment: XDG_CACHE_HOME") if shared else Path.home() / ".cache") / "artkv"
     except RuntimeError:  # nobody's home
         cache = user_cache()
     return cache / "weight_digests"
