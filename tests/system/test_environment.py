@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.system
-
 ROOT = Path(__file__).resolve().parents[2]
 
 # `python -m venv FOLDER` puts this program there again; `python -m pip install ...` is written down.
