@@ -183,7 +183,7 @@ def cache(config: Config, splits: Sequence[str], world: World) -> str:
     named = [split for split in splits if getattr(config.dataset, split) is not None]
     if not named:
         world.together(lambda: csv_path(config.dataset, splits[0]))
-    return Session(config, world, named).fill_cache().store.summary()
+    return Session(config, world, named).fill_cache().summary()
 
 
 def _advance(bar: tqdm, world_size: int, questions: int) -> None:

@@ -13,7 +13,7 @@ letter means one thing everywhere:
     R  rows of a packed batch                          D  width of OPT
     L  columns of a packed row                         F  width of the art features
     C  columns of it that are computed                 E  edge of a picture, pixels
-    O  outputs of a classifier: vocabulary, styles     M  metrics of a score, or what a score is compared with
+    O  outputs of a classifier: vocabulary, styles     M  metrics, or what a score is compared with; art tokens
     B  bootstrap samples, or exchanges of signs        U  runs of different seeds
     1, 3  that many
 """
@@ -28,7 +28,7 @@ from typing_extensions import Self
 
 
 class _Movable:
-    """Moves every tensor of a dataclass, nested records and tuples of records included."""
+    """Moves every tensor of a dataclass, nested records and tuples of records or tensors included."""
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         return self._with_each(lambda value: value.to(device, non_blocking=non_blocking))
@@ -43,27 +43,28 @@ class _Movable:
             value = getattr(self, field.name)
             if isinstance(value, (Tensor, _Movable)):
                 changed[field.name] = change(value)
-            elif isinstance(value, tuple) and value and isinstance(value[0], _Movable):
-                changed[field.name] = tuple(change(record) for record in value)
+            elif isinstance(value, tuple) and value and isinstance(value[0], (Tensor, _Movable)):
+                changed[field.name] = tuple(change(one) for one in value)
         return replace(self, **changed)  # type: ignore[type-var]
 
 
 @dataclass(frozen=True)
 class PaintingViews(_Movable):
-    """The two views that the frozen encoders get of each painting, from one decode.
+    """The views that the frozen encoders get of each painting, from one decode.
 
     vit_pixels: (I, 3, E, E) float32, CLIP-normalised, E the ViT's image size.
-    efficientnet_pixels: (I, 3, E, E) float32, ImageNet-normalised, E the EfficientNet's image size.
+    art_pixels: of each art encoder, in the config's order, (I, 3, E, E) float32, normalised as it wants, E its image
+        size; empty where no prefix is made.
     """
 
     vit_pixels: Tensor
-    efficientnet_pixels: Tensor
+    art_pixels: tuple[Tensor, ...] = ()
 
     def __len__(self) -> int:
         return self.vit_pixels.shape[0]
 
     def __getitem__(self, some: slice) -> Self:
-        return replace(self, vit_pixels=self.vit_pixels[some], efficientnet_pixels=self.efficientnet_pixels[some])
+        return replace(self, vit_pixels=self.vit_pixels[some], art_pixels=tuple(one[some] for one in self.art_pixels))
 
 
 @dataclass(frozen=True)
@@ -71,18 +72,19 @@ class PaintingFeatures(_Movable):
     """What the frozen encoders say of each painting.
 
     image_features: (I, N, V), the ViT's tokens after its last LayerNorm.
-    art_features: (I, F), F = 1536 for EfficientNet-B3, pooled; None where no prefix is made of them.
+    art_features: of each art encoder, in the config's order, (I, F) where it is pooled (F = 1536 for EfficientNet-B3),
+        else (I, M, F), M its tokens; empty where no prefix is made of them.
     """
 
     image_features: Tensor
-    art_features: Tensor | None
+    art_features: tuple[Tensor, ...] = ()
 
     def __len__(self) -> int:
         return self.image_features.shape[0]
 
     def __getitem__(self, some: slice) -> Self:
-        art_IF = None if self.art_features is None else self.art_features[some]
-        return replace(self, image_features=self.image_features[some], art_features=art_IF)
+        art = tuple(one[some] for one in self.art_features)
+        return replace(self, image_features=self.image_features[some], art_features=art)
 
 
 @dataclass(frozen=True)
@@ -207,9 +209,9 @@ class PackedChoices(PackedAnswers):
 class AnsweringBatch(_Movable):
     """Questions that are answered at once, each once for every way in which its painting is shown.
 
-    paintings: with what the EfficientNet sees of each itself, or of another one where nothing else is to be shown;
+    paintings: with what the art encoders see of each itself, or of another one where nothing else is to be shown;
         None where only the blank one is.
-    other_art: what it sees of another painting, (I, 3, E, E), or (I, F) of that; None where not needed.
+    other_art: what each of them sees of another painting, (I, 3, E, E), or its features of that; None where not needed.
     blank: one plain grey painting, or None.
     prompts: of all questions, one way after the other. `piece_painting` counts the paintings so too: I of each way,
         one of a blank way.
@@ -218,7 +220,7 @@ class AnsweringBatch(_Movable):
     """
 
     paintings: PaintingViews | PaintingFeatures | None
-    other_art: Tensor | None
+    other_art: tuple[Tensor, ...] | None
     blank: PaintingViews | PaintingFeatures | None
     prompts: PackedPrompts
     choices: tuple[PackedChoices, ...]
@@ -228,19 +230,14 @@ class AnsweringBatch(_Movable):
 
 @dataclass(frozen=True)
 class EncoderIdentity:
-    """What the features depend on beside the pictures, each part as a hash or as JSON that is equal for equal parts.
+    """What an encoder's features depend on beside the pictures, each part as text that is equal for equal parts.
 
-    dtype: of the ViT's features. vit_view, art_view: size, mean and std of what each encoder sees. art_*: None
-    without an EfficientNet.
+    encoder: `vit`, or the architecture. dtype: of its features. weights: a hash. settings: what is not in the weights,
+    as JSON, what is read of the encoder included. view: what it sees of a picture, as JSON.
     """
 
+    encoder: str
     dtype: str
-    vit_weights: str
-    vit_settings: str
-    vit_view: str
-    art_weights: str | None = None
-    art_view: str | None = None
-
-    def without_art(self) -> "EncoderIdentity":
-        """The ViT's part."""
-        return replace(self, art_weights=None, art_view=None)
+    weights: str
+    settings: str
+    view: str

@@ -14,7 +14,7 @@ from artkv.files import check_writable, told, write_whole
 from artkv.models.files.blip2_files import Blip2Files, open_blip2
 from artkv.models.files.blip2_writing import MergedSource, write_lavis_file, write_transformers_folder
 from artkv.models.files.weight_files import combined_digest, tensor_digest
-from artkv.models.frozen_encoders import remembered_efficientnet_digests
+from artkv.models.frozen_encoders import art_encoder_digests
 from artkv.run_folder.adapter_file import KV_PREFIX, write_adapter
 from artkv.run_folder.checkpoint import Checkpoint
 
@@ -109,7 +109,7 @@ class _Merging:
         self._step = checkpoint.step
         digests = self.files.weight_digests()
         if config.kv_modulation.enabled:
-            digests |= remembered_efficientnet_digests(config.efficientnet)
+            digests |= art_encoder_digests(config)
         frozen = {name: digest for name, digest in digests.items() if name not in trained}
         checkpoint.check_frozen_weights(combined_digest(frozen))
         lora = config.trainable.lora

@@ -61,8 +61,8 @@ _LOWER = {
     "serve": "evaluation.max_new_tokens, or give --set frozen.opt=stream",
 }
 _LOWER_OF_ANY = (
-    "training.batch_size, evaluation.batch_size, dataset.workers or what else was set high (efficientnet.image_size, "
-    "kv_modulation.num_prefix_tokens, trainable.lora.rank)"
+    "training.batch_size, evaluation.batch_size, dataset.workers or what else was set high (an art encoder's "
+    "image_size, kv_modulation.num_prefix_tokens, trainable.lora.rank)"
 )
 _IS_MEMORY = re.compile(
     r"can't allocate memory|out of memory|Cannot allocate memory|Unable to allocate|STATUS_ALLOC_FAILED|bad_alloc|"

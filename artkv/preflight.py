@@ -17,9 +17,9 @@ from artkv.errors import UserError
 from artkv.feature_cache import check_cache
 from artkv.frozen.quantised import require_bitsandbytes
 from artkv.launcher_variables import check_environment
+from artkv.models.art_encoder import load_art_encoder
 from artkv.models.backbone.backends import open_backbone, resolve_dtype
 from artkv.models.backbone.blip2_backbone import RESIDENT
-from artkv.models.efficientnet import load_efficientnet
 from artkv.models.files.hub import local_folder, moving_revision
 from artkv.reading import printable
 from artkv.run_folder.output_folder import check_output_folder
@@ -45,7 +45,7 @@ def find_obstacles(config: Config, note: Callable[[str], None] = lambda text: No
         _check_warmup,
         lambda session: _note_shared_pictures(session, note),
         lambda session: _check_blip2_and_texts(session, note),
-        _check_art_encoder,
+        _check_art_encoders,
         _check_feature_cache,
     ]
     obstacles: list[str] = []
@@ -165,9 +165,14 @@ def _check_blip2_and_texts(session: Session, note: Callable[[str], None]) -> lis
     return obstacles
 
 
-def _check_art_encoder(session: Session) -> None:
-    if session.config.kv_modulation.enabled:
-        load_efficientnet(session.config.efficientnet)
+def _check_art_encoders(session: Session) -> list[str]:
+    obstacles = []
+    for encoder in session.config.used_encoders:
+        try:
+            load_art_encoder(encoder)
+        except UserError as error:
+            obstacles.append(str(error))
+    return obstacles
 
 
 def _check_feature_cache(session: Session) -> None:

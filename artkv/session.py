@@ -31,16 +31,17 @@ from artkv.feature_cache import (
     CachedTables,
     CacheSettings,
     Location,
+    PictureReading,
     choose_location,
     decoded_before,
     decoded_below,
+    features_folder,
     features_root,
     prepare_features,
 )
 from artkv.models.assembly import BuiltModel, build_model
 from artkv.models.backbone.backends import open_backbone, resolve_dtype
 from artkv.models.backbone.blip2_backbone import RESIDENT, Blip2Backbone
-from artkv.models.efficientnet import create_efficientnet
 from artkv.models.frozen_encoders import open_frozen_encoders, painting_transform
 from artkv.models.kv_modulated_blip2 import KVModulatedBlip2, LikelyAnswer
 from artkv.planning.batch_shape import BatchShape, largest_batch
@@ -111,12 +112,9 @@ class Session:
         if config.frozen.feature_cache != "auto":
             return Location(config.frozen.feature_cache, "frozen.feature_cache is not set")
         paths = [path for table in self.tables.values() for path in table.painting_paths]
-        root, encoder = features_root(), config.efficientnet.architecture
-        with torch.device("meta"):
-            art_features = create_efficientnet(encoder).num_features if config.kv_modulation.enabled else None
-        blip2 = world.together(lambda: read_blip2_config(config.model))
-        num_bytes = record_bytes(blip2, resolve_dtype(config.model.dtype, world.device), art_features)
-        return choose_location(self._cache_settings(config, root), paths, num_bytes, world)
+        dtype = resolve_dtype(config.model.dtype, world.device)
+        num_bytes = world.together(lambda: record_bytes(config, read_blip2_config(config.model), dtype))
+        return choose_location(self._cache_settings(config, features_folder()), paths, num_bytes, world)
 
     @property
     def cache_settings(self) -> CacheSettings:
@@ -128,13 +126,8 @@ class Session:
 
     @staticmethod
     def _cache_settings(config: Config, folder: Path) -> CacheSettings:
-        return CacheSettings(
-            folder,
-            has_art=config.kv_modulation.enabled,
-            knows_art_encoder=config.efficientnet.checkpoint is not None,
-            decoders=config.dataset.workers,
-            open_encoders=lambda with_art, world: open_frozen_encoders(config, with_art, world),
-        )
+        pictures = PictureReading(config.dataset.workers, config.dataset.max_pixels)
+        return CacheSettings(folder, pictures, lambda world: open_frozen_encoders(config, world))
 
     def fill_cache(self, after_each_batch: Callable[[bool], None] = lambda has_shards: None) -> CachedTables:
         """Computes what the feature cache lacks of the splits' pictures; see `prepare_features`."""
@@ -255,10 +248,11 @@ class Session:
         if isinstance(picture, PaintingFeatures):
             return picture
         if isinstance(picture, Image.Image):
-            vit_view, art_view = self.transform(upright_rgb(picture))
+            vit_view, art_views = self.transform(upright_rgb(picture))
         else:
-            vit_view, art_view = self.transform.views(Path(picture))
-        return self.model.encode(PaintingViews(vit_view[None], art_view[None]).to(self.world.device))
+            vit_view, art_views = self.transform.views(Path(picture))
+        views = PaintingViews(vit_view[None], tuple(view[None] for view in art_views))
+        return self.model.encode(views.to(self.world.device))
 
     def _load_trained(self, checkpoint: Checkpoint) -> None:
         """Gives the model a checkpoint's trained weights, once they are known to belong to it."""

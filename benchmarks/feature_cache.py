@@ -39,7 +39,7 @@ from artkv.datasets.tokenized_table import tokenize_table
 from artkv.distributed import process_group, single_process
 from artkv.feature_cache.reading import CachedPaintings
 from artkv.feature_cache.shards import RECORDS_A_SHARD, Shard, read_header, write_shard
-from artkv.models.efficientnet import create_efficientnet
+from artkv.models.timm_networks import create_network
 from artkv.quickstart.tokenizer import train_tokenizer
 from artkv.training.run import train
 
@@ -217,7 +217,7 @@ def _make_midsize(folder: Path, num_paintings: int) -> None:
     Blip2ForConditionalGeneration(config).save_pretrained(folder / "blip2")
     tokenizer.save_pretrained(folder / "blip2")
     BlipImageProcessor(size={"height": 224, "width": 224}).save_pretrained(folder / "blip2")
-    save_file(create_efficientnet("efficientnet_b3").state_dict(), folder / "efficientnet.safetensors")
+    save_file(create_network("efficientnet_b3").state_dict(), folder / "efficientnet.safetensors")
     rng = np.random.default_rng(0)
     for number in range(num_paintings):
         coarse = Image.fromarray(rng.integers(0, 256, (96, 128, 3), dtype=np.uint8))

@@ -33,7 +33,7 @@ from artkv.config.deepspeed import fill_deepspeed_config, load_deepspeed_config
 from artkv.datasets.tokenization import collate_questions, encode_for_training
 from artkv.distributed import World, process_group
 from artkv.models.assembly import BuiltModel, build_model
-from artkv.models.efficientnet import create_efficientnet
+from artkv.models.timm_networks import create_network
 from artkv.monitoring.memory import peak_device_bytes, peak_host_bytes
 from artkv.quickstart.tokenizer import train_tokenizer
 from artkv.run_folder.state import TrainableState
@@ -106,7 +106,7 @@ def write_random_blip2(folder: Path) -> None:
     config.save_pretrained(temporary)
     train_tokenizer([_TEXT]).save_pretrained(temporary)
     BlipImageProcessor(size={"height": 224, "width": 224}).save_pretrained(temporary)
-    encoder = create_efficientnet("efficientnet_b3", num_classes=27)
+    encoder = create_network("efficientnet_b3", num_classes=27)
     save_file(encoder.state_dict(), temporary / "efficientnet_b3.safetensors")
     temporary.rename(folder)
 

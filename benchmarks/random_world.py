@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from artkv.datasets.tokenization import encode_for_training
-from artkv.models.efficientnet import create_efficientnet
+from artkv.models.timm_networks import create_network
 from artkv.quickstart.tokenizer import train_tokenizer
 
 PROMPT = "Question: {question} Short answer:"
@@ -368,5 +368,5 @@ def _write_models(folder: Path, size: Size, seed: int, has_weights: bool) -> Non
     train_tokenizer(_all_texts(), vocab_size=460).save_pretrained(folder / "blip2")
     side = {"height": size.image_size, "width": size.image_size}
     BlipImageProcessor(size=side).save_pretrained(folder / "blip2")
-    encoder = create_efficientnet(size.efficientnet, num_classes=27)
+    encoder = create_network(size.efficientnet, num_classes=27)
     save_file(encoder.state_dict(), folder / "efficientnet.safetensors")

@@ -18,7 +18,6 @@ from transformers import Blip2ForConditionalGeneration, Blip2Processor, PreTrain
 import artkv.export as export_module
 import artkv.models.files.blip2_writing as blip2_writing
 from artkv.api import evaluate, load_model
-from artkv.batch import PaintingViews
 from artkv.cli import main
 from artkv.config import Config, ModelConfig, override_config
 from artkv.distributed import World
@@ -78,9 +77,7 @@ def load_exported(path: Path) -> Session:
 
 def visual_tokens(loaded: Session, picture: Path, use_prefix: bool = True) -> Tensor:
     with torch.no_grad():
-        views = [view[None] for view in loaded.transform(Image.open(picture).convert("RGB"))]
-        features = loaded.model.encode(PaintingViews(*views))
-        return loaded.model.visual_tokens(features, use_prefix)
+        return loaded.model.visual_tokens(loaded.encode(picture), use_prefix)
 
 
 def assert_same_model(found: Session, expected: Session, picture: Path) -> None:

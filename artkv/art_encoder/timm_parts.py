@@ -20,7 +20,8 @@ from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from artkv.models.efficientnet import create_efficientnet, load_weights
+from artkv.models.art_encoder import load_weights
+from artkv.models.timm_networks import create_network
 
 PictureTransform = Callable[[Image.Image], Tensor]
 TargetMixer = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -36,7 +37,7 @@ def create_classifier(
     With `initial_checkpoint` (ImageNet weights, say, in either layout) all but the classifier starts from there.
     Raises UserError where the name or the checkpoint does not fit.
     """
-    model = create_efficientnet(architecture, num_classes, drop_rate, drop_path_rate)
+    model = create_network(architecture, num_classes, drop_rate, drop_path_rate)
     # timm draws the classifier from +-1/sqrt(classes), made for ImageNet's 1000: with 6 styles the first loss of
     # EfficientNet-B0 is 3.6 where ln(6) = 1.8 is chance, and the first steps go into unlearning it
     nn.init.normal_(model.classifier.weight, std=0.01)

@@ -1,11 +1,11 @@
 """YAML files read into typed, frozen settings."""
 
+from artkv.config.art_encoders import ArtEncoderConfig, EfficientNetConfig
 from artkv.config.loading import dump_config, load_config, override_config, recipe_path
 from artkv.config.schema import (
     Config,
     DatasetConfig,
     DistributedConfig,
-    EfficientNetConfig,
     EvaluationConfig,
     FrozenConfig,
     KVModulationConfig,
@@ -17,6 +17,7 @@ from artkv.config.schema import (
 )
 
 __all__ = [
+    "ArtEncoderConfig",
     "Config",
     "DatasetConfig",
     "DistributedConfig",

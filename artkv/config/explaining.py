@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Iterator, Mapping
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -88,10 +88,25 @@ def _all_keys(section: type[BaseModel], dotted: str = "") -> Iterator[str]:
 def _find_field(root: type[BaseModel], location: list[str]) -> tuple[type[BaseModel], str | None]:
     """The deepest section on the way to `location`, and the field of it, if one is meant."""
     section = root
-    for part in location:
+    entries: type[BaseModel] | None = None  # of the list that was named last
+    for number, part in enumerate(location):
         inner = dict(sections_of(section))
-        if part in inner:
+        lists = dict(_lists_of(section))
+        if entries is not None and part.isdecimal():
+            section, entries = entries, None
+        elif part in inner:
             section = inner[part]
+        elif part in lists and number + 1 < len(location):
+            entries = lists[part]
         else:
             return section, part if part in section.model_fields else None
     return section, None
+
+
+def _lists_of(section: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
+    """The fields of a section that are lists of sections, with these."""
+    for key, info in section.model_fields.items():
+        for kind in (info.annotation, *get_args(info.annotation)):
+            entry = get_args(kind)[0] if get_origin(kind) is tuple else None
+            if isinstance(entry, type) and issubclass(entry, BaseModel):
+                yield key, entry

@@ -26,12 +26,17 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def merge(base: dict[str, Any], extra: dict[str, Any], dotted: str = "") -> None:
-    """Puts the settings of `extra` over those of `base`, in place; `UserError` for a value in a section's place."""
+    """Puts the settings of `extra` over those of `base`, in place; `UserError` for a value in a section's place.
+
+    An entry of a list is meant by its number, from 0, in a key's place.
+    """
     for key, value in extra.items():
         here = f"{dotted}{key}"
         if isinstance(value, dict) and isinstance(base.get(key), dict):
             merge(base[key], value, f"{here}.")
-        elif isinstance(base.get(key), dict):
+        elif isinstance(value, dict) and isinstance(base.get(key), (list, tuple)):
+            base[key] = _merged_entries(base[key], value, here)
+        elif isinstance(base.get(key), dict) and not _replaces(value, here):
             raise UserError(f"--set {here}={value!s:.200}: {here} is a section; name one of its keys")
         elif isinstance(value, dict) and base.get(key) is not None and _is_section(_kind_of(here)):
             raise UserError(
@@ -42,14 +47,52 @@ def merge(base: dict[str, Any], extra: dict[str, Any], dotted: str = "") -> None
             base[key] = value
 
 
+def _merged_entries(entries: Sequence[Any], extra: dict[str, Any], here: str) -> list[Any]:
+    """A list, with the settings of `extra`, by an entry's number, over those of its entries."""
+    numbered = {str(number): entry for number, entry in enumerate(entries)}
+    for number in extra:
+        if str(number) not in numbered:
+            last = f"0 to {len(numbered) - 1}" if numbered else "none"
+            raise UserError(f"--set {here}.{number}: {here} has no such entry; its entries are {last}")
+    merge(numbered, {str(number): value for number, value in extra.items()}, f"{here}.")
+    return list(numbered.values())
+
+
+def _replaces(value: Any, dotted: str) -> bool:
+    """Whether a value may stand where a section is, or settings of entries: a list of these, or null for neither."""
+    kind = _kind_of(dotted)
+    if value is None:
+        return NoneType in get_args(kind)
+    return isinstance(value, list) and _entry_of(kind) is not None
+
+
 def _kind_of(dotted: str) -> Any:
     """The type that the schema gives a setting or a section; None where there is neither."""
     kind: Any = Config
     for key in dotted.split("."):
-        if not _is_section(kind) or key not in kind.model_fields:
+        entry = _entry_of(kind)
+        if entry is not None and key.isdecimal():
+            kind = entry
+            continue
+        section = _section_of(kind)
+        if section is None or key not in section.model_fields:
             return None
-        kind = kind.model_fields[key].annotation
+        kind = section.model_fields[key].annotation
     return kind
+
+
+def _section_of(kind: Any) -> type[BaseModel] | None:
+    """The section that a setting of this type is, or may be."""
+    return next((one for one in (kind, *get_args(kind)) if _is_section(one)), None) if _entry_of(kind) is None else None
+
+
+def _entry_of(kind: Any) -> type[BaseModel] | None:
+    """The section of which a setting of this type may be a list."""
+    for one in (kind, *get_args(kind)):
+        if get_origin(one) is tuple and _is_section(get_args(one)[0]):
+            entry: type[BaseModel] = get_args(one)[0]
+            return entry
+    return None
 
 
 def _is_section(kind: Any) -> bool:

@@ -21,6 +21,8 @@ _INPUT_PATHS = [
 # '~/x') or if a file is there.
 _PATHS_OR_NAMES = [("model", "blip2"), ("model", "opt"), ("training", "deepspeed")]
 _OUTPUT_PATHS = [("run", "output_dir")]
+# An input path of each entry.
+_ENCODERS_PATH = ("art_encoders", "checkpoint")
 
 _WRITTEN_AS_PATH = re.compile(r"(?:\.{0,2}|~[^/]*)/|\.{1,2}$")
 
@@ -65,19 +67,33 @@ def user_cache() -> Path:
 def resolve_paths(tree: dict[str, Any], base: Path) -> None:
     """Makes the input paths among the settings absolute, from `base`, and expands `~` in all; in place."""
     for section, key in _INPUT_PATHS + _PATHS_OR_NAMES + _OUTPUT_PATHS:
-        values = tree.get(section)
-        if not isinstance(values, dict) or not isinstance(values.get(key), str):
-            continue
-        text, place = values[key], f"{section}.{key}"
-        if (section, key) == ("frozen", "feature_cache") and text == "auto":
-            continue  # a folder of that name is written ./auto
-        if not text.strip():
-            raise UserError(f"{place} = {text!r:.200}: is empty; give a path, or null for none")
-        expanded = expand_home(text, place)
-        if (section, key) in _OUTPUT_PATHS:
-            values[key] = str(expanded)
-            continue
-        # Neither raises, whatever is there: a path that cannot be is found where it is opened.
-        resolved = os.path.realpath(base / expanded)
-        if (section, key) in _INPUT_PATHS or _WRITTEN_AS_PATH.match(text) or os.path.exists(resolved):
-            values[key] = resolved
+        _resolve(tree.get(section), section, (section, key), base)
+    for number, encoder in _entries(tree.get("art_encoders")):
+        _resolve(encoder, f"art_encoders.{number}", _ENCODERS_PATH, base)
+
+
+def _resolve(values: Any, section: str, kind: tuple[str, str], base: Path) -> None:
+    """Makes one path of a section's `values` absolute; kind: its section and key."""
+    key = kind[1]
+    if not isinstance(values, dict) or not isinstance(values.get(key), str):
+        return
+    text, place = values[key], f"{section}.{key}"
+    if kind == ("frozen", "feature_cache") and text == "auto":
+        return  # a folder of that name is written ./auto
+    if not text.strip():
+        raise UserError(f"{place} = {text!r:.200}: is empty; give a path, or null for none")
+    expanded = expand_home(text, place)
+    if kind in _OUTPUT_PATHS:
+        values[key] = str(expanded)
+        return
+    # Neither raises, whatever is there: a path that cannot be is found where it is opened.
+    resolved = os.path.realpath(base / expanded)
+    if kind not in _PATHS_OR_NAMES or _WRITTEN_AS_PATH.match(text) or os.path.exists(resolved):
+        values[key] = resolved
+
+
+def _entries(encoders: Any) -> list[tuple[Any, Any]]:
+    """The entries of the list, or those that `--set art_encoders.0.key=value` names, with their numbers."""
+    if isinstance(encoders, dict):
+        return list(encoders.items())
+    return list(enumerate(encoders)) if isinstance(encoders, list) else []

@@ -5,31 +5,25 @@ Every field's description is what an error message shows as the remedy, so it sa
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from artkv.config.art_encoders import ArtEncoderConfig, EfficientNetConfig, check_art_encoders, either_form
+from artkv.config.section import (
+    Bool,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+)
 from artkv.config.sizes import parse_size
 
-# Strict: `true`, "3" and 2.0 are no whole numbers, and `true` is no number; YAML has said what it means.
-PositiveInt = Annotated[int, Field(gt=0, strict=True)]
-NonNegativeInt = Annotated[int, Field(ge=0, strict=True)]
-Float = Annotated[float, Field(strict=True)]
-PositiveFloat = Annotated[float, Field(gt=0, strict=True)]
-NonNegativeFloat = Annotated[float, Field(ge=0, strict=True)]
 # The highest values are far above what anybody has use for. They keep what was mistyped from asking for terabytes, from
 # days of work before the first step, and from numbers that torch, NumPy or the operating system cannot hold.
 _MOST_STEPS = 10**12
 _MOST_MINUTES = 10**6  # two years
-Bool = Annotated[bool, Field(strict=True)]
-_Mean = Annotated[Float, Field(ge=-1000, le=1000)]
-_Deviation = Annotated[PositiveFloat, Field(ge=1e-6, le=1000)]
-
-
-class Section(BaseModel):
-    """Base of all sections: unknown keys are errors and nothing changes after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class ModelConfig(Section):
@@ -69,25 +63,6 @@ class ModelConfig(Section):
     def is_lavis_file(self) -> bool:
         """Whether `blip2` is a checkpoint of LAVIS, and no folder or hub id."""
         return self.blip2.endswith((".pth", ".pt"))
-
-
-class EfficientNetConfig(Section):
-    """The frozen art encoder."""
-
-    architecture: str = Field(default="efficientnet_b3", description="the name of a timm EfficientNet")
-    checkpoint: Path | None = Field(
-        default=None, description="a .pth or .safetensors in timm's or torchvision's layout, trained on WikiArt"
-    )
-    image_size: PositiveInt = Field(
-        default=300, le=4096, description="side of the square picture in pixels, of 1 to 4096"
-    )
-    mean: tuple[_Mean, _Mean, _Mean] = Field(
-        default=(0.485, 0.456, 0.406),
-        description="three numbers of -1000 to 1000, one a colour channel (ImageNet's by default)",
-    )
-    std: tuple[_Deviation, _Deviation, _Deviation] = Field(
-        default=(0.229, 0.224, 0.225), description="three numbers of 0.000001 to 1000 (ImageNet's by default)"
-    )
 
 
 class KVModulationConfig(Section):
@@ -323,7 +298,10 @@ class Config(Section):
     """All settings of a run."""
 
     model: ModelConfig = ModelConfig()
-    efficientnet: EfficientNetConfig = EfficientNetConfig()
+    efficientnet: EfficientNetConfig | None = EfficientNetConfig()
+    art_encoders: tuple[ArtEncoderConfig, ...] | None = Field(
+        default=None, description="a list of encoders, each with keys such as architecture and checkpoint"
+    )
     kv_modulation: KVModulationConfig = KVModulationConfig()
     trainable: TrainableConfig = TrainableConfig()
     dataset: DatasetConfig = DatasetConfig()
@@ -334,10 +312,33 @@ class Config(Section):
     distributed: DistributedConfig = DistributedConfig()
 
     @property
+    def encoders(self) -> tuple[ArtEncoderConfig, ...]:
+        """The art encoders in their order, however they are written; whether they are used is another matter."""
+        if self.art_encoders is not None:
+            return tuple(one.placed(f"art_encoders.{number}") for number, one in enumerate(self.art_encoders))
+        short = self.efficientnet or EfficientNetConfig()
+        return (ArtEncoderConfig.model_construct(**dict(short)).placed("efficientnet"),)
+
+    @property
+    def used_encoders(self) -> tuple[ArtEncoderConfig, ...]:
+        """Those that a prefix is made from; none in a control."""
+        return self.encoders if self.kv_modulation.enabled else ()
+
+    @property
     def validates(self) -> bool:
         """Whether training is to validate after each epoch."""
         each_epoch = self.evaluation.each_epoch
         return self.dataset.val is not None if each_epoch == "auto" else each_epoch
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_form(cls, tree: Any) -> Any:
+        return either_form(tree)
+
+    @model_validator(mode="after")
+    def _encoders_fit(self) -> "Config":
+        check_art_encoders(self.art_encoders, self.kv_modulation.enabled)
+        return self
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> "Config":

@@ -61,8 +61,8 @@ class Shown:
     """The ways in which each painting of an evaluation is shown, and its questions asked.
 
     are_blank: for each way, whether a plain grey picture stands in the painting's place. has_own_art: whether a way
-    needs what the EfficientNet says of the painting itself. art_source: (paintings,) int64, for each painting the one
-    that the EfficientNet looks at in its place in another way; None: there is no such way.
+    needs what the art encoders say of the painting itself. art_source: (paintings,) int64, for each painting the one
+    that the art encoders look at in its place in another way; None: there is no such way.
     """
 
     are_blank: tuple[bool, ...] = (False,)

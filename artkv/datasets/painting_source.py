@@ -26,14 +26,14 @@ class PaintingSource(Protocol):
     def load(
         self, paintings: np.ndarray, art_paintings: np.ndarray, pin_memory: bool
     ) -> PaintingViews | PaintingFeatures:
-        """For (I,) painting numbers what the ViT sees, and for (I,) others what the EfficientNet sees.
+        """For (I,) painting numbers what the ViT sees, and for (I,) others what the art encoders see.
 
         pin_memory: whether the result should lie in page-locked memory, where that costs no second copy.
         Raises `UserError` that names a painting that cannot be had.
         """
 
-    def load_art(self, paintings: np.ndarray, pin_memory: bool) -> Tensor | None:
-        """What the EfficientNet sees of (I,) paintings, or its features; None where there are none."""
+    def load_art(self, paintings: np.ndarray, pin_memory: bool) -> tuple[Tensor, ...]:
+        """What each art encoder sees of (I,) paintings, or its features; empty where there are none."""
 
     def load_blank(self, number: int, pin_memory: bool) -> PaintingViews | PaintingFeatures:
         """So many times the plain grey picture, which tells nothing of a painting."""
@@ -52,27 +52,31 @@ class DecodedPictures:
     def load(self, paintings: np.ndarray, art_paintings: np.ndarray, pin_memory: bool) -> PaintingViews:
         """(I, 3, E, E), each with the edge that its encoder wants."""
         views = [self._views(int(p), int(a)) for p, a in zip(paintings, art_paintings, strict=True)]
-        return PaintingViews(_stacked([v for v, _ in views], pin_memory), _stacked([e for _, e in views], pin_memory))
+        return PaintingViews(_stacked([v for v, _ in views], pin_memory), _of_each([a for _, a in views], pin_memory))
 
-    def load_art(self, paintings: np.ndarray, pin_memory: bool) -> Tensor:
-        """(I, 3, E, E)."""
-        return _stacked([self._art_view(int(painting)) for painting in paintings], pin_memory)
+    def load_art(self, paintings: np.ndarray, pin_memory: bool) -> tuple[Tensor, ...]:
+        """(I, 3, E, E) of each art encoder."""
+        return _of_each([self._art_views(int(painting)) for painting in paintings], pin_memory)
 
     def load_blank(self, number: int, pin_memory: bool) -> PaintingViews:
         """See `PaintingSource`."""
-        vit_view, art_view = self._transform.blank()
-        return PaintingViews(vit_view.expand(number, -1, -1, -1), art_view.expand(number, -1, -1, -1))
+        vit_view, art_views = self._transform.blank()
+        return PaintingViews(
+            vit_view.expand(number, -1, -1, -1), tuple(view.expand(number, -1, -1, -1) for view in art_views)
+        )
 
-    def _views(self, painting: int, art_painting: int) -> tuple[Tensor, Tensor]:
+    def _views(self, painting: int, art_painting: int) -> tuple[Tensor, tuple[Tensor, ...]]:
         with self._opened(painting) as picture:
             if art_painting == painting:
                 return self._transform(picture)
             vit_view = self._transform.vit_view(picture)
-        return vit_view, self._art_view(art_painting)
+        return vit_view, self._art_views(art_painting)
 
-    def _art_view(self, painting: int) -> Tensor:
+    def _art_views(self, painting: int) -> tuple[Tensor, ...]:
+        if not self._transform.art:
+            return ()
         with self._opened(painting) as picture:
-            return self._transform.efficientnet_view(picture)
+            return self._transform.art_views(picture)
 
     @contextmanager
     def _opened(self, painting: int) -> Iterator[Image.Image]:
@@ -83,6 +87,14 @@ class DecodedPictures:
                 place = f"{printable(self._csv_path)}:{self._lines[painting]}"
                 raise UserError(f"{place}: {error}") from None
             yield picture
+
+
+def _of_each(views: list[tuple[Tensor, ...]], pin_memory: bool) -> tuple[Tensor, ...]:
+    """For each encoder its views of all paintings, stacked; views that encoders share are stacked once."""
+    made: dict[int, Tensor] = {}
+    for of_encoder in zip(*views, strict=True):
+        made.setdefault(id(of_encoder[0]), _stacked(list(of_encoder), pin_memory))
+    return tuple(made[id(view)] for view in views[0]) if views else ()
 
 
 def _stacked(views: list[Tensor], pin_memory: bool) -> Tensor:

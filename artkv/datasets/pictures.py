@@ -1,6 +1,7 @@
-"""Opens paintings and makes the two views that the frozen encoders see."""
+"""Opens paintings and makes the views that the frozen encoders see."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from artkv.datasets.decoding import MAX_PIXELS, decoded
 from artkv.errors import UserError
 
 _BLANK_GREY = 127
-# Of longer to shorter side. The EfficientNet sees the centre square; scaled whole, one pixel times 20,000 would be
+# Of longer to shorter side. An art encoder may see the centre square; scaled whole, one pixel times 20,000 would be
 # 8 GB at 300 pixels.
 _MOST_STRETCHED = 50
 
@@ -48,57 +49,72 @@ def central_part(picture: Image.Image) -> Image.Image:
     return picture.crop((cut, 0, width - cut, height) if width > height else (0, cut, width, height - cut))
 
 
-class PaintingTransform:
-    """Makes the views of the ViT and of the EfficientNet from one decoded picture.
+@dataclass(frozen=True)
+class View:
+    """What an encoder sees of a picture: a square of `size` pixels a side, in 0..1, normalised for each channel.
 
-    The ViT's is that of transformers' BlipImageProcessor: the whole picture, bicubic, squeezed to
-    (vit_size, vit_size). The EfficientNet's is that of timm's evaluation transform with crop_pct 1: the
-    shorter side to efficientnet_size, bicubic, then the centre square. Both are scaled to 0..1 and
-    normalised by the mean and std of each channel.
-
-    max_pixels: of a picture that `views` decodes.
+    is_whole: True: the whole picture, bicubic, squeezed to the square, as transformers' BlipImageProcessor does it.
+    False: the shorter side to `size`, bicubic, then the middle, as timm's evaluation transform with crop_pct 1 does it.
     """
 
-    def __init__(
-        self,
-        vit_size: int,
-        vit_mean: Sequence[float],
-        vit_std: Sequence[float],
-        efficientnet_size: int,
-        efficientnet_mean: Sequence[float],
-        efficientnet_std: Sequence[float],
-        max_pixels: int = MAX_PIXELS,
-    ) -> None:
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    is_whole: bool
+
+    def of(self, picture: Image.Image) -> Tensor:
+        """(3, E, E) float32, from an RGB picture."""
+        side = self.size
+        square = (
+            picture.resize((side, side), Image.Resampling.BICUBIC) if self.is_whole else _centre_square(picture, side)
+        )
+        return _normalised(square, _per_channel(self.mean), _per_channel(self.std))
+
+
+def views_of(picture: Image.Image, views: Sequence[View]) -> tuple[Tensor, ...]:
+    """Each of the views, (3, E, E) float32; equal ones are one tensor."""
+    made = {view: view.of(picture) for view in dict.fromkeys(views)}
+    return tuple(made[view] for view in views)
+
+
+def blank_views(views: Sequence[View]) -> tuple[Tensor, ...]:
+    """The views of a plain mid-grey picture, which tells nothing of a painting."""
+    side = max(view.size for view in views)
+    return views_of(Image.new("RGB", (side, side), (_BLANK_GREY,) * 3), views)
+
+
+class PaintingTransform:
+    """Makes the views of the ViT and of the art encoders from one decoded picture.
+
+    vit: the ViT's view. art: of each art encoder. max_pixels: of a picture that `views` decodes.
+    """
+
+    def __init__(self, vit: View, art: Sequence[View] = (), max_pixels: int = MAX_PIXELS) -> None:
+        self.vit, self.art = vit, tuple(art)
         self.max_pixels = max_pixels
-        self.vit_size = vit_size
-        self.efficientnet_size = efficientnet_size
-        self._vit_mean, self._vit_std = _per_channel(vit_mean), _per_channel(vit_std)
-        self._efficientnet_mean = _per_channel(efficientnet_mean)
-        self._efficientnet_std = _per_channel(efficientnet_std)
 
-    def __call__(self, picture: Image.Image) -> tuple[Tensor, Tensor]:
-        """(3, S, S) and (3, E, E) float32, from an RGB picture."""
-        return self.vit_view(picture), self.efficientnet_view(picture)
+    def __call__(self, picture: Image.Image) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """(3, E, E) float32 for the ViT, and for each art encoder, from an RGB picture."""
+        vit_view, *art_views = views_of(picture, (self.vit, *self.art))
+        return vit_view, tuple(art_views)
 
-    def views(self, path: Path, content: bytes | None = None) -> tuple[Tensor, Tensor]:
-        """Both views of a picture in a file; see `decoded`, which raises `UserError`."""
+    def views(self, path: Path, content: bytes | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """All views of a picture in a file; see `decoded`, which raises `UserError`."""
         with decoded(path, content, self.max_pixels) as picture:
             return self(picture)
 
     def vit_view(self, picture: Image.Image) -> Tensor:
-        """(3, S, S) float32."""
-        squeezed = picture.resize((self.vit_size, self.vit_size), Image.Resampling.BICUBIC)
-        return _normalised(squeezed, self._vit_mean, self._vit_std)
-
-    def efficientnet_view(self, picture: Image.Image) -> Tensor:
         """(3, E, E) float32."""
-        centre = _centre_square(picture, self.efficientnet_size)
-        return _normalised(centre, self._efficientnet_mean, self._efficientnet_std)
+        return self.vit.of(picture)
 
-    def blank(self) -> tuple[Tensor, Tensor]:
-        """The views of a plain mid-grey picture, which tells nothing of the painting."""
-        side = max(self.vit_size, self.efficientnet_size)
-        return self(Image.new("RGB", (side, side), (_BLANK_GREY,) * 3))
+    def art_views(self, picture: Image.Image) -> tuple[Tensor, ...]:
+        """Each (3, E, E) float32."""
+        return views_of(picture, self.art)
+
+    def blank(self) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The views of a plain mid-grey picture."""
+        vit_view, *art_views = blank_views((self.vit, *self.art))
+        return vit_view, tuple(art_views)
 
 
 def _centre_square(picture: Image.Image, side: int) -> Image.Image:

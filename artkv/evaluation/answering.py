@@ -53,7 +53,7 @@ QUESTION_ONLY = Ablation("on", "blank")
 ALL_ABLATIONS = (AS_TRAINED, Ablation("off"), Ablation("shuffled"), QUESTION_ONLY)
 # Questions of a rank between two meetings: a meeting waits for the slowest rank, a stop for the next meeting.
 QUESTIONS_BETWEEN_MEETINGS = 64
-# Paintings that are encoded at a time: an EfficientNet takes dozens of MB for each, which must not grow with the batch.
+# Paintings that are encoded at a time: an art encoder takes dozens of MB for each, which must not grow with the batch.
 PAINTINGS_AT_ONCE = 16
 
 
@@ -203,14 +203,14 @@ def _visual_tokens(model: KVModulatedBlip2, batch: AnsweringBatch, ablations: Se
         assert paintings is not None
         some = slice(start, start + PAINTINGS_AT_ONCE)
         features = features_of(model, paintings[some])
-        art_IF = features.art_features
-        others_IF = art_IF if other_art is None else other_art[some]
+        art = features.art_features
+        others = art if other_art is None else tuple(one[some] for one in other_art)
         if other_art is not None and isinstance(paintings, PaintingViews):
-            others_IF = model.encode_art(other_art[some])
+            others = model.encode_art(others)
         for ablation in ablations:
             if ablation.image == "on":
-                shown_IF = others_IF if ablation.prefix == "shuffled" else art_IF
-                shown = PaintingFeatures(features.image_features, shown_IF)
+                shown_art = others if ablation.prefix == "shuffled" else art
+                shown = PaintingFeatures(features.image_features, shown_art)
                 parts[ablation].append(model.visual_tokens(shown, use_prefix=ablation.prefix != "off"))
     if batch.blank is not None:
         features = features_of(model, batch.blank)

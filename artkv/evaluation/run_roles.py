@@ -20,7 +20,7 @@ _OF_NO_MATTER = (
     "dataset.workers", "training.activation_checkpointing", "training.deepspeed",
 )  # fmt: skip
 # What a control has no use for.
-_OF_THE_PREFIX = ("kv_modulation.", "efficientnet.")
+_OF_THE_PREFIX = ("kv_modulation.", "efficientnet", "art_encoders")
 _MOST_SETTINGS_SHOWN = 3
 
 

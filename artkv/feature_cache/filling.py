@@ -11,6 +11,7 @@ import socket
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -18,12 +19,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from artkv.batch import EncoderIdentity, PaintingFeatures, PaintingViews
-from artkv.datasets.pictures import PaintingTransform
+from artkv.batch import EncoderIdentity
+from artkv.datasets.decoding import decoded
+from artkv.datasets.pictures import View, blank_views, views_of
 from artkv.distributed import World
 from artkv.errors import UserError
+from artkv.feature_cache import fingerprint
 from artkv.feature_cache.contents import BLANK
 from artkv.feature_cache.shards import RECORDS_A_SHARD, write_shard
+from artkv.feature_cache.store import SHARDS, store_folder
 from artkv.reading import read_regular
 
 # Part of the format: another number rounds differently.
@@ -32,24 +36,31 @@ RECORDS_A_BATCH = 16
 _DECODED_AHEAD = 4 * RECORDS_A_BATCH
 _MAX_DECODERS = 16
 
-_Views = tuple[Tensor, Tensor]
+_Views = tuple[Tensor, ...]
 
 
-class Encoders(Protocol):
+@dataclass(frozen=True)
+class PictureReading:
+    """How pictures are decoded: by how many threads of a rank, or more, see `decoding_threads`; of how many pixels."""
+
+    decoders: int
+    max_pixels: int
+
+
+class Encoder(Protocol):
     """What features come from.
 
-    device: where it computes. transform: makes the views that it wants of a picture. identity: what its features
-    depend on.
+    device: where it computes. view: what it sees of a picture. identity: what its features depend on.
     """
 
     device: torch.device
-    transform: PaintingTransform
+    view: View
     identity: EncoderIdentity
 
     def load(self, world: World) -> None:
         """Reads the weights; all ranks call it alike."""
 
-    def encode(self, views: PaintingViews) -> PaintingFeatures:
+    def encode(self, pixels_I3EE: Tensor) -> Tensor:
         """The features of paintings whose views are on the device."""
 
 
@@ -72,40 +83,39 @@ def decoding_threads(wanted: int, world: World) -> int:
 
 
 def fill(
-    shard_folder: Path,
-    fingerprint: str,
+    root: Path,
+    encoders: Sequence[Encoder],
     missing: Mapping[str, Path | None],
-    encoders: Encoders,
-    decoders: int,
+    pictures: PictureReading,
     world: World,
     after_each_batch: Callable[[bool], None] = lambda has_shards: None,
 ) -> None:
-    """Computes and writes the records of the pictures that are `missing`; called on all ranks with the same.
+    """Computes and writes the records of the pictures that are `missing` of each encoder; called on all ranks alike.
 
-    missing: for each picture's SHA-256 a file with these bytes, None for the blank one. decoders: threads of a rank, or
-    more; see `decoding_threads`. Ranks meet after each batch, so that an error of one ends all of them soon, and none
-    waits longer than for a batch: 160 s at a slow CPU's 10 s a picture. Then `after_each_batch` is called on all of
-    them, and told whether there are shards already, which last.
+    missing: for each picture's SHA-256 a file with these bytes, None for the blank one. Ranks meet after each batch, so
+    that an error of one ends all of them soon, and none waits longer than for a batch: 160 s at a slow CPU's 10 s a
+    picture. Then `after_each_batch` is called on all of them, and told whether there are shards already, which last.
     """
-    world.together(lambda: encoders.load(world))
-    decoders = decoding_threads(decoders, world)
+    for encoder in encoders:
+        world.together(lambda encoder=encoder: encoder.load(world))  # type: ignore[misc]
+    decoders = decoding_threads(pictures.decoders, world)
     shards = plan_shards(list(missing))
     own = shards[world.rank :: world.size]
     rounds = -(-len(shards) // world.size)
     meetings = -(-RECORDS_A_SHARD // RECORDS_A_BATCH) + 1  # a shard's batches, and its writing
     bar = tqdm(total=len(missing), desc="encoding pictures", unit="picture", disable=None if world.is_main else True)
     with bar, ThreadPoolExecutor(decoders) as pool:
-        views = _decoded_ahead(pool, [content for shard in own for content in shard], missing, encoders.transform)
+        transform = _Transform(tuple(encoder.view for encoder in encoders), pictures.max_pixels)
+        views = _decoded_ahead(pool, [content for shard in own for content in shard], missing, transform)
 
         def make(contents: list[str]) -> Iterator[None]:
-            images: list[Tensor] = []
-            arts: list[Tensor] = []
-            for image, art in _encode(views, len(contents), encoders, lambda: _advance(bar, world.size)):
-                images.append(image)
-                if art is not None:
-                    arts.append(art)
+            made: list[list[Tensor]] = []
+            for of_batch in _encode(views, len(contents), encoders, lambda: _advance(bar, world.size)):
+                made.append(of_batch)
                 yield
-            write_shard(shard_folder, fingerprint, contents, torch.cat(images), torch.cat(arts) if arts else None)
+            for encoder, features in zip(encoders, zip(*made, strict=True), strict=True):
+                kind = fingerprint.digest(encoder.identity)
+                write_shard(store_folder(root, encoder.identity) / SHARDS, kind, contents, torch.cat(features))
 
         try:
             for number in range(rounds):
@@ -119,24 +129,24 @@ def fill(
 
 
 def _encode(
-    views: Iterator[_Views], number: int, encoders: Encoders, advance: Callable[[], None]
-) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Features of the next pictures, on the CPU, in batches of one shape whose last is filled up with zeros."""
+    views: Iterator[_Views], number: int, encoders: Sequence[Encoder], advance: Callable[[], None]
+) -> Iterator[list[Tensor]]:
+    """Each encoder's features of the next pictures, on the CPU, in batches of one shape, the last filled with zeros."""
     for start in range(0, number, RECORDS_A_BATCH):
         count = min(RECORDS_A_BATCH, number - start)
         batch: list[_Views] = []
         for _ in range(count):
             batch.append(next(views))
             advance()
-        batch += [(torch.zeros_like(batch[0][0]), torch.zeros_like(batch[0][1]))] * (RECORDS_A_BATCH - count)
-        stacked = PaintingViews(torch.stack([v for v, _ in batch]), torch.stack([e for _, e in batch]))
-        features = encoders.encode(stacked.to(encoders.device))
-        art = features.art_features
-        yield features.image_features[:count].cpu(), None if art is None else art[:count].cpu()
+        made = []
+        for encoder, of_encoder in zip(encoders, zip(*batch, strict=True), strict=True):
+            filled_up = [*of_encoder, *[torch.zeros_like(of_encoder[0])] * (RECORDS_A_BATCH - count)]
+            made.append(encoder.encode(torch.stack(filled_up).to(encoder.device))[:count].cpu())
+        yield made
 
 
 def _decoded_ahead(
-    pool: ThreadPoolExecutor, contents: Sequence[str], path_of: Mapping[str, Path | None], transform: PaintingTransform
+    pool: ThreadPoolExecutor, contents: Sequence[str], path_of: Mapping[str, Path | None], transform: "_Transform"
 ) -> Iterator[_Views]:
     waiting: deque[Future[_Views]] = deque()
     for content in contents:
@@ -147,9 +157,15 @@ def _decoded_ahead(
         yield waiting.popleft().result()
 
 
-def _views(content: str, path_of: Mapping[str, Path | None], transform: PaintingTransform) -> _Views:
+@dataclass(frozen=True)
+class _Transform:
+    views: tuple[View, ...]
+    max_pixels: int
+
+
+def _views(content: str, path_of: Mapping[str, Path | None], transform: _Transform) -> _Views:
     if content == BLANK:
-        return transform.blank()
+        return blank_views(transform.views)
     path = path_of[content]
     assert path is not None
     try:
@@ -158,7 +174,8 @@ def _views(content: str, path_of: Mapping[str, Path | None], transform: Painting
         raise UserError(f"picture {path}: cannot be read ({error.strerror}); put it back") from None
     if hashlib.sha256(data).hexdigest() != content:
         raise UserError(f"picture {path}: changed while it was being cached; start again")
-    return transform.views(path, data)
+    with decoded(path, data, transform.max_pixels) as picture:
+        return views_of(picture, transform.views)
 
 
 def _advance(bar: tqdm, world_size: int) -> None:

@@ -5,13 +5,11 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from artkv.config.paths import user_cache
 from artkv.distributed import World, single_process
-from artkv.errors import UserError
 from artkv.feature_cache import fingerprint
 from artkv.feature_cache.contents import PictureMemo
 from artkv.feature_cache.preparation import CacheSettings, decoded_before
@@ -32,8 +30,13 @@ class Location(NamedTuple):
 
 
 def features_root() -> Path:
-    """The folder below which each kind of features has its own: $ARTKV_CACHE, or artkv in the user's cache."""
+    """The folder for caches of all formats: $ARTKV_CACHE, or artkv in the user's cache."""
     return user_cache() / "features"
+
+
+def features_folder() -> Path:
+    """The cache of whoever names no other, which all his runs share."""
+    return features_root() / f"format-{fingerprint.FORMAT}"
 
 
 def decoded_below(root: Path) -> Callable[[Path], bool]:
@@ -42,11 +45,13 @@ def decoded_below(root: Path) -> Callable[[Path], bool]:
     return lambda path: any(is_known(path) for is_known in memories)
 
 
-def choose_location(settings: CacheSettings, paths: Sequence[Path], record_bytes: int, world: World) -> Location:
-    """The folder for these pictures below `settings.folder`, if it can be written, has room and all hosts see it.
+def choose_location(
+    settings: CacheSettings, paths: Sequence[Path], record_bytes: Sequence[int], world: World
+) -> Location:
+    """`settings.folder` for these pictures, if it can be written, has room and all hosts see it.
 
-    Called on all ranks; rank 0 looks and decides for all, since the ranks fill and read one folder. Raises `UserError`
-    for what is wrong with the encoders' files.
+    record_bytes: of a picture, for each encoder. Called on all ranks; rank 0 looks and decides for all, since the ranks
+    fill and read one folder. Raises `UserError` for what is wrong with the encoders' files.
     """
     located = world.broadcast(world.on_main(lambda: _choose(settings, paths, record_bytes, world)))
     assert located is not None
@@ -55,14 +60,18 @@ def choose_location(settings: CacheSettings, paths: Sequence[Path], record_bytes
     return _seen_by_all(located, world)
 
 
-def _choose(settings: CacheSettings, paths: Sequence[Path], record_bytes: int, world: World) -> Location:
-    folder = _folder_of_encoders(settings, world)
-    store, memo = open_store(folder), PictureMemo(folder / "pictures.json")
-    known = (memo.get(path) for path in set(paths))
-    num_missing = sum(found is None or found[1] not in store.place_of for found in known)
+def _choose(settings: CacheSettings, paths: Sequence[Path], record_bytes: Sequence[int], world: World) -> Location:
+    folder = settings.folder
+    encoders = settings.open_encoders(single_process(world.device))
+    stores = [open_store(folder, encoder.identity) for encoder in encoders]
+    memo = PictureMemo(folder / "pictures.json")
+    known = [memo.get(path) for path in set(paths)]
+    lacking = [sum(found is None or found[1] not in store.place_of for found in known) for store in stores]
+    num_missing = max(lacking)
     if not num_missing:
         return Location(folder, f"features of pictures in {folder}")
-    needed = (num_missing + 1) * record_bytes  # and the blank one
+    # And the blank one.
+    needed = sum((number + 1) * size for number, size in zip(lacking, record_bytes, strict=True) if number)
     what = f"features of {num_missing} pictures, {needed / _GB:.2f} GB"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -80,23 +89,6 @@ def _choose(settings: CacheSettings, paths: Sequence[Path], record_bytes: int, w
 
 
 _REMEDY = "set ARTKV_CACHE or frozen.feature_cache to a folder with room"
-
-
-def _folder_of_encoders(settings: CacheSettings, world: World) -> Path:
-    """Each kind of features has its own, so that none is ever refused."""
-    alone = single_process(world.device)
-
-    def folder(with_art: bool) -> Path:
-        digest = fingerprint.digest(settings.open_encoders(with_art, alone).identity)
-        return settings.folder / digest[:16]
-
-    if not settings.has_art and settings.knows_art_encoder:
-        # A control reads what a run with the prefix left; but its own training needs no art encoder.
-        with suppress(UserError):
-            shared = folder(with_art=True)
-            if (shared / "cache.json").is_file():
-                return shared
-    return folder(settings.has_art)
 
 
 def _probe(folder: Path) -> Path:

@@ -11,16 +11,24 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from artkv.batch import EncoderIdentity
 from artkv.datasets.table import QuestionTable
 from artkv.distributed import World
 from artkv.errors import UserError
-from artkv.feature_cache import fingerprint
 from artkv.feature_cache.contents import BLANK, PictureMemo, picture_contents
-from artkv.feature_cache.filling import Encoders, fill
-from artkv.feature_cache.reading import CachedPaintings
+from artkv.feature_cache.filling import Encoder, PictureReading, fill
+from artkv.feature_cache.reading import CachedPaintings, Records
 from artkv.feature_cache.shards import read_header, verify
 from artkv.feature_cache.shared_files import remove_abandoned
-from artkv.feature_cache.store import SHARDS, FeatureStore, create_store, open_store
+from artkv.feature_cache.store import (
+    SHARDS,
+    FeatureStore,
+    check_root,
+    create_store,
+    open_store,
+    shard_paths,
+    summary,
+)
 
 # How long another host's file may take to be seen through a network file system.
 SEEN_WITHIN_SECONDS = 60.0
@@ -30,31 +38,38 @@ SEEN_WITHIN_SECONDS = 60.0
 class CacheSettings:
     """What a cache is filled and read by.
 
-    has_art: whether prefixes are made. knows_art_encoder: whether art features could be made. decoders: see `fill`.
-    open_encoders: checks the encoders' files, those of the art encoder too where it is told True, and loads nothing;
-    raises `UserError` for what is wrong with them.
+    pictures: how they are decoded. open_encoders: checks the files of the encoders whose features are wanted, the ViT
+    first, and loads nothing; raises `UserError` for what is wrong with them.
     """
 
     folder: Path
-    has_art: bool
-    knows_art_encoder: bool
-    decoders: int
-    open_encoders: Callable[[bool, World], Encoders]
+    pictures: PictureReading
+    open_encoders: Callable[[World], Sequence[Encoder]]
 
 
 @dataclass(frozen=True)
 class CachedTables:
-    """Features of the pictures of some tables. contents: SHA-256 by path. has_art: whether prefixes are made."""
+    """Features of the pictures of some tables: a store of the ViT's, and of each art encoder's.
 
-    store: FeatureStore
+    root: the cache's folder. contents: SHA-256 by path.
+    """
+
+    root: Path
+    stores: tuple[FeatureStore, ...]
     contents: dict[str, str]
-    has_art: bool
+
+    def summary(self) -> str:
+        """How much there is, in a line."""
+        return summary(self.root, self.stores)
 
     def paintings(self, table: QuestionTable) -> CachedPaintings:
         """The paintings of one of the tables, to be loaded in batches."""
-        keys = [self.contents[str(path)] for path in table.painting_paths]
-        places = np.array([self.store.place_of[key] for key in [*keys, BLANK]], dtype=np.int64)
-        return CachedPaintings(self.store.shards, places, self.has_art)
+        keys = [*(self.contents[str(path)] for path in table.painting_paths), BLANK]
+        vit, *art = (
+            Records(store.shards, np.array([store.place_of[key] for key in keys], dtype=np.int64))
+            for store in self.stores
+        )
+        return CachedPaintings(vit, art)
 
 
 def decoded_before(folder: Path | None) -> Callable[[Path], bool]:
@@ -74,48 +89,69 @@ def prepare_features(
 ) -> CachedTables:
     """Computes what the cache lacks of the tables' pictures, and of the blank one; called on all ranks.
 
-    Encoders are loaded only if something is missing, and are gone when this returns. after_each_batch: see `fill`.
-    Raises `UserError` with the reason where the folder's features are not those that these encoders would compute.
+    Each encoder computes what is missing of its own features; one that lacks none is not loaded, and all are gone when
+    this returns. after_each_batch: see `fill`. Raises `UserError` where the folder is no cache or damaged.
     """
     paths = [path for table in tables for path in table.painting_paths]
-    store, contents = _filled(settings, paths, world, after_each_batch)
+    stores, contents = _filled(settings, paths, world, after_each_batch)
     gc.collect()  # streamed blocks are in reference cycles
     if world.device.type == "cuda":
         torch.cuda.empty_cache()  # what the encoders took, for training
-    return CachedTables(store, contents, settings.has_art)
+    return CachedTables(settings.folder, stores, contents)
 
 
 def _filled(
     settings: CacheSettings, paths: Sequence[Path], world: World, after_each_batch: Callable[[bool], None]
-) -> tuple[FeatureStore, dict[str, str]]:
-    """The store with nothing missing, and SHA-256 of each picture by path."""
+) -> tuple[tuple[FeatureStore, ...], dict[str, str]]:
+    """Each encoder's store with nothing missing, and SHA-256 of each picture by path."""
     folder = settings.folder
-    store, encoders = world.together(lambda: _open(settings, world))
+    opened = world.together(lambda: _open(settings, world))
     memo = PictureMemo(folder / "pictures.json")
     contents = picture_contents(paths, memo, world)
     path_of = {content: Path(name) for name, content in contents.items()}
     # Rank 0's view: another job may be writing here, and the ranks shall agree.
     wanted = {*path_of, BLANK}
-    missing = world.broadcast(sorted(wanted - store.place_of.keys()))
-    began = time.monotonic()
-    if missing:
-        world.on_main(lambda: _begin(folder, encoders))
-        kind = fingerprint.digest(encoders.identity)
+    lacking = world.broadcast([sorted(wanted - store.place_of.keys()) for _, store in opened])
+    for missing, encoders in _lacking_alike([encoder for encoder, _ in opened], lacking):
+        began = time.monotonic()
+        world.on_main(lambda encoders=encoders: _begin(folder, encoders))  # type: ignore[misc]
         pictures = {content: path_of.get(content) for content in missing}
-        fill(folder / SHARDS, kind, pictures, encoders, settings.decoders, world, after_each_batch)
-    found = store
-    store = world.together(lambda: found if wanted <= found.place_of.keys() else _open_complete(folder, wanted))
-    if missing and world.is_main:
-        seconds = time.monotonic() - began
-        print(
-            f"artkv: encoded {len(missing)} pictures in {seconds:.1f} s, {len(missing) / seconds:.1f} a second; "
-            f"{store.summary()}",
-            file=sys.stderr,
-            flush=True,
-        )
+        fill(folder, encoders, pictures, settings.pictures, world, after_each_batch)
+        if world.is_main:
+            _say_encoded(len(missing), encoders, time.monotonic() - began)
+
+    def complete(encoder: Encoder, found: FeatureStore) -> FeatureStore:
+        return found if wanted <= found.place_of.keys() else _open_complete(folder, encoder.identity, wanted)
+
+    stores = world.together(lambda: tuple(complete(encoder, found) for encoder, found in opened))
     if world.is_main:
-        _write_down(store, memo)
-    return store, contents
+        if any(lacking):
+            print(f"artkv: {summary(folder, stores)}", file=sys.stderr, flush=True)
+        _write_down(folder, stores, memo)
+    return stores, contents
+
+
+def _lacking_alike(
+    encoders: Sequence[Encoder], lacking: Sequence[Sequence[str]]
+) -> list[tuple[tuple[str, ...], list[Encoder]]]:
+    """The pictures that are missing, with the encoders that lack just these: they share one decoding of each.
+
+    An encoder that is there twice, under two names, is there once.
+    """
+    groups: dict[tuple[str, ...], dict[EncoderIdentity, Encoder]] = {}
+    for encoder, missing in zip(encoders, lacking, strict=True):
+        if missing:
+            groups.setdefault(tuple(missing), {}).setdefault(encoder.identity, encoder)
+    return [(missing, list(group.values())) for missing, group in groups.items()]
+
+
+def _say_encoded(number: int, encoders: Sequence[Encoder], seconds: float) -> None:
+    names = ", ".join(encoder.identity.encoder for encoder in encoders)
+    print(
+        f"artkv: encoded {number} pictures with {names} in {seconds:.1f} s, {number / seconds:.1f} a second",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def verify_store(folder: Path, world: World) -> int:
@@ -125,7 +161,7 @@ def verify_store(folder: Path, world: World) -> int:
     """
 
     def check_share() -> int:
-        paths = sorted((folder / SHARDS).glob("features-*.safetensors"))[world.rank :: world.size]
+        paths = shard_paths(folder)[world.rank :: world.size]
         problems, verified = [], 0
         for path in tqdm(paths, desc="verifying", unit="shard", disable=None if world.is_main else True):
             try:
@@ -139,7 +175,7 @@ def verify_store(folder: Path, world: World) -> int:
         return verified
 
     def check_there() -> None:
-        if open_store(folder).found is None:
+        if not check_root(folder):
             raise UserError(
                 f"frozen.feature_cache = {folder}: holds no feature cache, and nothing to verify; name the folder of "
                 "one, or make it with artkv cache"
@@ -154,41 +190,28 @@ def check_cache(settings: CacheSettings, world: World) -> None:
     _open(settings, world)
 
 
-def _open(settings: CacheSettings, world: World) -> tuple[FeatureStore, Encoders]:
-    """The folder, once it is known to fit, and the encoders that would fill it."""
-    store = open_store(settings.folder)
-    # A control run may add pictures to a cache that has art features, if it knows the EfficientNet.
-    has_found_art = store.found is not None and store.found.art_weights is not None
-    fills_art = settings.has_art or (has_found_art and settings.knows_art_encoder)
-    encoders = settings.open_encoders(fills_art, world)
-    if store.found is not None:
-        wanted = encoders.identity if settings.has_art else encoders.identity.without_art()
-        fingerprint.check_identity(settings.folder, store.found, wanted)
-    return store, encoders
+def _open(settings: CacheSettings, world: World) -> list[tuple[Encoder, FeatureStore]]:
+    """The encoders whose features are wanted, each with what the folder holds of it."""
+    return [(encoder, open_store(settings.folder, encoder.identity)) for encoder in settings.open_encoders(world)]
 
 
-def _begin(folder: Path, encoders: Encoders) -> None:
-    """Makes the folder, or checks that what is to be added is of the same kind."""
+def _begin(folder: Path, encoders: Sequence[Encoder]) -> None:
+    """Makes what is missing of the folders."""
     try:
-        create_store(folder, encoders.identity)
+        for encoder in encoders:
+            create_store(folder, encoder.identity)
     except OSError as error:
         raise UserError(
             f"frozen.feature_cache = {folder}: cannot be written ({error.strerror}); give another"
         ) from None
-    found = fingerprint.read(folder / "cache.json")
-    fingerprint.check_identity(folder, found, encoders.identity)
-    if found.art_weights is not None and encoders.identity.art_weights is None:
-        raise UserError(
-            f"frozen.feature_cache = {folder}: has EfficientNet features, and pictures are missing in it; set "
-            "efficientnet.checkpoint to the one it was made with"
-        )
+    check_root(folder)
 
 
-def _open_complete(folder: Path, wanted: set[str]) -> FeatureStore:
-    """The folder with all that rank 0 found in it or the ranks have written, as soon as this host sees it."""
+def _open_complete(folder: Path, identity: EncoderIdentity, wanted: set[str]) -> FeatureStore:
+    """The store with all that rank 0 found in it or the ranks have written, as soon as this host sees it."""
     until = time.monotonic() + SEEN_WITHIN_SECONDS
     while True:
-        store = open_store(folder)
+        store = open_store(folder, identity)
         lacking = wanted - store.place_of.keys()
         if not lacking:
             return store
@@ -200,11 +223,13 @@ def _open_complete(folder: Path, wanted: set[str]) -> FeatureStore:
         time.sleep(1.0)
 
 
-def _write_down(store: FeatureStore, memo: PictureMemo) -> None:
+def _write_down(folder: Path, stores: Sequence[FeatureStore], memo: PictureMemo) -> None:
     try:
-        remove_abandoned(store.folder)
-        remove_abandoned(store.folder / SHARDS)
-        store.write_index()
+        remove_abandoned(folder)
+        for store in {store.folder: store for store in stores}.values():
+            remove_abandoned(store.folder)
+            remove_abandoned(store.folder / SHARDS)
+            store.write_index()
         memo.save()
     except (OSError, UserError):
         return  # a folder that is read-only or full now: the next start hashes and reads headers again

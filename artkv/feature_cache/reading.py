@@ -12,6 +12,7 @@ import os
 import resource
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from torch import Tensor
 from artkv.batch import PaintingFeatures
 from artkv.datasets.columns import PathColumn
 from artkv.errors import UserError
-from artkv.feature_cache.shards import Block, Shard
+from artkv.feature_cache.shards import Shard
 
 # Files kept open: a part of what the system allows a process.
 _MAX_OPEN_FILES = 256
@@ -30,43 +31,62 @@ _MAX_OPEN_FILES = 256
 class CachedPaintings:
     """The paintings of one table as records of a feature cache: a `PaintingSource` without encoders.
 
-    places: (paintings + 1, 2) int64, each painting's shard and record in it, and at the end the blank picture's.
-    has_art: whether batches get art features.
+    vit: records of its features. art: of each art encoder's that batches get.
 
     May be used from several threads.
     """
 
-    def __init__(self, shards: list[Shard], places: np.ndarray, has_art: bool) -> None:
-        self._paths = PathColumn(shard.path for shard in shards)
-        self._places = places
-        self._image = shards[0].image
-        self._art = shards[0].art if has_art else None
-        self._image_offsets = np.array([shard.image.offset for shard in shards], dtype=np.int64)
-        self._art_offsets = np.array([shard.art.offset if shard.art else -1 for shard in shards], dtype=np.int64)
-        self._files: OrderedDict[int, int] = OrderedDict()
-        self._lock = threading.Lock()
-        self._max_files = min(_MAX_OPEN_FILES, max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
+    def __init__(self, vit: "Records", art: Sequence["Records"]) -> None:
+        self._vit = vit
+        self._art = tuple(art)
 
     def load(self, paintings: np.ndarray, art_paintings: np.ndarray, pin_memory: bool) -> PaintingFeatures:
-        """(I, N, V) in the compute dtype and (I, F) float32."""
-        image = self._records(self._places[paintings], self._image, self._image_offsets, pin_memory)
-        return PaintingFeatures(image, self.load_art(art_paintings, pin_memory))
+        """(I, N, V) in the compute dtype, and of each art encoder (I, F) or (I, M, F) float32."""
+        return PaintingFeatures(self._vit.load(paintings, pin_memory), self.load_art(art_paintings, pin_memory))
 
-    def load_art(self, paintings: np.ndarray, pin_memory: bool) -> Tensor | None:
-        """(I, F) float32."""
-        if self._art is None:
-            return None
-        return self._records(self._places[paintings], self._art, self._art_offsets, pin_memory)
+    def load_art(self, paintings: np.ndarray, pin_memory: bool) -> tuple[Tensor, ...]:
+        """(I, F) or (I, M, F) float32 of each art encoder."""
+        return tuple(records.load(paintings, pin_memory) for records in self._art)
 
     def load_blank(self, number: int, pin_memory: bool) -> PaintingFeatures:
         """See `PaintingSource`."""
-        blank = np.full(number, len(self._places) - 1)
+        blank = np.full(number, self._vit.blank)
         return self.load(blank, blank, pin_memory)
 
-    def _records(self, places_I2: np.ndarray, block: Block, offsets: np.ndarray, pin_memory: bool) -> Tensor:
+    def close(self) -> None:
+        """Closes its files; the next batch opens them again."""
+        for records in (self._vit, *self._art):
+            records.close()
+
+
+class Records:
+    """One encoder's records of the paintings of a table.
+
+    places: (paintings + 1, 2) int64, each painting's shard and record in it, and at the end the blank picture's.
+
+    May be used from several threads.
+    """
+
+    def __init__(self, shards: list[Shard], places: np.ndarray) -> None:
+        self._paths = PathColumn(shard.path for shard in shards)
+        self._places = places
+        self._block = shards[0].features
+        self._offsets = np.array([shard.features.offset for shard in shards], dtype=np.int64)
+        self._files: OrderedDict[int, int] = OrderedDict()
+        self._lock = threading.Lock()
+        self._max_files = min(_MAX_OPEN_FILES, max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 8))
+
+    @property
+    def blank(self) -> int:
+        """The number of the blank picture, behind all paintings."""
+        return len(self._places) - 1
+
+    def load(self, paintings: np.ndarray, pin_memory: bool) -> Tensor:
+        """The records of (I,) paintings, stacked."""
+        places_I2, block = self._places[paintings], self._block
         records = torch.empty((len(places_I2), *block.shape), dtype=block.dtype, pin_memory=pin_memory)
         rows = records.view(len(places_I2), -1).view(torch.uint8).numpy()
-        starts = offsets[places_I2[:, 0]] + places_I2[:, 1] * block.record_bytes
+        starts = self._offsets[places_I2[:, 0]] + places_I2[:, 1] * block.record_bytes
         with self._lock:  # no other thread may close a file in between
             if len(places_I2) > 1:
                 for (shard, _), start in zip(places_I2, starts, strict=True):

@@ -28,7 +28,7 @@ from artkv.reading import Count, parse_json, to_record
 RECORDS_A_SHARD = 64
 
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-_IMAGE, _ART = "image_features", "art_features"
+_FEATURES = "features"
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,15 @@ class Block:
 class Shard:
     """A shard's description, of its header.
 
-    contents: SHA-256 in hex of each record's picture. image: (N, V) records; art: (F,), None without an EfficientNet.
+    contents: SHA-256 in hex of each record's picture. features: records of (N, V) of a ViT, (F,) or (M, F) of an art
+    encoder.
     """
 
     path: Path
     fingerprint: str
     contents: tuple[str, ...]
     checksums: tuple[str, ...]
-    image: Block
-    art: Block | None
+    features: Block
 
 
 @dataclass(frozen=True)
@@ -83,22 +83,16 @@ def shard_name(contents: Sequence[str]) -> str:
     return f"features-{hashlib.sha256(''.join(contents).encode()).hexdigest()[:24]}.safetensors"
 
 
-def write_shard(
-    folder: Path, fingerprint: str, contents: Sequence[str], image_features_INV: Tensor, art_features_IF: Tensor | None
-) -> None:
-    """Writes one shard, whole or not at all. Tensors are on the CPU, contents sorted."""
-    tensors = {_IMAGE: image_features_INV.contiguous()}
-    if art_features_IF is not None:
-        tensors[_ART] = art_features_IF.contiguous()
+def write_shard(folder: Path, fingerprint: str, contents: Sequence[str], features: Tensor) -> None:
+    """Writes one shard, whole or not at all. The features, a record each, are on the CPU, contents sorted."""
+    features = features.contiguous()
     described = {
         "fingerprint": fingerprint,
         "contents": list(contents),
-        "checksums": [
-            _checksum(*(_as_bytes(tensor[row]) for tensor in tensors.values())) for row in range(len(contents))
-        ],
+        "checksums": [_checksum(_as_bytes(record)) for record in features],
     }
     # One key: safetensors does not keep the order of several, and the bytes shall be the same each time.
-    write_shared(folder / shard_name(contents), save(tensors, {"artkv": json.dumps(described)}))
+    write_shared(folder / shard_name(contents), save({_FEATURES: features}, {"artkv": json.dumps(described)}))
 
 
 def read_header(path: Path) -> Shard:
@@ -125,8 +119,7 @@ def read_header(path: Path) -> Shard:
             described.fingerprint,
             tuple(described.contents),
             tuple(described.checksums),
-            blocks[_IMAGE],
-            blocks.get(_ART),
+            blocks[_FEATURES],
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, UserError) as error:
         raise _damaged(path, f"cannot be read ({type(error).__name__}: {error})") from None
@@ -140,7 +133,7 @@ def _check_records(name: str, tensor: _Tensor, described: _Described) -> None:
     begin, end = tensor.data_offsets
     num_bytes = _DTYPES[tensor.dtype].itemsize * math.prod(tensor.shape)
     num_pictures = len(described.contents)
-    if name not in (_IMAGE, _ART) or tensor.shape[0] != num_pictures or end - begin != num_bytes:
+    if name != _FEATURES or tensor.shape[0] != num_pictures or end - begin != num_bytes:
         raise ValueError(f"{name} has other than a record for each picture")
     if len(described.checksums) != num_pictures:
         raise ValueError("has other numbers of checksums and pictures")
@@ -151,11 +144,8 @@ def verify(shard: Shard) -> None:
     try:
         with shard.path.open("rb") as file:
             for row, (content, checksum) in enumerate(zip(shard.contents, shard.checksums, strict=True)):
-                parts = []
-                for block in filter(None, (shard.image, shard.art)):
-                    file.seek(block.offset + row * block.record_bytes)
-                    parts.append(file.read(block.record_bytes))
-                if _checksum(*parts) != checksum:
+                file.seek(shard.features.offset + row * shard.features.record_bytes)
+                if _checksum(file.read(shard.features.record_bytes)) != checksum:
                     raise _damaged(shard.path, f"record {row} (picture {content[:12]}...) is not what was written")
     except OSError as error:
         raise _damaged(shard.path, f"cannot be read ({error})") from None
@@ -169,8 +159,5 @@ def _as_bytes(tensor: Tensor) -> memoryview:
     return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
-def _checksum(*parts: bytes | memoryview) -> str:
-    sha = hashlib.sha256()
-    for part in parts:
-        sha.update(part)
-    return sha.hexdigest()
+def _checksum(record: bytes | memoryview) -> str:
+    return hashlib.sha256(record).hexdigest()

@@ -1,16 +1,19 @@
-"""A feature cache's folder: its description, its shards, and the index that spares a start the reading of all headers.
+"""A feature cache's folder: in it a folder for each encoder, with its description, its shards, and their index.
 
-    cache.json     the fingerprint; written first
-    shards/        features-HASH.safetensors, each whole or absent
-    index.json     which shard holds which picture; written last, replaced whole
-    pictures.json  size, times and SHA-256 of the picture files seen, so that unchanged ones are not hashed again
+    cache.json          the format; written first
+    pictures.json       size, times and SHA-256 of the picture files seen, so that unchanged ones are not hashed again
+    ENCODER-HASH/       an encoder read in one way; the name follows from all that its features depend on
+      cache.json        the fingerprint; written first
+      shards/           features-HASH.safetensors, each whole or absent
+      index.json        which shard holds which picture; written last, replaced whole
 
 The shards are the truth. One that the index does not name, of a run that was killed or of another job, is found by
-its header; so a lost or old index costs time and nothing else.
+its header; so a lost or old index costs time and nothing else. The index spares a start the reading of all headers.
 """
 
 import hashlib
 import json
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -26,23 +29,20 @@ from artkv.feature_cache.shared_files import write_shared
 from artkv.reading import parse_json, read_regular
 
 SHARDS = "shards"
+_DESCRIPTION = "cache.json"
 # A picture takes some 70 of them.
 _MOST_INDEX_BYTES = 2**30
 
 
 class FeatureStore:
-    """What a folder holds; a folder that is missing or empty holds nothing.
+    """What a cache holds of one encoder; a folder that is missing or empty holds nothing.
 
-    found: what it was made with, None where there is no cache yet. shards: by name. place_of: for each picture's
-    SHA-256 its shard and the record in it.
+    shards: by name. place_of: for each picture's SHA-256 its shard and the record in it.
     """
 
-    def __init__(
-        self, folder: Path, found: EncoderIdentity | None, shards: list[Shard], is_indexed: bool = False
-    ) -> None:
+    def __init__(self, folder: Path, shards: list[Shard], is_indexed: bool = False) -> None:
         self.folder = folder
         self._is_indexed = is_indexed
-        self.found = found
         self.shards = shards
         self.place_of: dict[str, tuple[int, int]] = {}
         for number, shard in enumerate(shards):
@@ -54,14 +54,10 @@ class FeatureStore:
         """Bytes of all shard files."""
         return sum(shard.path.stat().st_size for shard in self.shards)
 
-    def summary(self) -> str:
-        """How much there is, in a line."""
-        one = self.shards[0]
-        record_bytes = one.image.record_bytes + (one.art.record_bytes if one.art else 0)
-        return (
-            f"{self.folder} holds features of {len(self.place_of)} pictures, the blank one included, "
-            f"{record_bytes / 1e6:.3f} MB each, {self.num_bytes / 1e6:.1f} MB in all"
-        )
+    @property
+    def record_bytes(self) -> int:
+        """Bytes of one picture's features."""
+        return self.shards[0].features.record_bytes
 
     def write_index(self) -> None:
         """Writes down what the shards hold, unless the index says so already."""
@@ -76,47 +72,84 @@ class FeatureStore:
         self._is_indexed = True
 
 
-def open_store(folder: Path) -> FeatureStore:
-    """What the folder holds. Raises `UserError` if it is no cache, or a shard is cut off or not of this cache."""
+def summary(root: Path, stores: Sequence[FeatureStore]) -> str:
+    """How much a cache holds of some encoders, in a line."""
+    distinct = {store.folder: store for store in stores}.values()
+    record_bytes = sum(store.record_bytes for store in distinct)
+    num_bytes = sum(store.num_bytes for store in distinct)
+    return (
+        f"{root} holds features of {len(stores[0].place_of)} pictures, the blank one included, "
+        f"{record_bytes / 1e6:.3f} MB each, {num_bytes / 1e6:.1f} MB in all"
+    )
+
+
+def check_root(root: Path) -> bool:
+    """Whether there is a cache; `UserError` if the folder is no cache and not empty, or of another format."""
     try:
-        is_there, is_folder = folder.exists(), folder.is_dir()
+        is_there, is_folder = root.exists(), root.is_dir()
     except OSError as error:  # a name that is too long, or one that must not be looked at
-        raise UserError(f"frozen.feature_cache = {folder}: cannot be read ({error.strerror}); give another") from None
+        raise UserError(f"frozen.feature_cache = {root}: cannot be read ({error.strerror}); give another") from None
     if is_there and not is_folder:
-        raise UserError(f"frozen.feature_cache = {folder}: is a file; give a folder")
-    description = folder / "cache.json"
+        raise UserError(f"frozen.feature_cache = {root}: is a file; give a folder")
+    description = root / _DESCRIPTION
     if not description.is_file():
-        if any(not path.name.startswith(".") for path in folder.glob("*")):
-            raise UserError(f"frozen.feature_cache = {folder}: holds something else; give a new or an empty folder")
-        return FeatureStore(folder, None, [])
-    found = fingerprint.read(description)
+        if any(not path.name.startswith(".") for path in root.glob("*")):
+            raise UserError(f"frozen.feature_cache = {root}: holds something else; give a new or an empty folder")
+        return False
+    fingerprint.check_root(description)
+    return True
+
+
+def store_folder(root: Path, identity: EncoderIdentity) -> Path:
+    """Where a cache keeps the features of an encoder."""
+    return root / fingerprint.folder_name(identity)
+
+
+def shard_paths(root: Path) -> list[Path]:
+    """The shards of all encoders, sorted."""
+    return sorted(root.glob(f"*/{SHARDS}/features-*.safetensors"))
+
+
+def open_store(root: Path, identity: EncoderIdentity) -> FeatureStore:
+    """What a cache holds of an encoder.
+
+    Raises `UserError` if the folder is no cache, or a shard is cut off or not of this encoder.
+    """
+    folder = store_folder(root, identity)
+    description = folder / _DESCRIPTION
+    if not check_root(root) or not description.is_file():
+        return FeatureStore(folder, [])
+    if fingerprint.read(description) != identity:
+        raise UserError(f"{description}: describes another encoder than its folder's name; delete {folder}")
     indexed = _read_index(folder)
     shards = []
     for path in sorted((folder / SHARDS).glob("features-*.safetensors")):
         entry = indexed.get(path.name)
         # Renamed into place when complete: one that the index knows by its size needs no second look.
         shard = _from_index(path, entry) if entry and entry["bytes"] == path.stat().st_size else read_header(path)
-        if shard.fingerprint != fingerprint.digest(found):
+        if shard.fingerprint != fingerprint.digest(identity):
             raise UserError(f"{path}: was not made with what {description} says; delete this file")
         shards.append(shard)
-    return FeatureStore(folder, found, shards, is_indexed=indexed.keys() == {shard.path.name for shard in shards})
+    return FeatureStore(folder, shards, is_indexed=indexed.keys() == {shard.path.name for shard in shards})
 
 
-def create_store(folder: Path, identity: EncoderIdentity) -> None:
-    """Makes the folder and its description, if there is none yet."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "cache.json"
-    if not path.is_file():
-        write_shared(path, fingerprint.to_json(identity).encode())
+def create_store(root: Path, identity: EncoderIdentity) -> None:
+    """Makes the folders and their descriptions, where there are none yet."""
+    root.mkdir(parents=True, exist_ok=True)
+    _describe(root / _DESCRIPTION, json.dumps({"format": fingerprint.FORMAT}) + "\n")
+    folder = store_folder(root, identity)
+    folder.mkdir(exist_ok=True)
+    _describe(folder / _DESCRIPTION, fingerprint.to_json(identity))
     (folder / SHARDS).mkdir(exist_ok=True)
 
 
+def _describe(path: Path, text: str) -> None:
+    if not path.is_file():
+        write_shared(path, text.encode())
+
+
 def _described(shard: Shard) -> dict[str, Any]:
-    return {
-        "fingerprint": shard.fingerprint,
-        "image": _block_to_json(shard.image),
-        "art": None if shard.art is None else _block_to_json(shard.art),
-    }
+    return {"fingerprint": shard.fingerprint, "features": _block_to_json(shard.features)}
 
 
 def _block_to_json(block: Block) -> dict[str, Any]:
@@ -128,8 +161,7 @@ def _block_from_json(tree: dict[str, Any]) -> Block:
 
 
 def _from_index(path: Path, entry: dict[str, Any]) -> Shard:
-    art = None if entry["art"] is None else _block_from_json(entry["art"])
-    return Shard(path, entry["fingerprint"], tuple(entry["contents"]), (), _block_from_json(entry["image"]), art)
+    return Shard(path, entry["fingerprint"], tuple(entry["contents"]), (), _block_from_json(entry["features"]))
 
 
 def _read_index(folder: Path) -> dict[str, dict[str, Any]]:

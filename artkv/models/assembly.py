@@ -1,19 +1,21 @@
 """Builds the assembled model from settings."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from artkv.config import Config, EfficientNetConfig, KVModulationConfig, TrainableConfig
+from artkv.config import Config, KVModulationConfig, TrainableConfig
 from artkv.distributed import World
 from artkv.frozen.recompute import ActivationBudget, recompute_blocks
 from artkv.kv_modulation import KVPrefixGenerator
+from artkv.kv_modulation.sources import ArtSource
+from artkv.models.art_encoder import art_source, load_art_encoder, named_digests, state_tensors
 from artkv.models.backbone.backends import load_backbone
 from artkv.models.backbone.blip2_backbone import Blip2Backbone
-from artkv.models.efficientnet import EfficientNetEncoder, efficientnet_digests, load_efficientnet
-from artkv.models.files.weight_files import combined_digest
-from artkv.models.frozen_encoders import LoadedOnDemand, remembered_efficientnet_digests
+from artkv.models.files.weight_files import combined_digest, tensor_digest
+from artkv.models.frozen_encoders import LoadedOnDemand, art_encoder_digests
 from artkv.models.kv_modulated_blip2 import PREFIX_GATE, KVModulatedBlip2, ModelParts
 from artkv.models.lora import add_lora
 
@@ -36,22 +38,20 @@ class BuiltModel:
 def build_model(config: Config, world: World) -> BuiltModel:
     """Loads the frozen parts, adds what trains, and assembles them on the device of `world`; all ranks call it alike.
 
-    With `frozen.feature_cache` ViT and EfficientNet stay on disk until a picture has to be encoded.
+    With `frozen.feature_cache` ViT and art encoders stay on disk until a picture has to be encoded.
     What is new (generator, gate, LoRA) is drawn from `training.seed` alone, so all ranks and all starts agree.
     The ranks of a host share one copy of what streams.
     """
     kept_activation_bytes = config.training.kept_activation_bytes
     backbone = load_backbone(config.model, config.frozen, world, kept_activation_bytes)
     digests = backbone.weight_digests()
-    encoder = None
     with torch.random.fork_rng(devices=[]):
-        if config.kv_modulation.enabled:
-            # Before the seed: making an EfficientNet draws random numbers, reading its features from a cache none.
-            on_demand = config.frozen.feature_cache is not None
-            encoder, art_digests = _art_encoder(config.efficientnet, world.device, on_demand)
-            digests |= art_digests
+        # Before the seed: making an encoder draws random numbers, reading its features from a cache none.
+        encoders, art_digests = _art_encoders(config, world.device)
+        sources = [art_source(encoder) for encoder in config.used_encoders]
         torch.manual_seed(config.training.seed)
-        model = assemble(backbone, encoder, config.kv_modulation, config.trainable)
+        model = assemble(backbone, encoders, sources, config.kv_modulation, config.trainable)
+    digests |= art_digests
 
     if "opt" not in backbone.streamed:
         recompute_blocks(backbone.language_model.model.decoder.layers, ActivationBudget(kept_activation_bytes))
@@ -65,39 +65,54 @@ def build_model(config: Config, world: World) -> BuiltModel:
 
 def assemble(
     backbone: Blip2Backbone,
-    encoder: EfficientNetEncoder | LoadedOnDemand | None,
+    encoders: Sequence[Callable[[Tensor], Tensor]],
+    sources: Sequence[ArtSource],
     kv_modulation: KVModulationConfig,
     trainable: TrainableConfig,
 ) -> KVModulatedBlip2:
     """The model with what trains in fp32, on the backbone's device, which may be meta.
 
-    Draws random numbers in a fixed order: LoRA, then the generator. encoder: None for no prefix.
+    Draws random numbers in a fixed order: LoRA, then the generator. encoders: none for no prefix. sources: what each
+    of them gives.
     """
     # peft switches all other gradients off, so it comes before what trains in full.
     trainables = add_lora(backbone, trainable.lora, trainable.qformer_cross_attention)
     if trainable.qformer_cross_attention:
         trainables |= backbone.train_cross_attention()
     generator = None
-    if encoder is not None:
-        generator = KVPrefixGenerator(
-            feature_dim=encoder.feature_dim,
-            hidden_size=backbone.qformer_width,
-            num_prefix_tokens=kv_modulation.num_prefix_tokens,
-            num_heads=backbone.num_qformer_heads,
-            num_layers=None if kv_modulation.shared_across_layers else backbone.num_cross_attention_layers,
-        ).to(backbone.device)
+    if encoders:
+        generator = _generator(backbone, sources, kv_modulation).to(backbone.device)
         trainables |= dict(generator.named_parameters(prefix="kv_prefix_generator"))
         if kv_modulation.gate == "zero":
             # Shape (1,): DeepSpeed's broadcast fails on a parameter without dimensions.
             trainables[PREFIX_GATE] = nn.Parameter(torch.zeros(1, device=backbone.device))
-    return KVModulatedBlip2(ModelParts(backbone, encoder, generator), trainables)
+    return KVModulatedBlip2(ModelParts(backbone, tuple(encoders), generator), trainables)
 
 
-def _art_encoder(
-    config: EfficientNetConfig, device: torch.device, on_demand: bool
-) -> tuple[EfficientNetEncoder | LoadedOnDemand, dict[str, str]]:
-    """The encoder and the digest of each of its tensors."""
-    if on_demand:
-        return LoadedOnDemand(config, device), remembered_efficientnet_digests(config)
-    encoder = load_efficientnet(config).to(device)
-    return encoder, efficientnet_digests(encoder)
+def _generator(
+    backbone: Blip2Backbone, sources: Sequence[ArtSource], kv_modulation: KVModulationConfig
+) -> KVPrefixGenerator:
+    if len(sources) != 1 or sources[0].num_tokens is not None:
+        raise NotImplementedError("a prefix from several art encoders, or from tokens")
+    return KVPrefixGenerator(
+        feature_dim=sources[0].feature_dim,
+        hidden_size=backbone.qformer_width,
+        num_prefix_tokens=kv_modulation.num_prefix_tokens,
+        num_heads=backbone.num_qformer_heads,
+        num_layers=None if kv_modulation.shared_across_layers else backbone.num_cross_attention_layers,
+    )
+
+
+def _art_encoders(config: Config, device: torch.device) -> tuple[list[Callable[[Tensor], Tensor]], dict[str, str]]:
+    """The encoders that a prefix is made from, and the digest of each of their tensors."""
+    used = config.used_encoders
+    if config.frozen.feature_cache is not None:
+        return [LoadedOnDemand(one, device) for one in used], art_encoder_digests(config)
+    encoders: list[Callable[[Tensor], Tensor]] = []
+    found: dict[str, str] = {}
+    for one in used:
+        encoder = load_art_encoder(one).to(device)
+        encoders.append(encoder)
+        weights = {name: tensor_digest(tensor) for name, tensor in state_tensors(encoder).items()}
+        found |= named_digests(one, len(used) == 1, weights)
+    return encoders, found

@@ -72,7 +72,7 @@ class ModelParts:
     """
 
     backbone: Blip2Backbone
-    efficientnet: Callable[[Tensor], Tensor] | None
+    art_encoders: tuple[Callable[[Tensor], Tensor], ...]
     generator: KVPrefixGenerator | None
 
 
@@ -128,19 +128,19 @@ class KVModulatedBlip2(nn.Module):
     @torch.no_grad()
     def encode(self, paintings: PaintingViews) -> PaintingFeatures:
         """The frozen encoders' features of each painting."""
-        art_features_IF = self.encode_art(paintings.efficientnet_pixels)
-        return PaintingFeatures(self.backbone.encode_images(paintings.vit_pixels), art_features_IF)
+        art_features = self.encode_art(paintings.art_pixels)
+        return PaintingFeatures(self.backbone.encode_images(paintings.vit_pixels), art_features)
 
     @torch.no_grad()
-    def encode_art(self, pixels_I3EE: Tensor) -> Tensor | None:
-        """The EfficientNet's features of each painting, (I, F); None without one."""
-        efficientnet = self.parts.efficientnet
-        return None if efficientnet is None else efficientnet(pixels_I3EE)
+    def encode_art(self, art_pixels: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The features that each art encoder has of its (I, 3, E, E), (I, F) or (I, M, F)."""
+        return tuple(encoder(pixels) for encoder, pixels in zip(self.parts.art_encoders, art_pixels, strict=True))
 
-    def prefix(self, art_features_IF: Tensor) -> KVPrefix:
+    def prefix(self, art_features: tuple[Tensor, ...]) -> KVPrefix:
         """The key/value prefix of each painting."""
         if self.parts.generator is None:
             raise ValueError("this model was built with kv_modulation.enabled: false")
+        (art_features_IF,) = art_features
         k, v = self.parts.generator(art_features_IF)
         return KVPrefix(k, v, self.trainables.get(PREFIX_GATE))
 
@@ -148,7 +148,6 @@ class KVModulatedBlip2(nn.Module):
         """What OPT reads of each painting, (I, K, D); `use_prefix=False` switches the prefix off."""
         prefix = None
         if use_prefix and self.has_prefix:
-            assert features.art_features is not None
             prefix = self.prefix(features.art_features)
         query_output = self.backbone.query_images(features.image_features, prefix)
         return self.backbone.project_queries(query_output)
@@ -180,14 +179,14 @@ class KVModulatedBlip2(nn.Module):
         """`visual_tokens`, replayed where that pays; paintings are filled up, so that few numbers of them occur."""
         if self._graphed_tower is None:
             return self.visual_tokens(features)
-        inputs = [features.image_features, *([] if features.art_features is None else [features.art_features])]
+        inputs = [features.image_features, *features.art_features]
         num_paintings = len(features)
         filled_up = -num_paintings % _PAINTINGS_MULTIPLE if num_paintings > _PAINTINGS_MULTIPLE else 0
         if filled_up:
             inputs = [pad(tensor, (*[0, 0] * (tensor.dim() - 1), 0, filled_up)) for tensor in inputs]
         return self._graphed_tower(*inputs)[:num_paintings]
 
-    def _tower(self, image_features: Tensor, art_features: Tensor | None = None) -> Tensor:
+    def _tower(self, image_features: Tensor, *art_features: Tensor) -> Tensor:
         return self.visual_tokens(PaintingFeatures(image_features, art_features))
 
     @property

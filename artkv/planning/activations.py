@@ -5,7 +5,7 @@ is counted from its birth to its death. Letters in tensor names are explained in
 """
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,7 +82,7 @@ class Activations:
     """Device memory of activations by part, for one micro-batch.
 
     inputs_bytes: the pictures' pixels, fp32; features_bytes: what the frozen encoders make of them.
-    encoding_bytes: the most that ViT and EfficientNet take at a time, without gradients, their output included.
+    encoding_bytes: the most that ViT and art encoders take at a time, without gradients, their output included.
     qformer_bytes: what prefix generator, Q-Former and projection leave for backward, visual tokens included.
     qformer_backward_bytes: the most that their backward takes beyond that, gradients of weights included.
     embeddings_bytes: input of OPT's first block, with the attention mask.
@@ -120,15 +120,16 @@ class EvaluationActivations:
 def activations(
     shapes: ModelShapes,
     batch: BatchShape,
-    efficientnet_image_size: int,
+    art_image_sizes: Sequence[int],
     evaluation: tuple[BatchShape, int] | None = None,
 ) -> Activations:
     """Runs the parts of the model on fake tensors, one OPT block for all, and counts.
 
+    art_image_sizes: of each art encoder of the model.
     evaluation: batch of validation, with the most new tokens of an answer; None for no validation.
     """
     with shapes.fake:
-        views = _views(shapes, batch, efficientnet_image_size)
+        views = _views(shapes, batch, art_image_sizes)
         with AllocationCounter() as encoding:
             features = shapes.model.encode(views)
         with AllocationCounter() as qformer:
@@ -148,7 +149,7 @@ def activations(
             last_mask_bytes=_last_mask_bytes(shapes, batch),
             block=block_activations(shapes, batch),
             logits_bytes=_logits_bytes(shapes, batch),
-            evaluation=evaluation and _evaluation(shapes, *trained, *evaluation, efficientnet_image_size),
+            evaluation=evaluation and _evaluation(shapes, *trained, *evaluation, art_image_sizes),
         )
 
 
@@ -253,12 +254,11 @@ def answering_peak_bytes(answering: EvaluationActivations, encodes: bool) -> int
     return answering.inputs_bytes + max(answering.encoding_bytes, answering.features_bytes + answering.answering_bytes)
 
 
-def _views(shapes: ModelShapes, batch: BatchShape, efficientnet_image_size: int) -> PaintingViews:
+def _views(shapes: ModelShapes, batch: BatchShape, art_image_sizes: Sequence[int]) -> PaintingViews:
     side = shapes.blip2.vision_config.image_size
-    num_views = batch.paintings if shapes.efficientnet is not None else 0
     return PaintingViews(
         torch.empty(batch.paintings, 3, side, side),
-        torch.empty(num_views, 3, efficientnet_image_size, efficientnet_image_size),
+        tuple(torch.empty(batch.paintings, 3, art_side, art_side) for art_side in art_image_sizes),
     )
 
 
@@ -291,7 +291,7 @@ def _evaluation(
     trained_encoding_bytes: int,
     batch: BatchShape,
     max_new_tokens: int,
-    side: int,
+    art_image_sizes: Sequence[int],
 ) -> EvaluationActivations:
     """What the encoders take is in proportion to the paintings of `trained`."""
     width = shapes.blip2.text_config.hidden_size
@@ -303,7 +303,7 @@ def _evaluation(
     cached_positions = batch.questions * (num_positions + max_new_tokens)
     kv_cache_bytes = 2 * len(shapes.opt_blocks) * cached_positions * width * shapes.dtype.itemsize
     return EvaluationActivations(
-        inputs_bytes=_bytes(_views(shapes, batch, side)),
+        inputs_bytes=_bytes(_views(shapes, batch, art_image_sizes)),
         features_bytes=trained_features_bytes // trained.paintings * batch.paintings,
         encoding_bytes=trained_encoding_bytes // trained.paintings * batch.paintings,
         answering_bytes=kv_cache_bytes + _embeddings_bytes(shapes, batch) + block.peak_bytes,

@@ -6,7 +6,7 @@ from typing import Literal
 
 OptMode = Literal["resident", "stream", "int8", "nf4"]
 Storage = Literal["bf16", "int8"]
-# computed: ViT and EfficientNet run in each step. ViT streamed: the ViT's blocks come from host memory.
+# computed: ViT and art encoders run in each step. ViT streamed: the ViT's blocks come from host memory.
 # cached: both ran before training.
 Features = Literal["computed", "ViT streamed", "cached"]
 

@@ -122,7 +122,7 @@ def vit_for_filling(predictor: Predictor, limit_bytes: int) -> Literal["resident
         return predictor.config.frozen.vit
     acts, frozen = predictor.activations, predictor.frozen
     working_bytes = (acts.inputs_bytes + acts.encoding_bytes) // predictor.batch.paintings * RECORDS_A_BATCH
-    needed = frozen.vit + frozen.efficientnet + working_bytes + CUDA_OVERHEAD_BYTES
+    needed = frozen.vit + frozen.art_encoders + working_bytes + CUDA_OVERHEAD_BYTES
     return "resident" if needed <= limit_bytes else "stream"
 
 

@@ -11,6 +11,7 @@ from artkv.config import Config
 from artkv.config.deepspeed import fill_deepspeed_config, load_deepspeed_config
 from artkv.frozen.block_layout import BlockLayout, block_layout
 from artkv.frozen.residency import device_bytes
+from artkv.models.art_encoder import art_source
 from artkv.planning.activations import (
     Activations,
     MicroBatches,
@@ -52,7 +53,7 @@ class DeviceMemory:
     """
 
     vit_bytes: int
-    efficientnet_bytes: int
+    art_encoders_bytes: int
     qformer_bytes: int
     opt_outside_blocks_bytes: int
     opt_blocks_bytes: int
@@ -73,7 +74,7 @@ class Prediction:
     shared_host_bytes: frozen masters, once a node, page-locked. rank_host_bytes: an offloaded optimizer, page-locked.
     pcie_bytes_per_step: frozen weights that one rank copies in an optimizer step after the first.
     hidden_from_tokens: tokens in a micro-batch from which the copies are hidden; None where nothing is streamed.
-    step_seconds: estimated from assumed rates; Q-Former, EfficientNet, optimizer and data are not in it.
+    step_seconds: estimated from assumed rates; Q-Former, art encoders, optimizer and data are not in it.
     """
 
     mode: Mode
@@ -116,7 +117,7 @@ class Predictor:
             config,
             shapes,
             frozen_bytes(shapes),
-            activations(shapes, batch, config.efficientnet.image_size, evaluation),
+            activations(shapes, batch, [encoder.image_size for encoder in config.used_encoders], evaluation),
             _trainables(config, shapes, world_size),
             batch,
             "opt" in config.trainable.lora.targets,
@@ -163,8 +164,7 @@ class Predictor:
     @property
     def cached_bytes(self) -> int:
         """Of one picture in a feature cache."""
-        encoder = self.shapes.efficientnet
-        return record_bytes(self.shapes.blip2, self.shapes.dtype, None if encoder is None else encoder.feature_dim)
+        return sum(record_bytes(self.config, self.shapes.blip2, self.shapes.dtype))
 
     def opt_layout(self, storage: Storage) -> BlockLayout:
         """How a block of OPT is packed in host memory."""
@@ -231,7 +231,7 @@ class Predictor:
             )
         return DeviceMemory(
             vit_bytes=vit_bytes,
-            efficientnet_bytes=self.frozen.efficientnet if computes else 0,
+            art_encoders_bytes=self.frozen.art_encoders if computes else 0,
             qformer_bytes=self.frozen.qformer,
             opt_outside_blocks_bytes=self.frozen.opt_outside_blocks,
             opt_blocks_bytes=self._opt_blocks_bytes(mode),
@@ -306,13 +306,17 @@ class Predictor:
         )
 
 
-def record_bytes(blip2: Any, dtype: torch.dtype, art_features: int | None) -> int:
-    """Of one picture in a feature cache: the ViT's tokens in the compute dtype, and the art features in fp32.
+def record_bytes(config: Config, blip2: Any, dtype: torch.dtype) -> list[int]:
+    """Of one picture in a feature cache: the ViT's tokens in the compute dtype, each art encoder's features in fp32.
 
-    blip2: the transformers config. art_features: their width; None: there are none.
+    blip2: the transformers config.
     """
     vision = blip2.vision_config
-    return _image_tokens(vision) * vision.hidden_size * dtype.itemsize + (art_features or 0) * torch.float32.itemsize
+    sources = [art_source(encoder) for encoder in config.used_encoders]
+    return [
+        _image_tokens(vision) * vision.hidden_size * dtype.itemsize,
+        *(source.feature_dim * (source.num_tokens or 1) * torch.float32.itemsize for source in sources),
+    ]
 
 
 def _trainables(config: Config, shapes: ModelShapes, world_size: int) -> TrainableMemory:

@@ -15,9 +15,9 @@ from transformers import Blip2Config, Blip2QFormerConfig, Blip2VisionConfig, OPT
 
 from artkv.config import Config, ModelConfig
 from artkv.errors import UserError
+from artkv.models.art_encoder import ArtEncoder, art_shapes, art_source
 from artkv.models.assembly import assemble
 from artkv.models.backbone.transformers_backend import TransformersBackbone
-from artkv.models.efficientnet import EfficientNetEncoder, create_efficientnet
 from artkv.models.files.blip2_files import (
     BLIP2_OPT_2_7B,
     Blip2Files,
@@ -35,15 +35,15 @@ class ModelShapes:
     """The assembled model in fake tensors: shapes and dtypes that compute like the CPU's, without memory.
 
     model: as training builds it. stock: transformers' modules that it computes with.
-    efficientnet: None where no prefix is made.
+    art_encoders: none where no prefix is made.
     blip2: the transformers config.
-    dtype: compute dtype of all parts but the EfficientNet, which is fp32.
+    dtype: compute dtype of all parts but the art encoders, which are fp32.
     fake: the mode to compute in.
     """
 
     model: KVModulatedBlip2
     stock: Any
-    efficientnet: EfficientNetEncoder | None
+    art_encoders: tuple[ArtEncoder, ...]
     blip2: Any
     dtype: torch.dtype
     fake: FakeTensorMode
@@ -86,7 +86,7 @@ class FrozenBytes:
     qformer: int
     opt_outside_blocks: int
     opt_blocks: int
-    efficientnet: int
+    art_encoders: int
 
 
 def frozen_bytes(shapes: ModelShapes) -> FrozenBytes:
@@ -105,7 +105,7 @@ def frozen_bytes(shapes: ModelShapes) -> FrozenBytes:
         qformer=_frozen_total(qformer),
         opt_outside_blocks=_frozen_total(outside),
         opt_blocks=_frozen_total(_tensors(language_model.model.decoder.layers)),
-        efficientnet=0 if shapes.efficientnet is None else _frozen_total(_tensors(shapes.efficientnet)),
+        art_encoders=sum(_frozen_total(_tensors(encoder)) for encoder in shapes.art_encoders),
     )
 
 
@@ -115,11 +115,11 @@ def model_shapes(config: Config, dtype: torch.dtype, lora_targets: Iterable[str]
     lora_targets: in place of `trainable.lora.targets`.
 
     Raises:
-        UserError: if BLIP-2's shapes cannot be had, or there is no such EfficientNet.
+        UserError: if BLIP-2's shapes cannot be had, or there is no such art encoder.
     """
     blip2 = read_blip2_config(config.model)
     lora = config.trainable.lora.model_copy(update={"targets": tuple(lora_targets)})
-    encoder = None
+    sources = [art_source(encoder) for encoder in config.used_encoders]
     with torch.device("meta"):
         stock = stock_blip2(blip2, config.model.blip2)
         stock.to(dtype).eval().requires_grad_(False)
@@ -127,14 +127,13 @@ def model_shapes(config: Config, dtype: torch.dtype, lora_targets: Iterable[str]
         settings = ImageSettings(blip2.vision_config.image_size, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
         files = Blip2Files(blip2, None, settings, _OwnShapes(stock))
         backbone = TransformersBackbone(stock, files, dtype, torch.device("meta"), config.frozen)
-        if config.kv_modulation.enabled:
-            encoder = EfficientNetEncoder(create_efficientnet(config.efficientnet.architecture))
+        encoders = tuple(art_shapes(encoder) for encoder in config.used_encoders)
         trainable = config.trainable.model_copy(update={"lora": lora})
-        model = assemble(backbone, encoder, config.kv_modulation, trainable)
+        model = assemble(backbone, encoders, sources, config.kv_modulation, trainable)
     fake = FakeTensorMode()
-    _make_fake([stock, encoder, model.parts.generator, model], dtype, fake)
+    _make_fake([stock, *encoders, model.parts.generator, model], dtype, fake)
     backbone.device = torch.device("cpu")
-    return ModelShapes(model, stock, encoder, blip2, dtype, fake)
+    return ModelShapes(model, stock, encoders, blip2, dtype, fake)
 
 
 def read_blip2_config(model: ModelConfig) -> Any:

@@ -22,7 +22,7 @@ from artkv.planning.transfer import hidden_from_tokens
 _GIB = 2**30
 _PART_NAMES = {
     "vit_bytes": "ViT",
-    "efficientnet_bytes": "EfficientNet (fp32)",
+    "art_encoders_bytes": "art encoders (fp32)",
     "qformer_bytes": "Q-Former, frozen part",
     "opt_outside_blocks_bytes": "OPT embeddings, norm",
     "opt_blocks_bytes": "OPT blocks or slots",
@@ -93,7 +93,7 @@ def _parts(plan: Plan) -> list[str]:
     num_blocks = plan.opt_stack.num_blocks
     rows = [
         ("frozen weights", "ViT", frozen.vit),
-        ("", "EfficientNet, fp32", frozen.efficientnet),
+        ("", "art encoders, fp32", frozen.art_encoders),
         ("", "Q-Former, queries, projection", frozen.qformer),
         ("", "OPT embeddings, final LayerNorm", frozen.opt_outside_blocks),
         ("", f"OPT blocks, {num_blocks} of {plan.opt_stack.block_bytes / 1e6:.2f} MB", frozen.opt_blocks),

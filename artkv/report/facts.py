@@ -6,6 +6,7 @@ from datetime import datetime, timezone
 from pathlib import PurePath
 from typing import Any
 
+from artkv.config import ArtEncoderConfig
 from artkv.config.yaml_text import dump_yaml
 from artkv.report.evidence import Evidence
 from artkv.report.plots import number
@@ -48,8 +49,7 @@ def model_facts(evidence: Evidence) -> Facts:
         where = "one for all layers" if prefix.shared_across_layers else "one for each layer"
         gate = "" if prefix.gate == "none" else ", a gate that starts at zero"
         facts.append(("prefix", f"{prefix.num_prefix_tokens} tokens, {where}{gate}"))
-        weights = config.efficientnet.checkpoint
-        facts.append(("art encoder", config.efficientnet.architecture + (f", {_short(weights)}" if weights else "")))
+        facts += [("art encoder", _art_encoder(encoder)) for encoder in config.encoders]
     else:
         facts.append(("prefix", "none: the control"))
     trained = [
@@ -73,6 +73,15 @@ def model_facts(evidence: Evidence) -> Facts:
         facts.append(("hash of the training questions", checkpoint.identity.data_hash))
         facts.append(("computed in", checkpoint.identity.dtype))
     return facts + _machine(environment)
+
+
+def _art_encoder(encoder: ArtEncoderConfig) -> str:
+    """Such as `convnext_atto, atto.pth, map of 4 x 4, whole picture`; of an EfficientNet pooled the first two alone."""
+    size = encoder.size
+    read = {"pooled": None, "map": f"map of {size} x {size}", "tokens": f"{size} tokens"}[encoder.read]
+    view = "whole picture" if encoder.view == "whole" else None
+    weights = _short(encoder.checkpoint) if encoder.checkpoint else None
+    return ", ".join(filter(None, (encoder.architecture, weights, read, view)))
 
 
 def _machine(environment: Mapping[str, Any]) -> Facts:

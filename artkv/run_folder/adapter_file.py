@@ -1,8 +1,9 @@
 """An adapter in one file: what a checkpoint trained, with what it takes to use it. safetensors, and JSON for metadata.
 
 Metadata values are text in this format, so each is JSON: `format_version`, `base_model`, `step`,
-`frozen_hash` and `sha256` (of the tensors), and a section of settings under its name: `model`, `efficientnet`,
-`kv_modulation`, `trainable`, `frozen`, `evaluation`, `dataset` (the prompt alone) and `training` (the seed alone).
+`frozen_hash` and `sha256` (of the tensors), and a section of settings under its name: `model`, `efficientnet` or
+`art_encoders`, `kv_modulation`, `trainable`, `frozen`, `evaluation`, `dataset` (the prompt alone) and `training` (the
+seed alone).
 """
 
 import hashlib
@@ -28,7 +29,9 @@ FORMAT_VERSION = 1
 # The prefix generator beside an exported model: in a transformers folder, or with a LAVIS file's name in front.
 KV_PREFIX = "kv_prefix.safetensors"
 
-_SECTIONS = ("model", "efficientnet", "kv_modulation", "trainable", "frozen", "evaluation")
+_SECTIONS = ("model", "kv_modulation", "trainable", "frozen", "evaluation")
+# Either of them, as the config is written.
+_ENCODERS = ("efficientnet", "art_encoders")
 _REMEDY = "the file is damaged, export it again"
 
 
@@ -42,13 +45,14 @@ class _Description:
     frozen_hash: str
     sha256: str
     model: dict[str, Any]
-    efficientnet: dict[str, Any]
     kv_modulation: dict[str, Any]
     trainable: dict[str, Any]
     frozen: dict[str, Any]
     evaluation: dict[str, Any]
     dataset: dict[str, Any]
     training: dict[str, Any]
+    efficientnet: dict[str, Any] | None = None
+    art_encoders: list[dict[str, Any]] | None = None
 
 
 _NAMES = frozenset(_Description.__dataclass_fields__)
@@ -67,7 +71,9 @@ def write_adapter(
     more: further metadata, as values that JSON knows.
     """
     tree = config.model_dump(mode="json")
-    description: dict[str, Any] = {name: tree[name] for name in _SECTIONS}
+    first, *others = _SECTIONS
+    encoders = [name for name in _ENCODERS if tree[name] is not None]
+    description: dict[str, Any] = {name: tree[name] for name in (first, *encoders, *others)}
     if config.frozen.feature_cache is not None:
         description["frozen"] |= {"feature_cache": "auto"}  # for a folder of this machine
     description |= {
@@ -125,6 +131,7 @@ def adapter_config(path: Path, description: Mapping[str, Any]) -> Config:
     A base model with a path relative to the file, as `artkv export` writes beside a whole model, comes back absolute.
     """
     tree = {name: description[name] for name in (*_SECTIONS, "dataset", "training")}
+    tree |= {name: description[name] for name in _ENCODERS if name in description}
     beside = path.parent / tree["model"]["blip2"]
     try:
         if tree["model"]["blip2"].startswith("./") and beside.exists():

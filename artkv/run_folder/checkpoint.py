@@ -130,9 +130,8 @@ class Checkpoint:
                 f"{first} (checkpoint: {found.get(first, 'absent')}, config: {expected.get(first, 'absent')}); "
                 "give kv_modulation and trainable the values in the checkpoint's config"
             )
+        self._check_same_encoders(config)
         settings: list[tuple[str, ...]] = []
-        if config.kv_modulation.enabled:
-            settings += [("efficientnet", "image_size"), ("efficientnet", "mean"), ("efficientnet", "std")]
         if config.trainable.lora.targets:
             settings += [("trainable", "lora", "alpha")]
         self.check_same_settings(config, settings)
@@ -142,19 +141,33 @@ class Checkpoint:
         for keys in settings:
             before, now = (reduce(getattr, keys, tree) for tree in (self.config, config))
             if before != now:
-                dotted = ".".join(keys)
-                written = json.dumps(before)
-                raise UserError(
-                    f"{self.path}: was trained with {dotted}={written}, now {json.dumps(now)}; the weights would not "
-                    f"mean the same; set {dotted}={written}"
-                )
+                self._refuse_setting(".".join(keys), before, now)
+
+    def _check_same_encoders(self, config: Config) -> None:
+        """Raises `UserError` unless each art encoder sees and is read as it was in training."""
+        pairs = list(zip(self.config.used_encoders, config.used_encoders, strict=False))
+        names = [[encoder.source_name for encoder in of_config.used_encoders] for of_config in (self.config, config)]
+        if len(names[1]) > 1 and names[0] != names[1]:
+            raise UserError(f"{self.path}: was trained with the art encoders {names[0]}, now {names[1]}; set those")
+        for before, now in pairs:
+            for key in ("image_size", "mean", "std", "view", "read", "size"):
+                old, new = getattr(before, key), getattr(now, key)
+                if old != new:
+                    self._refuse_setting(f"{now.place}.{key}", old, new)
+
+    def _refuse_setting(self, dotted: str, before: Any, now: Any) -> None:
+        written = json.dumps(before)
+        raise UserError(
+            f"{self.path}: was trained with {dotted}={written}, now {json.dumps(now)}; the weights would not "
+            f"mean the same; set {dotted}={written}"
+        )
 
     def check_frozen_weights(self, frozen_hash: str) -> None:
         """Raises `UserError` if it was trained beside other frozen weights than those of `frozen_hash`."""
         if self.frozen_hash != frozen_hash:
             raise UserError(
                 f"{self.path}: was trained on other frozen weights (hash {self.frozen_hash[:12]}, now "
-                f"{frozen_hash[:12]}); give model.blip2 and efficientnet.checkpoint the files it was trained with"
+                f"{frozen_hash[:12]}); give model.blip2 and the art encoder's checkpoint the files it was trained with"
             )
 
     def _saved_run(self) -> SavedRun:

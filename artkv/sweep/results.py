@@ -121,7 +121,7 @@ def _result(sweep: Sweep, group: Sequence[SweepRun], controls: Sequence[Run]) ->
 
 def _strict(run: Run, controls: Sequence[Run]) -> list[Run]:
     """Those that differ from the run in prefix, art encoder and seed alone."""
-    free = ("kv_modulation.", "efficientnet.", SEED)
+    free = ("kv_modulation.", "efficientnet", "art_encoders", SEED)
     return [
         control
         for control in controls

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from artkv.art_encoder.timm_parts import create_classifier, evaluation_transform, target_mixer
-from artkv.datasets.pictures import PaintingTransform
+from artkv.datasets.pictures import View
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -15,7 +15,7 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 def test_the_view_validated_on_is_the_view_served() -> None:
     rng = np.random.default_rng(0)
     picture = Image.fromarray(rng.integers(0, 256, (57, 91, 3), dtype=np.uint8))
-    served = PaintingTransform(28, *IMAGENET, 32, *IMAGENET).efficientnet_view(picture)
+    served = View(32, *IMAGENET, is_whole=False).of(picture)
     # both resize 8-bit pixels; what follows is one subtraction and one division in float32
     torch.testing.assert_close(evaluation_transform(32)(picture), served, atol=1e-6, rtol=0)
 

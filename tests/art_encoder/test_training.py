@@ -22,9 +22,9 @@ from artkv.art_encoder.data import (
 )
 from artkv.art_encoder.timm_parts import create_classifier, evaluation_transform
 from artkv.art_encoder.training import evaluate, train_art_encoder
-from artkv.config import EfficientNetConfig
+from artkv.config import ArtEncoderConfig
 from artkv.errors import RunFailed, UserError
-from artkv.models.efficientnet import load_efficientnet
+from artkv.models.art_encoder import load_art_encoder
 from tests.art_encoder.conftest import FAST, write_styles
 
 
@@ -57,10 +57,10 @@ def test_it_learns_and_its_checkpoint_loads(tmp_path: Path) -> None:
     assert result.scores.top1 >= 0.9
     assert result.classes == ("columns", "rows")
 
-    trained = EfficientNetConfig(architecture="efficientnet_lite0", checkpoint=result.checkpoint, image_size=64)
-    encoder = load_efficientnet(trained)
+    trained = ArtEncoderConfig(architecture="efficientnet_lite0", checkpoint=result.checkpoint, image_size=64)
+    encoder = load_art_encoder(trained)
     with pytest.raises(UserError, match="was trained at 64 pixels, but efficientnet.image_size is 300"):
-        load_efficientnet(trained.model_copy(update={"image_size": 300}))
+        load_art_encoder(trained.model_copy(update={"image_size": 300}))
     assert encoder(torch.zeros(1, 3, 64, 64)).shape == (1, 1280)
     with safe_open(result.checkpoint, framework="pt") as file:
         metadata = file.metadata()

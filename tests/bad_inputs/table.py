@@ -5,6 +5,7 @@ from tests.bad_inputs.checkpoint_cases import CHECKPOINTS
 from tests.bad_inputs.command_line_cases import COMMAND_LINE
 from tests.bad_inputs.csv_cases import CSV
 from tests.bad_inputs.deepspeed_cases import DEEPSPEED
+from tests.bad_inputs.encoder_cases import ENCODERS
 from tests.bad_inputs.model_folder_cases import MODEL_FOLDERS
 from tests.bad_inputs.output_cases import PLACES
 from tests.bad_inputs.picture_cases import PICTURES
@@ -22,6 +23,7 @@ AREAS: list[Area] = [
     PICTURES,
     MODEL_FOLDERS,
     WEIGHTS,
+    ENCODERS,
     OUTPUT,
     STATUS,
     CHECKPOINTS,

@@ -1,7 +1,7 @@
 """YAML and --set to settings: values, paths, and errors that name key, value and remedy."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -307,6 +307,7 @@ def schema_keys(section: type[BaseModel], dotted: str = "") -> set[str]:
     keys = set()
     for key, field in section.model_fields.items():
         kind = field.annotation
+        kind = next((one for one in get_args(kind) if isinstance(one, type) and issubclass(one, BaseModel)), kind)
         is_section = isinstance(kind, type) and issubclass(kind, BaseModel)
         keys |= schema_keys(kind, f"{dotted}{key}.") if is_section else {f"{dotted}{key}"}
     return keys

@@ -18,7 +18,7 @@ from artkv.datasets.decoding import decoded
 from artkv.datasets.order import MicroBatch, plan_epoch, plan_evaluation
 from artkv.datasets.packing import PackingSettings
 from artkv.datasets.painting_source import DecodedPictures
-from artkv.datasets.pictures import PaintingTransform, open_picture
+from artkv.datasets.pictures import PaintingTransform, View, open_picture
 from artkv.datasets.question_set import QuestionSet
 from artkv.datasets.table import ImageIndex, QuestionTable, read_table
 from artkv.datasets.tokenization import encode_for_training, encode_prompt
@@ -27,7 +27,9 @@ from artkv.distributed import World
 from artkv.errors import UserError
 
 PROMPT = "Question: {question} Short answer:"
-TRANSFORM = PaintingTransform(8, (0.5,) * 3, (0.5,) * 3, 10, (0.4,) * 3, (0.2,) * 3)
+TRANSFORM = PaintingTransform(
+    View(8, (0.5,) * 3, (0.5,) * 3, is_whole=True), [View(10, (0.4,) * 3, (0.2,) * 3, is_whole=False)]
+)
 NUM_PAINTINGS = 9
 
 
@@ -76,7 +78,7 @@ def check_views(table: QuestionTable, batch: Batch) -> None:
     assert len(batch.paintings) == len({painting_number(table, row) for row in batch.rows})
     for row, place in zip(batch.rows, batch.questions.painting_index.tolist(), strict=True):
         red = 25 * painting_number(table, row) / 255
-        vit, efficientnet = batch.paintings.vit_pixels[place], batch.paintings.efficientnet_pixels[place]
+        vit, efficientnet = batch.paintings.vit_pixels[place], batch.paintings.art_pixels[0][place]
         assert vit.shape == (3, 8, 8)
         assert efficientnet.shape == (3, 10, 10)
         torch.testing.assert_close(vit[0], torch.full((8, 8), (red - 0.5) / 0.5))
@@ -221,7 +223,7 @@ def test_each_question_is_asked_once_with_its_own_painting(
                 views = TRANSFORM(open_picture(table.painting_paths[int(table.painting_of_row[row])]))
                 assert isinstance(batch.paintings, PaintingViews)
                 assert torch.equal(batch.paintings.vit_pixels[number], views[0])
-                assert torch.equal(batch.paintings.efficientnet_pixels[number], views[1])
+                assert torch.equal(batch.paintings.art_pixels[0][number], views[1][0])
             assert batch.blank is batch.other_art is None
     assert sorted(asked) == list(range(len(table)))
 
@@ -240,14 +242,14 @@ def test_ways_of_showing_count_their_paintings_one_after_the_other(table: Questi
     """Shown twice, blank in between, with what the EfficientNet sees of another painting beside it."""
     art_source = np.roll(np.arange(NUM_PAINTINGS), 1)
     shown = Shown(are_blank=(False, True, False), art_source=art_source)
-    grey_vit, grey_efficientnet = TRANSFORM.blank()
+    grey_vit, (grey_efficientnet,) = TRANSFORM.blank()
     for batch in load_answering(table, tiny_tokenizer, shown):
         assert isinstance(batch.paintings, PaintingViews)
         assert isinstance(batch.blank, PaintingViews)
         assert batch.other_art is not None
         number = len(batch.paintings)
         assert torch.equal(batch.blank.vit_pixels, grey_vit[None])
-        assert torch.equal(batch.blank.efficientnet_pixels, grey_efficientnet[None])
+        assert torch.equal(batch.blank.art_pixels[0], grey_efficientnet[None])
         shown_at = [prompt_at(batch, place)[0] for place in batch.prompts.places.tolist()]
         first, blank, second = (shown_at[n * len(batch.rows) : (n + 1) * len(batch.rows)] for n in range(3))
         assert set(blank) == {number}
@@ -255,7 +257,7 @@ def test_ways_of_showing_count_their_paintings_one_after_the_other(table: Questi
         assert len(batch.prompts) == 3 * len(batch.rows)
         for row, place in zip(batch.rows, first, strict=True):
             other = table.painting_paths[int(art_source[table.painting_of_row[row]])]
-            assert torch.equal(batch.other_art[place], TRANSFORM(open_picture(other))[1])
+            assert torch.equal(batch.other_art[0][place], TRANSFORM(open_picture(other))[1][0])
 
 
 def test_only_what_is_shown_is_loaded(table: QuestionTable, tiny_tokenizer: Any) -> None:
@@ -268,7 +270,7 @@ def test_only_what_is_shown_is_loaded(table: QuestionTable, tiny_tokenizer: Any)
             others = TRANSFORM(open_picture(table.painting_paths[int(art_source[painting])]))[1]
             assert isinstance(batch.paintings, PaintingViews)
             assert torch.equal(batch.paintings.vit_pixels[prompt_at(batch, place)[0]], own)
-            assert torch.equal(batch.paintings.efficientnet_pixels[prompt_at(batch, place)[0]], others)
+            assert torch.equal(batch.paintings.art_pixels[0][prompt_at(batch, place)[0]], others)
     for batch in load_answering(table, tiny_tokenizer, Shown(are_blank=(True,), has_own_art=False)):
         assert batch.paintings is batch.other_art is None
         assert batch.blank is not None

@@ -14,12 +14,19 @@ from transformers import BlipImageProcessor
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 from artkv.datasets.decoding import upright_rgb
-from artkv.datasets.pictures import PaintingTransform, central_part, open_picture, picture_damage
+from artkv.datasets.pictures import PaintingTransform, View, central_part, open_picture, picture_damage
 from artkv.errors import UserError
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 EXIF_ORIENTATION = 0x0112
+
+
+def transform(vit_size: int, art_size: int) -> PaintingTransform:
+    return PaintingTransform(
+        View(vit_size, tuple(CLIP_MEAN), tuple(CLIP_STD), is_whole=True),
+        [View(art_size, tuple(IMAGENET_MEAN), tuple(IMAGENET_STD), is_whole=False)],
+    )
 
 
 def random_picture(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -199,7 +206,7 @@ SHAPES = [(300, 200), (200, 300), (97, 401), (64, 64), (53, 47)]
 @pytest.mark.parametrize(("width", "height"), SHAPES)
 def test_vit_view_equals_transformers(width: int, height: int) -> None:
     picture = random_picture(width, height)
-    view = PaintingTransform(56, CLIP_MEAN, CLIP_STD, 40, IMAGENET_MEAN, IMAGENET_STD)(picture)[0]
+    view = transform(56, 40)(picture)[0]
     size = {"height": 56, "width": 56}
     stock = BlipImageProcessorPil(size=size)(picture, return_tensors="pt")["pixel_values"][0]
     # The same pixels from PIL; the rest is rounding in the normalisation.
@@ -213,7 +220,7 @@ def test_vit_view_equals_transformers(width: int, height: int) -> None:
 @pytest.mark.parametrize("size", [40, 64, 75])
 def test_efficientnet_view_equals_timm(width: int, height: int, size: int) -> None:
     picture = random_picture(width, height)
-    view = PaintingTransform(56, CLIP_MEAN, CLIP_STD, size, IMAGENET_MEAN, IMAGENET_STD)(picture)[1]
+    view = transform(56, size)(picture)[1][0]
     stock = create_transform(
         input_size=size, is_training=False, interpolation="bicubic", crop_pct=1.0,
         mean=IMAGENET_MEAN, std=IMAGENET_STD,
@@ -222,9 +229,9 @@ def test_efficientnet_view_equals_timm(width: int, height: int, size: int) -> No
 
 
 def test_blank_is_mid_grey_in_both_views() -> None:
-    transform = PaintingTransform(8, CLIP_MEAN, CLIP_STD, 12, IMAGENET_MEAN, IMAGENET_STD)
+    of_both = transform(8, 12)
     for view, size, mean, std in zip(
-        transform.blank(), (8, 12), (CLIP_MEAN, IMAGENET_MEAN), (CLIP_STD, IMAGENET_STD), strict=True
+        of_both.blank(), (8, 12), (CLIP_MEAN, IMAGENET_MEAN), (CLIP_STD, IMAGENET_STD), strict=True
     ):
         assert view.shape == (3, size, size)
         assert view.dtype == torch.float32
@@ -243,7 +250,7 @@ def test_what_is_no_ribbon_is_left_whole(width: int, height: int) -> None:
 @pytest.mark.parametrize(("shorter", "longer"), [(3, 400), (3, 401), (2, 301)])
 def test_a_ribbons_view_is_its_centres(shorter: int, longer: int, is_wide: bool) -> None:
     picture = random_picture(*((longer, shorter) if is_wide else (shorter, longer)))
-    view = PaintingTransform(8, CLIP_MEAN, CLIP_STD, 32, IMAGENET_MEAN, IMAGENET_STD)(picture)[1]
+    view = transform(8, 32)(picture)[1][0]
     stock = create_transform(
         input_size=32, is_training=False, interpolation="bicubic", crop_pct=1.0, mean=IMAGENET_MEAN, std=IMAGENET_STD
     )
@@ -255,7 +262,7 @@ def test_a_ribbons_view_is_its_centres(shorter: int, longer: int, is_wide: bool)
 def test_a_ribbon_takes_little_memory() -> None:
     ribbon = Image.new("RGB", (1, 20_000), (10, 20, 30))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    view = PaintingTransform(8, CLIP_MEAN, CLIP_STD, 300, IMAGENET_MEAN, IMAGENET_STD)(ribbon)[1]
+    view = transform(8, 300)(ribbon)[1][0]
     assert view.shape == (3, 300, 300)
     # KiB; scaled whole it was 7 GB.
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024

@@ -42,15 +42,14 @@ class Model:
     backbone = SimpleNamespace(num_query_tokens=1, language_model_width=8)
 
     def encode(self, shown: PaintingViews) -> PaintingFeatures:
-        return PaintingFeatures(shown.vit_pixels.flatten(1), shown.efficientnet_pixels.flatten(1))
+        return PaintingFeatures(shown.vit_pixels.flatten(1), self.encode_art(shown.art_pixels))
 
-    def encode_art(self, pixels: Tensor) -> Tensor:
-        return pixels.flatten(1)
+    def encode_art(self, pixels: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(one.flatten(1) for one in pixels)
 
     def visual_tokens(self, features: PaintingFeatures, use_prefix: bool) -> Tensor:
         """(I, 1, 2): the picture's number, and that of the prefix, or -1."""
-        assert features.art_features is not None
-        art = features.art_features[:, :1] if use_prefix else torch.full((len(features), 1), -1.0)
+        art = features.art_features[0][:, :1] if use_prefix else torch.full((len(features), 1), -1.0)
         return torch.cat([features.image_features[:, :1], art], dim=1)[:, None]
 
     def generate_answers(self, visual_IKD: Tensor, prompts: PackedPrompts, max_new_tokens: int) -> list[str]:
@@ -78,8 +77,8 @@ class Numbered:
         art = self.load_art(art_paintings, pin_memory)
         return PaintingViews(torch.tensor(paintings).float().view(-1, 1, 1, 1), art)
 
-    def load_art(self, paintings: np.ndarray, pin_memory: bool) -> Tensor:
-        return torch.tensor(paintings).float().view(-1, 1, 1, 1)
+    def load_art(self, paintings: np.ndarray, pin_memory: bool) -> tuple[Tensor, ...]:
+        return (torch.tensor(paintings).float().view(-1, 1, 1, 1),)
 
     def load_blank(self, number: int, pin_memory: bool) -> PaintingViews:
         blank = np.full(number, 99)

@@ -52,7 +52,8 @@ class WhiteCorners:
             picture = Image.new("RGB", (96, 40))
             ImageDraw.Draw(picture).rectangle((48 * right, 20 * down, 48 * right + 47, 20 * down + 19), fill="white")
             views.append(self._transform(picture))
-        return PaintingViews(*(torch.stack(of_encoder) for of_encoder in zip(*views, strict=True)))
+        vit, art = zip(*views, strict=True)
+        return PaintingViews(torch.stack(vit), tuple(torch.stack(of_encoder) for of_encoder in zip(*art, strict=True)))
 
 
 @pytest.mark.parametrize("backend", ["transformers", "lavis"])
@@ -135,5 +136,5 @@ def features_of_two(model: KVModulatedBlip2) -> PaintingFeatures:
     assert art is not None
     return PaintingFeatures(
         torch.randn(2, 1 + GRID**2, 32, generator=generator),
-        torch.randn(2, art.mlp[0].in_features, generator=generator),
+        (torch.randn(2, art.mlp[0].in_features, generator=generator),),
     )

@@ -20,22 +20,28 @@ from artkv.errors import UserError
 from artkv.feature_cache import check_cache, decoded_before, verify_store
 from artkv.feature_cache.contents import PictureMemo
 from artkv.feature_cache.store import FeatureStore, open_store
+from artkv.models.frozen_encoders import open_frozen_encoders
 from tests.damage import check, damaged
 from tests.feature_cache.conftest import cache_settings, files_of, prepare, tables_of
 from tests.mounted import Disk
 
 
 @pytest.fixture
-def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many pictures each call of the encoders was given, the filling of batches included."""
-    from artkv.models.frozen_encoders import FrozenEncoders
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """The encoder and the pictures of each call, the filling of batches included."""
+    from artkv.models.frozen_encoders import FrozenEncoder
 
-    calls: list[int] = []
-    true_encode = FrozenEncoders.encode
+    calls: list[tuple[str, int]] = []
+    true_encode = FrozenEncoder.encode
     monkeypatch.setattr(
-        FrozenEncoders, "encode", lambda self, views: calls.append(len(views)) or true_encode(self, views)
+        FrozenEncoder,
+        "encode",
+        lambda self, pixels: calls.append((self.identity.encoder, len(pixels))) or true_encode(self, pixels),
     )
     return calls
+
+
+VIT, ART = "vit", "test_efficientnet"
 
 
 def refused(config: Config) -> str:
@@ -93,41 +99,66 @@ def other_heads(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("change", "reason"),
+    ("change", "of"),
     [
-        (other_vit, "with other ViT weights than model.blip2 has"),
-        (other_layer_norm, "with other ViT weights than model.blip2 has"),
-        (other_efficientnet, "with other EfficientNet weights than efficientnet.checkpoint has"),
-        (other_running_statistics, "with other EfficientNet weights than efficientnet.checkpoint has"),
-        (other_vit_view, "with another size, mean or std of the ViT's pictures"),
-        (other_heads, 'with a ViT of other settings than model.blip2 has ({"activation": "gelu", "heads": 4'),
-        (lambda _: ["efficientnet.image_size=64"], "with another efficientnet.image_size, mean or std ([32, "),
-        (lambda _: ["efficientnet.std=[0.2, 0.2, 0.3]"], "with another efficientnet.image_size, mean or std ([32, "),
-        (lambda _: ["model.dtype=bfloat16"], "features in float32, but this run computes in bfloat16"),
+        (other_vit, {VIT}),
+        (other_layer_norm, {VIT}),
+        (other_efficientnet, {ART}),
+        (other_running_statistics, {ART}),
+        (other_vit_view, {VIT}),
+        (other_heads, {VIT}),
+        (lambda _: ["efficientnet.image_size=64"], {ART}),
+        (lambda _: ["efficientnet.std=[0.2, 0.2, 0.3]"], {ART}),
+        (lambda _: ["model.dtype=bfloat16"], {VIT}),
     ],
 )
-def test_stale_caches_are_refused(
-    config: Config, world_folder: Path, change: Callable[[Path], list[str]], reason: str
+def test_what_changes_an_encoders_features_has_it_alone_compute_anew(
+    config: Config,
+    world_folder: Path,
+    change: Callable[[Path], list[str]],
+    of: set[str],
+    encoded: list[tuple[str, int]],
 ) -> None:
     prepare(config)
-    message = refused(override_config(config, change(world_folder)))
-    folder = config.frozen.feature_cache
-    assert message.startswith(f"frozen.feature_cache = {folder}: was made with ")
-    assert reason in message
-    assert message.count(" with ") == 1  # that reason alone
-    assert message.endswith(f"; give another folder, or delete {folder}")
+    before = files_of(config)
+    encoded.clear()
+    changed = override_config(config, change(world_folder))
+    prepare(changed)
+    assert {name for name, _ in encoded} == of
+    assert len(encoded) == 4 * len(of)  # shards
+    assert files_of(config).items() > before.items()
+    encoded.clear()
+    prepare(changed)
+    assert encoded == []
 
 
-def test_all_reasons_are_told(config: Config, world_folder: Path) -> None:
-    prepare(config)
-    other_vit(world_folder)
-    other_efficientnet(world_folder)
-    message = refused(config)
-    assert "other ViT weights" in message
-    assert "other EfficientNet weights" in message
+def test_adding_an_encoder_computes_its_part_alone(config: Config, encoded: list[tuple[str, int]]) -> None:
+    checkpoint = config.encoders[0].checkpoint
+    one = f"{{architecture: {ART}, checkpoint: {checkpoint}, image_size: 32}}"
+    map_of_it = f"{{name: grid, architecture: {ART}, checkpoint: {checkpoint}, image_size: 64, read: map, size: 2}}"
+    again = f"{{name: again, architecture: {ART}, checkpoint: {checkpoint}, image_size: 32}}"
+    alone = prepare(config)
+    encoded.clear()
+    several = override_config(config, ["efficientnet=null", f"art_encoders=[{one}, {map_of_it}, {again}]"])
+    cached = prepare(several)
+    assert encoded == [(ART, 16)] * 4  # the map's, and of no other
+    (table,) = tables_of(config, "train")
+    numbers = np.arange(12)
+    first, grid, twin = cached.paintings(table).load(numbers, numbers, pin_memory=False).art_features
+    assert torch.equal(first, alone.paintings(table).load(numbers, numbers, pin_memory=False).art_features[0])
+    assert torch.equal(first, twin)
+    assert grid.shape == (12, 4, 256)
+    encoded.clear()
+    prepare(override_config(several, [f"art_encoders=[{map_of_it}]"]))
+    assert encoded == []
+    # Of new pictures all lack the same: one decoding of each serves all three.
+    prepare(several, "train", "val")
+    assert sorted(encoded) == sorted([(VIT, 16), (ART, 16), (ART, 16)] * 2)
 
 
-def test_what_does_not_matter_does_not_matter(config: Config, world_folder: Path, encoded: list[int]) -> None:
+def test_what_does_not_matter_does_not_matter(
+    config: Config, world_folder: Path, encoded: list[tuple[str, int]]
+) -> None:
     prepare(config)
     change_weight(world_folder / "blip2/model.safetensors", "qformer.encoder.layer.0.attention.attention.query.weight")
     change_weight(world_folder / "blip2/model.safetensors", "language_model.model.decoder.final_layer_norm.weight")
@@ -151,35 +182,32 @@ def test_records_do_not_depend_on_how_the_vit_is_held(config: Config, tmp_path: 
 
 def test_another_format_is_refused(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare(config)
-    monkeypatch.setattr("artkv.feature_cache.fingerprint.FORMAT", 3)
-    assert "a feature cache of format 2, not 3; give another folder" in refused(config)
+    monkeypatch.setattr("artkv.feature_cache.fingerprint.FORMAT", 4)
+    assert "a feature cache of format 3, not 4; give another folder" in refused(config)
 
 
-def test_control_reads_a_cache_with_art_features_and_adds_to_it(config: Config, tmp_path: Path) -> None:
+def test_control_reads_a_cache_with_art_features_and_adds_to_it(
+    config: Config, tmp_path: Path, encoded: list[tuple[str, int]]
+) -> None:
     prepare(config)
-    control = override_config(config, ["kv_modulation.enabled=false"])
+    control = override_config(config, ["kv_modulation.enabled=false", "efficientnet.checkpoint=null"])
     (table,) = tables_of(config, "train")
     one = np.array([0])
-    assert prepare(control).paintings(table).load(one, one, pin_memory=False).art_features is None
+    encoded.clear()
+    assert prepare(control).paintings(table).load(one, one, pin_memory=False).art_features == ()
+    assert encoded == []
     prepare(control, "train", "val")
+    assert encoded == [(VIT, 16)] * 2
+    encoded.clear()
     prepare(config, "train", "val")
+    assert encoded == [(ART, 16)] * 2
     whole = override_config(config, [f"frozen.feature_cache={tmp_path / 'whole'}"])
     prepare(whole)
     prepare(whole, "train", "val")
     assert files_of(config) == files_of(whole)
-    without = override_config(control, ["efficientnet.checkpoint=null"])
-    prepare(without, "train", "val")  # complete: the EfficientNet is not asked for
-    (next((tmp_path / "features/shards").iterdir())).unlink()
-    with pytest.raises(UserError, match="set efficientnet.checkpoint to the one it was made with"):
-        prepare(without, "train", "val")
 
 
-def test_cache_of_a_control_is_no_cache_for_prefixes(config: Config) -> None:
-    prepare(override_config(config, ["kv_modulation.enabled=false"]))
-    assert "was made with kv_modulation.enabled: false, without EfficientNet features" in refused(config)
-
-
-def test_changed_picture_is_computed_anew(config: Config, encoded: list[int]) -> None:
+def test_changed_picture_is_computed_anew(config: Config, encoded: list[tuple[str, int]]) -> None:
     """Though its size and the time of its content are what they were."""
     cached = prepare(config)
     (table,) = tables_of(config, "train")
@@ -196,7 +224,7 @@ def test_changed_picture_is_computed_anew(config: Config, encoded: list[int]) ->
     assert is_known(table.painting_paths[3])
     shards = files_of(config, "index.json", "pictures.json")
     renewed = prepare(config)
-    assert encoded == [16]
+    assert encoded == [(VIT, 16), (ART, 16)]
     old, new = (c.paintings(table).load(np.arange(12), np.arange(12), False).image_features for c in (cached, renewed))
     assert [not torch.equal(a, b) for a, b in zip(old, new, strict=True)] == [n == 2 for n in range(12)]
     assert files_of(config).items() > shards.items()  # added, and nothing rewritten
@@ -225,31 +253,32 @@ def test_pictures_are_hashed_by_python_3_10(config: Config, monkeypatch: pytest.
     assert all(hashlib.sha256(Path(name).read_bytes()).hexdigest() == found for name, found in cached.contents.items())
 
 
-def test_equal_pictures_share_a_record(config: Config, world_folder: Path, encoded: list[int]) -> None:
+def test_equal_pictures_share_a_record(config: Config, world_folder: Path, encoded: list[tuple[str, int]]) -> None:
     (table,) = tables_of(config, "train")
     shutil.copy(table.painting_paths[1], table.painting_paths[5])
     cached = prepare(config)
-    assert len(cached.store.place_of) == 12
+    assert len(cached.stores[0].place_of) == 12
     numbers = np.array([1, 5])
     features = cached.paintings(table).load(numbers, numbers, pin_memory=False)
     assert torch.equal(features.image_features[0], features.image_features[1])
 
 
-def test_pictures_are_added_without_rewriting(config: Config, encoded: list[int]) -> None:
+def test_pictures_are_added_without_rewriting(config: Config, encoded: list[tuple[str, int]]) -> None:
     prepare(config)
     before = files_of(config, "index.json", "pictures.json")
     encoded.clear()
     both = prepare(config, "train", "val")
-    assert len(both.store.place_of) == 13 + 5
-    assert encoded == [16, 16]  # two shards, of 4 and of 1
+    assert len(both.stores[0].place_of) == 13 + 5
+    assert encoded == [(VIT, 16), (ART, 16)] * 2  # two shards, of 4 and of 1
     assert files_of(config).items() > before.items()
 
 
-def test_lost_index_and_memo_cost_nothing_but_time(config: Config, encoded: list[int]) -> None:
+def test_lost_index_and_memo_cost_nothing_but_time(config: Config, encoded: list[tuple[str, int]]) -> None:
     prepare(config, "train", "val")
     whole = files_of(config)
     folder = cache_settings(config).folder
-    (folder / "index.json").unlink()
+    for index in folder.glob("*/index.json"):
+        index.unlink()
     (folder / "pictures.json").write_text("{")
     encoded.clear()
     prepare(config, "train", "val")
@@ -258,7 +287,7 @@ def test_lost_index_and_memo_cost_nothing_but_time(config: Config, encoded: list
 
 
 def one_shard(config: Config) -> Path:
-    return sorted((cache_settings(config).folder / "shards").iterdir())[1]
+    return sorted(cache_settings(config).folder.glob("*/shards/*"))[1]
 
 
 @pytest.mark.parametrize("with_index", [True, False])
@@ -269,7 +298,7 @@ def test_truncated_shard_is_named(config: Config, size: int, with_index: bool) -
     path = one_shard(config)
     os.truncate(path, size if size >= 0 else path.stat().st_size - 1)
     if not with_index:
-        (cache_settings(config).folder / "index.json").unlink()
+        (path.parents[1] / "index.json").unlink()
     with pytest.raises(UserError, match="delete this file, `artkv cache` makes it again") as error:
         prepare(config)
     assert str(path) in str(error.value)
@@ -280,8 +309,8 @@ def test_truncated_shard_is_named(config: Config, size: int, with_index: bool) -
 
 def test_flipped_bit_is_found_by_verifying(config: Config) -> None:
     prepare(config)
-    assert verify_store(cache_settings(config).folder, single_process()) == 13
-    for offset_from_end in (1, 3000):  # in the last art features, and in image features
+    assert verify_store(cache_settings(config).folder, single_process()) == 2 * 13
+    for offset_from_end in (1, 3000):
         path = one_shard(config)
         whole = path.read_bytes()
         content = bytearray(whole)
@@ -290,15 +319,15 @@ def test_flipped_bit_is_found_by_verifying(config: Config) -> None:
         with pytest.raises(UserError, match=r"record \d+ \(picture .*is not what was written; delete this file"):
             verify_store(cache_settings(config).folder, single_process())
         path.write_bytes(whole)
-    assert verify_store(cache_settings(config).folder, single_process()) == 13
+    assert verify_store(cache_settings(config).folder, single_process()) == 2 * 13
 
 
 def test_shard_of_another_cache_is_refused(config: Config, tmp_path: Path) -> None:
     prepare(config)
     other = override_config(config, [f"frozen.feature_cache={tmp_path / 'other'}", "efficientnet.image_size=40"])
     prepare(other, "val")
-    stray = next((tmp_path / "other/shards").iterdir())
-    shutil.copy(stray, tmp_path / "features/shards")
+    stray = next((tmp_path / "other").glob(f"{ART}-*/shards/*"))
+    shutil.copy(stray, next((tmp_path / "features").glob(f"{ART}-*/shards")))
     with pytest.raises(UserError, match="was not made with what .*cache.json says; delete this file"):
         prepare(config)
 
@@ -309,29 +338,33 @@ def test_folder_of_something_else_is_left_alone(config: Config, tmp_path: Path) 
     assert "holds something else; give a new or an empty folder" in refused(config)
 
 
-@pytest.mark.parametrize("name", ["index.json", "pictures.json", "cache.json", "shard"])
+@pytest.mark.parametrize("name", ["index.json", "pictures.json", "cache.json", "root", "shard"])
 def test_damaged_files_are_refused_or_do_without(config: Config, name: str) -> None:
     """None makes a picture another's: what is read is what was written."""
-    folder = prepare(config).store.folder
-    path = sorted((folder / "shards").glob("*"))[0] if name == "shard" else folder / name
+    root = cache_settings(config).folder
+    identity = open_frozen_encoders(config, single_process())[0].identity
+    folder = prepare(config).stores[0].folder
+    path = (root if name in ("pictures.json", "root") else folder) / ("cache.json" if name == "root" else name)
+    if name == "shard":
+        path = sorted((folder / "shards").glob("*"))[0]
     content = path.read_bytes()
     if name == "shard":
         (folder / "index.json").unlink()
-    whole, known = open_store(folder), PictureMemo(folder / "pictures.json")._known
+    whole, known = open_store(root, identity), PictureMemo(root / "pictures.json")._known
     assert known
     new_ones = [new for number, new in enumerate(damaged(content[:3000])) if number % 2 == 0]
     for new in new_ones:
         path.write_bytes(new + content[3000:])
         found: list[FeatureStore] = []
-        if not check(lambda: found.append(open_store(folder)), new):  # noqa: B023
-            assert [shard.image for shard in found[0].shards] == [shard.image for shard in whole.shards]
+        if not check(lambda: found.append(open_store(root, identity)), new):  # noqa: B023
+            assert [shard.features for shard in found[0].shards] == [shard.features for shard in whole.shards]
             assert name == "shard" or found[0].place_of == whole.place_of
-        remembered = PictureMemo(folder / "pictures.json")._known
+        remembered = PictureMemo(root / "pictures.json")._known
         assert remembered in (known, {})
 
 
 def test_a_memo_of_an_earlier_artkv_is_read(config: Config) -> None:
-    path = prepare(config).store.folder / "pictures.json"
+    path = prepare(config).root / "pictures.json"
     known = PictureMemo(path)._known
     path.write_text(json.dumps(json.loads(path.read_text())["files"]))
     assert PictureMemo(path)._known == known
@@ -344,10 +377,10 @@ def test_a_disk_that_fills_up_leaves_a_cache_that_goes_on(config: Config, disk: 
     disk.fill(leave=24_576)
     with pytest.raises(UserError, match=r"features-.*.safetensors cannot be written \(No space left on device\); give"):
         prepare(here)
-    shards = [path.name for path in (folder / "shards").iterdir()]
+    shards = {path: path.read_bytes() for path in folder.glob("*/shards/*")}
     assert shards  # there was room for some
-    assert all(path.name.startswith("features-") for path in (folder / "shards").iterdir())
-    before = {path.name: path.read_bytes() for path in (folder / "shards").iterdir()}
+    assert all(path.name.startswith("features-") for path in shards)
+    assert not list(folder.rglob(".*.tmp"))
     disk.free()
-    assert len(prepare(here).store.place_of) == 13
-    assert all((folder / "shards" / name).read_bytes() == content for name, content in before.items())
+    assert [len(store.place_of) for store in prepare(here).stores] == [13, 13]
+    assert all(path.read_bytes() == content for path, content in shards.items())

@@ -44,7 +44,9 @@ def build(request: pytest.FixtureRequest, build_on: Build) -> Build:
 
 def views() -> PaintingViews:
     generator = torch.Generator().manual_seed(4)
-    return PaintingViews(torch.randn(2, 3, 28, 28, generator=generator), torch.randn(2, 3, 32, 32, generator=generator))
+    return PaintingViews(
+        torch.randn(2, 3, 28, 28, generator=generator), (torch.randn(2, 3, 32, 32, generator=generator),)
+    )
 
 
 def training_batch(tokenizer: object, weight: float = 1.0) -> Batch:

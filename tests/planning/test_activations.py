@@ -36,7 +36,7 @@ def test_counter_counts_each_storage_once_and_until_it_is_gone() -> None:
 
 def _views(config: Config) -> PaintingViews:
     side = config.efficientnet.image_size
-    return PaintingViews(torch.randn(BATCH.paintings, 3, 28, 28), torch.randn(BATCH.paintings, 3, side, side))
+    return PaintingViews(torch.randn(BATCH.paintings, 3, 28, 28), (torch.randn(BATCH.paintings, 3, side, side),))
 
 
 def _questions() -> QuestionBatch:
@@ -151,7 +151,7 @@ def test_encoding_of_real_pictures(tiny_config: Config) -> None:
         model.encode(views)
     acts = activations(model_shapes(tiny_config, torch.float32, []), BATCH, tiny_config.efficientnet.image_size)
     assert acts.encoding_bytes == counter.peak_bytes
-    assert acts.inputs_bytes == sum(view.numel() * 4 for view in (views.vit_pixels, views.efficientnet_pixels))
+    assert acts.inputs_bytes == sum(view.numel() * 4 for view in (views.vit_pixels, *views.art_pixels))
 
 
 def test_validation_is_in_proportion(tiny_config: Config) -> None:

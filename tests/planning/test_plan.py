@@ -48,7 +48,7 @@ def test_totals_are_the_sums_of_their_parts(tiny_plan: Plan) -> None:
     ]  # fmt: skip
     assert found.device.total_bytes == sum(parts)
     cached = tiny_plan.prediction(Mode("resident"), "cached", lora_on_opt=False)
-    assert (cached.device.vit_bytes, cached.device.efficientnet_bytes) == (0, 0)
+    assert (cached.device.vit_bytes, cached.device.art_encoders_bytes) == (0, 0)
 
 
 @pytest.mark.parametrize("settings", [[], ["kv_modulation.enabled=false"], ["model.dtype=bfloat16"]])
@@ -58,7 +58,7 @@ def test_cached_bytes_are_those_of_a_record(tiny_config: Config, tmp_path: Path,
     table = read_table(tiny_config.dataset.train, images)  # type: ignore[arg-type]
     settings = Session(config, single_process()).cache_settings
     shard = prepare_features(settings, [table], single_process()).store.shards[0]
-    record_bytes = shard.image.record_bytes + (shard.art.record_bytes if shard.art else 0)
+    record_bytes = shard.features.record_bytes
     assert plan(config).cached_bytes == record_bytes
 
 

@@ -23,8 +23,8 @@ def forbid_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("an encoder was loaded or a picture decoded")
 
     monkeypatch.setattr("artkv.models.backbone.transformers_backend.TransformersBackbone.load_vit", poisoned)
-    monkeypatch.setattr("artkv.models.frozen_encoders.load_efficientnet", poisoned)
-    monkeypatch.setattr("artkv.models.assembly.load_efficientnet", poisoned)
+    monkeypatch.setattr("artkv.models.frozen_encoders.load_art_encoder", poisoned)
+    monkeypatch.setattr("artkv.models.assembly.load_art_encoder", poisoned)
     monkeypatch.setattr("artkv.datasets.painting_source.decoded", poisoned)
     monkeypatch.setattr("artkv.datasets.table.picture_damage", poisoned)
     monkeypatch.setattr("artkv.datasets.pictures.decoded", poisoned)
@@ -43,7 +43,9 @@ def test_first_use_fills_and_the_weights_are_those_without(
     for name, output in outputs.items():
         cache = "null" if name == "uncached" else str(tmp_path / "features")
         run_training([f"run.output_dir={output}", f"frozen.feature_cache={cache}"])
-    assert "encoded 18 pictures in " in capsys.readouterr().err  # 12 and 5, and the blank one
+    assert (
+        "encoded 18 pictures with vit, test_efficientnet in " in capsys.readouterr().err
+    )  # 12 and 5, and the blank one
     one, other = (final_adapter(output) for output in outputs.values())
     worst = max((one[name] - other[name]).abs().max().item() for name in one)
     # Art features of other batch shapes differ by 7e-9 here; after 18 steps of Adam at 1e-3 worst seen 2.8e-7.
@@ -82,11 +84,12 @@ def test_first_weights_and_hash_do_not_depend_on_the_cache(tiny_config: Config, 
     assert all((value == built[1].initial_values[name]).all() for name, value in built[0].initial_values.items())
 
 
-def test_stale_cache_stops_the_run_before_its_folder_is_made(run_training: Train, tmp_path: Path) -> None:
+def test_a_folder_that_is_no_cache_stops_the_run_before_its_folder_is_made(run_training: Train, tmp_path: Path) -> None:
     settings = [f"frozen.feature_cache={tmp_path / 'features'}"]
-    run_training([*settings, f"run.output_dir={tmp_path / 'filling'}"])
-    with pytest.raises(UserError, match="another efficientnet.image_size"):
-        run_training([*settings, "efficientnet.image_size=48", f"run.output_dir={tmp_path / 'stale'}"])
+    (tmp_path / "features").mkdir()
+    (tmp_path / "features/cache.json").write_text('{"format": 2}')
+    with pytest.raises(UserError, match="a feature cache of format 2, not 3; give another folder, or delete"):
+        run_training([*settings, f"run.output_dir={tmp_path / 'stale'}"])
     assert not (tmp_path / "stale").exists()
 
 

@@ -113,7 +113,7 @@ def test_features_loss_gradients_and_answers_are_lavis(
     mask = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in TEXTS])
     labels = input_ids.masked_fill(mask == 0, -100)
     labels[:, 0] = -100  # LAVIS's prompt, of one token
-    visual = model.visual_tokens(PaintingFeatures(features, None))
+    visual = model.visual_tokens(PaintingFeatures(features))
     places = (labels.flatten() != -100).nonzero().flatten()
     questions = QuestionBatch(input_ids, mask, labels, places, torch.tensor([0, 1]), torch.ones(2))
     result = model.answer_loss(visual, questions)

@@ -139,7 +139,7 @@ def test_nothing_in_a_step_waits_for_the_device_or_depends_on_values(build: Buil
         graphed = AnswerGradients(model.backbone.language_model)
         loss, gradient = graphed._of_tensors(*read)
         features = model.encode(part.paintings)
-        visual = model._tower(features.image_features, features.art_features)
+        visual = model._tower(features.image_features, *features.art_features)
         torch.autograd.grad(visual.sum(), list(model.parameters()), allow_unused=True)
     assert loss.shape == ()
     assert gradient.shape == (*part.questions.token_ids.shape, model.backbone.language_model_width)

@@ -58,7 +58,7 @@ def batches(model: KVModulatedBlip2, weight: float = 1.0, **layout: Any) -> tupl
     tokenizer = model.backbone.tokenizer
     generator = torch.Generator().manual_seed(4)
     views = PaintingViews(
-        torch.randn(3, 3, 28, 28, generator=generator), torch.randn(3, 3, 32, 32, generator=generator)
+        torch.randn(3, 3, 28, 28, generator=generator), (torch.randn(3, 3, 32, 32, generator=generator),)
     )
     encoded = [encode_for_training(tokenizer, PROMPT, question, answer) for _, question, answer in ROWS]
     places = [painting for painting, _, _ in ROWS]

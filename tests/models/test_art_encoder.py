@@ -13,13 +13,9 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from artkv.config import EfficientNetConfig
+from artkv.config import ArtEncoderConfig
 from artkv.errors import UserError
-from artkv.models.efficientnet import (
-    EfficientNetEncoder,
-    efficientnet_state_tensors,
-    load_efficientnet,
-)
+from artkv.models.art_encoder import ArtEncoder, load_art_encoder, state_tensors
 
 
 def torchvision_network(size: str = "b3", num_classes: int = 27) -> nn.Module:
@@ -41,8 +37,8 @@ def torchvision_features(network: nn.Module, pixels: Tensor) -> Tensor:
     return network.avgpool(network.features(pixels)).flatten(1)
 
 
-def load(path: Path, architecture: str = "efficientnet_b0") -> EfficientNetEncoder:
-    return load_efficientnet(EfficientNetConfig(architecture=architecture, checkpoint=path))
+def load(path: Path, architecture: str = "efficientnet_b0") -> ArtEncoder:
+    return load_art_encoder(ArtEncoderConfig(architecture=architecture, checkpoint=path).placed("efficientnet"))
 
 
 def state(network: nn.Module) -> dict[str, Tensor]:
@@ -175,7 +171,7 @@ def test_bfloat16(b0: nn.Module, pixels: Tensor, b0_features: Tensor, tmp_path: 
 
 def test_state_tensors_are_all_that_the_features_depend_on(timm_b0: Mapping[str, Tensor], tmp_path: Path) -> None:
     torch.save(timm_b0, tmp_path / "b0.pth")
-    tensors = efficientnet_state_tensors(load(tmp_path / "b0.pth"))
+    tensors = state_tensors(load(tmp_path / "b0.pth"))
     expected = {n: t for n, t in timm_b0.items() if "num_batches" not in n and not n.startswith("classifier")}
     assert tensors.keys() == expected.keys()
     assert all(torch.equal(tensors[name], tensor) for name, tensor in expected.items())
@@ -258,7 +254,7 @@ def test_the_recorded_architecture_counts(timm_b0: dict[str, Tensor], tmp_path: 
 
 def test_settings_that_name_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"efficientnet\.checkpoint: null.*artkv art-encoder"):
-        load_efficientnet(EfficientNetConfig())
+        load_art_encoder(ArtEncoderConfig().placed("efficientnet"))
     with pytest.raises(UserError, match="does not exist"):
         load(tmp_path / "absent.pth")
     with pytest.raises(UserError, match="is a folder"):
