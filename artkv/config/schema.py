@@ -7,12 +7,12 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from artkv.config.kv_modulation_schema import KVModulationConfig
+from artkv.config.section import Bool, PositiveInt, Section
 from artkv.config.sizes import parse_size
 
-# Strict: `true`, "3" and 2.0 are no whole numbers, and `true` is no number; YAML has said what it means.
-PositiveInt = Annotated[int, Field(gt=0, strict=True)]
 NonNegativeInt = Annotated[int, Field(ge=0, strict=True)]
 Float = Annotated[float, Field(strict=True)]
 PositiveFloat = Annotated[float, Field(gt=0, strict=True)]
@@ -21,15 +21,8 @@ NonNegativeFloat = Annotated[float, Field(ge=0, strict=True)]
 # days of work before the first step, and from numbers that torch, NumPy or the operating system cannot hold.
 _MOST_STEPS = 10**12
 _MOST_MINUTES = 10**6  # two years
-Bool = Annotated[bool, Field(strict=True)]
 _Mean = Annotated[Float, Field(ge=-1000, le=1000)]
 _Deviation = Annotated[PositiveFloat, Field(ge=1e-6, le=1000)]
-
-
-class Section(BaseModel):
-    """Base of all sections: unknown keys are errors and nothing changes after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class ModelConfig(Section):
@@ -87,19 +80,6 @@ class EfficientNetConfig(Section):
     )
     std: tuple[_Deviation, _Deviation, _Deviation] = Field(
         default=(0.229, 0.224, 0.225), description="three numbers of 0.000001 to 1000 (ImageNet's by default)"
-    )
-
-
-class KVModulationConfig(Section):
-    """The key/value prefix of the Q-Former's cross-attention."""
-
-    enabled: Bool = Field(default=True, description="true, or false for the control without a prefix")
-    num_prefix_tokens: PositiveInt = Field(default=8, le=4096, description="a whole number of 1 to 4096")
-    shared_across_layers: Bool = Field(
-        default=True, description="true (one K/V projection for all layers) or false (one for each layer)"
-    )
-    gate: Literal["none", "zero"] = Field(
-        default="none", description="none, or zero: the prefix starts switched off and fades in"
     )
 
 

@@ -3,18 +3,18 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from artkv.config import Config, EfficientNetConfig, KVModulationConfig, TrainableConfig
 from artkv.distributed import World
 from artkv.frozen.recompute import ActivationBudget, recompute_blocks
-from artkv.kv_modulation import KVPrefixGenerator
+from artkv.kv_modulation import INJECTIONS, ArtSource, ModelSizes, make_injection
 from artkv.models.backbone.backends import load_backbone
 from artkv.models.backbone.blip2_backbone import Blip2Backbone
 from artkv.models.efficientnet import EfficientNetEncoder, efficientnet_digests, load_efficientnet
 from artkv.models.files.weight_files import combined_digest
 from artkv.models.frozen_encoders import LoadedOnDemand, remembered_efficientnet_digests
-from artkv.models.kv_modulated_blip2 import PREFIX_GATE, KVModulatedBlip2, ModelParts
+from artkv.models.kv_modulated_blip2 import KVModulatedBlip2, ModelParts
 from artkv.models.lora import add_lora
 
 
@@ -71,26 +71,37 @@ def assemble(
 ) -> KVModulatedBlip2:
     """The model with what trains in fp32, on the backbone's device, which may be meta.
 
-    Draws random numbers in a fixed order: LoRA, then the generator. encoder: None for no prefix.
+    Draws random numbers in a fixed order: LoRA, then the injection. encoder: None for no injection.
     """
     # peft switches all other gradients off, so it comes before what trains in full.
     trainables = add_lora(backbone, trainable.lora, trainable.qformer_cross_attention)
     if trainable.qformer_cross_attention:
         trainables |= backbone.train_cross_attention()
-    generator = None
+    injection = None
     if encoder is not None:
-        generator = KVPrefixGenerator(
-            feature_dim=encoder.feature_dim,
-            hidden_size=backbone.qformer_width,
-            num_prefix_tokens=kv_modulation.num_prefix_tokens,
-            num_heads=backbone.num_qformer_heads,
-            num_layers=None if kv_modulation.shared_across_layers else backbone.num_cross_attention_layers,
-        ).to(backbone.device)
-        trainables |= dict(generator.named_parameters(prefix="kv_prefix_generator"))
-        if kv_modulation.gate == "zero":
-            # Shape (1,): DeepSpeed's broadcast fails on a parameter without dimensions.
-            trainables[PREFIX_GATE] = nn.Parameter(torch.zeros(1, device=backbone.device))
-    return KVModulatedBlip2(ModelParts(backbone, encoder, generator), trainables)
+        sizes = ModelSizes(
+            width=backbone.qformer_width,
+            heads=backbone.num_qformer_heads,
+            layers=backbone.num_cross_attention_layers,
+            language_width=backbone.language_model_width,
+        )
+        injection = make_injection(kv_modulation, art_sources(encoder.feature_dim), sizes).to(backbone.device)
+        trainables |= dict(injection.named_parameters())
+    return KVModulatedBlip2(ModelParts(backbone, encoder, injection), trainables)
+
+
+def art_sources(feature_dim: int) -> list[ArtSource]:
+    """What the art encoder gives."""
+    return [ArtSource("efficientnet", feature_dim)]
+
+
+def num_visual_tokens(config: Config, num_query_tokens: int) -> int:
+    """What OPT reads of a painting by `config`: its query tokens, and what the injection adds to them."""
+    kv = config.kv_modulation
+    if not kv.enabled:
+        return num_query_tokens
+    pooled = None
+    return num_query_tokens + INJECTIONS[kv.injection].extra_visual_tokens(kv, [pooled])
 
 
 def _art_encoder(

@@ -132,7 +132,7 @@ def model_shapes(config: Config, dtype: torch.dtype, lora_targets: Iterable[str]
         trainable = config.trainable.model_copy(update={"lora": lora})
         model = assemble(backbone, encoder, config.kv_modulation, trainable)
     fake = FakeTensorMode()
-    _make_fake([stock, encoder, model.parts.generator, model], dtype, fake)
+    _make_fake([stock, encoder, model.parts.injection, model], dtype, fake)
     backbone.device = torch.device("cpu")
     return ModelShapes(model, stock, encoder, blip2, dtype, fake)
 

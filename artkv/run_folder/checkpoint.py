@@ -131,6 +131,8 @@ class Checkpoint:
             )
         settings: list[tuple[str, ...]] = []
         if config.kv_modulation.enabled:
+            # Names and shapes of some injections are the same.
+            settings += [("kv_modulation", "injection"), ("kv_modulation", "film")]
             settings += [("efficientnet", "image_size"), ("efficientnet", "mean"), ("efficientnet", "std")]
         if config.trainable.lora.targets:
             settings += [("trainable", "lora", "alpha")]

@@ -200,7 +200,7 @@ def test_gradients_reach_exactly_what_trains(build: Build) -> None:
         for part in ("attention.query", "attention.key", "attention.value", "output.dense", "output.LayerNorm")
         for kind in ("weight", "bias")
     }
-    expected |= {f"kv_prefix_generator.{name}" for name, _ in model.parts.generator.named_parameters()}
+    expected |= {name for name, _ in model.parts.injection.named_parameters()}
     assert trainables.keys() == expected
     for name, parameter in model.backbone.named_parameters().items():
         assert parameter.requires_grad == (name in expected), name
