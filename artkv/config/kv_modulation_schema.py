@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from artkv.config.section import Bool, PositiveInt, Section
 
@@ -31,11 +31,14 @@ class KVModulationConfig(Section):
         description="keys_values (the picture's keys and values in each layer) or queries (the query tokens)",
     )
 
-    @model_validator(mode="after")
-    def _nothing_is_ignored(self) -> "KVModulationConfig":
+    def check_nothing_is_ignored(self) -> None:
+        """Raises `ValueError` for a setting that has no meaning with the others."""
+
         def refuse(key: str, reason: str) -> None:
-            if getattr(self, key) != KVModulationConfig.model_fields[key].default:
-                raise ValueError(f"kv_modulation.{key} {reason}; leave it out")
+            value, default = getattr(self, key), KVModulationConfig.model_fields[key].default
+            if value != default:
+                written = str(value).lower() if isinstance(value, bool) else value
+                raise ValueError(f"kv_modulation.{key} = {written} {reason}; leave it out")
 
         if self.injection != "film":
             refuse("film", f"is for kv_modulation.injection: film, not {self.injection}")
@@ -52,4 +55,3 @@ class KVModulationConfig(Section):
                 refuse(key, "is for ways that change layers, not for kv_modulation.film: queries")
         if self.gate == "none":
             refuse("gate_per", "is for kv_modulation.gate: zero, and the gate is none")
-        return self

@@ -321,6 +321,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> "Config":
+        self.kv_modulation.check_nothing_is_ignored()
         for key in ("opt", "vit"):
             if getattr(self.model, key) is not None and not self.model.is_lavis_file:
                 raise ValueError(

@@ -5,6 +5,7 @@ from tests.bad_inputs.checkpoint_cases import CHECKPOINTS
 from tests.bad_inputs.command_line_cases import COMMAND_LINE
 from tests.bad_inputs.csv_cases import CSV
 from tests.bad_inputs.deepspeed_cases import DEEPSPEED
+from tests.bad_inputs.injection_cases import INJECTION
 from tests.bad_inputs.output_cases import PLACES
 from tests.bad_inputs.picture_cases import PICTURES
 from tests.bad_inputs.run_folder_cases import OUTPUT, STATUS
@@ -15,6 +16,7 @@ from tests.bad_inputs.yaml_cases import YAML
 AREAS: list[Area] = [
     YAML,
     SET,
+    INJECTION,
     DEEPSPEED,
     COMMAND_LINE,
     CSV,

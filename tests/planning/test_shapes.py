@@ -20,6 +20,18 @@ VARIANTS = [
     {"trainable": {"qformer_cross_attention": False, "lora": {"targets": ("qformer",)}}},
     {"kv_modulation": {"shared_across_layers": False, "gate": "zero"}},
     {"kv_modulation": {"enabled": False}},
+    {"kv_modulation": {"injection": "decoupled", "gate": "zero", "gate_per": "head"}},
+    {
+        "kv_modulation": {
+            "injection": "film",
+            "num_prefix_tokens": 8,
+            "shared_across_layers": False,
+            "gate": "zero",
+            "gate_per": "layer",
+        }
+    },
+    {"kv_modulation": {"injection": "film", "num_prefix_tokens": 8, "film": "queries"}},
+    {"kv_modulation": {"injection": "prompt"}, "trainable": {"lora": {"targets": ("qformer", "opt"), "rank": 3}}},
 ]
 
 
