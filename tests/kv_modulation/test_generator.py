@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from artkv.kv_modulation import ArtSource, KVPrefixGenerator
+from artkv.config import KVModulationConfig
+from artkv.kv_modulation import ArtSource, KVPrefixGenerator, ModelSizes, make_injection
 
 FEATURES, WIDTH, TOKENS, HEADS = 20, 12, 5, 3
 POOLED = [ArtSource("efficientnet", FEATURES)]
@@ -63,6 +64,28 @@ def test_seed_decides_all_weights_and_the_default_is_that_of_the_true_model() ->
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
     keys, values = one([torch.zeros(2, 1536)])
     assert keys.shape == values.shape == (2, 12, 8, 64)
+
+
+def test_one_pooled_source_draws_as_it_always_did() -> None:
+    """So that a seed gives the weights that it gave before there were other injections and several sources."""
+    torch.manual_seed(5)
+    drawn = [
+        nn.Linear(FEATURES, WIDTH),
+        nn.Linear(WIDTH, TOKENS * WIDTH),
+        nn.Linear(WIDTH, WIDTH),
+        nn.Linear(WIDTH, WIDTH),
+    ]
+    tokens = torch.empty(TOKENS, WIDTH).normal_(std=0.02)
+    sizes = ModelSizes(width=WIDTH, heads=HEADS, layers=2, language_width=10)
+    for injection in ("concat", "decoupled"):
+        torch.manual_seed(5)
+        settings = KVModulationConfig(injection=injection, num_prefix_tokens=TOKENS, gate="zero")
+        generator = make_injection(settings, POOLED, sizes).kv_prefix_generator
+        found = [generator.mlp[0], generator.mlp[2], generator.key, generator.value]
+        for one, other in zip(drawn, found, strict=True):
+            assert torch.equal(one.weight, other.weight)
+            assert torch.equal(one.bias, other.bias)
+        assert torch.equal(generator.prefix_tokens, tokens)
 
 
 def test_heads_must_divide_the_width() -> None:

@@ -23,7 +23,7 @@ from artkv.kv_modulation.modulation import (
 
 @dataclass(frozen=True)
 class DecoupledPrefix(KVPrefix):
-    """`A(q, K_img, V_img) + w A(q, K_prefix, V_prefix)`, equation 5 of the paper; w is tanh(g), or 1 without a gate.
+    """`A(q, K_img, V_img) + w A(q, K_prefix, V_prefix)`; w is tanh(g), or 1 without a gate.
 
     So the image's attention keeps all of its mass, and at g = 0 the output is the stock layer's. Fields: as of
     `KVPrefix`.
