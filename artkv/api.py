@@ -146,7 +146,7 @@ def _candidates(choices: str, dataset: DatasetConfig) -> Candidates:
 
 def _with_choices(session: Session, questions: QuestionSet, candidates: Candidates) -> QuestionSet:
     backbone = session.model.backbone
-    longest = backbone.max_positions - backbone.num_query_tokens
+    longest = backbone.max_positions - session.model.num_visual_tokens
     return replace(questions, choices=row_choices(candidates, questions, backbone.tokenizer, longest))
 
 

@@ -3,6 +3,7 @@
 import errno
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +12,8 @@ from torch import Tensor
 from artkv.config import Config
 from artkv.errors import UserError
 from artkv.files import check_writable, told, write_whole
+from artkv.kv_modulation import ModelSizes
+from artkv.models.art_encoder import art_source
 from artkv.models.files.blip2_files import Blip2Files, open_blip2
 from artkv.models.files.blip2_writing import MergedSource, write_lavis_file, write_transformers_folder
 from artkv.models.files.weight_files import combined_digest, tensor_digest
@@ -21,7 +24,8 @@ from artkv.run_folder.checkpoint import Checkpoint
 Format = Literal["adapter", "transformers", "lavis"]
 Part = Literal["vit", "opt"]
 
-_PREFIX_NAMES = ("kv_prefix_generator.", "kv_prefix_gate")
+# Names of BLIP-2's parts that train; all others are the injection's.
+_OF_BLIP2 = ("qformer.", "language_model.")
 
 
 def export(
@@ -104,7 +108,7 @@ class _Merging:
 
     def __init__(self, checkpoint: Checkpoint, config: Config, trained: dict[str, Tensor]) -> None:
         self.files: Blip2Files = open_blip2(config.model)
-        self.prefix = {name: tensor for name, tensor in trained.items() if name.startswith(_PREFIX_NAMES)}
+        self.prefix = {name: tensor for name, tensor in trained.items() if not name.startswith(_OF_BLIP2)}
         self._config = config
         self._step = checkpoint.step
         digests = self.files.weight_digests()
@@ -119,25 +123,21 @@ class _Merging:
         self._digests = digests | {name: tensor_digest(self.merged.tensor(name)) for name in self.merged.merged}
 
     def write_prefix(self, path: Path, model: dict[str, Any]) -> None:
-        """Writes the prefix generator as an adapter on the exported model; `model` is where that is.
+        """Writes the injection as an adapter on the exported model; `model` is where that is.
 
-        `generator` in its metadata is what `KVPrefixGenerator` is made with.
+        `kv_modulation`, `sources` and `sizes` in its metadata are what `make_injection` makes it of.
         """
         tree = self._config.model_dump(mode="json")
         tree["model"] |= {"opt": None, "vit": None} | model
         tree["trainable"] = {"qformer_cross_attention": False, "lora": {"targets": []}}
-        kv = self._config.kv_modulation
-        first: Tensor = self.prefix["kv_prefix_generator.mlp.0.weight"]
-        hidden_size = first.shape[0]
         qformer = self.files.config.qformer_config
-        frequency = qformer.cross_attention_frequency
-        generator = {
-            "feature_dim": first.shape[1],
-            "hidden_size": hidden_size,
-            "num_prefix_tokens": kv.num_prefix_tokens,
-            "num_heads": qformer.num_attention_heads,
-            "num_layers": None if kv.shared_across_layers else -(-qformer.num_hidden_layers // frequency),
-        }
+        sizes = ModelSizes(
+            width=qformer.hidden_size,
+            heads=qformer.num_attention_heads,
+            layers=-(-qformer.num_hidden_layers // qformer.cross_attention_frequency),
+            language_width=self.files.config.text_config.hidden_size,
+        )
+        sources = [asdict(art_source(encoder)) for encoder in self._config.used_encoders]
         config = Config.model_validate(tree)
         frozen_hash = combined_digest(self._digests)
-        write_adapter(path, self.prefix, config, frozen_hash, self._step, {"generator": generator})
+        write_adapter(path, self.prefix, config, frozen_hash, self._step, {"sources": sources, "sizes": asdict(sizes)})

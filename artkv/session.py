@@ -39,7 +39,7 @@ from artkv.feature_cache import (
     features_root,
     prepare_features,
 )
-from artkv.models.assembly import BuiltModel, build_model
+from artkv.models.assembly import BuiltModel, build_model, num_visual_tokens
 from artkv.models.backbone.backends import open_backbone, resolve_dtype
 from artkv.models.backbone.blip2_backbone import RESIDENT, Blip2Backbone
 from artkv.models.frozen_encoders import open_frozen_encoders, painting_transform
@@ -199,7 +199,8 @@ class Session:
         """The table's token ids, and a problem for each row that cannot be tokenised or is too long."""
         self._check_prompt(backbone)
         tokenized, problems = tokenize_table(table, backbone.tokenizer, self.config.dataset.prompt)
-        problems += too_long_questions(tokenized, table, backbone.num_query_tokens, backbone.max_positions)
+        num_visual = num_visual_tokens(self.config, backbone.num_query_tokens)
+        problems += too_long_questions(tokenized, table, num_visual, backbone.max_positions)
         return tokenized, sorted(problems, key=lambda problem: problem.line)
 
     def _check_prompt(self, backbone: Blip2Backbone) -> None:
@@ -226,14 +227,15 @@ class Session:
             _check_question(text)
         self._check_prompt(backbone)
         prompts = [encode_prompt(backbone.tokenizer, self.config.dataset.prompt, text) for text in questions]
-        most = backbone.max_positions - backbone.num_query_tokens - 1  # one for the first token of the answer
+        num_visual = self.model.visual_token_count(use_prefix)
+        most = backbone.max_positions - num_visual - 1  # one for the first token of the answer
         for text, prompt in zip(questions, prompts, strict=True):
             if len(prompt) > most:
                 raise UserError(
                     f"the question {quoted(text)} has {len(prompt):,} tokens with dataset.prompt around it, and the "
                     f"language model has room for {most:,}; shorten it"
                 )
-        packing = PackingSettings(backbone.num_query_tokens, backbone.language_model_width)
+        packing = PackingSettings(num_visual, backbone.language_model_width)
         packed = pack_prompts(prompts, [0] * len(prompts), backbone.tokenizer.pad_token_id, packing).to(device)
         with torch.no_grad():
             visual_tokens = self.model.visual_tokens(self.encode(picture), use_prefix)

@@ -69,7 +69,7 @@ def compile_part(model: KVModulatedBlip2, part: str) -> None:
     """
     modules: dict[str, list[Any]] = {
         "opt": list(model.backbone.language_model.model.decoder.layers),
-        "trainable": [model.backbone.qformer, model.parts.generator],
+        "trainable": [model.backbone.qformer, model.parts.injection],
     }
     for module in modules[part]:
         module.compile(dynamic=True)

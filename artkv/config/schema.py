@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from artkv.config.art_encoders import ArtEncoderConfig, EfficientNetConfig, check_art_encoders, either_form
+from artkv.config.kv_modulation_schema import KVModulationConfig
 from artkv.config.section import (
     Bool,
     NonNegativeFloat,
@@ -63,19 +64,6 @@ class ModelConfig(Section):
     def is_lavis_file(self) -> bool:
         """Whether `blip2` is a checkpoint of LAVIS, and no folder or hub id."""
         return self.blip2.endswith((".pth", ".pt"))
-
-
-class KVModulationConfig(Section):
-    """The key/value prefix of the Q-Former's cross-attention."""
-
-    enabled: Bool = Field(default=True, description="true, or false for the control without a prefix")
-    num_prefix_tokens: PositiveInt = Field(default=8, le=4096, description="a whole number of 1 to 4096")
-    shared_across_layers: Bool = Field(
-        default=True, description="true (one K/V projection for all layers) or false (one for each layer)"
-    )
-    gate: Literal["none", "zero"] = Field(
-        default="none", description="none, or zero: the prefix starts switched off and fades in"
-    )
 
 
 class LoraConfig(Section):
@@ -342,6 +330,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> "Config":
+        self.kv_modulation.check_nothing_is_ignored()
         for key in ("opt", "vit"):
             if getattr(self.model, key) is not None and not self.model.is_lavis_file:
                 raise ValueError(

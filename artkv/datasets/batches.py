@@ -62,12 +62,14 @@ class Shown:
 
     are_blank: for each way, whether a plain grey picture stands in the painting's place. has_own_art: whether a way
     needs what the art encoders say of the painting itself. art_source: (paintings,) int64, for each painting the one
-    that the art encoders look at in its place in another way; None: there is no such way.
+    that the art encoders look at in its place in another way; None: there is no such way. num_visual: for each way,
+    how many visual tokens a painting has in it; None: as many in all.
     """
 
     are_blank: tuple[bool, ...] = (False,)
     has_own_art: bool = True
     art_source: np.ndarray | None = None
+    num_visual: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -90,10 +92,15 @@ class AnsweringBatchMaker:
         rows = [int(row) for row in micro_batch.rows]
         numbers, painting_index = self.questions.distinct_paintings(rows)
         all_index: list[int] = []
+        num_seen: list[int] = []
         num_paintings = 0
-        for is_blank in shown.are_blank:
+        for way, is_blank in enumerate(shown.are_blank):
+            of_this_way = 1 if is_blank else len(numbers)
             all_index += [num_paintings + (0 if is_blank else place) for place in painting_index]
-            num_paintings += 1 if is_blank else len(numbers)
+            num_paintings += of_this_way
+            num_seen += [
+                self.packing.num_visual_tokens if shown.num_visual is None else shown.num_visual[way]
+            ] * of_this_way
         prompts = [tokenized.for_generation(row)[0] for row in rows] * len(shown.are_blank)
         choices = self.questions.choices
         answers = [() if choices is None else choices.of_row(row) for row in rows]
@@ -107,14 +114,18 @@ class AnsweringBatchMaker:
             paintings,
             other_art,
             source.load_blank(1, pin_memory) if any(shown.are_blank) else None,
-            pack_prompts(prompts, all_index, tokenized.pad_token_id, self.packing),
-            self._choices(prompts, all_index, answers * len(shown.are_blank)),
+            pack_prompts(prompts, all_index, tokenized.pad_token_id, self.packing, num_seen),
+            self._choices(prompts, all_index, answers * len(shown.are_blank), num_seen),
             tuple(rows),
             tuple(len(of_row) for of_row in answers),
         )
 
     def _choices(
-        self, prompts: Sequence[list[int]], painting_index: Sequence[int], answers: Sequence[Sequence[Tokens]]
+        self,
+        prompts: Sequence[list[int]],
+        painting_index: Sequence[int],
+        answers: Sequence[Sequence[Tokens]],
+        num_seen: Sequence[int],
     ) -> tuple[PackedChoices, ...]:
         """The answers to choose among, of all prompts one after the other, `choices_at_once` together."""
         pad_token_id = self.questions.tokenized.pad_token_id
@@ -124,7 +135,7 @@ class AnsweringBatchMaker:
             for answer in of_prompt
         ]
         parts = (flat[start : start + self.choices_at_once] for start in range(0, len(flat), self.choices_at_once))
-        return tuple(pack_choices(part, pad_token_id, self.packing) for part in parts)
+        return tuple(pack_choices(part, pad_token_id, self.packing, num_seen) for part in parts)
 
 
 def training_loader(

@@ -47,13 +47,21 @@ class PossibleAnswer(NamedTuple):
         return (*self.prompt, *self.answer[:-1])
 
 
-def pack_choices(answers: Sequence[PossibleAnswer], pad_token_id: int, settings: PackingSettings) -> PackedChoices:
-    """The packed form of answers to one question or many; a pure function of them."""
+def pack_choices(
+    answers: Sequence[PossibleAnswer],
+    pad_token_id: int,
+    settings: PackingSettings,
+    num_seen: Sequence[int] | None = None,
+) -> PackedChoices:
+    """The packed form of answers to one question or many; a pure function of them.
+
+    num_seen: see `lay_out_rows`.
+    """
     order = sorted(range(len(answers)), key=lambda number: (answers[number].painting, answers[number].text))
     texts = [answers[number].text for number in order]
     layout = layout_of_texts(texts, [answers[number].painting for number in order], settings)
     num_columns = max(sum(piece.num_columns for piece in row) for row in layout)
-    rows = lay_out_rows(layout, num_columns, texts, pad_token_id, settings)
+    rows = lay_out_rows(layout, num_columns, texts, pad_token_id, settings, num_seen)
     predicted: list[tuple[int, int, int]] = []  # row, column that predicts, id
     owners: list[int] = []
     for row, piece, text_start, paths in rows.placed:

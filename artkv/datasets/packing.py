@@ -52,7 +52,7 @@ class PackedShape(NamedTuple):
 class PackingSettings:
     """What packing needs to know of the model, and the shapes that it may give to batches.
 
-    num_visual_tokens: of each painting. hidden_size: the language model's, which weighs attention against products.
+    num_visual_tokens: most of a painting. hidden_size: the language model's, which weighs attention against products.
     max_columns: of a row, unless a single question takes more. shapes: what batches are padded to; see
     `artkv.datasets.packed_shapes`. Empty: each batch is as small as it can be.
     """
@@ -140,8 +140,13 @@ def lay_out_rows(
     texts: Sequence[Sequence[int]],
     pad_token_id: int,
     settings: PackingSettings,
+    num_seen: Sequence[int] | None = None,
 ) -> LaidOutRows:
-    """Writes each piece's visual tokens and its tree of `texts` into its row, padded to `num_columns`."""
+    """Writes each piece's visual tokens and its tree of `texts` into its row, padded to `num_columns`.
+
+    num_seen: how many of its visual tokens each painting of the batch has; None: all. Nothing sees the columns of the
+    others, and positions go on as if they were not there.
+    """
     shape, num_visual = (len(layout), num_columns), settings.num_visual_tokens
     token_ids = np.full(shape, pad_token_id, dtype=np.int64)
     position_ids = np.zeros(shape, dtype=np.int64)
@@ -153,11 +158,12 @@ def lay_out_rows(
         for piece in pieces:
             piece_places.append(row * num_columns + start)
             text_start, end = start + num_visual, start + piece.num_columns
+            seen = num_visual if num_seen is None else num_seen[piece.painting]
             tree = prefix_tree([list(texts[question]) for question in piece.questions])
-            position_ids[row, start:text_start] = np.arange(num_visual)
-            subtree_end[row, start:text_start] = end
+            position_ids[row, start : start + seen] = np.arange(seen)
+            subtree_end[row, start : start + seen] = end
             token_ids[row, text_start:end] = tree.token_ids
-            position_ids[row, text_start:end] = num_visual + tree.depths
+            position_ids[row, text_start:end] = seen + tree.depths
             subtree_end[row, text_start:end] = text_start + tree.ends
             placed.append(PlacedPiece(row, piece, text_start, tree.paths))
             start = end

@@ -24,15 +24,22 @@ Prompt = tuple[int, ...]
 
 
 def pack_prompts(
-    prompts: Sequence[Sequence[int]], painting_index: Sequence[int], pad_token_id: int, settings: PackingSettings
+    prompts: Sequence[Sequence[int]],
+    painting_index: Sequence[int],
+    pad_token_id: int,
+    settings: PackingSettings,
+    num_seen: Sequence[int] | None = None,
 ) -> PackedPrompts:
-    """The packed form of prompts and of each one's painting in the batch; a pure function of them."""
+    """The packed form of prompts and of each one's painting in the batch; a pure function of them.
+
+    num_seen: see `lay_out_rows`.
+    """
     asked = [(painting, tuple(prompt)) for painting, prompt in zip(painting_index, prompts, strict=True)]
     distinct = sorted(set(asked))
     texts = [prompt for _, prompt in distinct]
     layout = layout_of_texts(texts, [painting for painting, _ in distinct], settings, _EXPECTED_ANSWER_TOKENS)
     num_columns = max(sum(piece.num_columns for piece in row) for row in layout)
-    rows = lay_out_rows(layout, num_columns, texts, pad_token_id, settings)
+    rows = lay_out_rows(layout, num_columns, texts, pad_token_id, settings, num_seen)
     last_columns = np.zeros((len(layout), _most_prompts(layout)), dtype=np.int64)
     num_asked = [0] * len(layout)
     place_of: dict[tuple[int, Prompt], int] = {}

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pad
 
 from artkv.batch import AnsweringBatch, PaintingFeatures, PaintingViews
 from artkv.config import Config
@@ -137,8 +138,8 @@ def answer_under(
     plan = plan_evaluation(table.painting_of_row, rows_at_once)
     make = AnsweringBatchMaker(
         questions,
-        _shown(ablations, table.num_paintings, settings.seed),
-        PackingSettings(backbone.num_query_tokens, backbone.language_model_width),
+        _shown(model, ablations, table.num_paintings, settings.seed),
+        PackingSettings(model.num_visual_tokens, backbone.language_model_width),
         choices_at_once=rows_at_once * number,
         pin_memory=world.device.type == "cuda",
     )
@@ -167,12 +168,13 @@ def answer_under(
     ]
 
 
-def _shown(ablations: Sequence[Ablation], num_paintings: int, seed: int) -> Shown:
+def _shown(model: KVModulatedBlip2, ablations: Sequence[Ablation], num_paintings: int, seed: int) -> Shown:
     prefixes = [ablation.prefix for ablation in ablations if ablation.image == "on"]
     return Shown(
         are_blank=tuple(ablation.image == "blank" for ablation in ablations),
         has_own_art="on" in prefixes,
         art_source=shuffled_painting_index(num_paintings, seed) if "shuffled" in prefixes else None,
+        num_visual=tuple(model.visual_token_count(ablation.prefix != "off") for ablation in ablations),
     )
 
 
@@ -196,7 +198,10 @@ def _answers(
 
 
 def _visual_tokens(model: KVModulatedBlip2, batch: AnsweringBatch, ablations: Sequence[Ablation]) -> Tensor:
-    """What OPT reads of the paintings, (I, K, D), ablation after ablation, as the prompts count them."""
+    """What OPT reads of the paintings, (I, K, D), ablation after ablation, as the prompts count them.
+
+    Where the injection adds visual tokens, and an ablation has none of them, zeros that nothing sees stand there.
+    """
     parts: dict[Ablation, list[Tensor]] = {ablation: [] for ablation in ablations}
     paintings, other_art = batch.paintings, batch.other_art
     for start in range(0, 0 if paintings is None else len(paintings), PAINTINGS_AT_ONCE):
@@ -217,7 +222,10 @@ def _visual_tokens(model: KVModulatedBlip2, batch: AnsweringBatch, ablations: Se
         for ablation in ablations:
             if ablation.image == "blank":
                 parts[ablation].append(model.visual_tokens(features, use_prefix=ablation.prefix != "off"))
-    return torch.cat([part for of_ablation in parts.values() for part in of_ablation])
+    most = model.num_visual_tokens
+    return torch.cat(
+        [pad(part, (0, 0, 0, most - part.shape[1])) for of_ablation in parts.values() for part in of_ablation]
+    )
 
 
 def features_of(model: KVModulatedBlip2, paintings: PaintingViews | PaintingFeatures) -> PaintingFeatures:

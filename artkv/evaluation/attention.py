@@ -4,8 +4,8 @@ Letters in tensor names are explained in `artkv.batch`; g is the edge of the ViT
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -30,22 +30,25 @@ class PaintingAttention:
     map_on, map_off: (g, g), with the prefix and without: each patch's share, the picture's upper left corner first. The
         weights' mean over layers, heads and query tokens; prefix and class token are left out, and the rest is scaled
         to a sum of 1.
-    mass: (Z, H), what lies on the prefix tokens together, of 1; the mean over query tokens. Zeros without a prefix.
+    mass: (Z, H), what lies on the prefix tokens together, of 1; the mean over query tokens. Zeros without a prefix,
+        None where the injection takes no attention from the image (`Injection.shares_attention`).
     class_token_on, class_token_off: (Z, H), what lies on the ViT's class token, which no map shows, of 1.
     prefix_key_norm, prefix_value_norm, image_key_norm, image_value_norm: (Z, H), the length of a head's vectors, the
         mean over prefix or image tokens, with the prefix on; those of the prefix are zeros without one.
+    sizes: (Z, H) each, what else the injection says of itself, with the prefix on; see its `record`.
     """
 
     row: int
     map_on: Floats
     map_off: Floats
-    mass: Floats
+    mass: Floats | None
     class_token_on: Floats
     class_token_off: Floats
     prefix_key_norm: Floats
     prefix_value_norm: Floats
     image_key_norm: Floats
     image_value_norm: Floats
+    sizes: Mapping[str, Floats] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -69,16 +72,30 @@ def attention_of_features(model: KVModulatedBlip2, features: PaintingFeatures) -
     """The attention of each painting of a batch, its number in the batch as `row`."""
     off = model.cross_attention(features, use_prefix=False)
     on = model.cross_attention(features) if model.has_prefix else off
-    per_painting = [
-        *(patch_map(layers) for layers in (on, off)),
-        _per_head([layer.on_prefix_IHKP.sum(dim=-1) for layer in on]),
-        *(_per_head([layer.on_image_IHKN[..., 0] for layer in layers]) for layers in (on, off)),
-        _per_head([layer.prefix_key_norm_IHP for layer in on]),
-        _per_head([layer.prefix_value_norm_IHP for layer in on]),
-        _per_head([layer.image_key_norm_IHN for layer in on]),
-        _per_head([layer.image_value_norm_IHN for layer in on]),
+    injection = model.parts.injection
+    per_painting = {
+        "map_on": patch_map(on),
+        "map_off": patch_map(off),
+        "mass": _per_head([layer.on_prefix_IHKP.sum(dim=-1) for layer in on]),
+        "class_token_on": _per_head([layer.on_image_IHKN[..., 0] for layer in on]),
+        "class_token_off": _per_head([layer.on_image_IHKN[..., 0] for layer in off]),
+        "prefix_key_norm": _per_head([layer.prefix_key_norm_IHP for layer in on]),
+        "prefix_value_norm": _per_head([layer.prefix_value_norm_IHP for layer in on]),
+        "image_key_norm": _per_head([layer.image_key_norm_IHN for layer in on]),
+        "image_value_norm": _per_head([layer.image_value_norm_IHN for layer in on]),
+    }
+    sizes = {name: _per_head([layer.sizes[name][..., None] for layer in on]) for name in on[0].sizes}
+    found = [
+        PaintingAttention(
+            row=row,
+            sizes={name: array[row] for name, array in sizes.items()},
+            **{name: array[row] for name, array in per_painting.items()},
+        )
+        for row in range(len(features))
     ]
-    return [PaintingAttention(row, *(array[row] for array in per_painting)) for row in range(len(features))]
+    if injection is not None and not injection.shares_attention:
+        found = [replace(attention, mass=None) for attention in found]
+    return found
 
 
 def patch_map(
@@ -100,15 +117,24 @@ def patch_map(
     return shares.reshape(-1, edge, edge).cpu().numpy()
 
 
-def mass_over_paintings(attentions: Sequence[PaintingAttention]) -> tuple[Floats, Floats]:
-    """Mean and standard deviation over paintings of the mass on the prefix, each (Z, H)."""
-    mass = np.stack([attention.mass for attention in attentions])
+def mass_over_paintings(attentions: Sequence[PaintingAttention]) -> tuple[Floats, Floats] | None:
+    """Mean and standard deviation over paintings of the mass on the prefix, each (Z, H); None where there is none."""
+    masses = [attention.mass for attention in attentions if attention.mass is not None]
+    if not masses:
+        return None
+    mass = np.stack(masses)
     return mass.mean(axis=0), mass.std(axis=0)
+
+
+def sizes_over_paintings(attentions: Sequence[PaintingAttention]) -> dict[str, float]:
+    """The mean of each of `PaintingAttention.sizes`, over paintings, layers and heads."""
+    return {name: float(np.mean([one.sizes[name] for one in attentions])) for name in attentions[0].sizes}
 
 
 def looks_of(attention: PaintingAttention, has_prefix: bool) -> Looks:
     """What is drawn of a painting's attention. has_prefix: whether its model has one."""
-    return Looks(attention.map_on if has_prefix else None, attention.map_off, float(attention.mass.mean()))
+    mass = None if attention.mass is None else float(attention.mass.mean())
+    return Looks(attention.map_on if has_prefix else None, attention.map_off, mass)
 
 
 def _per_head(layers_IH: Sequence[Tensor]) -> Floats:

@@ -28,7 +28,7 @@ def question_bytes(model: KVModulatedBlip2, prompt_tokens: int, max_new_tokens: 
     """
     backbone = model.backbone
     opt = backbone.language_model.config
-    columns = backbone.num_query_tokens + prompt_tokens
+    columns = model.num_visual_tokens + prompt_tokens
     new_columns = min(max_new_tokens, backbone.max_positions - columns)
     numbers = 2 * (opt.num_hidden_layers + 1) * opt.hidden_size * (columns + new_columns)
     numbers += columns * (8 * opt.hidden_size + 2 * opt.ffn_dim + MAX_COLUMNS)

@@ -4,19 +4,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from artkv.config import Config, KVModulationConfig, TrainableConfig
 from artkv.distributed import World
 from artkv.frozen.recompute import ActivationBudget, recompute_blocks
-from artkv.kv_modulation import KVPrefixGenerator
-from artkv.kv_modulation.sources import ArtSource
+from artkv.kv_modulation import INJECTIONS, ArtSource, ModelSizes, make_injection
 from artkv.models.art_encoder import art_source, load_art_encoder, named_digests, state_tensors
 from artkv.models.backbone.backends import load_backbone
 from artkv.models.backbone.blip2_backbone import Blip2Backbone
 from artkv.models.files.weight_files import combined_digest, tensor_digest
 from artkv.models.frozen_encoders import LoadedOnDemand, art_encoder_digests
-from artkv.models.kv_modulated_blip2 import PREFIX_GATE, KVModulatedBlip2, ModelParts
+from artkv.models.kv_modulated_blip2 import KVModulatedBlip2, ModelParts
 from artkv.models.lora import add_lora
 
 
@@ -72,35 +71,33 @@ def assemble(
 ) -> KVModulatedBlip2:
     """The model with what trains in fp32, on the backbone's device, which may be meta.
 
-    Draws random numbers in a fixed order: LoRA, then the generator. encoders: none for no prefix. sources: what each
-    of them gives.
+    Draws random numbers in a fixed order: LoRA, then the injection. encoders: none for no injection. sources: what
+    each of them gives.
     """
     # peft switches all other gradients off, so it comes before what trains in full.
     trainables = add_lora(backbone, trainable.lora, trainable.qformer_cross_attention)
     if trainable.qformer_cross_attention:
         trainables |= backbone.train_cross_attention()
-    generator = None
+    injection = None
     if encoders:
-        generator = _generator(backbone, sources, kv_modulation).to(backbone.device)
-        trainables |= dict(generator.named_parameters(prefix="kv_prefix_generator"))
-        if kv_modulation.gate == "zero":
-            # Shape (1,): DeepSpeed's broadcast fails on a parameter without dimensions.
-            trainables[PREFIX_GATE] = nn.Parameter(torch.zeros(1, device=backbone.device))
-    return KVModulatedBlip2(ModelParts(backbone, tuple(encoders), generator), trainables)
+        sizes = ModelSizes(
+            width=backbone.qformer_width,
+            heads=backbone.num_qformer_heads,
+            layers=backbone.num_cross_attention_layers,
+            language_width=backbone.language_model_width,
+        )
+        injection = make_injection(kv_modulation, sources, sizes).to(backbone.device)
+        trainables |= dict(injection.named_parameters())
+    return KVModulatedBlip2(ModelParts(backbone, tuple(encoders), injection), trainables)
 
 
-def _generator(
-    backbone: Blip2Backbone, sources: Sequence[ArtSource], kv_modulation: KVModulationConfig
-) -> KVPrefixGenerator:
-    if len(sources) != 1 or sources[0].num_tokens is not None:
-        raise NotImplementedError("a prefix from several art encoders, or from tokens")
-    return KVPrefixGenerator(
-        feature_dim=sources[0].feature_dim,
-        hidden_size=backbone.qformer_width,
-        num_prefix_tokens=kv_modulation.num_prefix_tokens,
-        num_heads=backbone.num_qformer_heads,
-        num_layers=None if kv_modulation.shared_across_layers else backbone.num_cross_attention_layers,
-    )
+def num_visual_tokens(config: Config, num_query_tokens: int) -> int:
+    """What OPT reads of a painting by `config`: its query tokens, and what the injection adds to them."""
+    kv = config.kv_modulation
+    token_counts = [art_source(encoder).num_tokens for encoder in config.used_encoders]
+    if not token_counts:
+        return num_query_tokens
+    return num_query_tokens + INJECTIONS[kv.injection].extra_visual_tokens(kv, token_counts)
 
 
 def _art_encoders(config: Config, device: torch.device) -> tuple[list[Callable[[Tensor], Tensor]], dict[str, str]]:

@@ -21,7 +21,7 @@ from artkv.batch import (
     PaintingViews,
     QuestionBatch,
 )
-from artkv.kv_modulation import KVPrefix, KVPrefixGenerator, LayerAttention, recorded_attention
+from artkv.kv_modulation import STOCK, Injection, LayerAttention, Modulation, Use, recorded_attention
 from artkv.models.backbone.blip2_backbone import Blip2Backbone
 from artkv.models.cuda_graphs import CudaRecorder, GraphedTower, graphs_are_wanted
 from artkv.models.opt.answer_gradients import AnswerGradients, decode_packed, packed_answer_losses
@@ -59,9 +59,6 @@ class LikelyAnswer(NamedTuple):
 # A graph is tied to a number of paintings, which beyond this is a multiple of it.
 _PAINTINGS_MULTIPLE = 4
 
-# The trainable parameter that scales all prefixes, if the model has one.
-PREFIX_GATE = "kv_prefix_gate"
-
 
 @dataclass(frozen=True)
 class ModelParts:
@@ -73,11 +70,11 @@ class ModelParts:
 
     backbone: Blip2Backbone
     art_encoders: tuple[Callable[[Tensor], Tensor], ...]
-    generator: KVPrefixGenerator | None
+    injection: Injection | None
 
 
 class KVModulatedBlip2(nn.Module):
-    """BLIP-2 with key/value prefixes in the Q-Former's cross-attention; the module given to DeepSpeed.
+    """BLIP-2 with art features injected, by default as key/value prefixes; the module given to DeepSpeed.
 
     Registers the trainable parameters and nothing else. Frozen parts stay in eval mode whatever
     `train()` is called with, so no dropout is active and no BatchNorm buffer moves.
@@ -108,7 +105,12 @@ class KVModulatedBlip2(nn.Module):
     @property
     def has_prefix(self) -> bool:
         """False in the control run, `kv_modulation.enabled: false`."""
-        return self.parts.generator is not None
+        return self.parts.injection is not None
+
+    @property
+    def num_visual_tokens(self) -> int:
+        """What OPT reads of a painting as the model was trained: K, and what the injection adds."""
+        return self.visual_token_count(True)
 
     def named_trainables(self) -> dict[str, nn.Parameter]:
         """The trainable parameters by backend-neutral name, sorted."""
@@ -136,24 +138,30 @@ class KVModulatedBlip2(nn.Module):
         """The features that each art encoder has of its (I, 3, E, E), (I, F) or (I, M, F)."""
         return tuple(encoder(pixels) for encoder, pixels in zip(self.parts.art_encoders, art_pixels, strict=True))
 
-    def prefix(self, art_features: tuple[Tensor, ...]) -> KVPrefix:
-        """The key/value prefix of each painting."""
-        if self.parts.generator is None:
-            raise ValueError("this model was built with kv_modulation.enabled: false")
-        (art_features_IF,) = art_features
-        k, v = self.parts.generator(art_features_IF)
-        return KVPrefix(k, v, self.trainables.get(PREFIX_GATE))
+    def modulation(self, features: PaintingFeatures, use: Use = True) -> Modulation | None:
+        """What is injected for each painting; None where nothing is."""
+        injection = self.parts.injection
+        if injection is None or not any(used := injection.used(use)):
+            return None
+        modulation: Modulation = injection(features.art_features, used)
+        return modulation
 
-    def visual_tokens(self, features: PaintingFeatures, use_prefix: bool = True) -> Tensor:
-        """What OPT reads of each painting, (I, K, D); `use_prefix=False` switches the prefix off."""
-        prefix = None
-        if use_prefix and self.has_prefix:
-            prefix = self.prefix(features.art_features)
-        query_output = self.backbone.query_images(features.image_features, prefix)
-        return self.backbone.project_queries(query_output)
+    def visual_tokens(self, features: PaintingFeatures, use_prefix: Use = True) -> Tensor:
+        """What OPT reads of each painting, (I, K, D), or more tokens where the injection adds some.
+
+        use_prefix: False switches the injection off, a sequence switches each art encoder's part on or off.
+        """
+        modulation = self.modulation(features, use_prefix)
+        query_output = self.backbone.query_images(features.image_features, modulation)
+        return (modulation or STOCK).visual_tokens(self.backbone.project_queries(query_output))
+
+    def visual_token_count(self, use_prefix: Use = True) -> int:
+        """How many tokens `visual_tokens` gives of a painting."""
+        injection = self.parts.injection
+        return self.backbone.num_query_tokens + (0 if injection is None else injection.extra_tokens(use_prefix))
 
     @torch.no_grad()
-    def cross_attention(self, features: PaintingFeatures, use_prefix: bool = True) -> list[LayerAttention]:
+    def cross_attention(self, features: PaintingFeatures, use_prefix: Use = True) -> list[LayerAttention]:
         """Where the query tokens look in the forward pass of `visual_tokens`, a record for each of the Z layers."""
         with recorded_attention(self.backbone.cross_attention) as recorded:
             self.visual_tokens(features, use_prefix)
@@ -161,9 +169,9 @@ class KVModulatedBlip2(nn.Module):
 
     @property
     def prefix_gate(self) -> Tensor | None:
-        """`tanh(g)`, shape (), by which the prefix's part is scaled; None without a gate."""
-        gate = self.trainables.get(PREFIX_GATE)
-        return None if gate is None else torch.tanh(gate.detach().float()).reshape(())
+        """`tanh(g)`, by which what is injected is scaled, of the shape that `opened_gate` says; None without a gate."""
+        gate = None if self.parts.injection is None else self.parts.injection.kv_prefix_gate
+        return None if gate is None else torch.tanh(gate.detach().float())
 
     def forward(self, batch: Batch, only_visual: bool = False) -> AnswerLoss | Tensor:
         """The loss on the answers of `batch`: question, visual tokens and padding carry none.

@@ -19,18 +19,19 @@ class Looks:
     """Where a model looks in a painting; see `artkv.evaluation.attention.PaintingAttention`.
 
     map_on, map_off: (g, g), with the prefix and without; map_on is None for a model without a prefix.
-    mass: of the attention, what lies on the prefix; the mean over layers and heads.
+    mass: of the attention, what lies on the prefix; the mean over layers and heads. None where it takes none.
     """
 
     map_on: NDArray[np.float64] | None
     map_off: NDArray[np.float64]
-    mass: float
+    mass: float | None
 
     def captions(self) -> list[str]:
         """A line for each overlay, in the order of `overlays`."""
         if self.map_on is None:
             return ["no prefix"]
-        return [f"prefix on ({self.mass:.1%} of attention on it)", "prefix off"]
+        share = "" if self.mass is None else f" ({self.mass:.1%} of attention on it)"
+        return [f"prefix on{share}", "prefix off"]
 
 
 def overlays(picture: Image.Image, looks: Looks) -> list[Image.Image]:

@@ -268,7 +268,7 @@ def _qformer_trainables(shapes: ModelShapes) -> list[Tensor]:
 
 
 def _sequences(shapes: ModelShapes, batch: BatchShape) -> Sequences:
-    return sequences(batch, shapes.model.backbone.num_query_tokens, shapes.blip2.text_config.hidden_size)
+    return sequences(batch, shapes.model.num_visual_tokens, shapes.blip2.text_config.hidden_size)
 
 
 def _embeddings_bytes(shapes: ModelShapes, batch: BatchShape) -> int:
@@ -295,7 +295,7 @@ def _evaluation(
 ) -> EvaluationActivations:
     """What the encoders take is in proportion to the paintings of `trained`."""
     width = shapes.blip2.text_config.hidden_size
-    num_positions = shapes.model.backbone.num_query_tokens + batch.text_tokens
+    num_positions = shapes.model.num_visual_tokens + batch.text_tokens
     hidden_QSD = torch.empty(batch.questions, num_positions, width, dtype=shapes.dtype)
     mask_Q1SS = torch.empty(batch.questions, 1, num_positions, num_positions, dtype=torch.bool)
     with torch.no_grad(), AllocationCounter() as block:
@@ -314,7 +314,7 @@ def _logits_bytes(shapes: ModelShapes, batch: BatchShape) -> int:
     read = _sequences(shapes, batch)
     shape_RCD = (read.rows, read.predicting_columns, shapes.blip2.text_config.hidden_size)
     hidden_RCD = torch.empty(shape_RCD, dtype=shapes.dtype, requires_grad=True)
-    num_visual = 0 if batch.is_packed else shapes.model.backbone.num_query_tokens
+    num_visual = 0 if batch.is_packed else shapes.model.num_visual_tokens
     places_A = torch.empty(read.answer_tokens, dtype=torch.int64)
     head = shapes.model.backbone.language_model.lm_head
     with AllocationCounter() as counter:

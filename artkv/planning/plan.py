@@ -7,6 +7,7 @@ import torch
 from artkv.config import Config
 from artkv.config.editing import Scalar
 from artkv.errors import UserError
+from artkv.models.assembly import num_visual_tokens
 from artkv.planning.activations import Activations
 from artkv.planning.batch_shape import BatchShape, Sequences
 from artkv.planning.gpus import GIB, Gpu, find_gpu, gpu_of_memory
@@ -117,7 +118,7 @@ def plan(
             f"{_MOST_TOKENS} tokens is not planned, as it fits no GPU; lower one of them"
         )
     blip2 = read_blip2_config(config.model)
-    most = blip2.text_config.max_position_embeddings - blip2.num_query_tokens
+    most = blip2.text_config.max_position_embeddings - num_visual_tokens(config, blip2.num_query_tokens)
     if text_tokens > most:
         raise UserError(f"--text-tokens {text_tokens}: OPT has positions for {most} beside the picture's; give fewer")
     chosen = _choose_gpu(gpu, gpu_memory_bytes)
@@ -136,7 +137,7 @@ def plan(
     predictors = {on_opt: own.with_lora(on_opt) for on_opt in (False, True)}
     result = Plan(
         batch=batch,
-        num_visual_tokens=own.shapes.model.backbone.num_query_tokens,
+        num_visual_tokens=own.shapes.model.num_visual_tokens,
         sequences=own.sequences,
         accumulation=own.accumulation,
         world_size=world_size,

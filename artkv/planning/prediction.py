@@ -147,9 +147,7 @@ class Predictor:
 
     @property
     def sequences(self) -> Sequences:
-        return sequences(
-            self.batch, self.shapes.model.backbone.num_query_tokens, self.shapes.blip2.text_config.hidden_size
-        )
+        return sequences(self.batch, self.shapes.model.num_visual_tokens, self.shapes.blip2.text_config.hidden_size)
 
     @property
     def num_opt_blocks(self) -> int:

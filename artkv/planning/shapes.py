@@ -131,7 +131,7 @@ def model_shapes(config: Config, dtype: torch.dtype, lora_targets: Iterable[str]
         trainable = config.trainable.model_copy(update={"lora": lora})
         model = assemble(backbone, encoders, sources, config.kv_modulation, trainable)
     fake = FakeTensorMode()
-    _make_fake([stock, *encoders, model.parts.generator, model], dtype, fake)
+    _make_fake([stock, *encoders, model.parts.injection, model], dtype, fake)
     backbone.device = torch.device("cpu")
     return ModelShapes(model, stock, encoders, blip2, dtype, fake)
 

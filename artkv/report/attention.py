@@ -59,9 +59,16 @@ def describe(attentions: "Sequence[PaintingAttention]", has_prefix: bool) -> dic
     )
     if not has_prefix:
         return {"text": text, "count": len(attentions), "plot": None}
-    from artkv.evaluation.attention import mass_over_paintings
+    from artkv.evaluation.attention import mass_over_paintings, sizes_over_paintings
 
-    mass_ZH, _ = mass_over_paintings(attentions)
+    over_paintings = mass_over_paintings(attentions)
+    if over_paintings is None:
+        text += "What is injected takes no attention from the picture, so there is no share of it to show."
+        if sizes := sizes_over_paintings(attentions):
+            told = ", ".join(f"{name.replace('_', ' ')} {size:.3g}" for name, size in sizes.items())
+            text += f" Instead, as root mean squares over these paintings, layers and heads: {told}."
+        return {"text": text, "count": len(attentions), "plot": None}
+    mass_ZH, _ = over_paintings
     share = 100 * mass_ZH.mean()
     text += f"Over these paintings {share:.1f}% of the attention is on the prefix tokens, not on the picture."
     by_layer = [(f"layer {place}", float(mass)) for place, mass in enumerate(mass_ZH.mean(axis=1), start=1)]
@@ -79,7 +86,9 @@ def as_json(attentions: "Sequence[PaintingAttention]", has_prefix: bool) -> dict
 def _maps(attention: "PaintingAttention", has_prefix: bool) -> list[dict[str, Any]]:
     if not has_prefix:
         return [_drawn("no prefix", attention.map_off, "")]
-    words = f"; {100 * attention.mass.mean():.0f}% of all attention is on the prefix tokens"
+    words = ""
+    if attention.mass is not None:
+        words = f"; {100 * attention.mass.mean():.0f}% of all attention is on the prefix tokens"
     return [_drawn("prefix on", attention.map_on, words), _drawn("prefix off", attention.map_off, "")]
 
 

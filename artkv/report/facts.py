@@ -6,7 +6,7 @@ from datetime import datetime, timezone
 from pathlib import PurePath
 from typing import Any
 
-from artkv.config import ArtEncoderConfig
+from artkv.config import ArtEncoderConfig, KVModulationConfig
 from artkv.config.yaml_text import dump_yaml
 from artkv.report.evidence import Evidence
 from artkv.report.plots import number
@@ -46,9 +46,7 @@ def model_facts(evidence: Evidence) -> Facts:
     prefix = config.kv_modulation
     facts = [("BLIP-2", _short(config.model.blip2)), ("backend", config.model.backend)]
     if prefix.enabled:
-        where = "one for all layers" if prefix.shared_across_layers else "one for each layer"
-        gate = "" if prefix.gate == "none" else ", a gate that starts at zero"
-        facts.append(("prefix", f"{prefix.num_prefix_tokens} tokens, {where}{gate}"))
+        facts.append(("injection", _injection(prefix)))
         facts += [("art encoder", _art_encoder(encoder)) for encoder in config.encoders]
     else:
         facts.append(("prefix", "none: the control"))
@@ -82,6 +80,25 @@ def _art_encoder(encoder: ArtEncoderConfig) -> str:
     view = "whole picture" if encoder.view == "whole" else None
     weights = _short(encoder.checkpoint) if encoder.checkpoint else None
     return ", ".join(filter(None, (encoder.architecture, weights, read, view)))
+
+
+def _injection(settings: KVModulationConfig) -> str:
+    """Such as `concat: 8 tokens, one for all layers, a gate that starts at zero`."""
+    parts = []
+    if settings.injection == "film":
+        parts.append(
+            "scales and shifts of " + ("the query tokens" if settings.film == "queries" else "keys and values")
+        )
+    else:
+        parts.append(f"{settings.num_prefix_tokens} tokens")
+    if settings.injection == "prompt":
+        parts.append("read by OPT")
+    elif settings.film != "queries":
+        parts.append("one for all layers" if settings.shared_across_layers else "one for each layer")
+    if settings.gate == "zero":
+        each = {"model": "a gate that starts", "layer": "gates that start", "head": "gates of heads that start"}
+        parts.append(f"{each[settings.gate_per]} at zero")
+    return f"{settings.injection}: {', '.join(parts)}"
 
 
 def _machine(environment: Mapping[str, Any]) -> Facts:

@@ -132,6 +132,9 @@ class Checkpoint:
             )
         self._check_same_encoders(config)
         settings: list[tuple[str, ...]] = []
+        if config.kv_modulation.enabled:
+            # Names and shapes of some injections are the same.
+            settings += [("kv_modulation", "injection"), ("kv_modulation", "film")]
         if config.trainable.lora.targets:
             settings += [("trainable", "lora", "alpha")]
         self.check_same_settings(config, settings)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from artkv.models.kv_modulated_blip2 import PREFIX_GATE
+from artkv.kv_modulation import GATE
 
 _CROSS_ATTENTION = re.compile(r"qformer\.encoder\.layer\.(\d+)\.crossattention\.")
 
@@ -36,7 +36,7 @@ def _part_of(name: str, blocks: Sequence[int]) -> str:
         return "lora_opt" if name.startswith("language_model.") else "lora_qformer"
     if found := _CROSS_ATTENTION.match(name):
         return f"cross_attention_{blocks.index(int(found[1]))}"
-    return "gate" if name == PREFIX_GATE else "generator"
+    return "gate" if name == GATE else "generator"
 
 
 def merged(stretches: Iterable[Stretch]) -> list[Stretch]:

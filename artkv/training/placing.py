@@ -29,7 +29,7 @@ def packing_of(session: Session) -> PackingSettings | None:
     training, backbone, questions = session.config.training, session.model.backbone, session.questions["train"]
     if not training.pack_questions:
         return None
-    settings = PackingSettings(backbone.num_query_tokens, backbone.language_model_width)
+    settings = PackingSettings(session.model.num_visual_tokens, backbone.language_model_width)
     # Of the first epoch, whatever epoch a run goes on from: all epochs have these shapes.
     plan = plan_epoch(questions.table.painting_of_row, training.batch_size, training.seed, epoch=0)
     return replace(settings, shapes=plan_shapes(questions, plan, settings))
@@ -111,7 +111,7 @@ def _largest_micro_batch(session: Session) -> Batch:
     questions, training = session.questions["train"], session.config.training
     plan = plan_epoch(questions.table.painting_of_row, training.batch_size, training.seed, epoch=0)
     text_tokens = np.add.reduceat(questions.tokenized.lengths[plan.rows], plan.row_offsets[:-1])
-    tokens = text_tokens + np.diff(plan.groups_before) * session.model.backbone.num_query_tokens
+    tokens = text_tokens + np.diff(plan.groups_before) * session.model.num_visual_tokens
     rows: MicroBatch = plan[int(np.argmax(tokens))]
     return BatchMaker(questions, packing=packing_of(session))(rows)
 

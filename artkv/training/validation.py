@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -9,7 +10,13 @@ from artkv.datasets.pictures import open_picture
 from artkv.datasets.table import QuestionTable
 from artkv.distributed import World
 from artkv.evaluation.answering import GaveUp, answer_questions, answering_settings, score_answers
-from artkv.evaluation.attention import PaintingAttention, attention_of, looks_of, mass_over_paintings
+from artkv.evaluation.attention import (
+    PaintingAttention,
+    attention_of,
+    looks_of,
+    mass_over_paintings,
+    sizes_over_paintings,
+)
 from artkv.monitoring.cards import AnsweredQuestion
 from artkv.monitoring.run_log import RunLog
 from artkv.session import Session
@@ -44,7 +51,8 @@ def validation(session: Session, log: RunLog, stops: RunStops) -> Validate:
             if has_prefix:
                 each_once = list({int(table.painting_of_row[one.row]): one for one in attentions}.values())
                 metrics |= attention_metrics(session, each_once)
-                mass, _ = mass_over_paintings(each_once)
+                if (over_paintings := mass_over_paintings(each_once)) is not None:
+                    mass, _ = over_paintings
             shown = [
                 AnsweredQuestion(
                     open_picture(table.painting_paths[int(table.painting_of_row[row])], max_pixels=most_pixels),
@@ -62,19 +70,29 @@ def validation(session: Session, log: RunLog, stops: RunStops) -> Validate:
 
 
 def attention_metrics(session: Session, attentions: Sequence[PaintingAttention]) -> dict[str, float]:
-    """What cross-attention does with the prefix, over some paintings.
+    """What cross-attention does with what is injected, over some paintings; what has no meaning for a way is left out.
 
     attention/mass: what of the attention lies on the prefix, the mean over layers, heads and paintings, and mass_spread
     its standard deviation over paintings; mass/layer_Z of one layer. Lengths of a head's key and value vectors, of
-    prefix and image. gate: `tanh(g)`, where there is a gate.
+    prefix and image. What the injection's `record` has as sizes, by their names. gate: `tanh(g)`, where there is a
+    gate; of several gates the mean, and gate/layer_Z that of one layer.
     """
-    mass = np.stack([attention.mass for attention in attentions])  # (I, Z, H)
-    metrics = {"attention/mass": mass.mean(), "attention/mass_spread": mass.mean(axis=(1, 2)).std()}
-    metrics |= {f"attention/mass/layer_{layer}": mass[:, layer].mean() for layer in range(mass.shape[1])}
+    injection = session.model.parts.injection
+    assert injection is not None
+    metrics: dict[str, Any] = {}
+    masses = [attention.mass for attention in attentions if attention.mass is not None]
+    if masses:
+        mass = np.stack(masses)  # (I, Z, H)
+        metrics |= {"attention/mass": mass.mean(), "attention/mass_spread": mass.mean(axis=(1, 2)).std()}
+        metrics |= {f"attention/mass/layer_{layer}": mass[:, layer].mean() for layer in range(mass.shape[1])}
     for name in ("prefix_key_norm", "image_key_norm", "prefix_value_norm", "image_value_norm"):
-        metrics[f"attention/{name}"] = np.mean([getattr(attention, name) for attention in attentions])
+        if injection.has_prefix_tokens or name.startswith("image"):
+            metrics[f"attention/{name}"] = np.mean([getattr(attention, name) for attention in attentions])
+    metrics |= {f"attention/{name}": size for name, size in sizes_over_paintings(attentions).items()}
     if (gate := session.model.prefix_gate) is not None:
-        metrics["attention/gate"] = gate.item()
+        metrics["attention/gate"] = gate.mean().item()
+        if gate.numel() > 1:
+            metrics |= {f"attention/gate/layer_{layer}": one.mean().item() for layer, one in enumerate(gate)}
     return {name: float(value) for name, value in metrics.items()}
 
 

@@ -6,6 +6,7 @@ from tests.bad_inputs.command_line_cases import COMMAND_LINE
 from tests.bad_inputs.csv_cases import CSV
 from tests.bad_inputs.deepspeed_cases import DEEPSPEED
 from tests.bad_inputs.encoder_cases import ENCODERS
+from tests.bad_inputs.injection_cases import INJECTION
 from tests.bad_inputs.model_folder_cases import MODEL_FOLDERS
 from tests.bad_inputs.output_cases import PLACES
 from tests.bad_inputs.picture_cases import PICTURES
@@ -17,6 +18,7 @@ from tests.bad_inputs.yaml_cases import YAML
 AREAS: list[Area] = [
     YAML,
     SET,
+    INJECTION,
     DEEPSPEED,
     COMMAND_LINE,
     CSV,

@@ -39,7 +39,11 @@ SETTINGS = AnsweringSettings(batch_size=1, max_new_tokens=3, workers=1, seed=0)
 class Model:
     """Answers with the number of a prompt's tokens, and what was shown."""
 
-    backbone = SimpleNamespace(num_query_tokens=1, language_model_width=8)
+    backbone = SimpleNamespace(language_model_width=8)
+    num_visual_tokens = 1
+
+    def visual_token_count(self, use_prefix: bool) -> int:
+        return 1
 
     def encode(self, shown: PaintingViews) -> PaintingFeatures:
         return PaintingFeatures(shown.vit_pixels.flatten(1), self.encode_art(shown.art_pixels))

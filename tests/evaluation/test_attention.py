@@ -132,9 +132,9 @@ def test_a_model_without_a_prefix_has_no_mass_on_it(settings: Callable[..., Conf
 
 def features_of_two(model: KVModulatedBlip2) -> PaintingFeatures:
     generator = torch.Generator().manual_seed(5)
-    art = model.parts.generator
+    art = model.parts.injection
     assert art is not None
     return PaintingFeatures(
         torch.randn(2, 1 + GRID**2, 32, generator=generator),
-        (torch.randn(2, art.mlp[0].in_features, generator=generator),),
+        (torch.randn(2, art.sources[0].feature_dim, generator=generator),),
     )

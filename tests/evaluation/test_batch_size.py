@@ -27,12 +27,11 @@ def opt_model(dtype: torch.dtype = torch.bfloat16, **changes: int) -> Any:
     """BLIP-2 OPT-2.7b's numbers."""
     opt = {"num_hidden_layers": 32, "hidden_size": 2560, "ffn_dim": 10240, "vocab_size": 50304} | changes
     backbone = SimpleNamespace(
-        num_query_tokens=32,
         max_positions=2048,
         dtype=dtype,
         language_model=SimpleNamespace(config=SimpleNamespace(**opt)),
     )
-    return SimpleNamespace(backbone=backbone)
+    return SimpleNamespace(backbone=backbone, num_visual_tokens=32)
 
 
 def test_keys_and_values_are_nearly_all_of_a_question() -> None:

@@ -78,7 +78,7 @@ def test_prefix_equals_numpys(prefixed: PrefixedCrossAttention, masking: str) ->
         if masking == "additive":
             mask = torch.zeros(mask.shape, dtype=torch.float64).masked_fill(~mask, -torch.inf)
     kv = prefix(dtype=torch.float64)
-    result, _ = prefixed(queries, encoder_hidden_states=image, encoder_attention_mask=mask, kv_prefix=kv)
+    result, _ = prefixed(queries, encoder_hidden_states=image, encoder_attention_mask=mask, modulation=kv)
     # The prefix is always attended to: ones in front of the mask.
     full_mask = np.concatenate([np.ones((PAINTINGS, PREFIX_TOKENS), dtype=bool), image_mask], axis=1)
     expected = numpy_attention(prefixed, queries, image, kv, full_mask)
@@ -95,7 +95,7 @@ def test_no_prefix_tokens_equal_the_stock_layer_bit_for_bit(
     mask[1, :, :, 4:] = False
     kv = None if num_tokens is None else prefix(num_tokens)
     expected, _ = stock(queries, encoder_hidden_states=image, encoder_attention_mask=mask)
-    result, _ = prefixed(queries, encoder_hidden_states=image, encoder_attention_mask=mask, kv_prefix=kv)
+    result, _ = prefixed(queries, encoder_hidden_states=image, encoder_attention_mask=mask, modulation=kv)
     assert torch.equal(result, expected)
 
 
@@ -104,10 +104,10 @@ def test_a_closed_gate_gives_the_stock_layer_and_an_open_one_the_prefix(prefixed
     prefixed = prefixed.double()
     kv = prefix(dtype=torch.float64)
     stock_out, _ = prefixed(queries, encoder_hidden_states=image)
-    prefix_out, _ = prefixed(queries, encoder_hidden_states=image, kv_prefix=kv)
+    prefix_out, _ = prefixed(queries, encoder_hidden_states=image, modulation=kv)
     for gate in (0.0, 0.7):
         gated = KVPrefix(kv.k, kv.v, torch.full((1,), gate, dtype=torch.float64))
-        result, _ = prefixed(queries, encoder_hidden_states=image, kv_prefix=gated)
+        result, _ = prefixed(queries, encoder_hidden_states=image, modulation=gated)
         expected = stock_out + np.tanh(gate) * (prefix_out - stock_out)
         torch.testing.assert_close(result, expected, rtol=0, atol=1e-14)
     assert (prefix_out - stock_out).abs().max() > 0.1
@@ -118,7 +118,7 @@ def test_zero_keys_and_values_are_not_the_stock_layer(prefixed: PrefixedCrossAtt
     queries, image = inputs()
     zeros = torch.zeros(PAINTINGS, HEADS, PREFIX_TOKENS, HEAD_WIDTH)
     stock_out, _ = prefixed(queries, encoder_hidden_states=image)
-    zero_out, _ = prefixed(queries, encoder_hidden_states=image, kv_prefix=KVPrefix(zeros, zeros))
+    zero_out, _ = prefixed(queries, encoder_hidden_states=image, modulation=KVPrefix(zeros, zeros))
     assert (zero_out - stock_out).abs().max() > 0.01
 
 
@@ -127,8 +127,8 @@ def test_each_layer_takes_its_own_prefix(prefixed: PrefixedCrossAttention) -> No
     own, other = prefix(seed=5), prefix(seed=6)
     stacked = KVPrefix(torch.stack([other.k, own.k]), torch.stack([other.v, own.v]))
     second = PrefixedCrossAttention(prefixed.query, prefixed.key, prefixed.value, HEADS, layer_index=1)
-    result, _ = second(queries, encoder_hidden_states=image, kv_prefix=stacked)
-    expected, _ = prefixed(queries, encoder_hidden_states=image, kv_prefix=own)
+    result, _ = second(queries, encoder_hidden_states=image, modulation=stacked)
+    expected, _ = prefixed(queries, encoder_hidden_states=image, modulation=own)
     assert torch.equal(result, expected)
 
 
@@ -142,7 +142,7 @@ def test_two_live_graphs_and_recomputation_keep_their_own_prefix(prefixed: Prefi
 
         def forward(kv: KVPrefix) -> torch.Tensor:
             def call() -> torch.Tensor:
-                return prefixed(queries, encoder_hidden_states=image, kv_prefix=kv)[0].square().sum()
+                return prefixed(queries, encoder_hidden_states=image, modulation=kv)[0].square().sum()
 
             return checkpoint(call, use_reentrant=False) if recompute else call()
 

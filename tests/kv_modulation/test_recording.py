@@ -44,7 +44,7 @@ def record(
 ) -> tuple[LayerAttention, torch.Tensor]:
     queries, image = inputs()
     with recorded_attention([layer]) as recorded:
-        output, _ = layer(queries, encoder_hidden_states=image, encoder_attention_mask=mask, kv_prefix=kv)
+        output, _ = layer(queries, encoder_hidden_states=image, encoder_attention_mask=mask, modulation=kv)
     (found,) = recorded
     return found, output.detach()
 
@@ -123,10 +123,10 @@ def test_norms_are_of_each_heads_vectors(layer: PrefixedCrossAttention) -> None:
 def test_recording_changes_no_output_and_ends_with_the_block(layer: PrefixedCrossAttention) -> None:
     queries, image = inputs()
     kv = prefix(0.7)
-    before, _ = layer(queries, encoder_hidden_states=image, kv_prefix=kv)
+    before, _ = layer(queries, encoder_hidden_states=image, modulation=kv)
     with recorded_attention([layer]) as recorded:
-        inside, _ = layer(queries, encoder_hidden_states=image, kv_prefix=kv)
-    layer(queries, encoder_hidden_states=image, kv_prefix=kv)
+        inside, _ = layer(queries, encoder_hidden_states=image, modulation=kv)
+    layer(queries, encoder_hidden_states=image, modulation=kv)
     assert torch.equal(inside, before)
     assert inside.requires_grad
     assert len(recorded) == 1

@@ -51,7 +51,9 @@ def test_totals_are_the_sums_of_their_parts(tiny_plan: Plan) -> None:
     assert (cached.device.vit_bytes, cached.device.art_encoders_bytes) == (0, 0)
 
 
-@pytest.mark.parametrize("settings", [[], ["kv_modulation.enabled=false"], ["model.dtype=bfloat16"]])
+@pytest.mark.parametrize(
+    "settings", [[], ["kv_modulation.enabled=false"], ["model.dtype=bfloat16"], ["kv_modulation.injection=prompt"]]
+)
 def test_cached_bytes_are_those_of_a_record(tiny_config: Config, tmp_path: Path, settings: list[str]) -> None:
     config = override_config(tiny_config, [f"frozen.feature_cache={tmp_path / 'features'}", *settings])
     images = ImageIndex(tiny_config.dataset.image_root)  # type: ignore[arg-type]

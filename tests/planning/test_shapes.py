@@ -20,6 +20,18 @@ VARIANTS = [
     {"trainable": {"qformer_cross_attention": False, "lora": {"targets": ("qformer",)}}},
     {"kv_modulation": {"shared_across_layers": False, "gate": "zero"}},
     {"kv_modulation": {"enabled": False}},
+    {"kv_modulation": {"injection": "decoupled", "gate": "zero", "gate_per": "head"}},
+    {
+        "kv_modulation": {
+            "injection": "film",
+            "num_prefix_tokens": 8,
+            "shared_across_layers": False,
+            "gate": "zero",
+            "gate_per": "layer",
+        }
+    },
+    {"kv_modulation": {"injection": "film", "num_prefix_tokens": 8, "film": "queries"}},
+    {"kv_modulation": {"injection": "prompt"}, "trainable": {"lora": {"targets": ("qformer", "opt"), "rank": 3}}},
 ]
 
 
@@ -50,8 +62,7 @@ def test_shapes_are_the_real_models(settings: Callable[..., Config], variant: di
     assert found.qformer == _bytes(stock.qformer, stock.language_projection, stock.query_tokens)
     assert found.opt_blocks == _bytes(decoder.layers)
     assert found.opt_outside_blocks == _bytes(*outside)
-    encoder = real.parts.efficientnet
-    assert found.efficientnet == (0 if encoder is None else _bytes(encoder))
+    assert found.efficientnet == _bytes(*real.parts.art_encoders)
 
 
 def test_bfloat16_halves_all_but_the_efficientnet(tiny_config: Config) -> None:

@@ -1,6 +1,7 @@
 """Attention maps for the page: which paintings have them, and what their bytes and words say."""
 
 import base64
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -59,6 +60,17 @@ def test_the_share_on_the_prefix_is_told_by_layer() -> None:
     assert "30.0% of the attention is on the prefix tokens" in told["text"]  # the mean of 0.1, 0.3, 0.2 and 0.6
     texts = [text.text for text in ElementTree.fromstring(str(told["plot"])).findall("text")]
     assert texts == ["layer 1", "15.0%", "layer 2", "45.0%"]
+
+
+def test_where_no_attention_is_taken_there_is_no_share_but_sizes() -> None:
+    film = replace(attention(3, (0, 5), 0.1), mass=None, sizes={"key_scale": np.full((2, 3), 0.25)})
+    told = describe([film, film], has_prefix=True)
+    assert told["plot"] is None
+    assert "takes no attention from the picture, so there is no share of it to show" in told["text"]
+    assert "over these paintings, layers and heads: key scale 0.25." in told["text"]
+    prompt = replace(film, sizes={})
+    assert describe([prompt], has_prefix=True)["text"].endswith("no share of it to show.")
+    assert as_json([film], has_prefix=True)["cases"][0]["maps"][0]["words"] == "most at the upper right"
 
 
 def test_without_a_prefix_there_is_one_map_and_no_share() -> None:

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from artkv.config import KVModulationConfig
 from artkv.report.evidence import read_evidence
 from artkv.report.facts import (
+    _injection,
     duration,
     model_facts,
     settings_text,
@@ -52,7 +54,7 @@ def test_training_and_machine_are_told(make_run: MakeRun) -> None:
     assert facts["best validation exact match"] == "0.900 at step 300"
     assert "state" not in facts
     told = dict(model_facts(evidence))
-    assert told["prefix"] == "8 tokens, one for all layers"
+    assert told["prefix"] == "concat: 8 tokens, one for all layers"
     assert told["GPUs"] == "none"
     assert told["CPU"] == "a CPU, 2 cores usable"
     assert told["host memory"] == "16 GiB"
@@ -74,3 +76,23 @@ def test_no_folder_of_somebodys_disk_is_told(make_run: MakeRun, tmp_path: Path) 
     assert without_folders("picture /home/x/y z/b.jpg: no such file; see a/b, ./c/d") == (
         "picture y z/b.jpg: no such file; see a/b, ./c/d"
     )
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"gate": "zero"}, "concat: 8 tokens, one for all layers, a gate that starts at zero"),
+        (
+            {"injection": "decoupled", "shared_across_layers": False, "gate": "zero", "gate_per": "head"},
+            "decoupled: 8 tokens, one for each layer, gates of heads that start at zero",
+        ),
+        ({"injection": "film"}, "film: scales and shifts of keys and values, one for all layers"),
+        (
+            {"injection": "film", "film": "queries", "gate": "zero"},
+            "film: scales and shifts of the query tokens, a gate that starts at zero",
+        ),
+        ({"injection": "prompt", "num_prefix_tokens": 3}, "prompt: 3 tokens, read by OPT"),
+    ],
+)
+def test_the_injection_is_told(settings: dict, text: str) -> None:
+    assert _injection(KVModulationConfig(**settings)) == text

@@ -19,7 +19,7 @@ from artkv.frozen.host_blocks import HostBlocks
 from artkv.frozen.quantised import quantise_linears
 from artkv.frozen.streaming import StreamedBlocks, stream_blocks
 from artkv.frozen.transport import transport_for
-from artkv.kv_modulation import KVPrefix, PrefixedCrossAttention, install_prefixed_cross_attention
+from artkv.kv_modulation import Modulation, PrefixedCrossAttention, install_prefixed_cross_attention
 from artkv.models.files.blip2_files import Blip2Files
 from artkv.models.opt.answer_columns import read_answer_columns
 from artkv.models.opt.cpu_attention import CPU_ATTENTION
@@ -207,7 +207,7 @@ class Blip2Backbone(ABC):
         """What `encode_images` gives, once the ViT is there."""
 
     @abstractmethod
-    def query_images(self, image_features_INV: Tensor, prefix: KVPrefix | None) -> Tensor:
+    def query_images(self, image_features_INV: Tensor, modulation: Modulation | None) -> Tensor:
         """The Q-Former's output, (I, K, W)."""
 
     @abstractmethod

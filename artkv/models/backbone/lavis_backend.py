@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from artkv.config import FrozenConfig
 from artkv.errors import UserError
-from artkv.kv_modulation import KVPrefix, PrefixedCrossAttention
+from artkv.kv_modulation import STOCK, Modulation, PrefixedCrossAttention
 from artkv.models.backbone.blip2_backbone import RESIDENT, Blip2Backbone, Blip2Modules, BlockStack
 from artkv.models.backbone.lavis_compatibility import import_lavis, shapes_only
 from artkv.models.files.blip2_files import Blip2Files
@@ -94,11 +94,11 @@ class LavisCrossAttention(PrefixedCrossAttention):
     ) -> tuple[Tensor, None]:
         """The attention output (I, K, W), and no keys and values to keep.
 
-        encoder_hidden_states: image features (I, N, V) and `KVPrefix` or None; LAVIS hands a list down untouched.
+        encoder_hidden_states: image features (I, N, V) and `Modulation` or None; LAVIS hands a list down untouched.
         The mask beside it is all ones, and left out.
         """
-        image_features_INV, kv_prefix = encoder_hidden_states
-        return super().forward(hidden_states, None, image_features_INV, None, kv_prefix)
+        image_features_INV, modulation = encoder_hidden_states
+        return super().forward(hidden_states, None, image_features_INV, None, modulation)
 
 
 class LavisBackbone(Blip2Backbone):
@@ -119,10 +119,11 @@ class LavisBackbone(Blip2Backbone):
     def _image_features(self, pixels_I3EE: Tensor) -> Tensor:
         return self._model.ln_vision(self._model.visual_encoder(pixels_I3EE))
 
-    def query_images(self, image_features_INV: Tensor, prefix: KVPrefix | None) -> Tensor:
+    def query_images(self, image_features_INV: Tensor, modulation: Modulation | None) -> Tensor:
+        query_IKW = self._model.query_tokens.expand(image_features_INV.shape[0], -1, -1)
         return self.qformer(
-            query_embeds=self._model.query_tokens.expand(image_features_INV.shape[0], -1, -1),
-            encoder_hidden_states=[image_features_INV, prefix],
+            query_embeds=(modulation or STOCK).queries(query_IKW),
+            encoder_hidden_states=[image_features_INV, modulation],
             return_dict=True,
         ).last_hidden_state
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import Blip2ForConditionalGeneration
 
 from artkv.config import FrozenConfig
-from artkv.kv_modulation import KVPrefix, PrefixedCrossAttention
+from artkv.kv_modulation import STOCK, Modulation, PrefixedCrossAttention
 from artkv.models.backbone.blip2_backbone import RESIDENT, Blip2Backbone, Blip2Modules, BlockStack
 from artkv.models.files.blip2_files import Blip2Files, stock_blip2
 
@@ -29,12 +29,13 @@ class TransformersBackbone(Blip2Backbone):
     def _image_features(self, pixels_I3EE: Tensor) -> Tensor:
         return self._model.vision_model(pixels_I3EE).last_hidden_state
 
-    def query_images(self, image_features_INV: Tensor, prefix: KVPrefix | None) -> Tensor:
+    def query_images(self, image_features_INV: Tensor, modulation: Modulation | None) -> Tensor:
+        query_IKW = self._model.query_tokens.expand(image_features_INV.shape[0], -1, -1)
         # transformers hands unknown keyword arguments down to each attention.
         return self._model.qformer(
-            query_embeds=self._model.query_tokens.expand(image_features_INV.shape[0], -1, -1),
+            query_embeds=(modulation or STOCK).queries(query_IKW),
             encoder_hidden_states=image_features_INV,
-            kv_prefix=prefix,
+            modulation=modulation,
         ).last_hidden_state
 
     def project_queries(self, query_output_IKW: Tensor) -> Tensor:

@@ -44,6 +44,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "gate": {"kv_modulation": {"gate": "zero"}},
     "prefix a layer": {"kv_modulation": {"shared_across_layers": False}},
     "control": {"kv_modulation": {"enabled": False}},
+    "decoupled": {"kv_modulation": {"injection": "decoupled", "gate": "zero", "gate_per": "head"}},
+    "film": {"kv_modulation": {"injection": "film", "num_prefix_tokens": 8, "shared_across_layers": False}},
+    "film of queries": {"kv_modulation": {"injection": "film", "num_prefix_tokens": 8, "film": "queries"}},
+    "prompt": {"kv_modulation": {"injection": "prompt"}},
 }
 STREAMED: dict[str, dict[str, Any]] = {
     "streamed": {"frozen": {"opt": "stream", "slots": 1}},
@@ -64,7 +68,7 @@ def batches(model: KVModulatedBlip2, weight: float = 1.0, **layout: Any) -> tupl
     places = [painting for painting, _, _ in ROWS]
     plain = collate_questions(encoded, places, weight, tokenizer.pad_token_id)
     backbone = model.backbone
-    settings = replace(PackingSettings(backbone.num_query_tokens, backbone.language_model_width), **layout)
+    settings = replace(PackingSettings(model.num_visual_tokens, backbone.language_model_width), **layout)
     packed = pack_questions(encoded, places, weight, tokenizer.pad_token_id, settings)
     rows = tuple(range(len(ROWS)))
     return Batch(views, plain, rows), Batch(views, packed, rows)
@@ -79,16 +83,16 @@ def loss_and_gradients(model: KVModulatedBlip2, batch: Batch) -> tuple[Tensor, d
 
 
 def open_up(model: KVModulatedBlip2) -> None:
-    """Adapters' B matrices and the gate start at zero and would hide what is behind them."""
+    """Adapters' B matrices, the gate and FiLM's last layer start at zero and would hide what is behind them."""
     generator = torch.Generator().manual_seed(6)
     with torch.no_grad():
         for name, parameter in model.named_trainables().items():
-            if ".lora_B." in name or name == "kv_prefix_gate":
+            if ".lora_B." in name or name == "kv_prefix_gate" or name.startswith("film_generator."):
                 parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
 
 
 def to_float64(model: KVModulatedBlip2) -> None:
-    for module in (model.backbone._model, model.parts.generator, model.parts.efficientnet):
+    for module in (model.backbone._model, model.parts.injection, *model.parts.art_encoders):
         if module is not None:
             module.double()
     model.double()
