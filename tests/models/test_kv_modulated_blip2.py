@@ -204,18 +204,18 @@ def test_gradients_reach_exactly_what_trains(build: Build) -> None:
     for name, parameter in model.backbone.named_parameters().items():
         assert parameter.requires_grad == (name in expected), name
         assert (parameter.grad is not None) == (name in expected), name
-    assert all(not p.requires_grad for p in model.parts.efficientnet.parameters())
+    assert all(not p.requires_grad for p in model.parts.art_encoders[0].parameters())
 
 
 def test_deepspeed_would_see_the_trainables_alone(build: Build) -> None:
     model = build().model
     assert {id(p) for p in model.parameters()} == {id(p) for p in model.named_trainables().values()}
     assert list(model.buffers()) == []
-    frozen_before = next(iter(model.parts.efficientnet.parameters())).dtype
+    frozen_before = next(iter(model.parts.art_encoders[0].parameters())).dtype
     model.to(torch.float64)
-    assert next(iter(model.parts.efficientnet.parameters())).dtype == frozen_before
+    assert next(iter(model.parts.art_encoders[0].parameters())).dtype == frozen_before
     model.train()
-    modules = [model.backbone.qformer, model.backbone.language_model, model.parts.efficientnet]
+    modules = [model.backbone.qformer, model.backbone.language_model, model.parts.art_encoders[0]]
     assert not any(module.training for part in modules for module in part.modules())
 
 

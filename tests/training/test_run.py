@@ -108,7 +108,7 @@ def test_only_the_trainables_move_and_masters_are_fp32(
         trained = {id(p) for p in model.parameters()}
         parts: dict[str, nn.Module] = {
             "backbone": model.backbone._model,
-            "efficientnet": model.parts.efficientnet,
+            "efficientnet": model.parts.art_encoders[0],
         }
         return {
             f"{part}.{name}": tensor.clone()

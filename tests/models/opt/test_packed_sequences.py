@@ -88,7 +88,7 @@ def open_up(model: KVModulatedBlip2) -> None:
 
 
 def to_float64(model: KVModulatedBlip2) -> None:
-    for module in (model.backbone._model, model.parts.generator, model.parts.efficientnet):
+    for module in (model.backbone._model, model.parts.generator, model.parts.art_encoders[0]):
         if module is not None:
             module.double()
     model.double()
