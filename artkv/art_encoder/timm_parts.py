@@ -20,6 +20,7 @@ from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
+from artkv.errors import UserError
 from artkv.models.art_encoder import load_weights
 from artkv.models.timm_networks import create_network
 
@@ -38,6 +39,11 @@ def create_classifier(
     Raises UserError where the name or the checkpoint does not fit.
     """
     model = create_network(architecture, num_classes, drop_rate, drop_path_rate)
+    if not isinstance(model, EfficientNet):
+        raise UserError(
+            f"efficientnet.architecture: {architecture!r} is a {type(model).__name__}, not an EfficientNet; "
+            "use for instance efficientnet_b3"
+        )
     # timm draws the classifier from +-1/sqrt(classes), made for ImageNet's 1000: with 6 styles the first loss of
     # EfficientNet-B0 is 3.6 where ln(6) = 1.8 is chance, and the first steps go into unlearning it
     nn.init.normal_(model.classifier.weight, std=0.01)

@@ -286,7 +286,9 @@ class Config(Section):
     """All settings of a run."""
 
     model: ModelConfig = ModelConfig()
-    efficientnet: EfficientNetConfig | None = EfficientNetConfig()
+    efficientnet: EfficientNetConfig | None = Field(
+        default=EfficientNetConfig(), description="a section with keys such as checkpoint, or null beside art_encoders"
+    )
     art_encoders: tuple[ArtEncoderConfig, ...] | None = Field(
         default=None, description="a list of encoders, each with keys such as architecture and checkpoint"
     )

@@ -124,12 +124,12 @@ def load_art_encoder(config: ArtEncoderConfig) -> ArtEncoder:
     Raises UserError where the architecture is none of timm's, cannot be read as the config says, or the checkpoint is
     missing, unreadable, or does not hold exactly the weights of that architecture.
     """
+    art_source(config)
     if config.checkpoint is None:
         raise UserError(
             f"{config.place}.checkpoint: null: it must name a checkpoint of the art encoder trained on WikiArt "
             "(.pth or .safetensors), made for instance by `artkv art-encoder`"
         )
-    art_source(config)
     backbone = create_art_network(config)
     found = read_weights(config.checkpoint, config.architecture, config.place)
     recorded_size = found.recorded.get("image_size")

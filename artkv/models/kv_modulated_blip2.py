@@ -135,7 +135,9 @@ class KVModulatedBlip2(nn.Module):
 
     @torch.no_grad()
     def encode_art(self, art_pixels: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The features that each art encoder has of its (I, 3, E, E), (I, F) or (I, M, F)."""
+        """The features that each art encoder has of its (I, 3, E, E), (I, F) or (I, M, F); none of a control."""
+        if not self.parts.art_encoders:
+            return ()
         return tuple(encoder(pixels) for encoder, pixels in zip(self.parts.art_encoders, art_pixels, strict=True))
 
     def modulation(self, features: PaintingFeatures, use: Use = True) -> Modulation | None:

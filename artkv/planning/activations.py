@@ -340,5 +340,5 @@ def _tensors_in(tree: Any) -> Iterable[Tensor]:
 
 
 def _bytes(values: Tensor | PaintingViews | PaintingFeatures) -> int:
-    tensors = [values] if isinstance(values, Tensor) else [v for v in vars(values).values() if v is not None]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    tree = values if isinstance(values, Tensor) else list(vars(values).values())
+    return sum(tensor.numel() * tensor.element_size() for tensor in _tensors_in(tree))

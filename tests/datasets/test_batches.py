@@ -66,7 +66,9 @@ def assert_same(one: Batch, other: Batch) -> None:
     assert one.rows == other.rows
     for part in ("paintings", "questions"):
         for name, value in vars(getattr(one, part)).items():
-            assert torch.equal(value, getattr(getattr(other, part), name)), name
+            theirs = getattr(getattr(other, part), name)
+            pairs = zip(value, theirs, strict=True) if isinstance(value, tuple) else [(value, theirs)]
+            assert all(torch.equal(ours, their) for ours, their in pairs), name
 
 
 def painting_number(table: QuestionTable, row: int) -> int:
@@ -267,7 +269,7 @@ def test_only_what_is_shown_is_loaded(table: QuestionTable, tiny_tokenizer: Any)
         for row, place in zip(batch.rows, batch.prompts.places.tolist(), strict=True):
             painting = int(table.painting_of_row[row])
             own = TRANSFORM(open_picture(table.painting_paths[painting]))[0]
-            others = TRANSFORM(open_picture(table.painting_paths[int(art_source[painting])]))[1]
+            others = TRANSFORM(open_picture(table.painting_paths[int(art_source[painting])]))[1][0]
             assert isinstance(batch.paintings, PaintingViews)
             assert torch.equal(batch.paintings.vit_pixels[prompt_at(batch, place)[0]], own)
             assert torch.equal(batch.paintings.art_pixels[0][prompt_at(batch, place)[0]], others)

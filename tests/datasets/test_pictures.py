@@ -229,9 +229,9 @@ def test_efficientnet_view_equals_timm(width: int, height: int, size: int) -> No
 
 
 def test_blank_is_mid_grey_in_both_views() -> None:
-    of_both = transform(8, 12)
+    vit_view, (art_view,) = transform(8, 12).blank()
     for view, size, mean, std in zip(
-        of_both.blank(), (8, 12), (CLIP_MEAN, IMAGENET_MEAN), (CLIP_STD, IMAGENET_STD), strict=True
+        (vit_view, art_view), (8, 12), (CLIP_MEAN, IMAGENET_MEAN), (CLIP_STD, IMAGENET_STD), strict=True
     ):
         assert view.shape == (3, size, size)
         assert view.dtype == torch.float32

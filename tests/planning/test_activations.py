@@ -35,7 +35,7 @@ def test_counter_counts_each_storage_once_and_until_it_is_gone() -> None:
 
 
 def _views(config: Config) -> PaintingViews:
-    side = config.efficientnet.image_size
+    side = config.encoders[0].image_size
     return PaintingViews(torch.randn(BATCH.paintings, 3, 28, 28), (torch.randn(BATCH.paintings, 3, side, side),))
 
 
@@ -124,7 +124,7 @@ def test_the_peak_of_a_real_step(settings: Callable[..., Config], is_packed: boo
         loss = model(batch).loss_sum
         torch.autograd.grad(loss, trainables)
     shapes = model_shapes(config, getattr(torch, dtype), [])
-    acts = activations(shapes, replace(BATCH, is_packed=is_packed), config.efficientnet.image_size)
+    acts = activations(shapes, replace(BATCH, is_packed=is_packed), [config.encoders[0].image_size])
     predicted = peak_activation_bytes(acts, num_blocks=2, kept_blocks=0 if recompute else 2) - acts.inputs_bytes
     # 2% (measured: 1.5% at most): OPT's forward makes masks and position ids, and at two blocks of width 40 they show.
     # 7% packed (measured: 1.6% too little, 5.9% too much): at width 40 the masks are a tenth of all, and the last block
@@ -149,7 +149,7 @@ def test_encoding_of_real_pictures(tiny_config: Config) -> None:
     views = _views(tiny_config)
     with AllocationCounter() as counter:
         model.encode(views)
-    acts = activations(model_shapes(tiny_config, torch.float32, []), BATCH, tiny_config.efficientnet.image_size)
+    acts = activations(model_shapes(tiny_config, torch.float32, []), BATCH, [tiny_config.encoders[0].image_size])
     assert acts.encoding_bytes == counter.peak_bytes
     assert acts.inputs_bytes == sum(view.numel() * 4 for view in (views.vit_pixels, *views.art_pixels))
 
@@ -157,9 +157,9 @@ def test_encoding_of_real_pictures(tiny_config: Config) -> None:
 def test_validation_is_in_proportion(tiny_config: Config) -> None:
     shapes = model_shapes(tiny_config, torch.float32, [])
     double = BatchShape(2 * BATCH.paintings, 2 * BATCH.questions, BATCH.text_tokens)
-    acts = activations(shapes, BATCH, tiny_config.efficientnet.image_size, (double, 5))
+    acts = activations(shapes, BATCH, [tiny_config.encoders[0].image_size], (double, 5))
     assert acts.evaluation is not None
-    alone = activations(shapes, double, tiny_config.efficientnet.image_size)
+    alone = activations(shapes, double, [tiny_config.encoders[0].image_size])
     assert acts.evaluation.encoding_bytes == alone.encoding_bytes
     assert acts.evaluation.features_bytes == alone.features_bytes
     keys_and_values = 2 * 2 * double.questions * (NUM_VISUAL + BATCH.text_tokens + 5) * TINY_WIDTH * 4

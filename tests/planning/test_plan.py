@@ -43,7 +43,7 @@ def test_totals_are_the_sums_of_their_parts(tiny_plan: Plan) -> None:
     found = tiny_plan.prediction(Mode("resident"), "computed", lora_on_opt=False)
     frozen = tiny_plan.frozen
     parts = [
-        frozen.vit, frozen.qformer, frozen.opt_outside_blocks, frozen.opt_blocks, frozen.efficientnet,
+        frozen.vit, frozen.qformer, frozen.opt_outside_blocks, frozen.opt_blocks, frozen.art_encoders,
         tiny_plan.trainables.device_bytes, found.device.activations_bytes, CUDA_OVERHEAD_BYTES,
     ]  # fmt: skip
     assert found.device.total_bytes == sum(parts)

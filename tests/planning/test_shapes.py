@@ -62,14 +62,14 @@ def test_shapes_are_the_real_models(settings: Callable[..., Config], variant: di
     assert found.qformer == _bytes(stock.qformer, stock.language_projection, stock.query_tokens)
     assert found.opt_blocks == _bytes(decoder.layers)
     assert found.opt_outside_blocks == _bytes(*outside)
-    assert found.efficientnet == _bytes(*real.parts.art_encoders)
+    assert found.art_encoders == _bytes(*real.parts.art_encoders)
 
 
 def test_bfloat16_halves_all_but_the_efficientnet(tiny_config: Config) -> None:
     full, half = (frozen_bytes(model_shapes(tiny_config, dtype, [])) for dtype in (torch.float32, torch.bfloat16))
     for part in ("vit", "qformer", "opt_blocks", "opt_outside_blocks"):
         assert 2 * getattr(half, part) == getattr(full, part)
-    assert half.efficientnet == full.efficientnet
+    assert half.art_encoders == full.art_encoders
 
 
 def test_the_true_size_is_the_known_one() -> None:
