@@ -31,7 +31,7 @@ MIXED = {0, 6}
 ONLY_IN = {
     "deepspeed": ["training/engine.py"],
     "lavis": ["models/backbone/lavis*.py"],
-    "timm": ["models/efficientnet*.py", "art_encoder/timm_parts.py", "quickstart/*.py"],
+    "timm": ["models/timm_networks.py", "art_encoder/timm_parts.py", "quickstart/*.py"],
     "tensorboard": ["monitoring/*.py"],
     "torch.utils.tensorboard": ["monitoring/*.py"],
     "jinja2": ["report/page.py"],
@@ -152,7 +152,7 @@ def test_checker_finds(relative: str, source: str) -> None:
         ("quickstart/world.py", "import timm\nimport transformers\nfrom artkv.training import loop"),
         ("training/engine.py", "import deepspeed"),
         ("models/backbone/lavis_backend.py", "from lavis.models.eva_vit import VisionTransformer"),
-        ("models/efficientnet_transforms.py", "from timm.data import Mixup"),
+        ("models/timm_networks.py", "from timm.data import Mixup"),
         ("monitoring/tensorboard_log.py", "from torch.utils.tensorboard import SummaryWriter"),
         ("models/opt.py", "import timmy\nimport lavish\nimport torch.utils.checkpoint"),
         ("models/opt.py", 'text = "import deepspeed"'),

@@ -5,13 +5,12 @@ Whatever does not fit exactly is an error, because a half-loaded encoder gives f
 Letters in shapes are explained in `artkv.batch`.
 """
 
-import difflib
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-import timm
 import torch
-from timm.models import EfficientNet
 from torch import Tensor, nn
 from typing_extensions import Self
 
@@ -19,6 +18,7 @@ from artkv.config import EfficientNetConfig
 from artkv.errors import UserError
 from artkv.models.files.efficientnet_files import EfficientNetFile, read_efficientnet_file, without_counters
 from artkv.models.files.weight_files import tensor_digest
+from artkv.models.timm_networks import classifier_tensors, create_network, is_efficientnet
 
 # torchvision builds B0 to B4 with BatchNorm's default eps of 1e-5, as timm does, but B5 to B7 with 1e-3.
 _TORCHVISION_EPS = {
@@ -49,10 +49,11 @@ class EfficientNetEncoder(nn.Module):
     feature_dim: the width F of the features, 1536 for EfficientNet-B3.
     """
 
-    def __init__(self, backbone: EfficientNet) -> None:
+    def __init__(self, backbone: Any) -> None:
         super().__init__()
         self.backbone = backbone
-        self.feature_dim: int = backbone.num_features
+        # where a layer stands between pooling and classifier, the features are that layer's
+        self.feature_dim: int = backbone.head_hidden_size
         self._parts = tuple(backbone.modules())  # a tuple is not registered a second time
         self.requires_grad_(False)
         self.train()
@@ -79,7 +80,7 @@ class EfficientNetEncoder(nn.Module):
 def load_efficientnet(config: EfficientNetConfig) -> EfficientNetEncoder:
     """The frozen encoder with the weights of `config.checkpoint`, in float32 on the CPU.
 
-    Raises UserError where the architecture is no timm EfficientNet, or the checkpoint is missing, unreadable, or
+    Raises UserError where the architecture is none of timm's, or the checkpoint is missing, unreadable, or
     does not hold exactly the weights of that architecture.
     """
     if config.checkpoint is None:
@@ -87,7 +88,7 @@ def load_efficientnet(config: EfficientNetConfig) -> EfficientNetEncoder:
             "efficientnet.checkpoint: null: it must name a checkpoint of the art encoder trained on WikiArt "
             "(.pth or .safetensors), made for instance by `artkv art-encoder`"
         )
-    backbone = create_efficientnet(config.architecture)
+    backbone = create_network(config.architecture, image_size=config.image_size)
     found = load_weights(backbone, config.checkpoint, config.architecture)
     recorded_size = found.recorded.get("image_size")
     if recorded_size is not None and recorded_size != str(config.image_size):
@@ -95,6 +96,13 @@ def load_efficientnet(config: EfficientNetConfig) -> EfficientNetEncoder:
             f"{config.checkpoint} was trained at {recorded_size:.20} pixels, but efficientnet.image_size is "
             f"{config.image_size}; set efficientnet.image_size: {recorded_size:.20}"
         )
+    for name, ours in (("mean", config.mean), ("std", config.std)):
+        theirs = found.recorded.get(name)
+        if theirs is not None and theirs != json.dumps(list(ours)):
+            raise UserError(
+                f"{config.checkpoint} was trained on pictures normalised with {name} {theirs:.80}, but efficientnet."
+                f"{name} is {list(ours)}; set efficientnet.{name}: {theirs:.80}"
+            )
     if found.layout == "torchvision":
         eps = _TORCHVISION_EPS[_without_tag(config.architecture)]
         for part in backbone.modules():
@@ -118,33 +126,19 @@ def efficientnet_digests(encoder: EfficientNetEncoder) -> dict[str, str]:
 
 def create_efficientnet(
     architecture: str, num_classes: int = 0, drop_rate: float = 0.0, drop_path_rate: float = 0.0
-) -> EfficientNet:
-    """A timm EfficientNet with fresh weights; 0 classes: without a classifier.
-
-    Raises UserError where timm has no EfficientNet of that name.
-    """
-    if not timm.is_model(architecture):
-        names = timm.list_models("*efficientnet*")
-        near = difflib.get_close_matches(architecture, names, n=3) or ["efficientnet_b3"]
-        raise UserError(f"efficientnet.architecture: {architecture!r} is no model of timm; near it: {', '.join(near)}")
-    model = timm.create_model(
-        architecture, pretrained=False, num_classes=num_classes, drop_rate=drop_rate, drop_path_rate=drop_path_rate
-    )
-    if not isinstance(model, EfficientNet):
-        raise UserError(
-            f"efficientnet.architecture: {architecture!r} is a {type(model).__name__}, not an EfficientNet; "
-            "use for instance efficientnet_b3"
-        )
-    return model
+) -> Any:
+    """A network of timm with fresh weights, for pictures of its own size; see `create_network`."""
+    return create_network(architecture, num_classes, drop_rate, drop_path_rate)
 
 
-def load_weights(model: EfficientNet, path: Path, architecture: str) -> EfficientNetFile:
+def load_weights(model: nn.Module, path: Path, architecture: str) -> EfficientNetFile:
     """Puts a checkpoint's weights into `model`, all but the classifier, whatever its number of classes.
 
     Returns what was read. A classifier of `model` stays as it is. Raises UserError where the file cannot be read or
     any key is missing, unexpected or of another shape.
     """
-    found = read_efficientnet_file(path)
+    classifier = None if is_efficientnet(architecture) else classifier_tensors(architecture)
+    found = read_efficientnet_file(path, classifier)
     recorded_architecture = found.recorded.get("architecture")
     if recorded_architecture is not None and _without_tag(recorded_architecture) != _without_tag(architecture):
         raise UserError(
@@ -161,7 +155,7 @@ def load_weights(model: EfficientNet, path: Path, architecture: str) -> Efficien
     expected = {
         name: tensor
         for name, tensor in without_counters(model.state_dict()).items()
-        if not name.startswith("classifier.")
+        if (not name.startswith("classifier.") if classifier is None else name not in classifier)
     }
     problems = found.mismatches(expected)
     if problems:

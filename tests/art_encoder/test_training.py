@@ -15,14 +15,14 @@ from torch.utils.data import DataLoader
 
 from artkv.art_encoder import training as art_encoder
 from artkv.art_encoder.arguments import ArtEncoderSettings
-from artkv.art_encoder.data import (
-    BalancedBatches,
-    PictureDataset,
-    read_style_data,
-)
+from artkv.art_encoder.batches import BalancedBatches, PictureDataset
+from artkv.art_encoder.data import Head, read_style_data
+from artkv.art_encoder.output import ArtEncoderFolder
+from artkv.art_encoder.scores import evaluate
 from artkv.art_encoder.timm_parts import create_classifier, evaluation_transform
-from artkv.art_encoder.training import evaluate, train_art_encoder
+from artkv.art_encoder.training import train_art_encoder
 from artkv.config import EfficientNetConfig
+from artkv.distributed import single_process
 from artkv.errors import RunFailed, UserError
 from artkv.models.efficientnet import load_efficientnet
 from tests.art_encoder.conftest import FAST, write_styles
@@ -79,8 +79,9 @@ def test_it_learns_and_its_checkpoint_loads(tmp_path: Path) -> None:
     model = create_classifier("efficientnet_lite0", 2, 0.0, 0.0)
     model.load_state_dict(tensors(result.checkpoint))
     held_out = read_style_data(data, None, None, 0.25, settings.seed).validation
-    loader = DataLoader(PictureDataset(held_out, result.classes, evaluation_transform(64)), batch_size=5)
-    assert evaluate(model, loader, result.classes, torch.device("cpu")).top1 == result.scores.top1
+    heads = [Head("style", result.classes)]
+    loader = DataLoader(PictureDataset(held_out, heads, evaluation_transform("efficientnet_lite0", 64)), batch_size=5)
+    assert evaluate(model, loader, heads, single_process(torch.device("cpu"))).top1 == result.scores.top1
 
 
 class Killed(BaseException):
@@ -96,7 +97,7 @@ def uninterrupted(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.mark.parametrize(
     ("function", "call"),
-    [("train_on_batch", 6), ("evaluate", 2), ("_append_metrics", 2), ("write_tensors", 1), ("save_state", 2)],
+    [("train_on_batch", 6), ("evaluate", 2), ("add_metrics", 2), ("write_tensors", 1), ("save_state", 2)],
 )
 def test_killed_and_resumed_is_the_same_to_the_bit(
     function: str,
@@ -107,14 +108,15 @@ def test_killed_and_resumed_is_the_same_to_the_bit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     settings = ArtEncoderSettings(**FAST, data=folders, output_dir=tmp_path, epochs=3)
-    original = getattr(art_encoder, function)
+    place = ArtEncoderFolder if function == "add_metrics" else art_encoder
+    original = getattr(place, function)
     calls = 0
 
     def killed_at_the_call(*arguments: object) -> object:
         nonlocal calls
         calls += 1
         if calls == call:
-            if function == "_append_metrics":
+            if function == "add_metrics":
                 (tmp_path / "metrics.jsonl").open("a").write('{"epoch": 2, "ste')
             if function == "write_tensors":
                 (tmp_path / ".state.safetensors.tmp").write_bytes(b"half")
@@ -122,7 +124,7 @@ def test_killed_and_resumed_is_the_same_to_the_bit(
         return original(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(art_encoder, function, killed_at_the_call)
+        patch.setattr(place, function, killed_at_the_call)
         with pytest.raises(Killed):
             train_art_encoder(settings)
     torch.rand(3), np.random.rand(3)  # another process has other generators

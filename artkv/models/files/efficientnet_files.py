@@ -3,14 +3,14 @@
 import argparse
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from artkv.errors import UserError
@@ -97,7 +97,9 @@ class EfficientNetFile:
         ]
         if shapes:
             problems.append(f"other shapes: {_some(shapes, '; ')}")
-        integers = sorted(name for name, tensor, _ in pairs if not tensor.is_floating_point())
+        integers = sorted(
+            name for name, tensor, wanted in pairs if wanted.is_floating_point() and not tensor.is_floating_point()
+        )
         if integers:
             problems.append(f"not floating-point numbers: {_some(integers)}")
         return problems
@@ -115,14 +117,18 @@ class EfficientNetFile:
             )
 
 
-def read_efficientnet_file(path: Path) -> EfficientNetFile:
+def read_efficientnet_file(path: Path, classifier: Collection[str] | None = None) -> EfficientNetFile:
     """Reads a checkpoint, whatever its number of classes.
 
-    Raises UserError where the file cannot be read, or holds an EfficientNet in neither layout.
+    classifier: the names of the tensors that classify, of another network than an EfficientNet, which has timm's layout
+    alone. Raises UserError where the file cannot be read, or holds an EfficientNet in neither layout.
     """
     found = without_counters(_strip_prefixes(_read_checkpoint(path)))
+    if classifier is not None:
+        tensors = {name: tensor for name, tensor in found.items() if name not in classifier}
+        return EfficientNetFile(path, "timm", tensors, recorded_settings(path))
     tensors = {name: tensor for name, tensor in found.items() if not name.startswith("classifier.")}
-    return EfficientNetFile(path, _layout(tensors, path), tensors, _recorded(path))
+    return EfficientNetFile(path, _layout(tensors, path), tensors, recorded_settings(path))
 
 
 def timm_name(torchvision_name: str) -> str | None:
@@ -145,12 +151,18 @@ def without_counters(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")}
 
 
-def _recorded(path: Path) -> dict[str, str]:
-    """What `artkv art-encoder` recorded in its file beside the weights: architecture, image_size and more."""
-    if path.suffix != ".safetensors":
+def recorded_settings(path: Path) -> dict[str, str]:
+    """What `artkv art-encoder` recorded in its file beside the weights: architecture, image_size and more.
+
+    Nothing where it is no such file, which `read_efficientnet_file` tells.
+    """
+    if path.suffix != ".safetensors" or not path.is_file():
         return {}
-    with safe_open(path, framework="pt", device="cpu") as file:
-        return file.metadata() or {}
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError):
+        return {}
 
 
 def _read_checkpoint(path: Path) -> dict[str, Tensor]:
