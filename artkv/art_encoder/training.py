@@ -193,6 +193,7 @@ def _train_epoch(
     going.model.train()
     going.stops.begin()
     before = (epoch - 1) * num_batches
+    parts.schedule.step_update(before + first)  # the rate is that of the last step, where none is left
     number, is_stopped = first, False
     for number, (pixels, labels) in enumerate(parts.training_loader, start=first + 1):
         parts.schedule.step_update(before + number)
