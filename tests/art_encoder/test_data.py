@@ -164,6 +164,9 @@ def test_several_heads_of_which_rows_lack_some(folders: Path, tmp_path: Path) ->
     # half of each style; the only Eve stays with the training, and so does the only one without a style
     assert Counter(picture.labels[0] for picture in data.validation) == {"columns": 4, "rows": 4}
     assert {"columns/3.png", "rows/8.png"} <= {picture.name for picture in data.training}
+    for seed in range(8):
+        training = read_style_data(table, folders, None, 0.5, seed, ("style", "genre", "artist")).training
+        assert "columns/3.png" in {picture.name for picture in training}
     for number in range(3):
         trained = {picture.labels[number] for picture in data.training}
         assert {picture.labels[number] for picture in data.validation} <= trained
