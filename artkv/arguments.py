@@ -119,9 +119,11 @@ VERBS = {
         "artkv plan --config my.yaml --gpu-memory 8GiB",
         "artkv plan --config my.yaml --gpu 'RTX 4060 8GB' --write",
     )),
-    "art-encoder": Verb("train an EfficientNet on WikiArt's styles", options.art_encoder, (
+    "art-encoder": Verb("train an image encoder on WikiArt's styles; alone, or under a launcher", options.art_encoder, (
         "artkv art-encoder --data wikiart --initial-checkpoint efficientnet_b3.pth",
         "artkv art-encoder --data wikiart --initial-checkpoint efficientnet_b3.pth --resume",
+        "artkv art-encoder --data wikiart.csv --heads style,genre,artist --architecture convnext_tiny",
+        "torchrun --nproc_per_node 4 -m artkv art-encoder --data wikiart --batch-size 256",
     )),
     "quickstart": Verb("make a small world of paintings and run the whole job on it", options.quickstart, (
         "artkv quickstart",

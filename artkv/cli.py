@@ -79,7 +79,8 @@ def train(options: argparse.Namespace) -> int:
                 best = progress.best_exact_match
                 score = "" if best is None else f"; best validation exact match {best:.3f} at step {progress.best_step}"
                 _say(f"done after {progress.step} steps in {config.run.output_dir}{score}")
-                _show_next_commands(config)
+                if shell.has_person():
+                    _say(shell.next_commands(config))
     return DONE
 
 
@@ -308,15 +309,26 @@ def plan(options: argparse.Namespace) -> int:
 
 def art_encoder(options: argparse.Namespace) -> int:
     """Trains the art encoder."""
+    from artkv.training.preemption import StopRequests
+
+    stops = StopRequests()
+    stops.listen(signal.SIGUSR1)  # before the imports, which take seconds
+
     from artkv.art_encoder.arguments import settings_from_arguments
 
     settings = settings_from_arguments(options)
     check_folder_writable(settings.output_dir, f"--output-dir {settings.output_dir}")
 
+    from artkv.art_encoder.ranks import training_world
     from artkv.art_encoder.training import train_art_encoder
 
-    result = train_art_encoder(settings)
-    _say(f"best top-1 {result.scores.top1:.3f} in epoch {result.epoch}; efficientnet.checkpoint: {result.checkpoint}")
+    with training_world(settings) as world:
+        result = train_art_encoder(
+            settings, world, lambda: stops.reason, lambda: stops.listen(signal.SIGTERM, signal.SIGINT)
+        )
+        if world.is_main:
+            best = f"best top-1 {result.scores.top1:.3f} in epoch {result.epoch}"
+            _say(f"{best}; efficientnet.checkpoint: {result.checkpoint}")
     return DONE
 
 
@@ -383,16 +395,3 @@ def _open_checkpoint(options: argparse.Namespace, given: str) -> "tuple[Checkpoi
         shown = f" ({'; '.join(notes)})" if notes else ""
         tell(f"checkpoint {shell.seen_by_caller(checkpoint.path)}{shown}")
     return checkpoint, config
-
-
-def _show_next_commands(config: "Config") -> None:
-    """What to type after a training: its evaluation and its curves."""
-    if not shell.has_person():
-        return
-    run_dir = config.run.output_dir
-    split = "test" if config.dataset.test is not None else "val" if config.dataset.val is not None else None
-    checkpoint = run_dir / "best" if (run_dir / "best").exists() else run_dir
-    print("next:")
-    if split is not None:
-        _say(f"  {shell.command('artkv', 'evaluate', '--checkpoint', checkpoint, '--split', split, '--all-ablations')}")
-    _say(f"  {shell.command('tensorboard', '--logdir', run_dir)}")

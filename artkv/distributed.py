@@ -102,6 +102,30 @@ class World:
         return values
 
 
+class ToHost:
+    """Numbers on their way from the device to the host, which nobody waits for until they are read.
+
+    On CUDA the copy is queued where this is made, and reading waits for that point of the queue alone: what was
+    queued afterwards goes on.
+    """
+
+    def __init__(self, numbers: torch.Tensor) -> None:
+        self._event: torch.cuda.Event | None = None
+        self._numbers = numbers
+        if numbers.device.type == "cuda":
+            self._numbers = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+            self._numbers.copy_(numbers, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    def read(self) -> list[float]:
+        """The numbers, flattened."""
+        if self._event is not None:
+            self._event.synchronize()
+        numbers: list[float] = self._numbers.flatten().tolist()
+        return numbers
+
+
 class _Outcome(NamedTuple):
     """How an action that is done together ended on one rank: with a message, or well."""
 
@@ -139,8 +163,10 @@ def _raise_failures(outcomes: list[Any]) -> None:
 
 
 @contextmanager
-def process_group(timeout_minutes: float) -> Iterator[World]:
+def process_group(timeout_minutes: float, on_cpu: bool = False) -> Iterator[World]:
     """Joins the run's process group (NCCL on CUDA, gloo on CPU, neither for one rank) and leaves it properly.
+
+    on_cpu: leave the GPUs alone, where there are any.
 
     A meeting that waits longer than `timeout_minutes` for another rank, the first one too, raises. Sets the
     launcher variables where `srun` started this process, because DeepSpeed reads them.
@@ -148,7 +174,7 @@ def process_group(timeout_minutes: float) -> Iterator[World]:
     check_environment(os.environ)
     rank, local_rank, size = launched_place(os.environ) or Place(0, 0, 1)
     timeout = timedelta(minutes=timeout_minutes)
-    device = rank_device(local_rank)
+    device = torch.device("cpu") if on_cpu else rank_device(local_rank)
     if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size(os.environ, size)))
     if size > 1 and "RANK" not in os.environ:

@@ -122,7 +122,7 @@ def exit_code(error: BaseException, verb: str | None, debug: bool) -> int:
         return WRONG_INPUT
     if isinstance(error, Preempted):
         if rank() == "0":
-            again = "the same command" if verb == "sweep" else "--resume auto"
+            again = {"sweep": "the same command", "art-encoder": "--resume"}.get(verb or "", "--resume auto")
             tell(f"{error}, which is saved; go on with {again}")
         return PREEMPTED
     if isinstance(error, KeyboardInterrupt):

@@ -5,6 +5,10 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from artkv.config import Config
 
 # What a launch script changes for itself alone, as its caller has it: folder and PATH. An empty CALLER_PATH says that
 # the caller is a program.
@@ -38,3 +42,16 @@ def seen_by_caller(path: Path) -> Path:
     absolute = Path.cwd() / path
     folder = os.environ.get(_FOLDER, os.getcwd())
     return absolute.relative_to(folder) if absolute.is_relative_to(folder) else absolute
+
+
+def next_commands(config: "Config") -> str:
+    """What to type after a training: its evaluation and its curves."""
+    run_dir = config.run.output_dir
+    split = "test" if config.dataset.test is not None else "val" if config.dataset.val is not None else None
+    checkpoint = run_dir / "best" if (run_dir / "best").exists() else run_dir
+    lines = ["next:"]
+    if split is not None:
+        lines.append(
+            f"  {command('artkv', 'evaluate', '--checkpoint', checkpoint, '--split', split, '--all-ablations')}"
+        )
+    return "\n".join([*lines, f"  {command('tensorboard', '--logdir', run_dir)}"])

@@ -76,6 +76,16 @@ def test_a_local_training_gets_every_word_as_it_is(launch: Launch) -> None:
     ]  # fmt: skip
 
 
+def test_an_art_encoders_training_gets_every_word_as_it_is(launch: Launch) -> None:
+    result = launch.run("art_encoder.sh", "--data", "wiki art #2 'x'", RANKS="3")
+    assert result.returncode == 0, result.stderr
+    assert launch.given("deepspeed", "art-encoder") == [
+        "deepspeed", "--num_accelerators", "3", "--module", "artkv", "art-encoder", "--resume", "--data",
+        "wiki art #2 'x'",
+    ]  # fmt: skip
+    assert launch.run("art_encoder.sh").returncode == 2
+
+
 @pytest.mark.parametrize("script", ["train.sbatch", "train_deepspeed.sbatch"])
 @pytest.mark.parametrize("given", [True, False])
 def test_a_job_goes_to_the_folder_that_is_named_and_looks_for_its_marker_there(

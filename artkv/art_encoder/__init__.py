@@ -1,1 +1,1 @@
-"""Training of the art encoder: an EfficientNet on WikiArt's styles."""
+"""Training of the art encoder: a network of timm on WikiArt's styles, or on genres and artists too."""

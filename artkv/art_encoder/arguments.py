@@ -1,6 +1,7 @@
 """The settings of `artkv art-encoder`, and the command-line arguments that give them."""
 
 import argparse
+import re
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin
@@ -11,6 +12,11 @@ from typing_extensions import Self
 from artkv.config.paths import expand_home
 from artkv.errors import UserError
 
+STYLE_ALONE = ("style",)
+AUTO_HEADS = ("style", "genre", "artist")
+_ARCHITECTURE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
+_HEAD = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
+
 
 class ArtEncoderSettings(BaseModel):
     """How to train the art encoder; the defaults are meant for WikiArt's 80,000 paintings on one GPU."""
@@ -19,7 +25,12 @@ class ArtEncoderSettings(BaseModel):
 
     data: Path = Field(
         description="WikiArt: a folder that holds one folder of pictures for each style (root/Baroque/*.jpg), "
-        "or a CSV file with columns image, style"
+        "or a CSV file with columns image, style, or those of --heads"
+    )
+    heads: str = Field(
+        default="style",
+        description="the CSV's columns to learn, each with a classifier of its own, such as style,genre,artist; auto: "
+        "those three, as far as the CSV has them. A row may leave some of them empty, but not all",
     )
     image_root: Path | None = Field(
         default=None, description="folder to which a CSV's image column is relative; by default the CSV's own folder"
@@ -35,14 +46,17 @@ class ArtEncoderSettings(BaseModel):
     output_dir: Path = Field(
         default=Path("outputs/art_encoder"),
         description="where to write ARCHITECTURE.safetensors (what efficientnet.checkpoint names in `artkv "
-        "train`'s config), metrics.jsonl, per_style.csv and the state for --resume",
+        "train`'s config), metrics.jsonl, per_HEAD.csv and the state for --resume",
     )
     resume: bool = Field(
         default=False,
-        description="go on from the last whole epoch in the output folder (or start, if there is none); the "
-        "result is the one that an uninterrupted run would have given",
+        description="go on from the state in the output folder (or start, if there is none); the result is the one "
+        "that an uninterrupted run with as many ranks would have given",
     )
-    architecture: str = Field(default="efficientnet_b3", description="a timm EfficientNet")
+    architecture: str = Field(
+        default="efficientnet_b3",
+        description="a network of timm: efficientnet_b3, convnext_tiny, vit_small_patch16_224, ...",
+    )
     image_size: int = Field(
         default=300,
         ge=32,
@@ -61,7 +75,11 @@ class ArtEncoderSettings(BaseModel):
         description="passes over as many pictures as the training set has; sets the schedule",
     )
     batch_size: int = Field(
-        default=64, ge=2, le=65_536, description="pictures a step; halve it if the GPU's memory overflows"
+        default=64,
+        ge=2,
+        le=65_536,
+        description="pictures a step, of all ranks "
+        "together, which share them evenly; halve it if the GPU's memory overflows",
     )
     learning_rate: float = Field(
         default=3e-4,
@@ -95,9 +113,14 @@ class ArtEncoderSettings(BaseModel):
     mix_probability: float = Field(
         default=0.5, ge=0, le=1, description="part of the batches that mixup or cutmix is applied to"
     )
-    drop_rate: float = Field(default=0.3, ge=0, lt=1, description="dropout before the classifier")
+    drop_rate: float = Field(
+        default=0.3, ge=0, lt=1, description="dropout before the classifier, where the architecture has any"
+    )
     drop_path_rate: float = Field(
-        default=0.2, ge=0, lt=1, description="stochastic depth: the rate at which the deepest block is skipped"
+        default=0.2,
+        ge=0,
+        lt=1,
+        description="stochastic depth, where the architecture has any: the rate at which the deepest block is skipped",
     )
     smallest_crop: float = Field(
         default=0.35, gt=0, le=1, description="least part of a picture's area that a random training crop shows"
@@ -113,8 +136,8 @@ class ArtEncoderSettings(BaseModel):
         default=1.0,
         ge=0,
         le=1,
-        description="1: every style is drawn equally often; 0: as often as it has pictures; 0.5: in between, "
-        "gentler on styles of few pictures, which 1 repeats many times an epoch",
+        description="1: every style (class of the first head) is drawn equally often; 0: as often as it has pictures; "
+        "0.5: in between, gentler on styles of few pictures, which 1 repeats many times an epoch",
     )
     ema_decay: float = Field(
         default=0.9998,
@@ -130,6 +153,13 @@ class ArtEncoderSettings(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="auto: the GPU if there is one. bfloat16 autocast on a GPU, float32 on a CPU"
     )
+    timeout_minutes: float = Field(
+        default=30.0,
+        ge=0.001,
+        le=1e6,
+        description="minutes that the ranks of a launcher wait for each other before the run fails; rank 0 looks "
+        "at all pictures first",
+    )
 
     @field_validator("data", "image_root", "validation", "output_dir", "initial_checkpoint", mode="before")
     @classmethod
@@ -142,6 +172,33 @@ class ArtEncoderSettings(BaseModel):
             return expand_home(given, "it")
         except UserError as error:
             raise ValueError(str(error)) from None
+
+    @field_validator("architecture")
+    @classmethod
+    def _is_a_name(cls, given: str) -> str:
+        if not _ARCHITECTURE.fullmatch(given):
+            raise ValueError("is no name that timm gives to a network: letters, digits, _, - and . alone")
+        return given
+
+    @field_validator("heads")
+    @classmethod
+    def _names_columns(cls, given: str) -> str:
+        names = given.split(",")
+        if wrong := [name for name in names if not _HEAD.fullmatch(name) or name == "image"]:
+            raise ValueError(
+                f"{wrong[0]!r:.80} is no name of a column of labels: a letter, then letters, digits, - or _, with "
+                "commas and no spaces between the names"
+            )
+        if len({name.lower() for name in names}) < len(names):
+            raise ValueError("names a column twice")
+        if "auto" in names and len(names) > 1:
+            raise ValueError("auto stands alone")
+        return given
+
+    @property
+    def head_names(self) -> tuple[str, ...] | None:
+        """The columns that `heads` names; None for auto."""
+        return None if self.heads == "auto" else tuple(self.heads.split(","))
 
     @model_validator(mode="after")
     def _mixing_needs_pairs(self) -> Self:

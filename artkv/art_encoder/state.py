@@ -1,42 +1,23 @@
 """Where a training of the art encoder stands, on disk: scores, weights, averages and moments, written whole.
 
 A safetensors file: no pickled code. It is renamed into place after it is on the disk, so that a kill at any moment
-leaves the state of the last whole epoch.
+leaves the state that was saved before: of the last whole epoch, or of the step at which the training was stopped.
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from artkv.art_encoder.scores import ArtEncoderScores
 from artkv.errors import UserError
 from artkv.files import save_tensors, told, write_whole
-
-
-@dataclass(frozen=True)
-class StyleScore:
-    """How often a style's `count` validation pictures are recognised, first or among the first five."""
-
-    style: str
-    count: int
-    top1: float | None
-    top5: float | None
-
-
-@dataclass(frozen=True)
-class ArtEncoderScores:
-    """Validation scores; `mean_style_top1` weighs every style alike, `loss` is the cross-entropy in nats."""
-
-    loss: float
-    top1: float
-    top5: float
-    mean_style_top1: float
-    per_style: tuple[StyleScore, ...]
+from artkv.reading import parse_json
 
 
 @dataclass
@@ -52,38 +33,77 @@ class Standing:
         return self.best is None or (scores.top1, -scores.loss) > (self.best.top1, -self.best.loss)
 
 
+class Learnt(NamedTuple):
+    """What training changes."""
+
+    model: nn.Module
+    averaged: nn.Module
+    optimizer: torch.optim.Optimizer
+
+
+@dataclass(frozen=True)
+class StoppedEpoch:
+    """Where a training was stopped within an epoch.
+
+    steps: of the epoch that are done, in so many seconds. losses: their sum on each rank, (ranks,). random_states: of
+    each rank, as `random_state` gives them.
+    """
+
+    steps: int
+    seconds: float
+    losses: Tensor
+    random_states: list[dict[str, Tensor]]
+
+
 def save_state(
-    path: Path,
-    run: Mapping[str, Any],
-    standing: Standing,
-    model: nn.Module,
-    averaged: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    path: Path, run: Mapping[str, Any], standing: Standing, learnt: Learnt, stopped: StoppedEpoch | None = None
 ) -> None:
-    """Writes all that the next epoch depends on; `run` says what a resume must have in common with it."""
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    tensors |= {f"averaged.{name}": tensor for name, tensor in averaged.state_dict().items()}
-    for index, moments in optimizer.state_dict()["state"].items():
+    """Writes all that the next step depends on; `run` says what a resume must have in common with it."""
+    tensors = {f"model.{name}": tensor for name, tensor in learnt.model.state_dict().items()}
+    tensors |= {f"averaged.{name}": tensor for name, tensor in learnt.averaged.state_dict().items()}
+    for index, moments in learnt.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
-    write_tensors(path, tensors, {"run": json.dumps(run), "progress": json.dumps(asdict(standing))})
+    progress: dict[str, Any] = {
+        "epochs_done": standing.epochs_done,
+        "best_epoch": standing.best_epoch,
+        "best": None if standing.best is None else standing.best.to_tree(),
+    }
+    if stopped is not None:
+        progress["stopped"] = {"steps": stopped.steps, "seconds": stopped.seconds}
+        tensors["stopped.losses"] = stopped.losses
+        for rank, state in enumerate(stopped.random_states):
+            tensors |= {f"stopped.{rank}.{name}": tensor for name, tensor in state.items()}
+    write_tensors(path, tensors, {"run": json.dumps(run), "progress": json.dumps(progress)})
 
 
-def load_state(
-    path: Path, run: Mapping[str, Any], model: nn.Module, averaged: nn.Module, optimizer: torch.optim.Optimizer
-) -> Standing:
-    """Puts back what `save_state` wrote; raises UserError where it belongs to other settings or data."""
-    groups: dict[str, dict[str, Tensor]] = {"model": {}, "averaged": {}, "optimizer": {}}
+def load_state(path: Path, run: Mapping[str, Any], learnt: Learnt) -> tuple[Standing, StoppedEpoch | None]:
+    """Puts back what `save_state` wrote; raises UserError where it belongs to other settings or data, or is damaged."""
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata()
-            saved_run, saved = json.loads(metadata["run"]), json.loads(metadata["progress"])
-            for key in file.keys():  # noqa: SIM118
-                group, name = key.split(".", maxsplit=1)
-                groups[group][name] = file.get_tensor(key)
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}); delete it and start again") from error
+            saved_run, saved = parse_json(metadata["run"]), parse_json(metadata["progress"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        _check_same_run(path, run, saved_run)
+        standing = _standing(saved)
+        stopped = _stopped(saved, tensors)
+        moments = _moments(tensors, learnt.optimizer)
+        for name, module in (("model", learnt.model), ("averaged", learnt.averaged)):
+            module.load_state_dict(_group(tensors, name))
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path} is damaged ({reason:.300}); delete it and start again") from error
+    learnt.optimizer.load_state_dict({"state": moments, "param_groups": learnt.optimizer.state_dict()["param_groups"]})
+    return standing, stopped
+
+
+def _check_same_run(path: Path, run: Mapping[str, Any], saved_run: Mapping[str, Any]) -> None:
     ours, theirs = run["settings"], saved_run["settings"]
-    changed = [f"{name} {theirs.get(name)} -> {ours[name]}" for name in ours if ours[name] != theirs.get(name)]
+    names = [*ours, *(name for name in theirs if name not in ours)]
+    changed = [
+        f"{name} {theirs.get(name)!s:.80} -> {ours.get(name)!s:.80}"
+        for name in names
+        if ours.get(name) != theirs.get(name)
+    ]
     if run["data"] != saved_run["data"]:
         changed.append("the pictures, their styles or the split")
     if changed:
@@ -91,17 +111,43 @@ def load_state(
             f"{path.parent} holds a training with other settings ({'; '.join(changed)}); resume with the same "
             "ones, or start in another --output-dir"
         )
-    model.load_state_dict(groups["model"])
-    averaged.load_state_dict(groups["averaged"])
+
+
+def _standing(saved: Mapping[str, Any]) -> Standing:
+    done, best_epoch, best = saved["epochs_done"], saved["best_epoch"], saved["best"]
+    if type(done) is not int or type(best_epoch) is not int or not 0 <= best_epoch <= done:
+        raise ValueError(f"epochs_done {done!r:.40}, best_epoch {best_epoch!r:.40}")
+    return Standing(done, best_epoch, None if best is None else ArtEncoderScores.from_tree(best))
+
+
+def _stopped(saved: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> StoppedEpoch | None:
+    if "stopped" not in saved:
+        return None
+    within = saved["stopped"]
+    losses = tensors["stopped.losses"]
+    states = [_group(tensors, f"stopped.{rank}") for rank in range(len(losses))]
+    if type(within["steps"]) is not int or within["steps"] < 1 or any("torch" not in state for state in states):
+        raise ValueError(f"stopped at step {within['steps']!r:.40}")
+    return StoppedEpoch(within["steps"], float(within["seconds"]), losses, states)
+
+
+def _moments(tensors: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor]]:
+    """The optimizer's state by a parameter's number; ValueError where it is of other parameters."""
+    shapes = [parameter.shape for group in optimizer.param_groups for parameter in group["params"]]
     moments: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in groups["optimizer"].items():
+    for name, tensor in _group(tensors, "optimizer").items():
         index, kind = name.split(".")
+        if tensor.dim() and tensor.shape != shapes[int(index)]:
+            raise ValueError(f"optimizer.{name} is {tuple(tensor.shape)}, not {tuple(shapes[int(index)])}")
         moments.setdefault(int(index), {})[kind] = tensor
-    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
-    best = saved["best"]
-    if best is not None:
-        best = ArtEncoderScores(**{**best, "per_style": tuple(StyleScore(**score) for score in best["per_style"])})
-    return Standing(saved["epochs_done"], saved["best_epoch"], best)
+    if moments and len({tuple(sorted(one)) for one in moments.values()}) > 1:
+        raise ValueError("parts of the optimizer's state are missing")
+    return moments
+
+
+def _group(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The tensors whose names begin so, without that."""
+    return {key.removeprefix(f"{name}."): tensor for key, tensor in tensors.items() if key.startswith(f"{name}.")}
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:

@@ -57,11 +57,13 @@ _NO_TEXT = {
 }  # fmt: skip
 
 
-def read_records(path: Path, required: Sequence[str] = REQUIRED_COLUMNS) -> Records:
+def read_records(
+    path: Path, required: Sequence[str] = REQUIRED_COLUMNS, optional: Sequence[str] = OPTIONAL_COLUMNS
+) -> Records:
     """Reads as much of the file as can be read; nothing that is wrong with its form raises.
 
     Values are text: NA, None, null and nan are ordinary answers. required: the columns that the header must have.
-    Raises `UserError` only when the file itself cannot be opened.
+    optional: those that are read where it has them. Raises `UserError` only when the file itself cannot be opened.
     """
     try:
         data = read_regular(path, MOST_CSV_BYTES)
@@ -84,7 +86,7 @@ def read_records(path: Path, required: Sequence[str] = REQUIRED_COLUMNS) -> Reco
     rows = _rows(path, lines, problems)
     header_line, header = next(rows, (1, []))
     header = [name.strip() for name in header]
-    columns = _check_header(path, header_line, header, required, problems)
+    columns = _check_header(path, header_line, header, (required, optional), problems)
     places = [(name, header.index(name)) for name in columns]
     records = []
     for line, row in rows:
@@ -223,8 +225,9 @@ def _explain_broken_row(error: Exception, line: str) -> str:
 
 
 def _check_header(
-    path: Path, line: int, header: list[str], required: Sequence[str], problems: list[Problem]
+    path: Path, line: int, header: list[str], known: tuple[Sequence[str], Sequence[str]], problems: list[Problem]
 ) -> tuple[str, ...]:
+    required, optional = known
     problems.extend(
         Problem(path, line, f"column {quoted(name)} appears {count} times; keep one of them")
         for name, count in Counter(header).items()
@@ -248,4 +251,4 @@ def _check_header(
                 f"it needs {','.join(required)}, separated by commas",
             )
         )
-    return tuple(name for name in (*required, *OPTIONAL_COLUMNS) if name in header)
+    return tuple(name for name in (*required, *optional) if name in header)

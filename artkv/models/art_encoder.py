@@ -138,6 +138,7 @@ def load_art_encoder(config: ArtEncoderConfig) -> ArtEncoder:
             f"{config.checkpoint} was trained at {recorded_size:.20} pixels, but {config.place}.image_size is "
             f"{config.image_size}; set {config.place}.image_size: {recorded_size:.20}"
         )
+    _check_normalisation(config, found)
     backbone = _of_its_own_size(config, backbone, found)
     put_weights(backbone, found, config.architecture, config.place)
     if _made_for(backbone) not in (None, config.image_size):
@@ -148,6 +149,17 @@ def load_art_encoder(config: ArtEncoderConfig) -> ArtEncoder:
             if isinstance(part, nn.BatchNorm2d):
                 part.eps = eps
     return ArtEncoder(backbone, config.read, config.size)
+
+
+def _check_normalisation(config: ArtEncoderConfig, found: EfficientNetFile) -> None:
+    """Raises UserError where the file says that its pictures were normalised in another way than the config's."""
+    for name, ours in (("mean", config.mean), ("std", config.std)):
+        theirs = found.recorded.get(name)
+        if theirs is not None and theirs != json.dumps(list(ours)):
+            raise UserError(
+                f"{config.checkpoint} was trained on pictures normalised with {name} {theirs:.80}, but {config.place}."
+                f"{name} is {list(ours)}; set {config.place}.{name}: {theirs:.80}"
+            )
 
 
 def create_art_network(config: ArtEncoderConfig) -> Any:

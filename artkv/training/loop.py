@@ -11,7 +11,7 @@ from artkv.config import Config
 from artkv.datasets.batches import training_loader
 from artkv.datasets.order import plan_epoch
 from artkv.datasets.table import QuestionTable
-from artkv.distributed import World
+from artkv.distributed import ToHost, World
 from artkv.errors import RunFailed
 from artkv.monitoring.run_log import RunLog
 from artkv.run_folder.state import Progress
@@ -22,7 +22,7 @@ from artkv.training.placing import packing_of
 from artkv.training.saving import Saver
 from artkv.training.schedule import total_steps, warmup_steps
 from artkv.training.step import answer_token_count, seed_step, train_step
-from artkv.training.stops import RunStops, ToHost
+from artkv.training.stops import RunStops
 
 # Scores a validation: called with the steps done, on all ranks; returns the exact match, None if it was broken off.
 Validate = Callable[[int], float | None]

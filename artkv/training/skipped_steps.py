@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from artkv.training.stops import ToHost
+from artkv.distributed import ToHost
 
 
 class SkippedSteps:

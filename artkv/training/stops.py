@@ -8,35 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from artkv.distributed import World
+from artkv.distributed import ToHost, World
 from artkv.errors import Preempted, RunFailed
 from artkv.run_folder.heartbeat import Heartbeat, Phase
 from artkv.run_folder.marker import write_marker
 from artkv.training.preemption import StopRequests
-
-
-class ToHost:
-    """Numbers on their way from the device to the host, which nobody waits for until they are read.
-
-    On CUDA the copy is queued where this is made, and reading waits for that point of the queue alone: what was
-    queued afterwards goes on.
-    """
-
-    def __init__(self, numbers: Tensor) -> None:
-        self._event: torch.cuda.Event | None = None
-        self._numbers = numbers
-        if numbers.device.type == "cuda":
-            self._numbers = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
-            self._numbers.copy_(numbers, non_blocking=True)
-            self._event = torch.cuda.Event()
-            self._event.record()
-
-    def read(self) -> list[float]:
-        """The numbers, flattened."""
-        if self._event is not None:
-            self._event.synchronize()
-        numbers: list[float] = self._numbers.flatten().tolist()
-        return numbers
 
 
 class RunStops:

@@ -4,32 +4,13 @@ import os
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from artkv.art_encoder.arguments import ArtEncoderSettings
-from artkv.art_encoder.data import BalancedBatches, check_pictures, read_style_data
+from artkv.art_encoder.data import check_pictures, read_style_data
 from artkv.art_encoder.training import train_art_encoder
 from artkv.errors import UserError
 from tests.art_encoder.conftest import FAST, write_styles
-
-
-def test_every_style_is_drawn_equally_often() -> None:
-    styles = np.array([0] * 50 + [1] * 5 + [2] * 9)
-    batches = BalancedBatches(styles, 8, balance=1.0, seed=3)
-    order = batches.order()
-    assert len(order) == 64 == 8 * len(batches)
-    assert sorted(Counter(styles[order]).values()) == [21, 21, 22]
-    drawn = Counter(order.tolist())
-    assert max(drawn[index] for index in range(50)) == 1  # none again before all others have come
-    assert {drawn[index] for index in range(50, 55)} <= {4, 5}
-    assert len({seed for batch in batches for _, seed in batch}) == 64  # each draw has its own augmentation
-
-    assert batches.order().tolist() == order.tolist()
-    batches.epoch = 1
-    assert batches.order().tolist() != order.tolist()
-    natural = styles[BalancedBatches(styles, 8, balance=0.0, seed=3).order()]
-    assert Counter(natural) == {0: 50, 1: 5, 2: 9}
 
 
 def test_csv_and_folders_give_the_same_data(folders: Path, tmp_path: Path) -> None:
@@ -39,12 +20,12 @@ def test_csv_and_folders_give_the_same_data(folders: Path, tmp_path: Path) -> No
     from_csv = read_style_data(table, folders, None, 0.2, 7)
     from_folders = read_style_data(folders, None, None, 0.2, 7)
     assert from_csv.digest() == from_folders.digest()
-    assert Counter(picture.style for picture in from_csv.validation) == {"columns": 3, "rows": 3}
+    assert Counter(picture.labels for picture in from_csv.validation) == {("columns",): 3, ("rows",): 3}
     assert not {picture.name for picture in from_csv.validation} & {picture.name for picture in from_csv.training}
     assert from_csv.digest() != read_style_data(table, folders, None, 0.2, 8).digest()
 
     settings = ArtEncoderSettings(**FAST, data=table, image_root=folders, output_dir=tmp_path / "out", epochs=1)
-    assert sum(score.count for score in train_art_encoder(settings).scores.per_style) == 4
+    assert sum(score.count for score in train_art_encoder(settings).scores.heads[0].per_class) == 4
 
 
 def test_an_own_validation_set(folders: Path, tmp_path: Path) -> None:
@@ -154,3 +135,85 @@ def test_many_problems_are_counted_and_listed(tmp_path: Path, monkeypatch: pytes
     first, *_, last = str(error.value).splitlines()
     assert first == "the art encoder's data have 500 problems:"
     assert last.startswith("  and 450 more: 450 x empty style; all 500 are listed in ")
+
+
+def write_labels(folder: Path, rows: list[str], header: str = "image,style,genre,artist") -> Path:
+    """A CSV of labels for the pictures of `folders`."""
+    (folder / "labels.csv").write_text("\n".join([header, *rows]) + "\n")
+    return folder / "labels.csv"
+
+
+ROWS = [
+    *(f"rows/{n}.png,rows,{'portrait' if n % 2 else ''},{'Ann' if n < 4 else 'Bob'}" for n in range(8)),
+    *(f"columns/{n}.png,columns,landscape,{'Eve' if n == 3 else ''}" for n in range(8)),
+    "rows/8.png,,portrait,Ann",
+]
+
+
+def test_several_heads_of_which_rows_lack_some(folders: Path, tmp_path: Path) -> None:
+    table = write_labels(tmp_path, ROWS)
+    data = read_style_data(table, folders, None, 0.5, 3, ("style", "genre", "artist"))
+    assert [(head.name, head.classes) for head in data.heads] == [
+        ("style", ("columns", "rows")),
+        ("genre", ("landscape", "portrait")),
+        ("artist", ("Ann", "Bob", "Eve")),
+    ]
+    labels = {picture.name: picture.labels for picture in data.training + data.validation}
+    assert labels["rows/0.png"] == ("rows", None, "Ann")
+    assert labels["rows/8.png"] == (None, "portrait", "Ann")
+    # half of each style; the only Eve stays with the training, and so does the only one without a style
+    assert Counter(picture.labels[0] for picture in data.validation) == {"columns": 4, "rows": 4}
+    assert {"columns/3.png", "rows/8.png"} <= {picture.name for picture in data.training}
+    for seed in range(8):
+        training = read_style_data(table, folders, None, 0.5, seed, ("style", "genre", "artist")).training
+        assert "columns/3.png" in {picture.name for picture in training}
+    for number in range(3):
+        trained = {picture.labels[number] for picture in data.training}
+        assert {picture.labels[number] for picture in data.validation} <= trained
+
+    found = read_style_data(table, folders, None, 0.5, 3, None)
+    assert found == data
+    alone = read_style_data(write_labels(tmp_path, [row for row in ROWS if ",," not in row]), folders, None, 0.5, 3)
+    assert alone.is_of_styles_alone
+    assert alone.digest() != data.digest()
+
+
+@pytest.mark.parametrize(
+    ("heads", "header", "row", "message"),
+    [
+        (("style", "genre"), "image,style,genre", "rows/0.png,,", ":2: empty style and genre; fill one in or remove"),
+        (("style", "genre"), "image,style,genre", "rows/0.png,a,", "no row has a genre; leave genre out of --heads"),
+        (
+            ("style", "genre"),
+            "image,style",
+            "rows/0.png,a",
+            ":1: missing column 'genre'; the header has 'image', 'style'",
+        ),
+        (("genre",), "image,genre", "rows/0.png,", ":2: empty genre; fill it in or remove the row"),
+        (
+            None,
+            "image,school",
+            "rows/0.png,a",
+            ":1: none of the columns style, genre, artist; add one, or name --heads",
+        ),
+    ],
+)
+def test_heads_that_a_csv_has_not(
+    heads: tuple[str, ...] | None, header: str, row: str, message: str, folders: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as error:
+        read_style_data(write_labels(tmp_path, [row], header), folders, None, 0.5, 3, heads)
+    assert message in str(error.value)
+
+
+def test_heads_and_validation_that_do_not_fit(folders: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--heads style, genre: .* is a folder, whose folders are styles alone; give"):
+        read_style_data(folders, None, None, 0.1, 0, ("style", "genre"))
+    table = write_labels(tmp_path, ROWS)
+    (tmp_path / "other").mkdir()
+    other = write_labels(tmp_path / "other", ["rows/9.png,rows,mural,", "rows/10.png,rows,,"])
+    with pytest.raises(UserError, match=r"labels\.csv:2: rows/9\.png: the genre 'mural' does not occur in"):
+        read_style_data(table, folders, other, 0.1, 0, ("style", "genre"))
+    other = write_labels(tmp_path / "other", ["rows/10.png,rows,,"])
+    with pytest.raises(UserError, match="no picture to validate on has a label in the column genre; label more"):
+        read_style_data(table, folders, other, 0.1, 0, ("style", "genre"))

@@ -17,7 +17,7 @@ def test_the_view_validated_on_is_the_view_served() -> None:
     picture = Image.fromarray(rng.integers(0, 256, (57, 91, 3), dtype=np.uint8))
     served = View(32, *IMAGENET, is_whole=False).of(picture)
     # both resize 8-bit pixels; what follows is one subtraction and one division in float32
-    torch.testing.assert_close(evaluation_transform(32)(picture), served, atol=1e-6, rtol=0)
+    torch.testing.assert_close(evaluation_transform("efficientnet_b3", 32)(picture), served, atol=1e-6, rtol=0)
 
 
 def test_targets_are_smoothed_and_mixed() -> None:
@@ -35,6 +35,6 @@ def test_targets_are_smoothed_and_mixed() -> None:
 def test_initial_weights_keep_the_backbone_and_replace_the_classifier(tmp_path: Path) -> None:
     donor = create_classifier("efficientnet_lite0", 1000, 0.0, 0.0)
     torch.save({"state_dict": donor.state_dict()}, tmp_path / "imagenet.pth")
-    model = create_classifier("efficientnet_lite0", 3, 0.0, 0.0, tmp_path / "imagenet.pth")
+    model = create_classifier("efficientnet_lite0", 3, 0.0, 0.0, None, tmp_path / "imagenet.pth")
     assert torch.equal(model.conv_stem.weight, donor.conv_stem.weight)
     assert model.classifier.weight.shape == (3, 1280)

@@ -15,15 +15,15 @@ from torch.utils.data import DataLoader
 
 from artkv.art_encoder import training as art_encoder
 from artkv.art_encoder.arguments import ArtEncoderSettings
-from artkv.art_encoder.data import (
-    BalancedBatches,
-    PictureDataset,
-    read_style_data,
-)
+from artkv.art_encoder.batches import BalancedBatches, PictureDataset
+from artkv.art_encoder.data import Head, read_style_data
+from artkv.art_encoder.output import ArtEncoderFolder
+from artkv.art_encoder.scores import evaluate
 from artkv.art_encoder.timm_parts import create_classifier, evaluation_transform
-from artkv.art_encoder.training import evaluate, train_art_encoder
+from artkv.art_encoder.training import train_art_encoder
 from artkv.config import ArtEncoderConfig
-from artkv.errors import RunFailed, UserError
+from artkv.distributed import single_process
+from artkv.errors import Preempted, RunFailed, UserError
 from artkv.models.art_encoder import load_art_encoder
 from tests.art_encoder.conftest import FAST, write_styles
 
@@ -79,8 +79,9 @@ def test_it_learns_and_its_checkpoint_loads(tmp_path: Path) -> None:
     model = create_classifier("efficientnet_lite0", 2, 0.0, 0.0)
     model.load_state_dict(tensors(result.checkpoint))
     held_out = read_style_data(data, None, None, 0.25, settings.seed).validation
-    loader = DataLoader(PictureDataset(held_out, result.classes, evaluation_transform(64)), batch_size=5)
-    assert evaluate(model, loader, result.classes, torch.device("cpu")).top1 == result.scores.top1
+    heads = [Head("style", result.classes)]
+    loader = DataLoader(PictureDataset(held_out, heads, evaluation_transform("efficientnet_lite0", 64)), batch_size=5)
+    assert evaluate(model, loader, heads, single_process(torch.device("cpu"))).top1 == result.scores.top1
 
 
 class Killed(BaseException):
@@ -96,7 +97,7 @@ def uninterrupted(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.mark.parametrize(
     ("function", "call"),
-    [("train_on_batch", 6), ("evaluate", 2), ("_append_metrics", 2), ("write_tensors", 1), ("save_state", 2)],
+    [("train_on_batch", 6), ("evaluate", 2), ("add_metrics", 2), ("write_tensors", 1), ("save_state", 2)],
 )
 def test_killed_and_resumed_is_the_same_to_the_bit(
     function: str,
@@ -107,14 +108,15 @@ def test_killed_and_resumed_is_the_same_to_the_bit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     settings = ArtEncoderSettings(**FAST, data=folders, output_dir=tmp_path, epochs=3)
-    original = getattr(art_encoder, function)
+    place = ArtEncoderFolder if function == "add_metrics" else art_encoder
+    original = getattr(place, function)
     calls = 0
 
     def killed_at_the_call(*arguments: object) -> object:
         nonlocal calls
         calls += 1
         if calls == call:
-            if function == "_append_metrics":
+            if function == "add_metrics":
                 (tmp_path / "metrics.jsonl").open("a").write('{"epoch": 2, "ste')
             if function == "write_tensors":
                 (tmp_path / ".state.safetensors.tmp").write_bytes(b"half")
@@ -122,7 +124,7 @@ def test_killed_and_resumed_is_the_same_to_the_bit(
         return original(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(art_encoder, function, killed_at_the_call)
+        patch.setattr(place, function, killed_at_the_call)
         with pytest.raises(Killed):
             train_art_encoder(settings)
     torch.rand(3), np.random.rand(3)  # another process has other generators
@@ -131,15 +133,14 @@ def test_killed_and_resumed_is_the_same_to_the_bit(
 
     for name in ("efficientnet_lite0.safetensors", "state.safetensors"):
         assert_same_tensors(tmp_path / name, uninterrupted / name)
+    assert untimed(tmp_path) == untimed(uninterrupted)
+
+
+def untimed(folder: Path) -> list[dict[str, float]]:
+    """The lines of metrics.jsonl, without what depends on the machine."""
     timed = {"train_seconds", "pictures_per_second"}
-    ours, theirs = (
-        [
-            {name: value for name, value in json.loads(line).items() if name not in timed}
-            for line in (folder / "metrics.jsonl").read_text().splitlines()
-        ]
-        for folder in (tmp_path, uninterrupted)
-    )
-    assert ours == theirs
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{name: value for name, value in json.loads(line).items() if name not in timed} for line in lines]
 
 
 def test_each_epoch_is_a_point_of_the_curves(uninterrupted: Path) -> None:
@@ -215,3 +216,157 @@ def test_damaged_pictures_stop_the_training_before_it_starts(tmp_path: Path) -> 
     assert "rows/0.png: damaged" in str(error.value)
     assert "columns/1.png: not a picture" in str(error.value)
     assert not (tmp_path / "out/metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "image_size", "channel_mean"),
+    [
+        ("convnext_atto", 32, 0.485),
+        ("vit_tiny_patch16_224", 48, 0.5),
+        ("test_resnet", 32, 0.5),
+        ("levit_128s", 64, 0.485),  # its classifier has a norm, and is two
+    ],
+)
+def test_any_architecture_of_timm_trains_and_loads_as_an_encoder(
+    architecture: str, image_size: int, channel_mean: float, folders: Path, tmp_path: Path
+) -> None:
+    fast = FAST | {"architecture": architecture, "image_size": image_size, "batch_size": 16}
+    result = train_art_encoder(ArtEncoderSettings(**fast, data=folders, output_dir=tmp_path, epochs=1))
+    with safe_open(result.checkpoint, framework="pt") as file:
+        recorded = file.metadata()
+    mean, std = json.loads(recorded["mean"]), json.loads(recorded["std"])
+    assert mean[0] == channel_mean
+    config = ArtEncoderConfig(
+        architecture=architecture, checkpoint=result.checkpoint, image_size=image_size, mean=mean, std=std
+    )
+    encoder = load_art_encoder(config)
+    pixels = torch.rand(2, 3, image_size, image_size)
+    # the features are those that the classifier of the file was trained on: with it they give the file's logits
+    classifier = create_classifier(architecture, 2, 0.0, 0.0, image_size)
+    classifier.load_state_dict(tensors(result.checkpoint))
+    with torch.no_grad():
+        features = encoder(pixels)
+        assert features.shape == (2, encoder.feature_dim)
+        expected = classifier.eval().forward_head(classifier.forward_features(pixels), pre_logits=True)
+    assert torch.equal(features, expected)
+    with pytest.raises(UserError, match=r"set art_encoders\.mean: \["):
+        load_art_encoder(config.model_copy(update={"mean": (0.1, 0.1, 0.1)}))
+
+
+def test_initial_weights_of_another_size_are_resampled(tmp_path: Path) -> None:
+    donor = create_classifier("test_vit", 10, 0.0, 0.0)  # of its own 160 pixels
+    torch.save(donor.state_dict(), tmp_path / "donor.pth")
+    model = create_classifier("test_vit", 2, 0.0, 0.0, 64, tmp_path / "donor.pth")
+    assert torch.equal(model.blocks[0].attn.qkv.weight, donor.blocks[0].attn.qkv.weight)
+    assert model.pos_embed.shape[1] == 4 * 4 + 1 < donor.pos_embed.shape[1]
+    donor.set_input_size(img_size=(64, 64))
+    assert torch.equal(model.pos_embed, donor.pos_embed)
+
+
+def test_rates_that_an_architecture_does_not_take(
+    folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fast = FAST | {"architecture": "densenet121", "image_size": 32}
+    with pytest.raises(UserError, match=r"--drop-path-rate 0\.1: densenet121 has no such thing; leave it out"):
+        train_art_encoder(ArtEncoderSettings(**fast, data=folders, output_dir=tmp_path / "out", epochs=1))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def labels(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CSV of styles, and of genres that half of the pictures have."""
+    file = tmp_path_factory.mktemp("labels") / "labels.csv"
+    rows = [
+        f"{style}/{number}.png,{style},{'' if number % 2 else 'abc'[number % 3]}"
+        for style in ("rows", "columns")
+        for number in range(16)
+    ]
+    file.write_text("\n".join(["image,style,genre", *rows]) + "\n")
+    return file
+
+
+def heads_settings(folders: Path, labels: Path, output: Path, **more: object) -> ArtEncoderSettings:
+    fast = FAST | {"architecture": "test_efficientnet", "validation_fraction": 0.4} | more
+    return ArtEncoderSettings(**fast, data=labels, image_root=folders, heads="style,genre", output_dir=output, epochs=2)
+
+
+def test_several_heads_are_scored_recorded_and_ignored_by_the_encoder(
+    folders: Path, labels: Path, tmp_path: Path
+) -> None:
+    result = train_art_encoder(heads_settings(folders, labels, tmp_path))
+    style, genre = result.scores.heads
+    assert (style.name, sum(one.count for one in style.per_class)) == ("style", 12)
+    assert 0 < sum(one.count for one in genre.per_class) < 12
+    assert result.scores.top1 == pytest.approx((style.top1 + genre.top1) / 2)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    best = lines[result.epoch - 1]
+    assert (best["style_top1"], best["genre_top1"]) == (style.top1, genre.top1)
+    assert best["validation_loss"] == pytest.approx(best["style_loss"] + best["genre_loss"])
+    assert {"style_top5", "genre_top5", "mean_style_top1", "mean_genre_top1"} <= best.keys()
+    for head, classes in (("style", ["columns", "rows"]), ("genre", ["a", "b", "c"])):
+        with (tmp_path / f"per_{head}.csv").open(newline="") as stream:
+            assert [row[head] for row in csv.DictReader(stream)] == classes
+    events = EventAccumulator(str(tmp_path)).Reload()
+    curve = [event.value for event in events.Scalars("validation/genre_top1")]
+    assert curve == [pytest.approx(line["genre_top1"]) for line in lines]
+
+    with safe_open(result.checkpoint, framework="pt") as file:
+        metadata = file.metadata()
+    assert json.loads(metadata["heads"]) == {"style": ["columns", "rows"], "genre": ["a", "b", "c"]}
+    assert tensors(result.checkpoint)["classifier.weight"].shape[0] == 5
+    encoder = load_art_encoder(
+        ArtEncoderConfig(architecture="test_efficientnet", checkpoint=result.checkpoint, image_size=32)
+    )
+    assert encoder(torch.zeros(1, 3, 32, 32)).shape == (1, encoder.feature_dim)
+
+
+@pytest.mark.parametrize(("call", "step"), [(1, 1), (3, 3), (4, 3), (6, 5)])
+def test_a_training_stopped_within_an_epoch_goes_on_to_the_same_bytes(
+    call: int, step: int, folders: Path, labels: Path, tmp_path: Path
+) -> None:
+    """call: asked after each of 3 steps and after the epoch. With dropout, mixing and several heads."""
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    train_art_encoder(heads_settings(folders, labels, whole, class_balance=0.5))
+    settings = heads_settings(folders, labels, halves, class_balance=0.5)
+    done = 0
+
+    def reason() -> str | None:
+        nonlocal done
+        done += 1
+        return "SIGTERM" if done >= call else None
+
+    with pytest.raises(Preempted, match=f"stopped by SIGTERM after step {step}"):
+        train_art_encoder(settings, stop_reason=reason)
+    torch.rand(3), np.random.rand(3)
+    train_art_encoder(settings.model_copy(update={"resume": True}))
+    for name in ("test_efficientnet.safetensors", "state.safetensors"):
+        assert_same_tensors(halves / name, whole / name)
+    assert untimed(halves) == untimed(whole)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("metrics.jsonl", None, r"metrics\.jsonl is a folder; give a file in it, or another place"),
+        ("checked_pictures", None, "checked_pictures is a folder"),
+        ("per_style.csv", None, r"per_style\.csv is a folder"),
+        ("efficientnet_lite0.safetensors", None, r"efficientnet_lite0\.safetensors is a folder"),
+        ("state.safetensors", None, r"state\.safetensors is a folder"),
+        ("state.safetensors", bytes(200), r"state\.safetensors is damaged .*; delete it and start again"),
+        ("state.safetensors", b"", r"state\.safetensors is damaged"),
+        ("metrics.jsonl", b'{"kind": "train", "step": 1}\n', r"metrics\.jsonl:1: is no line of a training of the art"),
+        ("metrics.jsonl", b"\xff\xfe\n", r"metrics\.jsonl:1: is no line of a training"),
+        ("efficientnet_lite0.safetensors", b"mine", "is there already, and no training's; move it elsewhere"),
+    ],
+)
+def test_a_refused_start_leaves_nothing(
+    name: str, content: bytes | None, message: str, folders: Path, tmp_path: Path
+) -> None:
+    if content is None:
+        (tmp_path / name).mkdir()
+    else:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        train_art_encoder(ArtEncoderSettings(**FAST, data=folders, output_dir=tmp_path, epochs=1, resume=True))
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert content is None or (tmp_path / name).read_bytes() == content

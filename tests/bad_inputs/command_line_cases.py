@@ -136,11 +136,6 @@ COMMAND_LINE = Area(
             ("--output-dir {folder}/file/x: {folder}/file is not a folder",),
         ),
         BadInput(
-            "an art encoder that is a ResNet",
-            art_encoder("--architecture", "resnet18"),
-            ("--architecture: 'resnet18' is a ResNet, not an EfficientNet; use",),
-        ),
-        BadInput(
             "an art encoder that starts from nothing",
             art_encoder("--initial-checkpoint", "/none.pth"),
             ("/none.pth does not exist; --initial-checkpoint must name",),

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from artkv.training.stops import ToHost
+from artkv.distributed import ToHost
 from tests.benchmarks.conftest import run_script
 
 ROOT = Path(__file__).parents[2]

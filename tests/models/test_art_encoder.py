@@ -262,5 +262,5 @@ def test_settings_that_name_nothing(tmp_path: Path) -> None:
     (tmp_path / "a.pth").touch()
     with pytest.raises(UserError, match=r"'eficientnet_b3' is no model of timm; near it: efficientnet_b3"):
         load(tmp_path / "a.pth", "eficientnet_b3")
-    with pytest.raises(UserError, match="is a ResNet, not an EfficientNet"):
-        load(tmp_path / "a.pth", "resnet18")
+    with pytest.raises(UserError, match=r"'efficientnet_b3\.none' cannot be made .*; leave out what follows the dot"):
+        load(tmp_path / "a.pth", "efficientnet_b3.none")

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from artkv.distributed import World, single_process
+from artkv.distributed import ToHost, World, single_process
 from artkv.errors import Preempted, RunFailed
 from artkv.training.preemption import StopRequests
-from artkv.training.stops import RunStops, ToHost
+from artkv.training.stops import RunStops
 from tests.feature_cache.conftest import on_ranks
 
 
