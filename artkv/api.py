@@ -15,6 +15,7 @@ from tqdm import tqdm
 from artkv.config import Config, DatasetConfig, load_config
 from artkv.datasets.pictures import open_picture
 from artkv.datasets.question_set import QuestionSet
+from artkv.datasets.table_form import TableForm
 from artkv.distributed import World, single_process
 from artkv.errors import UserError
 from artkv.evaluation.answering import (
@@ -140,7 +141,7 @@ def _replace(comparison: Path, writes: Sequence[Callable[[], None]]) -> None:
 def _candidates(choices: str, dataset: DatasetConfig) -> Candidates:
     """What `evaluate` is to have chosen among."""
     if choices == "train":
-        return read_candidates(csv_path(dataset, "train"), MOST_CANDIDATES)
+        return read_candidates(csv_path(dataset, "train"), MOST_CANDIDATES, TableForm.of(dataset))
     return read_candidates(Path(choices))
 
 

@@ -1,10 +1,14 @@
 """The options of each verb of the command line, one function a verb; nothing here takes time to import."""
 
 import argparse
+from collections.abc import Callable
+from typing import Any
 
 from artkv.argument_values import png_path, some_path, some_text, whole_number
 
 SPLITS = ("train", "val", "test")
+# Of an option that is another spelling of a `--set`; argparse gives all that share a place one list.
+_AS_SET: dict[str, Any] = {"dest": "set", "action": "append", "default": [], "metavar": "N"}
 METRICS = ("exact_match", "bleu", "bleu_artquest", "token_f1")
 
 
@@ -17,6 +21,13 @@ def train(verb: argparse.ArgumentParser) -> None:
         metavar="WHERE",
         help="latest: go on from the newest checkpoint of run.output_dir; auto: the same if there is one, "
         "else start; or the path of a checkpoint",
+    )
+    verb.add_argument("--epochs", type=_setting("training.num_epochs"), **_AS_SET, help="--set training.num_epochs=N")
+    verb.add_argument(
+        "--limit",
+        type=_setting("dataset.limit"),
+        **_AS_SET,
+        help="--set dataset.limit=N: the first N paintings of each CSV file, for a try-out",
     )
     # Added by `artkv supervise`.
     verb.add_argument("--supervised", metavar="RUN", help=argparse.SUPPRESS)
@@ -271,6 +282,12 @@ def quickstart(verb: argparse.ArgumentParser) -> None:
     )
     verb.add_argument("--ranks", type=whole_number(1, 1024), default=2, help="processes that train (default 2)")
     _add_overrides(verb)
+
+
+def _setting(key: str) -> Callable[[str], str]:
+    """Makes a whole number what `--set` takes."""
+    number = whole_number(1)
+    return lambda text: f"{key}={number(text)}"
 
 
 def _splits(text: str) -> tuple[str, ...]:

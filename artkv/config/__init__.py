@@ -15,8 +15,10 @@ from artkv.config.schema import (
     TrainableConfig,
     TrainingConfig,
 )
+from artkv.config.table_settings import ColumnsConfig
 
 __all__ = [
+    "ColumnsConfig",
     "Config",
     "DatasetConfig",
     "DistributedConfig",

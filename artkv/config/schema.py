@@ -5,11 +5,13 @@ Every field's description is what an error message shows as the remedy, so it sa
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from artkv.config.section import Section
 from artkv.config.sizes import parse_size
+from artkv.config.table_settings import ColumnsConfig, Delimiter, Encoding
 
 # Strict: `true`, "3" and 2.0 are no whole numbers, and `true` is no number; YAML has said what it means.
 PositiveInt = Annotated[int, Field(gt=0, strict=True)]
@@ -24,12 +26,6 @@ _MOST_MINUTES = 10**6  # two years
 Bool = Annotated[bool, Field(strict=True)]
 _Mean = Annotated[Float, Field(ge=-1000, le=1000)]
 _Deviation = Annotated[PositiveFloat, Field(ge=1e-6, le=1000)]
-
-
-class Section(BaseModel):
-    """Base of all sections: unknown keys are errors and nothing changes after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class ModelConfig(Section):
@@ -126,6 +122,16 @@ class DatasetConfig(Section):
     train: Path | None = Field(default=None, description="a CSV file with columns image, question, answer")
     val: Path | None = Field(default=None, description="a CSV file with columns image, question, answer")
     test: Path | None = Field(default=None, description="a CSV file with columns image, question, answer")
+    columns: ColumnsConfig = ColumnsConfig()
+    delimiter: Delimiter = Field(
+        default="auto",
+        description="auto (of each CSV file, the one that its header has the columns with), comma, semicolon, tab or "
+        "pipe",
+    )
+    encoding: Encoding = Field(default="utf-8", description=f"one of {', '.join(get_args(Encoding))}")
+    limit: PositiveInt | None = Field(
+        default=None, description="for a try-out: the first paintings of each CSV file, 1 or more; null: all"
+    )
     image_root: Path | None = Field(
         default=None, description="the folder that holds the pictures, sub-folders included"
     )
