@@ -64,6 +64,10 @@ def make_parser(with_options: Collection[str]) -> argparse.ArgumentParser:
 
 
 VERBS = {
+    "init": Verb("look at a folder of pictures and questions, and write a config for it", options.init, (
+        "artkv init data/my_paintings",
+        "artkv init data/my_paintings --image-column Bild --question-column Frage --output paintings.yaml",
+    )),
     "train": Verb("train by a config; alone, or under deepspeed, torchrun or srun", options.train, (
         "artkv train --config my.yaml",
         "artkv train --config my.yaml --resume auto --set training.num_epochs=3",

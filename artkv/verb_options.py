@@ -12,6 +12,13 @@ _AS_SET: dict[str, Any] = {"dest": "set", "action": "append", "default": [], "me
 METRICS = ("exact_match", "bleu", "bleu_artquest", "token_f1")
 
 
+def init(verb: argparse.ArgumentParser) -> None:
+    """Of `artkv init`."""
+    from artkv.starting.arguments import add_arguments
+
+    add_arguments(verb)
+
+
 def train(verb: argparse.ArgumentParser) -> None:
     """Of `artkv train`."""
     _add_config(verb)

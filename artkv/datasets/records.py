@@ -85,19 +85,6 @@ def read_records(path: Path, required: Sequence[str] = REQUIRED_COLUMNS, form: T
     return Records(tuple(names), records, problems)
 
 
-def read_header(path: Path, form: TableForm = PLAIN) -> list[str]:
-    """The names in a table's header; empty where the file is no table that could be read.
-
-    Raises `UserError` when the file cannot be opened.
-    """
-    problems: list[Problem] = []
-    table = _open_table(path, REQUIRED_COLUMNS, form, problems)
-    if table is None:
-        return []
-    lines, _, delimiter = table
-    return [name.strip() for name in next(_rows(path, lines, delimiter, problems), (1, []))[1]]
-
-
 def _open_table(
     path: Path, required: Sequence[str], form: TableForm, problems: list[Problem]
 ) -> tuple[list[str], set[int], str] | None:

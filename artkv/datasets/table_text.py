@@ -55,11 +55,19 @@ def delimiter_of(lines: Sequence[str], form: TableForm, required: Sequence[str])
     """The character between fields: of `auto` the one that gives a header with all columns, or with the most."""
     if form.delimiter != "auto":
         return DELIMITERS[form.delimiter]
-    first = next((line for line in lines if line.strip()), "")
-    headers = {delimiter: _fields(first, delimiter) for delimiter in DELIMITERS.values()}
+    headers = {delimiter: header_fields(lines, delimiter) for delimiter in DELIMITERS.values()}
     wanted = {form.name_of(role) for role in required}
     whole = [delimiter for delimiter, fields in headers.items() if wanted <= set(fields)]
     return whole[0] if whole else max(headers, key=lambda delimiter: len(headers[delimiter]))
+
+
+def header_fields(lines: Sequence[str], delimiter: str) -> list[str]:
+    """The names in the first line that is not blank, if this is what stands between them."""
+    first = next((line for line in lines if line.strip()), "")
+    try:
+        return [name.strip() for name in next(csv.reader([first], delimiter=delimiter), [])]
+    except csv.Error:
+        return []
 
 
 def looks_like_utf16(data: bytes) -> bool:
@@ -125,10 +133,3 @@ def _is_utf8(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _fields(line: str, delimiter: str) -> list[str]:
-    try:
-        return [name.strip() for name in next(csv.reader([line], delimiter=delimiter), [])]
-    except csv.Error:
-        return []
