@@ -115,6 +115,10 @@ VERBS = {
         "artkv export --checkpoint outputs/demo/best --format adapter --output demo.safetensors",
         "artkv export --checkpoint outputs/demo/best --format transformers --output demo_blip2",
     )),
+    "push": Verb("share a trained model on the hub, with its scores and a model card", options.push, (
+        "artkv push outputs/demo user/painter --private",
+        "artkv push outputs/demo/checkpoints/step_00000500 user/painter --revision early --license apache-2.0 --yes",
+    )),
     "check": Verb("list everything in config, data and models that would stop a run", options.check, (
         "artkv check --config my.yaml",
     )),

@@ -289,6 +289,21 @@ def export(options: argparse.Namespace) -> int:
     return DONE
 
 
+def push(options: argparse.Namespace) -> int:
+    """Shares a trained model on the hub."""
+    from artkv.sharing.hub_names import required_hub_name
+
+    name = required_hub_name(options.name, options.revision)
+
+    from artkv.sharing.pushing import PushOptions
+    from artkv.sharing.pushing import push as push_run
+
+    has_art = not options.leave_out_art_encoder
+    asked = PushOptions(options.run, name, options.private, options.base_model, has_art, options.license)
+    push_run(asked, lambda: options.yes or shell.agrees("upload these?"), _say)
+    return DONE
+
+
 def check(options: argparse.Namespace) -> int:
     """Lists everything that would stop a run."""
     from artkv.config import load_config
@@ -355,7 +370,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "init": init, "train": train, "supervise": supervise,
     "evaluate": evaluate, "compare": compare, "sweep": sweep, "report": report, "status": status,
     "ask": ask, "serve": serve,
-    "cache": cache, "export": export, "check": check, "plan": plan, "art-encoder": art_encoder,
+    "cache": cache, "export": export, "push": push, "check": check, "plan": plan, "art-encoder": art_encoder,
     "quickstart": quickstart,
 }  # fmt: skip
 

@@ -31,11 +31,13 @@ def open_control(options: argparse.Namespace, config: "Config") -> "tuple[Checkp
 def open_given(options: argparse.Namespace, given: str) -> "tuple[Checkpoint, Config]":
     """The checkpoint that an option means, and its config with --set; says on stderr which one it is."""
     from artkv.config import override_config
-    from artkv.run_folder.checkpoint import open_checkpoint
     from artkv.run_folder.layout import BEST, best_checkpoint, checkpoints_newest_first
+    from artkv.sharing.fetching import open_shared
 
-    checkpoint = open_checkpoint(given)
-    config = override_config(checkpoint.config, options.set)
+    checkpoint, sets = open_shared(given), list(options.set)
+    if any(setting.startswith("model.blip2=") for setting in sets):
+        sets.insert(0, "model.revision=null")  # of the one that is replaced
+    config = override_config(checkpoint.config, sets)
     if rank() == "0":
         name, run_dir = checkpoint.path.name, checkpoint.run_dir
         notes = ["newest"] if checkpoints_newest_first(run_dir)[:1] == [name] else []

@@ -203,6 +203,23 @@ def export(verb: argparse.ArgumentParser) -> None:
     )
 
 
+def push(verb: argparse.ArgumentParser) -> None:
+    """Of `artkv push`."""
+    verb.add_argument("run", type=some_path, metavar="RUN", help="a run's folder, for its best, or a checkpoint's")
+    verb.add_argument("name", type=some_text, metavar="USER/NAME", help="on the hub; made where it is missing")
+    verb.add_argument("--private", action="store_true", help="for you alone, and whom you name on its page")
+    verb.add_argument("--revision", type=some_text, metavar="BRANCH", help="a branch of it (default: main)")
+    verb.add_argument(
+        "--base-model",
+        type=some_text,
+        metavar="ID",
+        help="of the frozen weights on the hub, where model.blip2 is a folder or file",
+    )
+    verb.add_argument("--license", type=some_text, metavar="ID", help="as the hub spells it, such as apache-2.0")
+    verb.add_argument("--leave-out-art-encoder", action="store_true", help="where you may not share its weights")
+    verb.add_argument("--yes", action="store_true", help="do not ask before anything is uploaded")
+
+
 def check(verb: argparse.ArgumentParser) -> None:
     """Of `artkv check`."""
     _add_config(verb)
@@ -322,7 +339,7 @@ def _add_checkpoint(verb: argparse.ArgumentParser) -> None:
         type=some_path,
         required=True,
         metavar="PATH",
-        help="a checkpoint's folder, a run's (its newest), its best or checkpoints/latest, or an exported adapter",
+        help="a checkpoint's folder, a run's (its newest), its best or checkpoints/latest, an adapter, or a hub id",
     )
     _add_overrides(verb)
 

@@ -5,6 +5,7 @@ from tests.bad_inputs.checkpoint_cases import CHECKPOINTS
 from tests.bad_inputs.command_line_cases import COMMAND_LINE
 from tests.bad_inputs.csv_cases import CSV
 from tests.bad_inputs.deepspeed_cases import DEEPSPEED
+from tests.bad_inputs.hub_cases import HUB
 from tests.bad_inputs.init_cases import INIT
 from tests.bad_inputs.output_cases import PLACES
 from tests.bad_inputs.picture_cases import PICTURES
@@ -25,6 +26,7 @@ AREAS: list[Area] = [
     OUTPUT,
     STATUS,
     CHECKPOINTS,
+    HUB,
     PLACES,
 ]
 

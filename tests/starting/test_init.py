@@ -167,12 +167,15 @@ def test_what_the_files_are_written_in_stands_in_the_config(
     assert {question[-6:] for _, question, *_ in texts(tables(config))} == {"– Käse"}
 
 
-def test_files_that_are_written_differently_are_written_anew(tiny_world: Path, folder: Path, tmp_path: Path) -> None:
-    for split, header, encoding in (
-        ("train", ["image", "question", "answer"], "utf-8"), ("val", ["img", "query", "label"], "latin-1"),
-    ):  # fmt: skip
+@pytest.mark.parametrize(
+    ("names", "encoding"), [(["img", "query", "label"], "utf-8"), (["image", "question", "answer"], "latin-1")]
+)
+def test_files_that_are_written_differently_are_written_anew(
+    tiny_world: Path, folder: Path, tmp_path: Path, names: list[str], encoding: str
+) -> None:
+    for split, header, written in (("train", ["image", "question", "answer"], "utf-8"), ("val", names, encoding)):
         rows = [[r["image"], r["question"] + " é", r["answer"]] for r in rows_of(tiny_world, split)]
-        write_csv(folder / f"{split}.csv", header, rows, encoding=encoding)
+        write_csv(folder / f"{split}.csv", header, rows, encoding=written)
     config, _ = started(folder, tmp_path / "my.yaml")
     assert config.dataset.train == (tmp_path / "my_data" / "train.csv").resolve()
     assert {question[-1] for _, question, *_ in texts(tables(config))} == {"é"}
