@@ -31,10 +31,10 @@ def hub_name(given: str | Path) -> HubName | None:
     A `Path`, and what begins or ends as only paths do, is never an id.
     """
     text = str(given)
-    if isinstance(given, Path) or os.path.lexists(text) or ".." in text or "--" in text:
+    if isinstance(given, Path) or ".." in text or "--" in text:
         return None
     found = _ID.fullmatch(text)
-    # outputs/dmeo is a run's folder, mistyped, and no question to the hub.
+    # What is in a folder that is there is a path, and so is outputs/dmeo, mistyped: no question to the hub.
     is_path = os.path.lexists(text.split("/")[0]) or text.startswith("outputs/")
     if found is None or is_path or text.endswith((".safetensors", ".yaml", ".pth", "/best", "/latest")):
         return None
