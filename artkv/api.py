@@ -15,6 +15,7 @@ from tqdm import tqdm
 from artkv.config import Config, DatasetConfig, load_config
 from artkv.datasets.pictures import open_picture
 from artkv.datasets.question_set import QuestionSet
+from artkv.datasets.table_form import TableForm
 from artkv.distributed import World, single_process
 from artkv.errors import UserError
 from artkv.evaluation.answering import (
@@ -33,8 +34,10 @@ from artkv.evaluation.results import COMPARISON, Answers, check_places, evaluati
 from artkv.evaluation.scores import Scores, score_choices
 from artkv.files import check_writable, told, write_whole
 from artkv.monitoring.cards import AnsweredQuestion, draw_card
-from artkv.run_folder.checkpoint import Checkpoint, open_checkpoint
+from artkv.run_folder.checkpoint import Checkpoint
 from artkv.session import Session, csv_path, pictures_folder
+from artkv.sharing.fetching import open_shared
+from artkv.sharing.hub_names import hub_name
 
 _DRAWN_BY = "artkv ask"
 
@@ -47,15 +50,18 @@ def load_model(
     """A model that answers: `load_model(checkpoint="outputs/demo/best").ask("painting.jpg", "Which style is this?")`.
 
     Args:
-        config: settings, or the path of their YAML file; None: those that the checkpoint was trained with.
+        config: settings, or the path of their YAML file; None: those that the checkpoint was trained with. An id of
+            the hub alone is the checkpoint's: `load_model("user/name")`.
         checkpoint: a checkpoint's folder, or a run's, or its `best` or `checkpoints/latest`, or an exported
-            adapter; None for the untrained model.
+            adapter, or an id of the hub such as `user/name`; None for the untrained model.
         device: by default the first CUDA device, or the CPU.
 
     Raises:
         UserError: if the checkpoint is damaged, was trained with other trainables or other frozen weights.
     """
-    trained = open_checkpoint(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint
+    if checkpoint is None and isinstance(config, str) and hub_name(config) is not None:
+        config, checkpoint = None, config
+    trained = open_shared(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint
     if config is None:
         if trained is None:
             raise UserError("load_model: neither a config nor a checkpoint is given; give one, or both")
@@ -83,7 +89,7 @@ def evaluate(
     """
     world = world or single_process()
     given = checkpoint
-    trained = given if isinstance(given, Checkpoint) else world.together(lambda: open_checkpoint(given))
+    trained = given if isinstance(given, Checkpoint) else world.together(lambda: open_shared(given))
     config = config or trained.config
     if not config.kv_modulation.enabled and any(ablation.prefix == "shuffled" for ablation in ablations):
         raise UserError(
@@ -140,7 +146,7 @@ def _replace(comparison: Path, writes: Sequence[Callable[[], None]]) -> None:
 def _candidates(choices: str, dataset: DatasetConfig) -> Candidates:
     """What `evaluate` is to have chosen among."""
     if choices == "train":
-        return read_candidates(csv_path(dataset, "train"), MOST_CANDIDATES)
+        return read_candidates(csv_path(dataset, "train"), MOST_CANDIDATES, TableForm.of(dataset))
     return read_candidates(Path(choices))
 
 

@@ -64,6 +64,10 @@ def make_parser(with_options: Collection[str]) -> argparse.ArgumentParser:
 
 
 VERBS = {
+    "init": Verb("look at a folder of pictures and questions, and write a config for it", options.init, (
+        "artkv init data/my_paintings",
+        "artkv init data/my_paintings --image-column Bild --question-column Frage --output paintings.yaml",
+    )),
     "train": Verb("train by a config; alone, or under deepspeed, torchrun or srun", options.train, (
         "artkv train --config my.yaml",
         "artkv train --config my.yaml --resume auto --set training.num_epochs=3",
@@ -110,6 +114,10 @@ VERBS = {
     "export": Verb("write a checkpoint as one file, a transformers folder or a LAVIS .pth", options.export, (
         "artkv export --checkpoint outputs/demo/best --format adapter --output demo.safetensors",
         "artkv export --checkpoint outputs/demo/best --format transformers --output demo_blip2",
+    )),
+    "push": Verb("share a trained model on the hub, with its scores and a model card", options.push, (
+        "artkv push outputs/demo user/painter --private",
+        "artkv push outputs/demo/checkpoints/step_00000500 user/painter --revision early --license apache-2.0 --yes",
     )),
     "check": Verb("list everything in config, data and models that would stop a run", options.check, (
         "artkv check --config my.yaml",

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from artkv import shell
 from artkv.arguments import parse_arguments
-from artkv.errors import UserError
 from artkv.failures import (
     DONE,
     RUN_FAILED,
@@ -22,10 +21,10 @@ from artkv.failures import (
     tell,
 )
 from artkv.files import check_folder_writable, check_writable
+from artkv.given_checkpoints import open_control, open_given
 
 if TYPE_CHECKING:
-    from artkv.config import Config
-    from artkv.run_folder.checkpoint import Checkpoint
+    pass
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,6 +47,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 # In each verb the config or the checkpoint is read first, and what takes seconds to import comes after: who mistyped a
 # path is told at once.
+
+
+def init(options: argparse.Namespace) -> int:
+    """Writes the config of a training on a folder's pictures and questions."""
+    from artkv.starting.arguments import init_options
+
+    asked = init_options(options)
+
+    from artkv.starting.init import init as write_config
+
+    report = write_config(asked)
+    for heading, sentences in (("found", report.found), ("assumed", report.assumed), ("not used", report.unused)):
+        _say("\n".join(f"{heading}: {sentence}" for sentence in sentences))
+    output = shell.seen_by_caller(asked.output)
+    _say(f"written: {output}\nnext: {shell.command('artkv', 'check', '--config', asked.output)}")
+    return DONE
 
 
 def train(options: argparse.Namespace) -> int:
@@ -94,8 +109,8 @@ def supervise(options: argparse.Namespace) -> int:
 
 def evaluate(options: argparse.Namespace) -> int:
     """Scores a checkpoint, and compares its ablations where they are all asked for."""
-    checkpoint, config = _open_checkpoint(options, options.checkpoint)
-    control = None if options.control is None else _open_control(options, config)
+    checkpoint, config = open_given(options, options.checkpoint)
+    control = None if options.control is None else open_control(options, config)
 
     from artkv.api import evaluate as run_evaluation
     from artkv.distributed import process_group
@@ -202,7 +217,7 @@ def report(options: argparse.Namespace) -> int:
 
 def ask(options: argparse.Namespace) -> int:
     """Answers one question about one picture."""
-    checkpoint, config = _open_checkpoint(options, options.checkpoint)
+    checkpoint, config = open_given(options, options.checkpoint)
     if options.attention is not None:
         check_writable(Path(options.attention), f"--attention {options.attention}")
 
@@ -222,7 +237,7 @@ def ask(options: argparse.Namespace) -> int:
 
 def serve(options: argparse.Namespace) -> int:
     """Asks a trained model from a page in a browser."""
-    checkpoint, config = _open_checkpoint(options, options.checkpoint)
+    checkpoint, config = open_given(options, options.checkpoint)
     for ending in (signal.SIGTERM, signal.SIGINT):  # the latter is ignored where a script started this behind itself
         signal.signal(ending, signal.default_int_handler)
     try:
@@ -266,12 +281,27 @@ def cache(options: argparse.Namespace) -> int:
 
 def export(options: argparse.Namespace) -> int:
     """Writes a checkpoint for others to load."""
-    checkpoint, config = _open_checkpoint(options, options.checkpoint)
+    checkpoint, config = open_given(options, options.checkpoint)
 
     from artkv.export import export as write_export
 
     for path in write_export(checkpoint, config, options.format, Path(options.output), options.leave_out):
         _say(str(path))
+    return DONE
+
+
+def push(options: argparse.Namespace) -> int:
+    """Shares a trained model on the hub."""
+    from artkv.sharing.hub_names import required_hub_name
+
+    name = required_hub_name(options.name, options.revision)
+
+    from artkv.sharing.pushing import PushOptions
+    from artkv.sharing.pushing import push as push_run
+
+    has_art = not options.leave_out_art_encoder
+    asked = PushOptions(options.run, name, options.private, options.base_model, has_art, options.license)
+    push_run(asked, lambda: options.yes or shell.agrees("upload these?"), _say)
     return DONE
 
 
@@ -349,10 +379,10 @@ def quickstart(options: argparse.Namespace) -> int:
 
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
-    "train": train, "supervise": supervise,
+    "init": init, "train": train, "supervise": supervise,
     "evaluate": evaluate, "compare": compare, "sweep": sweep, "report": report, "status": status,
     "ask": ask, "serve": serve,
-    "cache": cache, "export": export, "check": check, "plan": plan, "art-encoder": art_encoder,
+    "cache": cache, "export": export, "push": push, "check": check, "plan": plan, "art-encoder": art_encoder,
     "quickstart": quickstart,
 }  # fmt: skip
 
@@ -360,38 +390,3 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
 def _say(text: str) -> None:
     """What a command was asked for, on stdout, without what would control a terminal."""
     print(for_terminal(text))
-
-
-def _open_control(options: argparse.Namespace, config: "Config") -> "tuple[Checkpoint, Config]":
-    """The checkpoint that --control means, and its config with --set; `UserError` if it is none."""
-    if not options.all_ablations:
-        raise UserError("--control: is compared with all ablations; add --all-ablations")
-    control, its_config = _open_checkpoint(options, options.control)
-    if its_config.kv_modulation.enabled or not config.kv_modulation.enabled:
-        is_first = its_config.kv_modulation.enabled
-        which, path = ("--control", options.control) if is_first else ("--checkpoint", options.checkpoint)
-        was = "with" if is_first else "without"
-        raise UserError(
-            f"{which} {path}: was trained {was} a prefix; give --control a run without one, and "
-            "--checkpoint one with it"
-        )
-    return control, its_config
-
-
-def _open_checkpoint(options: argparse.Namespace, given: str) -> "tuple[Checkpoint, Config]":
-    """The checkpoint that an option means, and its config with --set; says on stderr which one it is."""
-    from artkv.config import override_config
-    from artkv.run_folder.checkpoint import open_checkpoint
-    from artkv.run_folder.layout import BEST, best_checkpoint, checkpoints_newest_first
-
-    checkpoint = open_checkpoint(given)
-    config = override_config(checkpoint.config, options.set)
-    if rank() == "0":
-        name, run_dir = checkpoint.path.name, checkpoint.run_dir
-        notes = ["newest"] if checkpoints_newest_first(run_dir)[:1] == [name] else []
-        best = best_checkpoint(run_dir)
-        if best is not None:
-            notes.append("best" if best == name else f"{shell.seen_by_caller(run_dir / BEST)} is {best}")
-        shown = f" ({'; '.join(notes)})" if notes else ""
-        tell(f"checkpoint {shell.seen_by_caller(checkpoint.path)}{shown}")
-    return checkpoint, config

@@ -11,6 +11,7 @@ from artkv.config.deepspeed import fill_deepspeed_config, load_deepspeed_config
 from artkv.datasets.image_index import ImageIndex
 from artkv.datasets.shared_pictures import shared_pictures
 from artkv.datasets.table import find_problems, read_table
+from artkv.datasets.table_form import TableForm
 from artkv.datasets.tokenized_table import rows_with_long_answers
 from artkv.distributed import single_process
 from artkv.errors import UserError
@@ -85,6 +86,7 @@ def _check_deepspeed(session: Session) -> None:
 def _check_data(session: Session) -> list[str]:
     config = session.config
     images = ImageIndex(pictures_folder(config.dataset), config.dataset.max_pixels)
+    form = TableForm.of(config.dataset)
     obstacles = []
     for needed in (lambda: csv_path(config.dataset, "train"), lambda: training_splits(config)):
         try:
@@ -95,7 +97,7 @@ def _check_data(session: Session) -> list[str]:
         path = getattr(config.dataset, split)
         if path is not None:
             try:
-                obstacles += [str(problem) for problem in find_problems(path, images)]
+                obstacles += [str(problem) for problem in find_problems(path, images, form=form)]
             except UserError as error:
                 obstacles.append(f"dataset.{split}: {error}")
     return obstacles
@@ -106,7 +108,7 @@ def _note_shared_pictures(session: Session, note: Callable[[str], None]) -> None
     dataset = session.config.dataset
     if dataset.image_root is None or dataset.train is None:
         return
-    images = ImageIndex(dataset.image_root)
+    images, form = ImageIndex(dataset.image_root), TableForm.of(dataset)
     if images.unreadable:
         note(f"{len(images.unreadable)} folders below {dataset.image_root} are not listed: {images.unreadable[0]}")
     for split in ("val", "test"):
@@ -114,8 +116,8 @@ def _note_shared_pictures(session: Session, note: Callable[[str], None]) -> None
         if path is None:
             continue
         with suppress(UserError):  # what is wrong with the tables was told already
-            table = read_table(path, images)
-            shared = shared_pictures(table, read_table(dataset.train, images))
+            table = read_table(path, images, form)
+            shared = shared_pictures(table, read_table(dataset.train, images, form))
             if shared:
                 note(
                     f"{len(shared)} of the {table.num_paintings} pictures of dataset.{split} are pictures of "
@@ -129,7 +131,7 @@ def _check_warmup(session: Session) -> None:
     if dataset.image_root is None or dataset.train is None:
         return
     try:
-        table = read_table(dataset.train, ImageIndex(dataset.image_root))
+        table = read_table(dataset.train, ImageIndex(dataset.image_root), TableForm.of(dataset))
     except UserError:
         return  # what is wrong with the table was told already
     training = session.config.training
@@ -147,21 +149,19 @@ def _check_blip2_and_texts(session: Session, note: Callable[[str], None]) -> lis
     dataset = session.config.dataset
     if dataset.image_root is None:
         return []
-    images = ImageIndex(dataset.image_root)
+    images, form = ImageIndex(dataset.image_root), TableForm.of(dataset)
     obstacles = []
     for path in filter(None, (dataset.train, dataset.val, dataset.test)):
-        try:
-            table = read_table(path, images)
-        except UserError:
-            continue  # what is wrong with the table was told already
-        tokenized, problems = session.tokenize(table, backbone)
-        obstacles += [str(problem) for problem in problems]
-        max_new_tokens = session.config.evaluation.max_new_tokens
-        if long := rows_with_long_answers(tokenized, max_new_tokens):
-            note(
-                f"{table.place(long[0])}: the first of {len(long)} answers of the file with more than "
-                f"evaluation.max_new_tokens = {max_new_tokens} tokens, which cannot be given whole; raise it"
-            )
+        with suppress(UserError):  # what is wrong with the table was told already
+            table = read_table(path, images, form)
+            tokenized, problems = session.tokenize(table, backbone)
+            obstacles += [str(problem) for problem in problems]
+            max_new_tokens = session.config.evaluation.max_new_tokens
+            if long := rows_with_long_answers(tokenized, max_new_tokens):
+                note(
+                    f"{table.place(long[0])}: the first of {len(long)} answers of the file with more than "
+                    f"evaluation.max_new_tokens = {max_new_tokens} tokens, which cannot be given whole; raise it"
+                )
     return obstacles
 
 

@@ -22,6 +22,7 @@ from artkv.datasets.problems import Problem, format_problems, quoted
 from artkv.datasets.prompt_packing import pack_prompts
 from artkv.datasets.question_set import QuestionSet
 from artkv.datasets.table import QuestionTable
+from artkv.datasets.table_form import TableForm
 from artkv.datasets.tokenization import encode_prompt
 from artkv.datasets.tokenized_table import TokenizedTable, tokenize_table, too_long_questions
 from artkv.distributed import World
@@ -92,7 +93,8 @@ class Session:
             image_root = world.together(lambda: pictures_folder(config.dataset))
             cache = config.frozen.feature_cache
             was_decoded = decoded_below(features_root()) if cache == "auto" else decoded_before(cache)
-            tables = read_checked_tables(paths, image_root, world, was_decoded, config.dataset.max_pixels)
+            form, most = TableForm.of(config.dataset), config.dataset.max_pixels
+            tables = read_checked_tables(paths, image_root, world, was_decoded, most, form)
             self.tables = dict(zip(splits, tables, strict=True))
 
     @property

@@ -25,6 +25,14 @@ def has_person() -> bool:
     return os.environ.get(_PATH) != ""
 
 
+def agrees(question: str) -> bool:
+    """Whether a person at a terminal answers yes; False where there is nobody to ask."""
+    if not sys.stdin.isatty():
+        return False
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
 def command(program: str, *words: str | Path) -> str:
     """One line that calls a program of artkv's environment.
 

@@ -1,11 +1,22 @@
 """The options of each verb of the command line, one function a verb; nothing here takes time to import."""
 
 import argparse
+from collections.abc import Callable
+from typing import Any
 
 from artkv.argument_values import png_path, some_path, some_text, whole_number
 
 SPLITS = ("train", "val", "test")
+# Of an option that is another spelling of a `--set`; argparse gives all that share a place one list.
+_AS_SET: dict[str, Any] = {"dest": "set", "action": "append", "default": [], "metavar": "N"}
 METRICS = ("exact_match", "bleu", "bleu_artquest", "token_f1")
+
+
+def init(verb: argparse.ArgumentParser) -> None:
+    """Of `artkv init`."""
+    from artkv.starting.arguments import add_arguments
+
+    add_arguments(verb)
 
 
 def train(verb: argparse.ArgumentParser) -> None:
@@ -17,6 +28,13 @@ def train(verb: argparse.ArgumentParser) -> None:
         metavar="WHERE",
         help="latest: go on from the newest checkpoint of run.output_dir; auto: the same if there is one, "
         "else start; or the path of a checkpoint",
+    )
+    verb.add_argument("--epochs", type=_setting("training.num_epochs"), **_AS_SET, help="--set training.num_epochs=N")
+    verb.add_argument(
+        "--limit",
+        type=_setting("dataset.limit"),
+        **_AS_SET,
+        help="--set dataset.limit=N: the first N paintings of each CSV file, for a try-out",
     )
     # Added by `artkv supervise`.
     verb.add_argument("--supervised", metavar="RUN", help=argparse.SUPPRESS)
@@ -185,6 +203,23 @@ def export(verb: argparse.ArgumentParser) -> None:
     )
 
 
+def push(verb: argparse.ArgumentParser) -> None:
+    """Of `artkv push`."""
+    verb.add_argument("run", type=some_path, metavar="RUN", help="a run's folder, for its best, or a checkpoint's")
+    verb.add_argument("name", type=some_text, metavar="USER/NAME", help="on the hub; made where it is missing")
+    verb.add_argument("--private", action="store_true", help="for you alone, and whom you name on its page")
+    verb.add_argument("--revision", type=some_text, metavar="BRANCH", help="a branch of it (default: main)")
+    verb.add_argument(
+        "--base-model",
+        type=some_text,
+        metavar="ID",
+        help="of the frozen weights on the hub, where model.blip2 is a folder or file",
+    )
+    verb.add_argument("--license", type=some_text, metavar="ID", help="as the hub spells it, such as apache-2.0")
+    verb.add_argument("--leave-out-art-encoder", action="store_true", help="where you may not share its weights")
+    verb.add_argument("--yes", action="store_true", help="do not ask before anything is uploaded")
+
+
 def check(verb: argparse.ArgumentParser) -> None:
     """Of `artkv check`."""
     _add_config(verb)
@@ -273,6 +308,12 @@ def quickstart(verb: argparse.ArgumentParser) -> None:
     _add_overrides(verb)
 
 
+def _setting(key: str) -> Callable[[str], str]:
+    """Makes a whole number what `--set` takes."""
+    number = whole_number(1)
+    return lambda text: f"{key}={number(text)}"
+
+
 def _splits(text: str) -> tuple[str, ...]:
     chosen = tuple(text.split(","))
     if not set(chosen) <= set(SPLITS):
@@ -298,7 +339,7 @@ def _add_checkpoint(verb: argparse.ArgumentParser) -> None:
         type=some_path,
         required=True,
         metavar="PATH",
-        help="a checkpoint's folder, a run's (its newest), its best or checkpoints/latest, or an exported adapter",
+        help="a checkpoint's folder, a run's (its newest), its best or checkpoints/latest, an adapter, or a hub id",
     )
     _add_overrides(verb)
 

@@ -418,7 +418,7 @@ def test_help_imports_nothing_that_takes_time(verb: str | None) -> None:
     if verb is not None:
         for example in VERBS[verb].examples:
             assert f"  {example}\n" in result.stdout
-        has_no_settings = verb in ("supervise", "status", "compare", "sweep", "art-encoder")
+        has_no_settings = verb in ("init", "push", "supervise", "status", "compare", "sweep", "art-encoder")
         assert ("--set SECTION.KEY=VALUE" in result.stdout) != has_no_settings
     assert verb != "art-encoder" or "--image-size" in result.stdout
     assert verb != "plan" or "--gpu-memory" in result.stdout
@@ -428,10 +428,12 @@ def test_help_imports_nothing_that_takes_time(verb: str | None) -> None:
     ("arguments", "code", "message"),
     [
         ("trian --config x.yaml", 2, "did you mean 'train'?"),
-        ("conquer", 2, "no verb 'conquer' among train, supervise, "),
+        ("conquer", 2, "no verb 'conquer' among init, train, supervise, "),
         ("", 2, "VERB"),
         ("train --confg x.yaml", 2, "--config"),
-        ("train --config x.yaml --epochs 3", 2, "unrecognized arguments: --epochs 3"),
+        ("train --config x.yaml --steps 3", 2, "unrecognized arguments: --steps 3"),
+        ("train --config x.yaml --limit 0", 2, "--limit: '0' is not a whole number from 1 to"),
+        ("init nowhere", 1, "FOLDER nowhere: cannot be listed"),
         ("train --config nowhere.yaml", 1, "config nowhere.yaml: cannot be read"),
         ("cache --config nowhere.yaml", 1, "config nowhere.yaml: cannot be read"),
         ("check --config nowhere.yaml", 1, "config nowhere.yaml: cannot be read"),

@@ -15,9 +15,11 @@ from artkv.config.schema import (
     TrainableConfig,
     TrainingConfig,
 )
+from artkv.config.table_settings import ColumnsConfig
 
 __all__ = [
     "ArtEncoderConfig",
+    "ColumnsConfig",
     "Config",
     "DatasetConfig",
     "DistributedConfig",

@@ -4,8 +4,9 @@ Every field's description is what an error message shows as the remedy, so it sa
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -20,6 +21,7 @@ from artkv.config.section import (
     Section,
 )
 from artkv.config.sizes import parse_size
+from artkv.config.table_settings import ColumnsConfig, Delimiter, Encoding
 
 # The highest values are far above what anybody has use for. They keep what was mistyped from asking for terabytes, from
 # days of work before the first step, and from numbers that torch, NumPy or the operating system cannot hold.
@@ -89,6 +91,16 @@ class DatasetConfig(Section):
     train: Path | None = Field(default=None, description="a CSV file with columns image, question, answer")
     val: Path | None = Field(default=None, description="a CSV file with columns image, question, answer")
     test: Path | None = Field(default=None, description="a CSV file with columns image, question, answer")
+    columns: ColumnsConfig = ColumnsConfig()
+    delimiter: Delimiter = Field(
+        default="auto",
+        description="auto (of each CSV file, the one that its header has the columns with), comma, semicolon, tab or "
+        "pipe",
+    )
+    encoding: Encoding = Field(default="utf-8", description=f"one of {', '.join(get_args(Encoding))}")
+    limit: PositiveInt | None = Field(
+        default=None, description="for a try-out: the first paintings of each CSV file, 1 or more; null: all"
+    )
     image_root: Path | None = Field(
         default=None, description="the folder that holds the pictures, sub-folders included"
     )
@@ -313,6 +325,17 @@ class Config(Section):
     def used_encoders(self) -> tuple[ArtEncoderConfig, ...]:
         """Those that a prefix is made from; none in a control."""
         return self.encoders if self.kv_modulation.enabled else ()
+
+    def with_encoder_checkpoints(self, paths: Sequence[Path | None]) -> "Config":
+        """The same with other checkpoints, one for each of `encoders`, in the form in which they are written."""
+        if self.art_encoders is None:
+            (path,) = paths
+            short = self.efficientnet or EfficientNetConfig()
+            return self.model_copy(update={"efficientnet": short.model_copy(update={"checkpoint": path})})
+        pairs = zip(self.art_encoders, paths, strict=True)
+        return self.model_copy(
+            update={"art_encoders": tuple(one.model_copy(update={"checkpoint": path}) for one, path in pairs)}
+        )
 
     @property
     def validates(self) -> bool:

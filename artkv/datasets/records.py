@@ -2,14 +2,14 @@
 
 import codecs
 import csv
-import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from artkv.datasets.bytes_as_text import describe_damage
 from artkv.datasets.problems import Problem, quoted
+from artkv.datasets.table_form import DELIMITERS, PLAIN, TableForm
+from artkv.datasets.table_text import decode_lines, delimiter_of
 from artkv.errors import UserError
 from artkv.reading import printable, read_regular, unseen_character
 
@@ -31,7 +31,7 @@ _PYTHONS_FIELD_LIMIT = 2**30
 
 @dataclass(frozen=True)
 class Record:
-    """One row of a CSV file: the known columns' cells, stripped, and the row's first physical line."""
+    """One row of a CSV file: the known columns' cells, stripped, by what they are for, and its first physical line."""
 
     line: int
     cells: dict[str, str]
@@ -41,7 +41,7 @@ class Record:
 class Records:
     """What could be read of a CSV file, with every problem of its form.
 
-    columns: the known columns that the header has. records: the rows whose form is right.
+    columns: the known columns that the header has, by what they are for. records: the rows whose form is right.
     """
 
     columns: tuple[str, ...]
@@ -49,100 +49,63 @@ class Records:
     problems: list[Problem]
 
 
-# How files begin that are given for a CSV, and what they are.
-_NO_TEXT = {
-    b"PK\x03\x04": "a zip archive, as spreadsheets are", b"\x1f\x8b": "compressed by gzip", b"\x89PNG": "a picture",
-    b"\xff\xd8\xff": "a picture", b"%PDF": "a PDF", codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32",
-    b"\xd0\xcf\x11\xe0": "a spreadsheet of an old kind", b"\x7fELF": "a program",
-}  # fmt: skip
-
-
 def read_records(
-    path: Path, required: Sequence[str] = REQUIRED_COLUMNS, optional: Sequence[str] = OPTIONAL_COLUMNS
+    path: Path,
+    required: Sequence[str] = REQUIRED_COLUMNS,
+    optional: Sequence[str] = OPTIONAL_COLUMNS,
+    form: TableForm = PLAIN,
 ) -> Records:
     """Reads as much of the file as can be read; nothing that is wrong with its form raises.
 
-    Values are text: NA, None, null and nan are ordinary answers. required: the columns that the header must have.
-    optional: those that are read where it has them. Raises `UserError` only when the file itself cannot be opened.
+    Values are text: NA, None, null and nan are ordinary answers. required: the columns that the header must have, by
+    what they are for. optional: those that are read where it has them. form: how the table is written; its limit is
+    none here.
+    Raises `UserError` only when the file itself cannot be opened.
     """
-    try:
-        data = read_regular(path, MOST_CSV_BYTES)
-    except OSError as error:
-        reason = f"cannot be read ({error.strerror})"
-        raise UserError(f"{printable(path)}: {reason}; give an existing CSV file") from None
     problems: list[Problem] = []
-    kind = next((kind for mark, kind in _NO_TEXT.items() if data.startswith(mark)), None)
-    if kind is not None:
-        problems.append(Problem(path, 1, f"the file is {kind}; save the table as CSV, in UTF-8"))
+    table = _open_table(path, required, form, problems)
+    if table is None:
         return Records((), [], problems)
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or _looks_like_utf16(data):
-        problems.append(Problem(path, 1, "the file is UTF-16; save it as UTF-8"))
-        return Records((), [], problems)
-    if not data.removeprefix(codecs.BOM_UTF8).strip():
-        problems.append(Problem(path, 1, f"the file is empty; it needs a header {','.join(required)}"))
-        return Records((), [], problems)
-    lines, unreadable = _decode_lines(path, data.removeprefix(codecs.BOM_UTF8), problems)
-    del data
-    rows = _rows(path, lines, problems)
+    lines, unreadable, delimiter = table
+    rows = _rows(path, lines, delimiter, problems)
     header_line, header = next(rows, (1, []))
     header = [name.strip() for name in header]
-    columns = _check_header(path, header_line, header, (required, optional), problems)
-    places = [(name, header.index(name)) for name in columns]
+    names = _check_header(path, header_line, header, (required, optional), form, problems)
+    places = [(role, header.index(name)) for role, name in names.items()]
     records = []
     for line, row in rows:
         if len(row) != len(header):
+            between = next(name for name, character in DELIMITERS.items() if character == delimiter)
             problems.append(
                 Problem(
                     path,
                     line,
                     f"the row has {len(row)} fields, the header {len(header)}; "
-                    "put double quotes around a text that holds a comma",
+                    f"put double quotes around a text that holds a {between}",
                 )
             )
         elif line not in unreadable:
-            records.append(Record(line, {name: row[place].strip() for name, place in places}))
+            records.append(Record(line, {role: row[place].strip() for role, place in places}))
     if not records and not problems:
         problems.append(Problem(path, header_line, "no rows below the header; add at least one question"))
-    return Records(columns, records, problems)
+    return Records(tuple(names), records, problems)
 
 
-def _looks_like_utf16(data: bytes) -> bool:
-    """Whether every second byte is NUL, as of Latin letters in UTF-16 without its mark."""
-    start = data[:64]
-    return len(start) > 3 and any(set(start[half::2]) == {0} and 0 not in start[1 - half :: 2] for half in (0, 1))
-
-
-def _decode_lines(path: Path, data: bytes, problems: list[Problem]) -> tuple[list[str], set[int]]:
-    """The physical lines as text, and the numbers of those that are not UTF-8 or hold a NUL byte."""
-    unreadable: set[int] = set()
-    # newline="": lines end at \n, \r or \r\n and keep their ends, as csv.reader wants them. (splitlines
-    # would also cut at form feeds and Unicode separators inside a question.)
-    text = data.decode("utf-8", "surrogateescape")
-    lines = list(io.StringIO(text, newline=""))
-    if "\0" not in text and _is_utf8(data):
-        return lines, unreadable
-    has_utf8 = any(ord(character) > 0x7F and not "\udc80" <= character <= "\udcff" for character in text)
-    for index, line in enumerate(lines):
-        number = index + 1
-        try:
-            line.encode("utf-8")
-        except UnicodeEncodeError as error:
-            what = describe_damage(line, error.start, is_last=index == len(lines) - 1, has_utf8=has_utf8)
-            problems.append(Problem(path, number, what))
-            unreadable.add(number)
-        if "\0" in line:
-            problems.append(Problem(path, number, "the line holds a NUL byte; save the file as plain text"))
-            unreadable.add(number)
-            lines[index] = line.replace("\0", "")
-    return lines, unreadable
-
-
-def _is_utf8(data: bytes) -> bool:
+def _open_table(
+    path: Path, required: Sequence[str], form: TableForm, problems: list[Problem]
+) -> tuple[list[str], set[int], str] | None:
+    """The file's lines, the numbers of those that cannot be read, and its delimiter; None where it is no text."""
     try:
-        data.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
+        data = read_regular(path, MOST_CSV_BYTES)
+    except OSError as error:
+        reason = f"cannot be read ({error.strerror})"
+        raise UserError(f"{printable(path)}: {reason}; give an existing CSV file") from None
+    if not data.removeprefix(codecs.BOM_UTF8).strip():
+        needed = ",".join(str(form.name_of(role)) for role in required)
+        problems.append(Problem(path, 1, f"the file is empty; it needs a header {needed}"))
+        return None
+    decoded = decode_lines(path, data, form, problems)
+    return None if decoded is None else (*decoded, delimiter_of(decoded[0], form, required))
 
 
 class _RowTooLong(Exception):
@@ -172,7 +135,7 @@ class _Reading:
             yield line
 
 
-def _rows(path: Path, lines: list[str], problems: list[Problem]) -> Iterator[tuple[int, list[str]]]:
+def _rows(path: Path, lines: list[str], delimiter: str, problems: list[Problem]) -> Iterator[tuple[int, list[str]]]:
     """(first physical line, fields) of each row; blank lines are passed over.
 
     After a broken quote reading goes on with the line below the one where the row began, so that one
@@ -187,7 +150,7 @@ def _rows(path: Path, lines: list[str], problems: list[Problem]) -> Iterator[tup
             return
         reading = _Reading(lines, start)
         try:
-            for row in csv.reader(reading, strict=True):
+            for row in csv.reader(reading, strict=True, delimiter=delimiter):
                 longest = max(map(len, row), default=0)
                 if longest > MOST_FIELD_CHARACTERS:
                     problems.append(Problem(path, reading.first + 1, _too_long(reading, longest)))
@@ -225,8 +188,14 @@ def _explain_broken_row(error: Exception, line: str) -> str:
 
 
 def _check_header(
-    path: Path, line: int, header: list[str], known: tuple[Sequence[str], Sequence[str]], problems: list[Problem]
-) -> tuple[str, ...]:
+    path: Path,
+    line: int,
+    header: list[str],
+    known: tuple[Sequence[str], Sequence[str]],
+    form: TableForm,
+    problems: list[Problem],
+) -> dict[str, str]:
+    """The known columns that the header has: its names by what they are for."""
     required, optional = known
     problems.extend(
         Problem(path, line, f"column {quoted(name)} appears {count} times; keep one of them")
@@ -238,17 +207,20 @@ def _check_header(
         for name in header
         if (unseen := unseen_character(name)) is not None
     )
-    missing = [name for name in required if name not in header]
+    names = {role: name for role in (*required, *optional) if (name := form.name_of(role)) is not None}
+    # An optional one that somebody gave a name of its own is meant to be there.
+    asked = [role for role in optional if role in names and names[role] != role]
+    missing = [names[role] for role in (*required, *asked) if names[role] not in header]
     if missing:
         found = ", ".join(quoted(name) for name in header[:_MOST_COLUMNS_SHOWN])
         more = f" and {len(header) - _MOST_COLUMNS_SHOWN:,} more" if len(header) > _MOST_COLUMNS_SHOWN else ""
-        names = ", ".join(repr(name) for name in missing)
+        wanted = ", ".join(quoted(name) for name in missing)
         problems.append(
             Problem(
                 path,
                 line,
-                f"missing column{'s' if len(missing) > 1 else ''} {names}; the header has {found}{more}; "
-                f"it needs {','.join(required)}, separated by commas",
+                f"missing column{'s' if len(missing) > 1 else ''} {wanted}; the header has {found}{more}; it needs "
+                f"{','.join(names[role] for role in required)}{form.or_set('columns to the names that it has')}",
             )
         )
-    return tuple(name for name in (*required, *optional) if name in header)
+    return {role: name for role, name in names.items() if name in header}

@@ -1,6 +1,7 @@
 """Pictures of one table that are in another too, under whatever name: what is validated on must not be trained on."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 from artkv.datasets.table import QuestionTable
@@ -29,6 +30,21 @@ def shared_pictures(table: QuestionTable, other: QuestionTable) -> list[tuple[Pa
         if found := by_content[size].get(_sha256(path)):
             shared.append((path, found))
     return shared
+
+
+def same_pictures(paths: Sequence[Path]) -> list[int]:
+    """For each path the place of the first one with the same content; what cannot be read is like nothing else."""
+    by_size: dict[int | None, list[int]] = defaultdict(list)
+    for place, path in enumerate(paths):
+        by_size[_size(path)].append(place)
+    first = list(range(len(paths)))
+    for size, places in by_size.items():
+        if size is None or len(places) == 1:
+            continue
+        first_of: dict[str, int] = {}
+        for place in places:
+            first[place] = first_of.setdefault(_sha256(paths[place]), place)
+    return first
 
 
 def _size(path: Path) -> int | None:

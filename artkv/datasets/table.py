@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from artkv.datasets.image_index import ImageIndex
 from artkv.datasets.pictures import picture_damage
 from artkv.datasets.problems import Problem, format_problems, quoted
 from artkv.datasets.records import Record, Records, read_records
+from artkv.datasets.table_form import PLAIN, TableForm
 from artkv.errors import UserError
 from artkv.reading import is_blank, unseen_character
 
@@ -57,13 +58,13 @@ class QuestionTable:
         return f"{self.path}:{self.line_numbers[row]}"
 
 
-def read_table(csv_path: Path, images: ImageIndex) -> QuestionTable:
+def read_table(csv_path: Path, images: ImageIndex, form: TableForm = PLAIN) -> QuestionTable:
     """Reads a CSV file; raises one `UserError` that lists everything that is wrong with it.
 
     Pictures are found but not decoded: `find_problems` does that.
     """
     csv_path = Path(csv_path)
-    content, paths, problems = _read_and_check(csv_path, images)
+    content, paths, problems = _read_and_check(csv_path, images, form)
     if problems:
         raise UserError(format_problems(problems))
     records = content.records
@@ -86,6 +87,7 @@ def find_problems(
     images: ImageIndex,
     share: tuple[int, int] = (0, 1),
     is_decodable: Callable[[Path], bool] = lambda path: False,
+    form: TableForm = PLAIN,
 ) -> list[Problem]:
     """Everything that is wrong with a CSV file and its pictures, in the order of its lines.
 
@@ -95,19 +97,30 @@ def find_problems(
     `is_decodable` says so are passed over.
     Raises `UserError` if the CSV file itself cannot be opened.
     """
-    content, paths, problems = _read_and_check(Path(csv_path), images)
+    content, paths, problems = _read_and_check(Path(csv_path), images, form)
     damage = partial(picture_damage, max_pixels=images.max_pixels)
     problems += _damaged_pictures(Path(csv_path), content.records, paths, share, is_decodable, damage)
     return sorted(problems, key=lambda problem: problem.line)
 
 
-def _read_and_check(csv_path: Path, images: ImageIndex) -> tuple[Records, dict[str, Path], list[Problem]]:
-    content = read_records(csv_path)
+def _read_and_check(
+    csv_path: Path, images: ImageIndex, form: TableForm
+) -> tuple[Records, dict[str, Path], list[Problem]]:
+    content = read_records(csv_path, form=form)
+    if form.limit is not None:
+        content = replace(content, records=_of_first_paintings(content.records, form.limit))
     problems = [*content.problems]
     problems += _text_problems(csv_path, content)
     paths, picture_problems = _find_pictures(csv_path, content.records, images)
     problems += picture_problems
     return content, paths, sorted(problems, key=lambda problem: problem.line)
+
+
+def _of_first_paintings(records: list[Record], limit: int) -> list[Record]:
+    """The rows of the first pictures that are named."""
+    names = list(dict.fromkeys(record.cells.get("image", "") for record in records))[:limit]
+    first = set(names)
+    return [record for record in records if record.cells.get("image", "") in first]
 
 
 def _text_problems(csv_path: Path, content: Records) -> list[Problem]:

@@ -16,6 +16,7 @@ from artkv.datasets.problems import Problem, format_problems, quoted
 from artkv.datasets.question_set import QuestionSet
 from artkv.datasets.records import read_records
 from artkv.datasets.table import QuestionTable
+from artkv.datasets.table_form import PLAIN, TableForm
 from artkv.datasets.tokenization import Tokenizer, encode_answers
 from artkv.errors import UserError
 from artkv.evaluation.scores import UNTYPED, Choice
@@ -61,14 +62,14 @@ class Candidates:
         return f"{line}; left out: {', '.join(without)}" if without else line
 
 
-def read_candidates(path: Path, most: int | None = None) -> Candidates:
+def read_candidates(path: Path, most: int | None = None, form: TableForm = PLAIN) -> Candidates:
     """The distinct answers of each question type in a CSV file, of whose columns only `answer` must be there.
 
     Texts that are equal once lower-cased, as exact match has it, are one candidate, spelled as it is most often.
-    Without `question_type` all are of the type `untyped`. most: types with more are left out; None: none is.
-    `UserError` with the lines for a file that is not right.
+    Without `question_type` all are of the type `untyped`. most: types with more are left out; None: none is. form: how
+    the file is written. `UserError` with the lines for a file that is not right.
     """
-    content = read_records(path, required=("answer",))
+    content = read_records(path, required=("answer",), form=form)
     problems = list(content.problems)
     spellings: dict[str, dict[str, Counter[str]]] = {}
     for record in content.records if "answer" in content.columns else ():

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from artkv.config import Config
 from artkv.datasets.records import read_records
+from artkv.datasets.table_form import TableForm
 from artkv.errors import UserError
 from artkv.evaluation.answer_summary import most_frequent_answers, summarize_answers
 from artkv.evaluation.comparison import (
@@ -193,7 +194,8 @@ def _warning(roles: Roles, missing: Sequence[str]) -> str | None:
 def _training_majority(config: Config) -> dict[str, str]:
     """The training split's most frequent answers; empty where its CSV file cannot be read."""
     try:
-        records = [] if config.dataset.train is None else read_records(config.dataset.train).records
+        path, form = config.dataset.train, TableForm.of(config.dataset)
+        records = [] if path is None else read_records(path, form=form).records
     except UserError:
         return {}
     return most_frequent_answers(

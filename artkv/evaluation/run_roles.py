@@ -17,7 +17,8 @@ _SEED = "training.seed"
 # What decides neither what a run learns nor from what.
 _OF_NO_MATTER = (
     "run.", "distributed.", "frozen.", "evaluation.", "dataset.val", "dataset.test", "dataset.image_root",
-    "dataset.workers", "training.activation_checkpointing", "training.deepspeed",
+    "dataset.workers", "dataset.columns.", "dataset.delimiter", "dataset.encoding", "training.activation_checkpointing",
+    "training.deepspeed",
 )  # fmt: skip
 # What a control has no use for.
 _OF_THE_PREFIX = ("kv_modulation.", "efficientnet", "art_encoders")

@@ -131,7 +131,7 @@ def versions(evidence: Evidence) -> Facts:
 
 def settings_text(evidence: Evidence) -> str:
     """The config as YAML; of each absolute path its name alone, since the rest tells of somebody's disk."""
-    return dump_yaml(_names_alone(evidence.config.model_dump(mode="json")))
+    return dump_yaml(names_alone(evidence.config.model_dump(mode="json")))
 
 
 def training_seconds(training: Sequence[Mapping[str, Any]]) -> float:
@@ -159,9 +159,12 @@ def without_folders(text: str) -> str:
     return re.sub(r"(?<![\w.])/(?:[^\s/]+/)+", "", text)
 
 
-def _names_alone(tree: Any) -> Any:
+def names_alone(tree: Any) -> Any:
+    """A tree of JSON with the name alone of each absolute path in it."""
     if isinstance(tree, dict):
-        return {key: _names_alone(value) for key, value in tree.items()}
+        return {key: names_alone(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [names_alone(value) for value in tree]
     return _short(tree) if isinstance(tree, str) and PurePath(tree).is_absolute() else tree
 
 

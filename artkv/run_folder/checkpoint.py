@@ -64,7 +64,8 @@ class Checkpoint:
 
     path: its folder or file, absolute. config: the settings that it was trained with. frozen_hash: of the weights
     that it was trained beside. step: the optimizer steps that it was trained for. checksums: SHA-256 by file name; of
-    an exported adapter, that of its tensors. run: what a run needs to go on; an exported adapter has none.
+    an exported adapter, that of its tensors. run: what a run needs to go on; an exported adapter has none. results:
+    where an adapter's evaluations go; None: beside it.
     """
 
     path: Path
@@ -73,12 +74,13 @@ class Checkpoint:
     step: int
     checksums: Mapping[str, str]
     run: SavedRun | None = None
+    results: Path | None = None
 
     @property
     def run_dir(self) -> Path:
         """The run's folder that it lies in; of an exported adapter, a folder of its name beside it."""
         if self.run is None:
-            return self.path.with_suffix("")
+            return self.results or self.path.with_suffix("")
         return self.path.parent.parent if self.path.parent.name == CHECKPOINTS else self.path.parent
 
     @property

@@ -13,6 +13,14 @@ def table(content: str | bytes, split: str = "train") -> Make:
     return lambda place: ["check", *place.config(f"dataset.{split}={place.write('my.csv', content)}")]
 
 
+def table_with(content: str | bytes, setting: str) -> Make:
+    """`artkv check` with this CSV file and a setting of `dataset`."""
+    return lambda place: [
+        "check",
+        *place.config(f"dataset.train={place.write('my.csv', content)}", f"dataset.{setting}"),
+    ]
+
+
 def row(text: str) -> Make:
     """The same, with a right header and a right row before."""
     return table(HEADER + ROW + text)
@@ -44,11 +52,74 @@ CSV = Area(
         BadInput("a mark of UTF-8 and nothing else", table(b"\xef\xbb\xbf\n"), (_AT + "1: the file is empty",)),
         BadInput("a header alone", table(HEADER), (_AT + "1: no rows below the header; add at least one question",)),
         BadInput(
-            "semicolons for commas", table("image;question;answer\n"), ("the header has 'image;question;answer'",)
+            "other names, and semicolons",
+            table("img;Question;reply\na;b;c\n"),
+            (
+                _AT + "1: missing columns 'image', 'question', 'answer'; the header has 'img', 'Question', 'reply'",
+                "set dataset.columns to the names that it has",
+            ),
         ),
         BadInput(
-            "tabs for commas", table("image\tquestion\tanswer\n"), ("missing columns 'image', 'question', 'answer'",)
+            "a column named in the config that the header lacks",
+            table_with("image,question,answer\na,b,c\n", "columns.answer=reply"),
+            (_AT + "1: missing column 'reply'; the header has 'image'", "set dataset.columns"),
         ),
+        BadInput(
+            "an optional column named in the config that the header lacks",
+            table_with("image,question,answer\na,b,c\n", "columns.question_type=kind"),
+            (_AT + "1: missing column 'kind'", "the header has 'image'"),
+        ),
+        BadInput(
+            "one column for two things",
+            table_with("image,question,answer\na,b,c\n", "columns.answer=question"),
+            ("answer and question are both 'question'; give each a column of its own",),
+        ),
+        BadInput(
+            "a column without a name",
+            table_with("image,question,answer\na,b,c\n", "columns={answer: ''}"),
+            ("dataset.columns.answer = ''", "give the header of the column with the answer"),
+        ),
+        BadInput(
+            "a thing that no column is for",
+            table_with("image,question,answer\na,b,c\n", "columns.picture=image"),
+            ("dataset.columns.picture = 'image': unknown key",),
+        ),
+        BadInput(
+            "another delimiter than the one that is set",
+            table_with("image;question;answer\na;b;c\n", "delimiter=tab"),
+            (_AT + "1: missing columns", "the header has 'image;question;answer'"),
+        ),
+        BadInput(
+            "a character for the delimiter's name",
+            table_with(HEADER, "delimiter=;"),
+            ("dataset.delimiter = ';'", "give auto (", "comma, semicolon, tab or pipe"),
+        ),
+        BadInput(
+            "an encoding that is none of text",
+            table_with(HEADER, "encoding=rot13"),
+            ("dataset.encoding = 'rot13'", "give one of utf-8, utf-16, latin-1"),
+        ),
+        BadInput(
+            "Latin-1 set for a file in UTF-8",
+            table_with(HEADER + "train0.png,caf\xe9,oil\n", "encoding=latin-1"),
+            (_AT + "1: the file is UTF-8, and dataset.encoding = 'latin-1'; leave that out",),
+        ),
+        BadInput(
+            "UTF-16 set for a file in UTF-8",
+            table_with(HEADER + ROW, "encoding=utf-16"),
+            (_AT + "1: the file is not UTF-16; set dataset.encoding to the one that it is",),
+        ),
+        BadInput(
+            "UTF-16 that is cut within a character",
+            table_with((HEADER + ROW).encode("utf-16")[:-1], "encoding=utf-16"),
+            ("of the file is not utf-16 (truncated data); set dataset.encoding to the one",),
+        ),
+        BadInput(
+            "an Asian encoding set for Latin-1",
+            table_with((HEADER + ROW + "train0.png,caf\xe9,oil\n").encode("latin-1"), "encoding=euc-kr"),
+            (_AT + "3: what stands at byte ", "of the file is not euc-kr (", "; set dataset.encoding to the one"),
+        ),
+        BadInput("no paintings at all as the limit", table_with(HEADER, "limit=0"), ("dataset.limit = 0", "1 or more")),
         BadInput("no column of answers", table("image,question\na,b\n"), (_AT + "1: missing column 'answer'",)),
         BadInput(
             "a column twice", table("image,answer,question,answer\na,b,c,d\n"), ("column 'answer' appears 2 times",)
@@ -60,7 +131,11 @@ CSV = Area(
         BadInput(
             "two thousand columns", table(",".join(f"c{n}" for n in range(2000)) + "\n"), ("and 1,980 more; it needs",)
         ),
-        BadInput("UTF-16", table((HEADER + ROW).encode("utf-16")), (_AT + "1: the file is UTF-16; save it as UTF-8",)),
+        BadInput(
+            "UTF-16",
+            table((HEADER + ROW).encode("utf-16")),
+            (_AT + "1: the file is UTF-16; save it as UTF-8, or set dataset.encoding: utf-16",),
+        ),
         BadInput("UTF-16 without a mark", table((HEADER + ROW).encode("utf-16-le")), ("is UTF-16; save it as UTF-8",)),
         BadInput(
             "Latin-1",
@@ -70,7 +145,10 @@ CSV = Area(
         BadInput(
             "Latin-1 on 3,000 lines",
             table(HEADER.encode() + b"train0.png,caf\xe9,oil\n" * 3000),
-            ("and 2,950 more: 2,950 x byte N at column N is not UTF-8; all 3,000 are listed in ", "/problems.txt"),
+            (
+                _AT + "2: byte 0xE9 at column 15 is not UTF-8, and 2,999 more lines are not; save",
+                "or set dataset.encoding: latin-1",
+            ),
         ),
         BadInput(
             "a NUL byte", row("train0.png,a\0b,oil\n"), (_AT + "3: the line holds a NUL byte; save the file as plain",)

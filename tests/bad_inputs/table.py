@@ -7,6 +7,8 @@ from tests.bad_inputs.command_line_cases import COMMAND_LINE
 from tests.bad_inputs.csv_cases import CSV
 from tests.bad_inputs.deepspeed_cases import DEEPSPEED
 from tests.bad_inputs.encoder_cases import ENCODERS
+from tests.bad_inputs.hub_cases import HUB
+from tests.bad_inputs.init_cases import INIT
 from tests.bad_inputs.injection_cases import INJECTION
 from tests.bad_inputs.model_folder_cases import MODEL_FOLDERS
 from tests.bad_inputs.output_cases import PLACES
@@ -23,6 +25,7 @@ AREAS: list[Area] = [
     DEEPSPEED,
     COMMAND_LINE,
     CSV,
+    INIT,
     PICTURES,
     MODEL_FOLDERS,
     WEIGHTS,
@@ -30,6 +33,7 @@ AREAS: list[Area] = [
     OUTPUT,
     STATUS,
     CHECKPOINTS,
+    HUB,
     PLACES,
     ART_ENCODER,
 ]

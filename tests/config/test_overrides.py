@@ -81,6 +81,7 @@ def test_every_path_and_text_is_known_as_one() -> None:
         "model.blip2", "model.revision", "model.opt", "model.vit",
         "efficientnet.architecture", "efficientnet.checkpoint",
         "dataset.train", "dataset.val", "dataset.test", "dataset.image_root", "dataset.prompt", "training.deepspeed",
+        *(f"dataset.columns.{role}" for role in ("image", "question", "answer", "question_id", "question_type")),
         "frozen.memory_budget", "frozen.feature_cache", "run.output_dir",
     }  # fmt: skip
     assert not is_text("run")

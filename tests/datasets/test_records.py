@@ -61,7 +61,8 @@ def test_what_a_spreadsheet_writes_comes_back(tmp_path: Path, rows: list[tuple[s
 def test_a_hundred_thousand_bad_lines_take_seconds(tmp_path: Path, line: bytes) -> None:
     began = time.process_time()
     found = read(tmp_path, HEADER + line * 100_000)
-    assert len(found.problems) >= 1000
+    # Of bytes that are not UTF-8 one tells of all.
+    assert len(found.problems) >= (1 if b"\xe9" in line else 1000)
     assert len({kind_of(problem) for problem in found.problems}) <= 3
     # The worst takes 0.6 s here; read anew from each line to the end, it would be hours.
     assert time.process_time() - began < 20
@@ -79,6 +80,8 @@ def test_a_hundred_thousand_bad_lines_take_seconds(tmp_path: Path, line: bytes) 
         ("image,question,answer\na,b,c\n".encode("utf-16-be"), "the file is UTF-16"),
         (b"im\x1bage,question,answer\na,b,c\n", "the header has 'im\\x1bage', 'question'"),
         (b"image,image\x07,question,answer,answer\na,b,c,d,e\n", "column 'answer' appears 2 times"),
+        ("image,question,answer\na,b,c\n".encode("utf-32-le"), "the line holds a NUL"),
+        (HEADER + b"a,\xe9,c\n" * 3, "byte 0xE9 at column 3 is not UTF-8, and 2 more lines are not; save the file as"),
         (b"x," * 3000 + b"\n", "column 'x' appears 3000 times"),
         (b",".join(b"c%d" % n for n in range(3000)) + b"\n", "'c19' and 2,980 more; it needs image"),
         (b"q" * 5000 + b",w\n", "... (5,000 characters), 'w'; it needs image"),

@@ -12,6 +12,7 @@ from PIL import Image
 from artkv.datasets.columns import StringColumn
 from artkv.datasets.problems import Problem, format_problems
 from artkv.datasets.table import ImageIndex, find_problems, read_table
+from artkv.datasets.table_form import TableForm
 from artkv.errors import UserError
 
 HEADER = "image,question,answer,question_id,question_type\n"
@@ -205,7 +206,11 @@ def test_each_kind_of_damage_by_itself(tmp_path: Path, images: ImageIndex, rows:
         (b"", 1, "the file is empty; it needs a header image,question,answer"),
         (b"\xef\xbb\xbf\n \n", 1, "the file is empty"),
         (b"image,question,answer\n", 1, "no rows below the header; add"),
-        (b"image;question;answer\na.jpg;q;a\n", 1, "missing columns 'image', 'question', 'answer'.*by commas"),
+        (
+            b"img;question;reply\na.jpg;q;a\n",
+            1,
+            "missing columns 'image', 'answer'; the header has 'img', 'question', 'r",
+        ),
         (b"\nimage,question\na.jpg,q\n", 2, "missing column 'answer'; the header has 'image', 'question'"),
         (b"image,question,answer,answer\na.jpg,q,a,b\n", 1, "column 'answer' appears 2 times; keep one"),
         (b"image,question,answer\na.jpg,caf\xe9,a\n", 2, r"byte 0xE9 at column 10 is not UTF-8; save.*iconv"),
@@ -296,3 +301,14 @@ def test_string_columns_are_compact() -> None:
     for row in (-1, 4000):
         with pytest.raises(IndexError):
             column[row]
+
+
+def test_a_limit_keeps_the_rows_of_the_first_paintings(tmp_path: Path, images: ImageIndex) -> None:
+    rows = "".join(f"{name},q,a\n" for name in ("a.jpg", "b.jpg", "a.jpg", "none.jpg", "b.jpg"))
+    path = write(tmp_path, f"image,question,answer\n{rows}")
+    first = read_table(path, images, TableForm(limit=1))
+    assert list(first.line_numbers) == [2, 4]
+    two = read_table(path, images, TableForm(limit=2))
+    assert list(two.line_numbers) == [2, 3, 4, 6]
+    with pytest.raises(UserError, match=r"'none\.jpg' is missing"):
+        read_table(path, images, TableForm(limit=3))

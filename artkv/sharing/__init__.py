@@ -1,0 +1,1 @@
+"""Trained models on the hub: pushed with their evidence, and opened by their ids."""

@@ -1,0 +1,60 @@
+"""What cannot be shared on the hub, or is no id of it; nothing here asks the hub."""
+
+from tests.bad_inputs.cases import Area, BadInput, Make, Place
+
+BASE = ("--base-model", "Salesforce/blip2-opt-2.7b")
+
+
+def push(*options: str, name: str = "user/painter") -> Make:
+    """`artkv push` of a finished run."""
+    return lambda place: ["push", str(place.run()), name, *options]
+
+
+def _damaged(place: Place) -> list[str]:
+    (place.checkpoint() / "adapter.safetensors").write_bytes(b"damaged")
+    return ["push", str(place.checkpoint()), "user/painter", *BASE, "--yes"]
+
+
+def _ask(checkpoint: str) -> Make:
+    return lambda place: ["ask", "--checkpoint", checkpoint, str(place.world / "images/val0.png"), "What?"]
+
+
+def _both(place: Place) -> list[str]:
+    place.write("user/painter/notes.txt", "no checkpoint")
+    return _ask("user/painter")(place)
+
+
+HUB = Area(
+    "Sharing on the hub",
+    [
+        BadInput("a name without its user", push(name="painter"), ("'painter': is no id of the hub; give USER/NAME",)),
+        BadInput("a path for the name", push(name="/tmp/painter"), ("'/tmp/painter': is no id of the hub",)),
+        BadInput("an address for the name", push(name="https://hf.co/a/b"), ("'https://hf.co/a/b': is no id",)),
+        BadInput("escape codes in the name", push(name="user/\x1b[2J"), (r"is no id of the hub",)),
+        BadInput("two dots in the name", push(name="user/.."), ("'user/..': is no id of the hub",)),
+        BadInput("no name", push(name=""), ("is empty",), exit_code=2),
+        BadInput("a branch that is none", push("--revision", "a b"), ("'user/painter@a b': is no id of the hub",)),
+        BadInput(
+            "a run that is not there",
+            lambda place: ["push", "none", "user/painter", *BASE, "--yes"],
+            ("none: no checkpoint there",),
+        ),
+        BadInput("a damaged checkpoint", _damaged, ("adapter.safetensors does not match its checksum",)),
+        BadInput(
+            "a base model that is a folder of this machine",
+            push("--yes"),
+            ("model.blip2 = '{world}/blip2': is a file or folder of this machine; add --base-model",),
+        ),
+        BadInput(
+            "a base model that is no id",
+            push("--yes", "--base-model", "../blip2"),
+            ("--base-model ../blip2: is no id of the hub; give one such as Salesforce/blip2-opt-2.7b",),
+        ),
+        BadInput("nobody there to agree", push(*BASE), ("user/painter: nothing was uploaded; answer y, or add --yes",)),
+        BadInput(
+            "a folder that has the name of an id", _both, ("user/painter: no checkpoint there", "give a folder such as")
+        ),
+        BadInput("a run's folder, mistyped", _ask("outputs/dmeo"), ("outputs/dmeo: no checkpoint there",)),
+        BadInput("an id with a path behind", _ask("user/painter/best"), ("user/painter/best: no checkpoint there",)),
+    ],
+)

@@ -1,0 +1,188 @@
+"""A model that was pushed is loaded by its id, answers as the run does, and tells nothing of the author's disk."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+
+import artkv.cli as cli
+from artkv import load_model
+from artkv.config import load_config
+from artkv.distributed import World
+from artkv.errors import UserError
+from artkv.run_folder.checkpoint import open_checkpoint
+from artkv.sharing.fetching import open_shared
+from artkv.training.run import train
+from tests.hub_server import Hub, Repository, hub_here
+
+BASE = "Salesforce/blip2-opt-2.7b"
+FILES = {"README.md", "adapter.safetensors", "art_encoder.safetensors", "artkv.json", "comparison.json", "scores.json"}
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory, one_process: World) -> Path:
+    output = tmp_path_factory.mktemp("pushed") / "run"
+    train(
+        load_config(tiny_world / "config.yaml", [f"run.output_dir={output}", "training.num_epochs=1"]),
+        None,
+        one_process,
+    )
+    return output
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return shutil.copytree(trained, tmp_path / "run", symlinks=True)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    with hub_here(monkeypatch, tmp_path / "hub_cache") as hub:
+        yield hub
+
+
+def push(run: Path, *options: str, name: str = "user/painter") -> int:
+    return cli.main(["push", str(run), name, "--base-model", BASE, "--yes", *options])
+
+
+def test_a_pushed_model_answers_as_the_run_does(
+    run: Path, hub: Hub, tiny_world: Path, in_process: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["evaluate", "--checkpoint", str(run / "best"), "--all-ablations"]) == 0
+    assert push(run, "--license", "apache-2.0") == 0, capsys.readouterr().err
+    assert "uploaded: http" in capsys.readouterr().out
+    files = hub.repositories["user/painter"].files("main")
+    assert set(files) == FILES
+    for name, data in files.items():
+        assert str(tiny_world).encode() not in data, name
+        assert str(run.parent).encode() not in data, name
+    card = files["README.md"].decode()
+    for part in (f'base_model: "{BASE}"', 'license: "apache-2.0"', "| all | ", "What the prefix adds", "load_model("):
+        assert part in card, part
+    overall = json.loads(files["scores.json"])["scores"]["prefix on"]["overall"]["exact_match"]
+    assert f"| all | {overall['value']:.3f} [{overall['low']:.3f}, {overall['high']:.3f}] |" in card
+
+    picture = tiny_world / "images" / "val0.png"
+    capsys.readouterr()
+    base = ["--set", f"model.blip2={tiny_world / 'blip2'}"]
+    assert cli.main(["ask", "--checkpoint", "user/painter", *base, str(picture), "What is thing 0?"]) == 0
+    shared = capsys.readouterr().out
+    assert cli.main(["ask", "--checkpoint", str(run / "best"), str(picture), "What is thing 0?"]) == 0
+    assert capsys.readouterr().out == shared
+    gets = [request for request in hub.requests if request.startswith("GET") and "/resolve/" in request]
+    assert {request.rsplit("/", 1)[1] for request in gets} == {
+        "artkv.json", "adapter.safetensors", "art_encoder.safetensors",
+    }  # fmt: skip
+    opened = open_shared("user/painter")
+    assert opened.config.model.blip2 == BASE
+    assert opened.run_dir == Path.cwd() / "outputs" / "user--painter"  # not in the hub's cache
+    config = opened.config.model_copy(
+        update={"model": opened.config.model.model_copy(update={"blip2": str(tiny_world / "blip2")})}
+    )
+    assert isinstance(load_model(config, "user/painter").ask(picture, "What is thing 0?"), str)
+
+
+def test_a_private_model_needs_its_token_and_the_cache_needs_no_hub(
+    run: Path, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert push(run, "--private") == 0
+    assert hub.repositories["user/painter"].private
+    monkeypatch.setenv("HF_TOKEN", "")
+    with pytest.raises(UserError, match=r"user/painter: cannot be fetched: .* or it is private \(401\).*HF_TOKEN"):
+        open_shared("user/painter")
+    monkeypatch.setenv("HF_TOKEN", "hf_of_the_owner")
+    fetched = open_shared("user/painter")
+    hub.status = 500
+    with pytest.raises(UserError, match="the hub answers 500"):
+        open_shared("user/painter")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    asked = len(hub.requests)
+    again = open_shared("user/painter")
+    assert again == fetched
+    assert len(hub.requests) == asked
+    with pytest.raises(UserError, match=r"user/other: artkv\.json cannot be fetched: it is not in the cache"):
+        open_shared("user/other")
+
+
+def test_a_branch_is_pushed_and_loaded_by_its_name(run: Path, hub: Hub) -> None:
+    assert push(run) == 0
+    assert push(open_checkpoint(run).path.parent / "step_00000004", "--revision", "early") == 0
+    assert open_shared("user/painter@early").step == 4
+    assert open_shared("user/painter").step != 4
+    with pytest.raises(UserError, match=r"user/painter@none: cannot be fetched: the hub has no revision 'none'"):
+        open_shared("user/painter@none")
+
+
+def test_what_cannot_be_pushed_is_told(run: Path, hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+    def told(*options: str, name: str = "user/painter") -> str:
+        assert push(run, *options, name=name) == 1
+        return capsys.readouterr().err
+
+    assert "the token may not do that (403)" in told(name="other/painter")
+    hub.repositories["user/painter"] = theirs = Repository(branches={"main": ""})
+    theirs.commit("main", {"README.md": b"a person's", "weights.bin": b"x"})
+    assert "is a repository that artkv push did not write; give another name" in told()
+    theirs.commit("main", {"artkv.json": b"{}"})
+    assert "is public already" in told("--private")
+    assert cli.main(["push", str(run), "user/painter", "--yes"]) == 1
+    assert "is a file or folder of this machine; add --base-model" in capsys.readouterr().err
+    assert cli.main(["push", str(run), "user/painter", "--base-model", BASE]) == 1  # nobody to ask
+    assert "nothing was uploaded; answer y, or add --yes" in capsys.readouterr().err
+
+
+def test_what_was_damaged_or_planted_is_refused(run: Path, hub: Hub) -> None:
+    assert push(run) == 0
+    repository = hub.repositories["user/painter"]
+    whole = dict(repository.files("main"))
+    description = json.loads(whole["artkv.json"])
+    for change, message in [
+        ({"format_version": 9}, "has format 9, this artkv reads 1"),
+        ({"base_model": "/etc/passwd"}, r"base_model = '/etc/passwd': is no id of the hub"),
+        ({"base_model": "../../x"}, "is no id of the hub"),
+        ({"base_revision": "main"}, r"base_revision = 'main': is no commit"),
+        ({"step": -1}, "step = -1"),
+        ({"frozen_hash": "0" * 64}, "are of two models"),
+        ({"sha256": {}}, "names no adapter.safetensors"),
+        ({"code": "x"}, "has 'code', which is unknown"),
+    ]:
+        repository.commit("main", {"artkv.json": json.dumps({**description, **change}).encode()})
+        with pytest.raises(UserError, match=message):
+            open_shared("user/painter")
+    repository.commit("main", {**whole, "adapter.safetensors": whole["adapter.safetensors"][:-1] + b"\1"})
+    with pytest.raises(UserError, match=r"adapter\.safetensors does not match its checksum; delete .*try again"):
+        open_shared("user/painter")
+    repository.commit("main", {**whole, "artkv.json": b" " * 2**21})
+    with pytest.raises(UserError, match=r"artkv\.json has 2,097,152 bytes, of 1,048,576 at most; it is not fetched"):
+        open_shared("user/painter")
+    hub.repositories["user/empty"] = Repository(branches={"main": ""})
+    with pytest.raises(UserError, match="holds no model that artkv push has written"):
+        open_shared("user/empty")
+
+
+def test_a_model_whose_base_is_on_the_hub_is_loaded_by_its_id_alone(
+    run: Path, hub: Hub, tiny_world: Path, in_process: None
+) -> None:
+    hub.repositories["tiny/blip2"] = theirs = Repository(branches={"main": ""})
+    first = theirs.commit("main", {path.name: path.read_bytes() for path in (tiny_world / "blip2").iterdir()})
+    huggingface_hub.HfApi().hf_hub_download("tiny/blip2", "config.json")  # as a training on it would have
+    assert cli.main(["push", str(run), "user/painter", "--base-model", "tiny/blip2", "--yes"]) == 0
+    theirs.commit("main", {"model.safetensors": b"other weights"})
+    model = load_model("user/painter")
+    assert model.config.model.revision == first
+    picture = tiny_world / "images" / "val0.png"
+    assert model.ask(picture, "What is thing 0?") == load_model(checkpoint=run / "best").ask(
+        picture, "What is thing 0?"
+    )
+
+
+def test_other_frozen_weights_are_refused_by_their_hash(run: Path, hub: Hub, tiny_world: Path, tmp_path: Path) -> None:
+    assert push(run, "--leave-out-art-encoder") == 0
+    opened = open_shared("user/painter")
+    assert opened.config.efficientnet.checkpoint is None
+    assert "not in this repository" in hub.repositories["user/painter"].files("main")["README.md"].decode()
+    with pytest.raises(UserError, match="was trained on other frozen weights"):
+        opened.check_frozen_weights("0" * 64)
