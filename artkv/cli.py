@@ -22,6 +22,7 @@ from artkv.failures import (
     tell,
 )
 from artkv.files import check_folder_writable, check_writable
+from artkv.launch_files.arguments import launch
 
 if TYPE_CHECKING:
     from artkv.config import Config
@@ -340,7 +341,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "train": train, "supervise": supervise,
     "evaluate": evaluate, "compare": compare, "sweep": sweep, "report": report, "status": status,
     "ask": ask, "serve": serve,
-    "cache": cache, "export": export, "check": check, "plan": plan, "art-encoder": art_encoder,
+    "cache": cache, "export": export, "check": check, "plan": plan, "launch": launch, "art-encoder": art_encoder,
     "quickstart": quickstart,
 }  # fmt: skip
 
