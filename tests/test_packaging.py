@@ -15,8 +15,8 @@ import artkv
 from artkv.config.paths import shipped_folder
 
 ROOT = Path(__file__).resolve().parents[1]
-# Of the repository alone: what installs artkv from it.
-NOT_SHIPPED = {"environment.sh", "quickstart.sh", "test.sh"}
+# What installs artkv from the repository, or from the sdist.
+NOT_SHIPPED = {"environment.sh", "quickstart.sh", "test.sh", "Dockerfile", "artkv.def"}
 
 
 def tracked(*folders: str) -> list[str]:

@@ -33,4 +33,6 @@ KINDS = {
     "slurm-sweep": Kind(
         "sweep.sbatch", "Slurm: the runs of a sweep, as an array", "SWEEP=sweep.yaml sbatch --array=0-14 FILE"
     ),
+    "kubernetes": Kind("jobset.yaml", "Kubernetes: a JobSet, which starts pods again", "kubectl apply -f FILE"),
+    "skypilot": Kind("skypilot.yaml", "SkyPilot: machines of a cloud, preempted or not", "sky jobs launch FILE"),
 }
