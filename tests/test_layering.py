@@ -34,6 +34,8 @@ ONLY_IN = {
     "timm": ["models/efficientnet*.py", "art_encoder/timm_parts.py", "quickstart/*.py"],
     "tensorboard": ["monitoring/*.py"],
     "torch.utils.tensorboard": ["monitoring/*.py"],
+    "wandb": ["monitoring/wandb_log.py"],
+    "trackio": ["monitoring/trackio_log.py"],
     "jinja2": ["report/page.py"],
     "nltk": ["evaluation/extra_scores.py"],
     "rouge_score": ["evaluation/extra_scores.py"],
@@ -128,6 +130,8 @@ def test_artkv_keeps_to_its_layers() -> None:
         ("models/opt.py", "from timm import create_model"),
         ("art_encoder/training.py", "import timm.data"),
         ("models/opt.py", "import lavis"),
+        ("monitoring/run_log.py", "import wandb"),
+        ("monitoring/wandb_log.py", "import trackio"),
     ],
 )
 def test_checker_finds(relative: str, source: str) -> None:

@@ -5,6 +5,7 @@ from tests.bad_inputs.checkpoint_cases import CHECKPOINTS
 from tests.bad_inputs.command_line_cases import COMMAND_LINE
 from tests.bad_inputs.csv_cases import CSV
 from tests.bad_inputs.deepspeed_cases import DEEPSPEED
+from tests.bad_inputs.launch_cases import LAUNCH
 from tests.bad_inputs.output_cases import PLACES
 from tests.bad_inputs.picture_cases import PICTURES
 from tests.bad_inputs.run_folder_cases import OUTPUT, STATUS
@@ -17,6 +18,7 @@ AREAS: list[Area] = [
     SET,
     DEEPSPEED,
     COMMAND_LINE,
+    LAUNCH,
     CSV,
     PICTURES,
     WEIGHTS,
