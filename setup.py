@@ -16,7 +16,7 @@ setup(
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    python_requires=">=3.10",
+    python_requires=">=3.10",  # docs/install.md has what was tried
     # Two folders of the repository's root lie inside the package once it is installed; see config/paths.py.
     packages=[*find_packages(include=["artkv", "artkv.*"]), "artkv.ds_configs", "artkv.launch"],
     package_dir={"artkv.ds_configs": "ds_configs", "artkv.launch": "launch"},

@@ -135,3 +135,6 @@ def test_both_images_are_built_of_the_same_files_on_the_same_base() -> None:
     (base,) = re.findall(r"^ARG BASE=(\S+)$", dockerfile, re.M)
     assert re.findall(r"^From: (\S+)$", definition, re.M) == [base]
     assert re.search(r":\d+\.\d+\.\d+", base)
+    # The user of the pods, by number: by name Kubernetes could not tell that it is not root.
+    user = pods()["template"]["spec"]["securityContext"]
+    assert re.findall(r"^USER (\S+)$", dockerfile, re.M) == [f"{user['runAsUser']}:{user['runAsGroup']}"]
