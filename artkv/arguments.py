@@ -127,6 +127,10 @@ VERBS = {
         "artkv plan --config my.yaml --gpu-memory 8GiB",
         "artkv plan --config my.yaml --gpu 'RTX 4060 8GB' --write",
     )),
+    "launch": Verb("write a file that starts a training: for Slurm, ssh, Kubernetes, SkyPilot", options.launch, (
+        "artkv launch slurm --output train.sbatch",
+        "artkv launch local",
+    )),
     "art-encoder": Verb("train an image encoder on WikiArt's styles; alone, or under a launcher", options.art_encoder, (
         "artkv art-encoder --data wikiart --initial-checkpoint efficientnet_b3.pth",
         "artkv art-encoder --data wikiart --initial-checkpoint efficientnet_b3.pth --resume",

@@ -5,7 +5,6 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from artkv import shell
 from artkv.arguments import parse_arguments
@@ -22,9 +21,7 @@ from artkv.failures import (
 )
 from artkv.files import check_folder_writable, check_writable
 from artkv.given_checkpoints import open_control, open_given
-
-if TYPE_CHECKING:
-    pass
+from artkv.launch_files.arguments import launch
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -382,7 +379,8 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "init": init, "train": train, "supervise": supervise,
     "evaluate": evaluate, "compare": compare, "sweep": sweep, "report": report, "status": status,
     "ask": ask, "serve": serve,
-    "cache": cache, "export": export, "push": push, "check": check, "plan": plan, "art-encoder": art_encoder,
+    "cache": cache, "export": export, "push": push, "check": check, "plan": plan, "launch": launch,
+    "art-encoder": art_encoder,
     "quickstart": quickstart,
 }  # fmt: skip
 

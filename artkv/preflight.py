@@ -22,6 +22,7 @@ from artkv.models.art_encoder import load_art_encoder
 from artkv.models.backbone.backends import open_backbone, resolve_dtype
 from artkv.models.backbone.blip2_backbone import RESIDENT
 from artkv.models.files.hub import local_folder, moving_revision
+from artkv.monitoring.trackers import check_trackers
 from artkv.reading import printable
 from artkv.run_folder.output_folder import check_output_folder
 from artkv.run_folder.separation import check_is_apart
@@ -41,6 +42,7 @@ def find_obstacles(config: Config, note: Callable[[str], None] = lambda text: No
         _check_environment,
         _check_quantisation,
         _check_output_folder,
+        _check_trackers,
         _check_deepspeed,
         _check_data,
         _check_warmup,
@@ -74,6 +76,10 @@ def _check_quantisation(session: Session) -> None:
 def _check_output_folder(session: Session) -> None:
     check_output_folder(session.config.run.output_dir)
     check_is_apart(session.config)
+
+
+def _check_trackers(session: Session) -> None:
+    check_trackers(session.config.run.trackers)
 
 
 def _check_deepspeed(session: Session) -> None:

@@ -293,6 +293,13 @@ def art_encoder(verb: argparse.ArgumentParser) -> None:
     add_arguments(verb)
 
 
+def launch(verb: argparse.ArgumentParser) -> None:
+    """Of `artkv launch`."""
+    from artkv.launch_files.arguments import add_arguments
+
+    add_arguments(verb)
+
+
 def quickstart(verb: argparse.ArgumentParser) -> None:
     """Of `artkv quickstart`."""
     verb.add_argument(

@@ -3,7 +3,7 @@
 # Run again after a stop, it goes on from the last checkpoint.
 set -euo pipefail
 if [ $# -eq 0 ]; then
-  echo "usage: bash launch/train_local.sh CONFIG [--set SECTION.KEY=VALUE ...]" >&2
+  echo "usage: bash $0 CONFIG [--set SECTION.KEY=VALUE ...]" >&2
   exit 2
 fi
 config=$(realpath -- "$1")

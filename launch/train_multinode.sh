@@ -7,7 +7,7 @@
 # into .deepspeed_env in the repository's root; see launch/deepspeed_env.example and docs/cluster.md.
 set -euo pipefail
 if [ $# -eq 0 ]; then
-  echo "usage: bash launch/train_multinode.sh CONFIG [--set SECTION.KEY=VALUE ...]" >&2
+  echo "usage: bash $0 CONFIG [--set SECTION.KEY=VALUE ...]" >&2
   exit 2
 fi
 refuse() {

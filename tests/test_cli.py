@@ -418,7 +418,7 @@ def test_help_imports_nothing_that_takes_time(verb: str | None) -> None:
     if verb is not None:
         for example in VERBS[verb].examples:
             assert f"  {example}\n" in result.stdout
-        has_no_settings = verb in ("init", "push", "supervise", "status", "compare", "sweep", "art-encoder")
+        has_no_settings = verb in ("init", "push", "supervise", "status", "compare", "sweep", "launch", "art-encoder")
         assert ("--set SECTION.KEY=VALUE" in result.stdout) != has_no_settings
     assert verb != "art-encoder" or "--image-size" in result.stdout
     assert verb != "plan" or "--gpu-memory" in result.stdout

@@ -22,7 +22,7 @@ LAYERS = {
     "session": 4,
     "training": 5,
     "export": 6, "preflight": 6, "api": 6, "quickstart": 6, "report": 6, "serve": 6, "sweep": 6,
-    "launching": 6, "supervisor": 6, "shell": 6, "failures": 6, "arguments": 6, "argument_values": 6,
+    "launching": 6, "launch_files": 6, "supervisor": 6, "shell": 6, "failures": 6, "arguments": 6, "argument_values": 6,
     "verb_options": 6, "given_checkpoints": 6, "starting": 6, "sharing": 6, "cli": 6, "__main__": 6, "__init__": 6,
 }  # fmt: skip
 MIXED = {0, 6}
@@ -34,6 +34,8 @@ ONLY_IN = {
     "timm": ["models/timm_networks.py", "art_encoder/timm_parts.py", "quickstart/*.py"],
     "tensorboard": ["monitoring/*.py"],
     "torch.utils.tensorboard": ["monitoring/*.py"],
+    "wandb": ["monitoring/wandb_log.py"],
+    "trackio": ["monitoring/trackio_log.py"],
     "jinja2": ["report/page.py"],
     "nltk": ["evaluation/extra_scores.py"],
     "rouge_score": ["evaluation/extra_scores.py"],
@@ -128,6 +130,8 @@ def test_artkv_keeps_to_its_layers() -> None:
         ("models/opt.py", "from timm import create_model"),
         ("art_encoder/training.py", "import timm.data"),
         ("models/opt.py", "import lavis"),
+        ("monitoring/run_log.py", "import wandb"),
+        ("monitoring/wandb_log.py", "import trackio"),
     ],
 )
 def test_checker_finds(relative: str, source: str) -> None:

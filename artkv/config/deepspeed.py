@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from artkv.config.deepspeed_schema import UNSUPPORTED, DeepSpeedFile
 from artkv.config.explaining import explain
+from artkv.config.paths import shipped_folder
 from artkv.config.schema import TrainingConfig
 from artkv.errors import UserError
 from artkv.reading import parse_json, read_regular
@@ -119,14 +120,11 @@ def _find(path_or_name: str) -> Path:
     path = Path(path_or_name)
     if os.path.exists(path):  # a folder or a pipe is told by whoever reads it
         return path
-    package = Path(__file__).parents[1]
-    # In a checkout ds_configs/ lies beside the package, in an installation inside it.
-    folders = [package.parent / "ds_configs", package / "ds_configs"]
-    if path.parent in (Path("."), Path("ds_configs")) and not path_or_name.startswith("."):
-        for folder in folders:
-            if os.path.isfile(folder / path.name):
-                return folder / path.name
-    names = sorted({path.name for folder in folders if folder.is_dir() for path in folder.glob("*.json")})
+    folder = shipped_folder("ds_configs")
+    is_name = path.parent in (Path("."), Path("ds_configs")) and not path_or_name.startswith(".")
+    if is_name and os.path.isfile(folder / path.name):
+        return folder / path.name
+    names = sorted(path.name for path in folder.glob("*.json"))
     raise UserError(
         f"training.deepspeed = {path_or_name!r:.300}: no such file; give a path or one of {', '.join(names)}"
     )

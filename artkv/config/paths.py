@@ -45,6 +45,12 @@ def expand_home(text: str, place: str) -> Path:
     return Path(expanded)
 
 
+def shipped_folder(name: str) -> Path:
+    """The folder `ds_configs` or `launch`: inside the package in an installation, beside it in a checkout."""
+    package = Path(__file__).parents[1]
+    return package / name if (package / name).is_dir() else package.parent / name
+
+
 def user_cache() -> Path:
     """The folder of what artkv keeps for a user: $ARTKV_CACHE, or artkv in the user's cache.
 

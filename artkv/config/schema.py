@@ -275,11 +275,22 @@ class RunConfig(Section):
     log_every: PositiveInt = Field(
         default=10, le=_MOST_STEPS, description="optimizer steps between two lines of metrics.jsonl, of 1 to 10^12"
     )
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(
+        default=("tensorboard",),
+        description="a list of tensorboard, wandb and trackio, each once at most; [] for metrics.jsonl alone",
+    )
     stop_before_walltime_minutes: NonNegativeFloat | None = Field(
         default=5.0,
         le=_MOST_MINUTES,
         description="minutes before a Slurm job's end to save and stop at, a quarter of its time at most; or null",
     )
+
+    @field_validator("trackers")
+    @classmethod
+    def _each_once(cls, trackers: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(trackers)) < len(trackers):
+            raise ValueError("names one of them twice")
+        return trackers
 
 
 class DistributedConfig(Section):

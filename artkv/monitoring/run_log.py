@@ -1,4 +1,4 @@
-"""One place to log to: metrics.jsonl, TensorBoard and the progress line of a run."""
+"""One place to log to: metrics.jsonl, the trackers (TensorBoard) and the progress line of a run."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from artkv.monitoring.attention_picture import draw_masses
 from artkv.monitoring.cards import AnsweredQuestion
 from artkv.monitoring.metrics_log import Kind, MetricsLog
 from artkv.monitoring.progress import ProgressLine
-from artkv.monitoring.tensorboard_log import TensorBoardLog
+from artkv.monitoring.trackers import Tracker, open_trackers
 
 
 class RunLog:
@@ -23,6 +23,7 @@ class RunLog:
     resume_step: steps done by the checkpoint that the run goes on from; what was logged for later
     steps is dropped. None for a fresh start, which drops all metrics of an earlier run in the folder.
     redo_validation: drop the validation of `resume_step` too, since it is done again.
+    trackers: what shows the run, see `open_trackers`.
     """
 
     def __init__(
@@ -32,17 +33,17 @@ class RunLog:
         total_steps: int,
         resume_step: int | None = None,
         redo_validation: bool = False,
+        trackers: Sequence[str] = ("tensorboard",),
     ) -> None:
         self._progress = ProgressLine(total_steps, steps_done=resume_step or 0, rank=rank)
         self._metrics: MetricsLog | None = None
-        self._tensorboard: TensorBoardLog | None = None
+        self._trackers: list[Tracker] = []
         if rank == 0:
             run_dir = Path(run_dir)
             self._metrics = MetricsLog(run_dir / "metrics.jsonl")
             last_kept = -1 if resume_step is None else resume_step
             self._metrics.truncate_after(last_kept, redo_validation)
-            # Steps start at 0 (a validation before training), and TensorBoard purges from a step on.
-            self._tensorboard = TensorBoardLog(run_dir, purge_step=last_kept + 1)
+            self._trackers = open_trackers(trackers, run_dir, resume_step)
 
     def advance(self) -> None:
         """Counts one optimizer step in the progress line; call it after each step."""
@@ -62,30 +63,30 @@ class RunLog:
         return self._write(step, "validation", metrics)
 
     def shown(self, step: int, samples: Sequence[AnsweredQuestion], mass: NDArray[np.float64] | None) -> None:
-        """Draws into TensorBoard what is of no use as numbers; call it before the step's `validation`.
+        """Draws into the trackers what is of no use as numbers; call it before the step's `validation`.
 
         samples: the same paintings and questions each time. mass: of attention on the prefix, layers by heads.
         """
-        if self._tensorboard is not None:
-            self._tensorboard.samples(step, samples)
+        for tracker in self._trackers:
+            tracker.samples(step, samples)
             if mass is not None:
-                self._tensorboard.histogram(step, "attention/mass_of_heads", mass)
-                self._tensorboard.image(step, "attention/mass_of_layers_and_heads", draw_masses(mass))
+                tracker.histogram(step, "attention/mass_of_heads", mass)
+                tracker.image(step, "attention/mass_of_layers_and_heads", draw_masses(mass))
 
     def settings(self, settings: Mapping[str, float | str], metric: str) -> None:
-        """Puts the run into TensorBoard's table of runs; see `TensorBoardLog.settings`."""
-        if self._tensorboard is not None:
-            self._tensorboard.settings(settings, metric)
+        """Puts the run into the trackers' tables of runs; see `TensorBoardLog.settings`."""
+        for tracker in self._trackers:
+            tracker.settings(settings, metric)
 
     def finished(self) -> None:
-        """Marks the run finished in that table."""
-        if self._tensorboard is not None:
-            self._tensorboard.finished()
+        """Marks the run finished there."""
+        for tracker in self._trackers:
+            tracker.finished()
 
     def config(self, text: str, step: int = 0) -> None:
-        """Shows the resolved config in TensorBoard."""
-        if self._tensorboard is not None:
-            self._tensorboard.text("config", text, step)
+        """Shows the resolved config in the trackers."""
+        for tracker in self._trackers:
+            tracker.text("config", text, step)
 
     def note(self, message: str) -> None:
         """Prints a line on the console, above the progress bar."""
@@ -96,19 +97,20 @@ class RunLog:
         self._progress.close()
         if self._metrics is not None:
             self._metrics.close()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
+        for tracker in self._trackers:
+            tracker.close()
 
     def _write(self, step: int, kind: Kind, metrics: Mapping[str, float | Tensor]) -> dict[str, float]:
-        if self._metrics is None or self._tensorboard is None:
+        if self._metrics is None:
             return {}
         numbers = to_numbers(metrics)
         self._metrics.append(step, kind, numbers)
-        self._tensorboard.scalars(step, kind, numbers)
+        for tracker in self._trackers:
+            tracker.scalars(step, kind, numbers)
+            if kind == "validation":
+                tracker.flush()  # validations are rare and waited for
         if kind == "train":
             self._progress.show(numbers.get("loss"), numbers.get("questions_per_second"))
-        else:
-            self._tensorboard.flush()  # validations are rare and waited for
         return numbers
 
 

@@ -1,8 +1,4 @@
-"""TensorBoard: curves, the run's settings, and paintings with question, answer and prediction beneath.
-
-Its first page shows groups of tags in the order of the alphabet, so the groups' names put what is learnt first, then
-what the machine did (`vitals`), then pictures (`works`).
-"""
+"""TensorBoard: curves, the run's settings, and paintings with question, answer and prediction beneath."""
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,23 +15,7 @@ from artkv.errors import UserError
 from artkv.files import reason_of
 from artkv.monitoring.appended_file import AppendedFile
 from artkv.monitoring.cards import AnsweredQuestion, draw_card
-
-# What tells of the machine and not of the model.
-_VITALS = {
-    "questions_per_second", "paintings_per_second", "step_seconds", "step_seconds_max", "data_wait_share",
-    "own_step_seconds", "own_step_seconds_max", "slowest_rank", "skipped_steps",
-    "pictures_per_second", "peak_host_gib", "peak_device_gib",
-}  # fmt: skip
-# Metrics whose names begin so are a group of their own.
-_GROUPS = ("attention", "grad_norm", "update_to_weight")
-
-
-def tag_of(kind: str, name: str) -> str:
-    """The tag of a metric of metrics.jsonl; kind: train or validation."""
-    if name in _VITALS:
-        return f"vitals/{name}"
-    group, slash, _ = name.partition("/")
-    return name if slash and group in _GROUPS else f"{kind}/{name}"
+from artkv.monitoring.tags import tag_of
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from artkv.files import told, write_whole
 from artkv.monitoring.environment import environment_report
 from artkv.monitoring.rank_log import rank_log
 from artkv.monitoring.run_log import RunLog
+from artkv.monitoring.trackers import check_trackers
 from artkv.planning.placement import Use
 from artkv.run_folder.checkpoint import Checkpoint, open_checkpoint
 from artkv.run_folder.checkpoints import RunCheckpoints
@@ -71,6 +72,7 @@ def train(
     deepspeed_tree = world.together(lambda: load_deepspeed_config(training.deepspeed))
     world.together(lambda: check_output_folder(run_dir))
     world.on_main(lambda: check_is_apart(config))
+    world.together(lambda: check_trackers(config.run.trackers))
     session = Session(config, world, world.together(lambda: training_splits(config)))
     with run_lock(run_dir, world, config.distributed.timeout_minutes) as lock:
         # First, the marker of an earlier start: if this one now fails, it must not look preempted.
@@ -138,7 +140,8 @@ def _train_from(
     )  # fmt: skip
     world.on_main(lambda: _prepare_run_folder(config, None if resumed is None else resumed.checkpoint))
     begin_at = progress.step if resumed else None
-    log = world.together(lambda: RunLog(run_dir, world.rank, steps, begin_at, redo_validation=progress.validation_due))
+    again, trackers = progress.validation_due, config.run.trackers
+    log = world.together(lambda: RunLog(run_dir, world.rank, steps, begin_at, again, trackers))
     try:
         log.config(dump_config(config), step=progress.step)
         log.note(_summary(session, steps))

@@ -10,6 +10,7 @@ from tests.bad_inputs.encoder_cases import ENCODERS
 from tests.bad_inputs.hub_cases import HUB
 from tests.bad_inputs.init_cases import INIT
 from tests.bad_inputs.injection_cases import INJECTION
+from tests.bad_inputs.launch_cases import LAUNCH
 from tests.bad_inputs.model_folder_cases import MODEL_FOLDERS
 from tests.bad_inputs.output_cases import PLACES
 from tests.bad_inputs.picture_cases import PICTURES
@@ -24,6 +25,7 @@ AREAS: list[Area] = [
     INJECTION,
     DEEPSPEED,
     COMMAND_LINE,
+    LAUNCH,
     CSV,
     INIT,
     PICTURES,

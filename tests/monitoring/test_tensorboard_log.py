@@ -15,7 +15,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from artkv.errors import UserError
 from artkv.monitoring.cards import AnsweredQuestion, draw_card
-from artkv.monitoring.tensorboard_log import TensorBoardLog, tag_of
+from artkv.monitoring.tensorboard_log import TensorBoardLog
 
 SAMPLE = AnsweredQuestion(
     Image.new("RGB", (200, 100), (10, 20, 200)), "Who painted this?", "Albrecht Dürer", "albrecht dürer"
@@ -63,15 +63,6 @@ def test_a_restart_hides_what_it_writes_again(tmp_path: Path) -> None:
     assert [(event.step, event.value) for event in read(tmp_path).Scalars("train/loss")] == [
         (10, 10.0), (20, 20.0), (30, -1.0),
     ]  # fmt: skip
-
-
-def test_groups_of_tags() -> None:
-    assert tag_of("train", "loss") == "train/loss"
-    assert tag_of("train", "grad_norm") == "train/grad_norm"
-    assert tag_of("train", "grad_norm/generator") == "grad_norm/generator"
-    assert tag_of("train", "slowest_rank") == "vitals/slowest_rank"
-    assert tag_of("validation", "attention/mass/layer_0") == "attention/mass/layer_0"
-    assert tag_of("validation", "exact_match/style") == "validation/exact_match/style"
 
 
 def test_the_table_of_runs_has_settings_beside_a_curves_last_value(tmp_path: Path) -> None:

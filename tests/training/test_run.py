@@ -141,6 +141,21 @@ def test_only_the_trainables_move_and_masters_are_fp32(
     assert any(not torch.equal(m, m.bfloat16().float()) for m in adapter.values())
 
 
+def test_trackers_are_those_of_the_config_and_checked_before_anything_is_loaded(
+    run_training: Train, tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(names: tuple[str, ...]) -> None:
+        raise UserError(f"refused: {names}")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "check_trackers", refuse)
+        with pytest.raises(UserError, match=r"refused: \('wandb',\)"):
+            run_training(["run.trackers=[wandb]", "model.blip2=./nothing"])
+    run_training(["run.trackers=[]", "training.num_epochs=1"])
+    assert (tiny_config.run.output_dir / "metrics.jsonl").is_file()
+    assert not list(tiny_config.run.output_dir.glob("events*"))
+
+
 def test_logs_go_on_after_a_resume_and_tensorboard_reads_them(run_training: Train, tiny_config: Config) -> None:
     with pytest.raises(Stopped):
         run_training(stop_before_step=6)

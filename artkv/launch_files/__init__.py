@@ -1,0 +1,1 @@
+"""The files of launch/, written out of an installed package for use without a clone."""
