@@ -18,8 +18,6 @@ from artkv.distributed import World
 from artkv.errors import UserError
 from tests.system.ranks import SECONDS, Ranks, run_to_end, started
 
-SYSTEM = pytest.mark.system
-
 
 def training(folders: Path, output: Path, *more: str) -> list[str]:
     """Arguments for a network with BatchNorm, two heads, mixing, and an odd number of pictures to validate on."""
@@ -46,7 +44,6 @@ def tensors(path: Path) -> dict[str, Tensor]:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
-@SYSTEM
 def test_two_ranks_learn_what_one_learns(folders: Path, tmp_path: Path) -> None:
     still = ["--drop-rate", "0", "--drop-path-rate", "0", "--validation-fraction", "0.3"]
     for number in (1, 2):
@@ -65,7 +62,6 @@ def test_two_ranks_learn_what_one_learns(folders: Path, tmp_path: Path) -> None:
     assert list(map(int, counts)) == [4, 5]  # 0.3 of 15 and of 16, each counted once
 
 
-@SYSTEM
 def test_a_stop_of_one_rank_is_saved_by_all_and_goes_on_to_the_same_bytes(folders: Path, tmp_path: Path) -> None:
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     long = ["--epochs", "40"]
@@ -85,7 +81,6 @@ def test_a_stop_of_one_rank_is_saved_by_all_and_goes_on_to_the_same_bytes(folder
         assert [key for key in ours if not torch.equal(ours[key], theirs[key])] == []
 
 
-@SYSTEM
 def test_a_dead_rank_ends_the_others(folders: Path, tmp_path: Path) -> None:
     with started(training(folders, tmp_path / "out", "--epochs", "1000"), tmp_path) as ranks:
         wait_for(tmp_path / "out" / "metrics.jsonl", ranks)
@@ -94,7 +89,6 @@ def test_a_dead_rank_ends_the_others(folders: Path, tmp_path: Path) -> None:
         assert "another rank is gone" in ranks.told()
 
 
-@SYSTEM
 @pytest.mark.parametrize(
     ("more", "message"),
     [

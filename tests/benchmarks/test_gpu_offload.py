@@ -64,7 +64,6 @@ class Bench:
         return {(row.mode, row.tokens): row for row in self.report.rows}
 
 
-@pytest.mark.system
 def test_the_whole_script_on_a_cpu(tmp_path: Path) -> None:
     path = tmp_path / "offload.json"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}

@@ -66,7 +66,6 @@ def test_the_slope_is_theils_and_sens(module: Any) -> None:
     assert module("long_run").slope_of(steps, values) == pytest.approx(theilslopes(values, steps).slope)
 
 
-@pytest.mark.system
 def test_a_short_run_is_sampled(tmp_path: Path) -> None:
     command = [sys.executable, "benchmarks/long_run.py", "--steps", "50", "--every", "10", "--paintings", "24"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "ARTKV_CACHE": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}

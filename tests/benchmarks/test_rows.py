@@ -213,7 +213,6 @@ def test_the_session_lists_the_most_wanted_rows_first() -> None:
     assert names[-1] == "quickstart"
 
 
-@pytest.mark.system
 def test_trainings_one_after_another(tmp_path: Path) -> None:
     """On weights that no file holds: artkv and its peers begin with one loss; a checkpoint is no part of a step."""
     path = tmp_path / "rows.jsonl"
@@ -230,7 +229,6 @@ def test_trainings_one_after_another(tmp_path: Path) -> None:
     assert "| transformers Trainer; 12 |" in done.stdout
 
 
-@pytest.mark.system
 def test_answers_in_a_session(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     done = run_script(

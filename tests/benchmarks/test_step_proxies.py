@@ -5,7 +5,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
 import torch
 from torch import nn
 
@@ -58,7 +57,6 @@ def test_padding_is_what_none_but_itself_sees(module: Any) -> None:
     assert module("epoch_shapes").packed_padding(questions) == 3
 
 
-@pytest.mark.system
 def test_the_whole_script(tmp_path: Path) -> None:
     """Streaming computes no more, and replays leave few operations; a block keeps what the planner says."""
     path = tmp_path / "proxies.json"

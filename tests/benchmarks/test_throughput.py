@@ -19,7 +19,6 @@ ROOT = Path(__file__).parents[2]
 TINY = ("--tiny", "--dtype", "float32")
 
 
-@pytest.mark.system
 def test_throughput_of_the_main_rows(tmp_path: Path) -> None:
     """The losses of artkv with savings off and of its peers agree; ratios are those of the figures."""
     path = tmp_path / "throughput.json"
@@ -48,7 +47,6 @@ def test_throughput_of_the_main_rows(tmp_path: Path) -> None:
     assert rows["transformers Trainer, last logits only"]["formula_flops"] < trainer["formula_flops"]
 
 
-@pytest.mark.system
 def test_profile_of_a_step(tmp_path: Path) -> None:
     """artkv asks for no wait between two loggings; a trace can be read; spans add up to the step."""
     trace, path = tmp_path / "trace.json", tmp_path / "profile.json"
@@ -73,7 +71,6 @@ def test_waits_are_those_of_who_asked(module: Any) -> None:
     assert waits.take() == {("aten::_local_scalar_dense", "artkv", "artkv.somewhere:1"): 1}
 
 
-@pytest.mark.system
 def test_scaling_of_two_ranks(tmp_path: Path) -> None:
     """What two ranks send is counted: each gradient once and each weight once, in bytes of the trainables."""
     path = tmp_path / "scaling.json"

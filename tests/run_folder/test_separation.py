@@ -53,7 +53,7 @@ def test_files_of_others_are_no_place_for_a_new_run(placed: Callable[[str], Conf
     check_is_apart(config)  # there is no folder yet
     run_dir = config.run.output_dir
     run_dir.mkdir()
-    for name in ("slurm-17.out", "notes.txt", ".hidden", "config.yaml"):
+    for name in ("slurm-17.out", "notes.txt", ".hidden", "config.yaml", "my.yaml", "hostfile.3"):
         (run_dir / name).touch()
     (run_dir / "logs").mkdir()
     check_is_apart(config)
