@@ -208,11 +208,12 @@ class Session:
     def _check_prompt(self, backbone: Blip2Backbone) -> None:
         """Raises `UserError` where the prompt leaves no room for a question of a token, and an answer with its end."""
         prompt = self.config.dataset.prompt
+        num_visual = num_visual_tokens(self.config, backbone.num_query_tokens)
         tokens, room = len(encode_prompt(backbone.tokenizer, prompt, "")), backbone.max_positions - 3
-        if backbone.num_query_tokens + tokens > room:
+        if num_visual + tokens > room:
             raise UserError(
                 f"dataset.prompt = {quoted(prompt)}: has {tokens:,} tokens without a question, and the language model "
-                f"leaves room for {max(0, room - backbone.num_query_tokens):,} beside the picture's; shorten it",
+                f"leaves room for {max(0, room - num_visual):,} beside the picture's; shorten it",
                 on_all_ranks=True,
             )
 

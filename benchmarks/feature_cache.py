@@ -37,7 +37,7 @@ from artkv.datasets.question_set import QuestionSet
 from artkv.datasets.table import read_table
 from artkv.datasets.tokenized_table import tokenize_table
 from artkv.distributed import process_group, single_process
-from artkv.feature_cache.reading import CachedPaintings
+from artkv.feature_cache.reading import CachedPaintings, Records
 from artkv.feature_cache.shards import RECORDS_A_SHARD, Shard, read_header, write_shard
 from artkv.models.timm_networks import create_network
 from artkv.quickstart.tokenizer import train_tokenizer
@@ -64,9 +64,11 @@ def main() -> None:
 
 def measure_reading(folder: Path, num_records: int, per_batch: int, rounds: int) -> None:
     """Prints a table of rates, and what the process has grown by."""
-    shards = _random_shards(folder, num_records)
-    places = np.array([(n, row) for n, shard in enumerate(shards) for row in range(len(shard.contents))])
-    source = CachedPaintings(shards, np.vstack([places, places[:1]]), has_art=True)
+    of_vit = _random_shards(folder / "vit", num_records, (257, 1408), torch.bfloat16)
+    of_art = _random_shards(folder / "efficientnet", num_records, (1536,), torch.float32)
+    places = np.array([(n, row) for n, shard in enumerate(of_vit) for row in range(len(shard.contents))])
+    and_blank = np.vstack([places, places[:1]])
+    source = CachedPaintings(Records(of_vit, and_blank), [Records(of_art, and_blank)])
     order = np.random.default_rng(0).permutation(num_records)
     batches = [order[start : start + per_batch] for start in range(0, num_records, per_batch)]
     table = _table(folder, num_records)
@@ -84,13 +86,14 @@ def measure_reading(folder: Path, num_records: int, per_batch: int, rounds: int)
             source.load(numbers, numbers, pin_memory=False)
 
     def by_mapping() -> list[torch.Tensor]:
-        maps = [_mapped(shard) for shard in shards]
+        maps = [[_mapped(shard) for shard in shards] for shards in (of_vit, of_art)]
         for numbers in batches:
-            torch.stack([maps[places[n][0]][places[n][1]] for n in numbers])
-        return maps  # alive until the process's size is taken
+            for of_one in maps:
+                torch.stack([of_one[places[n][0]][places[n][1]] for n in numbers])
+        return [one for of_one in maps for one in of_one]  # alive until the process's size is taken
 
     def from_disk() -> None:
-        for shard in shards:
+        for shard in [*of_vit, *of_art]:
             with shard.path.open("rb") as file:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         by_reading()
@@ -113,7 +116,7 @@ def measure_reading(folder: Path, num_records: int, per_batch: int, rounds: int)
             seconds[name].append(time.perf_counter() - began)
             grown[name] = _resident_bytes() - before
             del kept
-    record_bytes = shards[0].image.record_bytes + (shards[0].art.record_bytes if shards[0].art else 0)
+    record_bytes = of_vit[0].features.record_bytes + of_art[0].features.record_bytes
     print(f"{num_records} records of {record_bytes / 1e6:.3f} MB, {per_batch} a batch, medians of {rounds} rounds")
     print(f"{'':44}{'GB/s':>7}{'records/s':>11}{'grown by MB':>13}")
     for name, times in seconds.items():
@@ -152,15 +155,14 @@ def measure_training(folder: Path, steps: int) -> None:
             )
 
 
-def _random_shards(folder: Path, num_records: int) -> list[Shard]:
+def _random_shards(folder: Path, num_records: int, shape: tuple[int, ...], dtype: torch.dtype) -> list[Shard]:
     """Shards of random records, their keys being numbers."""
     folder.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(0)
     shards = []
     for start in range(0, num_records, RECORDS_A_SHARD):
         contents = [f"{n:064x}" for n in range(start, min(start + RECORDS_A_SHARD, num_records))]
-        image = torch.randn(len(contents), 257, 1408, generator=generator).bfloat16()
-        write_shard(folder, "", contents, image, torch.randn(len(contents), 1536, generator=generator))
+        write_shard(folder, "", contents, torch.randn(len(contents), *shape, generator=generator).to(dtype))
         shards.append(read_header(max(folder.glob("features-*.safetensors"), key=lambda path: path.stat().st_mtime_ns)))
     return shards
 
@@ -168,7 +170,7 @@ def _random_shards(folder: Path, num_records: int) -> list[Shard]:
 def _mapped(shard: Shard) -> torch.Tensor:
     with shard.path.open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    block = shard.image
+    block = shard.features
     whole = torch.frombuffer(mapped, dtype=torch.uint8)[block.offset :][: len(shard.contents) * block.record_bytes]
     return whole.view(len(shard.contents), -1)
 

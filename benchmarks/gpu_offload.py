@@ -338,7 +338,7 @@ def opt_activations(opt: RandomOpt, questions: int) -> Activations:
         blip2.save_pretrained(folder)
         config = Config(model=ModelConfig(blip2=folder), kv_modulation=KVModulationConfig(enabled=False))
         shapes = model_shapes(config, COMPUTE_DTYPE, ())
-    found = activations(shapes, BatchShape(1, questions, opt.num_text), efficientnet_image_size=1)
+    found = activations(shapes, BatchShape(1, questions, opt.num_text), art_image_sizes=())
     return replace(
         found, inputs_bytes=0, features_bytes=0, encoding_bytes=0, qformer_bytes=0, qformer_backward_bytes=0,
         evaluation=None,

@@ -27,8 +27,7 @@ from transformers import (
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from turns import Stand
 
-from artkv.config import EfficientNetConfig
-from artkv.datasets.pictures import PaintingTransform, open_picture
+from artkv.datasets.pictures import View, open_picture
 from artkv.datasets.tokenization import encode_for_training
 from artkv.models.backbone.backends import resolve_dtype
 from artkv.monitoring.memory import peak_host_bytes
@@ -55,13 +54,10 @@ class Questions(torch.utils.data.Dataset):
             placeholders = [image_id] * size.num_queries
             self.examples.append((placeholders + ids, [-100] * size.num_queries + labels))
         vit = BlipImageProcessor.from_pretrained(world_folder / "blip2")
-        art = EfficientNetConfig()
-        transform = PaintingTransform(
-            size.image_size, vit.image_mean, vit.image_std, size.efficientnet_size, art.mean, art.std
-        )
+        view = View(size.image_size, tuple(vit.image_mean), tuple(vit.image_std), is_whole=True)
         names = list(dict.fromkeys(row["image"] for row in self.rows))
         self._picture_of = {name: number % _MAX_PICTURES for number, name in enumerate(names)}
-        pixels = [transform.vit_view(open_picture(world_folder / "images" / n)) for n in names[:_MAX_PICTURES]]
+        pixels = [view.of(open_picture(world_folder / "images" / n)) for n in names[:_MAX_PICTURES]]
         self._pixels = torch.stack(pixels).to(dtype)
 
     def __len__(self) -> int:

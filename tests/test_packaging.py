@@ -16,7 +16,7 @@ from artkv.config.paths import shipped_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 # What installs artkv from the repository, or from the sdist.
-NOT_SHIPPED = {"environment.sh", "quickstart.sh", "test.sh", "Dockerfile", "artkv.def"}
+NOT_SHIPPED = {"environment.sh", "quickstart.sh", "art_encoder.sh", "test.sh", "Dockerfile", "artkv.def"}
 
 
 def tracked(*folders: str) -> list[str]:

@@ -1,6 +1,7 @@
 """The settings of the art encoders, what the prefix is made from."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -111,6 +112,14 @@ def check_art_encoders(encoders: tuple[ArtEncoderConfig, ...] | None, makes_pref
     names = [encoder.source_name for encoder in encoders]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"art_encoders: several are named {twice[0]!r}; give each a name of its own, with name")
+
+
+def with_checkpoints(
+    encoders: tuple[ArtEncoderConfig, ...], paths: Sequence[Path | None]
+) -> tuple[ArtEncoderConfig, ...]:
+    """The encoders, each with another checkpoint."""
+    pairs = zip(encoders, paths, strict=True)
+    return tuple(one.model_copy(update={"checkpoint": path}) for one, path in pairs)
 
 
 def either_form(tree: Any) -> Any:

@@ -10,16 +10,15 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from artkv.config.art_encoders import ArtEncoderConfig, EfficientNetConfig, check_art_encoders, either_form
-from artkv.config.kv_modulation_schema import KVModulationConfig
-from artkv.config.section import (
-    Bool,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    Section,
+from artkv.config.art_encoders import (
+    ArtEncoderConfig,
+    EfficientNetConfig,
+    check_art_encoders,
+    either_form,
+    with_checkpoints,
 )
+from artkv.config.kv_modulation_schema import KVModulationConfig
+from artkv.config.section import Bool, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
 from artkv.config.sizes import parse_size
 from artkv.config.table_settings import ColumnsConfig, Delimiter, Encoding
 
@@ -343,10 +342,7 @@ class Config(Section):
             (path,) = paths
             short = self.efficientnet or EfficientNetConfig()
             return self.model_copy(update={"efficientnet": short.model_copy(update={"checkpoint": path})})
-        pairs = zip(self.art_encoders, paths, strict=True)
-        return self.model_copy(
-            update={"art_encoders": tuple(one.model_copy(update={"checkpoint": path}) for one, path in pairs)}
-        )
+        return self.model_copy(update={"art_encoders": with_checkpoints(self.art_encoders, paths)})
 
     @property
     def validates(self) -> bool:

@@ -12,24 +12,27 @@ _BEGUN = re.compile(
 )
 
 
-def describe_damage(line: str, start: int, is_last: bool, has_utf8: bool) -> str:
+def describe_damage(line: str, start: int, is_last: bool, has_utf8: bool, others: int = 0) -> str:
     """What is wrong from a place of a line on, with the remedy.
 
     line: decoded with surrogateescape. start: of its first character that stands for a byte. is_last: the file ends
-    with this line. has_utf8: elsewhere in the file there are characters beyond ASCII, in UTF-8.
+    with this line. has_utf8: elsewhere in the file there are characters beyond ASCII, in UTF-8. others: how many
+    more lines are not UTF-8.
     """
     rest = line[start:].encode("utf-8", "surrogateescape")
     place = f"at column {start + 1}"
+    more = f", and {others:,} more lines are not" if others else ""
     latin1 = "" if has_utf8 else " (if it is Latin-1: iconv -f latin1 -t utf-8)"
     if _SURROGATE.match(rest):
         return (
-            f"the bytes {_hex(rest[:3])} {place} are half of a UTF-16 pair, which is no character of UTF-8; {_RESTORE}"
+            f"the bytes {_hex(rest[:3])} {place} are half of a UTF-16 pair, which is no character of UTF-8{more}; "
+            f"{_RESTORE}"
         )
     begun = _BEGUN.match(rest)
     if begun is not None and begun.end() == len(rest) and is_last:
         told = f"the file ends inside a character: {_hex(rest)} {place} lacks what should follow"
-        return f"{told}; it was cut off, fetch it whole{latin1}"
-    wrong = f"byte 0x{rest[0]:02X} {place} is not UTF-8"
+        return f"{told}{more}; it was cut off, fetch it whole{latin1}"
+    wrong = f"byte 0x{rest[0]:02X} {place} is not UTF-8{more}"
     if has_utf8:
         return f"{wrong}, as the rest of the file is: it is damaged there; {_RESTORE}"
     return f"{wrong}; save the file as UTF-8{latin1}"

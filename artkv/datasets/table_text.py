@@ -118,9 +118,7 @@ def _unreadable(path: Path, lines: list[str], form: TableForm, problems: list[Pr
         first, is_last = lines[number - 1], number == len(lines)
         start = next(place for place, character in enumerate(first) if _is_byte(character))
         has_utf8 = any(ord(character) > 0x7F and not _is_byte(character) for line in lines for character in line)
-        what = describe_damage(first, start, is_last, has_utf8)
-        if len(not_utf8) > 1:
-            what = f"{what} ({len(not_utf8) - 1:,} more lines are not UTF-8)"
+        what = describe_damage(first, start, is_last, has_utf8, len(not_utf8) - 1)
         or_set = "" if has_utf8 else form.or_set("encoding: latin-1")
         problems.append(Problem(path, number, f"{what}{or_set}"))
     return with_nul.union(not_utf8)

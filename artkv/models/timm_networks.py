@@ -7,6 +7,7 @@ classifier. Both are asked of timm itself, of a network without storage, so that
 import difflib
 import inspect
 from functools import cache
+from itertools import zip_longest
 from typing import Any
 
 import timm
@@ -79,9 +80,12 @@ def own_image_size(architecture: str) -> int:
 
 
 def relatives(architecture: str) -> list[str]:
-    """Names of timm's networks that are near an architecture's, of its family."""
-    family = timm.list_models(f"{architecture.split('_')[0]}*")
-    return difflib.get_close_matches(architecture.split(".")[0], family, n=_RELATIVES, cutoff=0.5)
+    """Names of timm's networks of an architecture's family: those that differ in one word, then those that are near."""
+    name = architecture.split(".")[0]
+    words = name.split("_")
+    family = timm.list_models(f"{words[0]}*")
+    alike = [other for other in family if sum(a != b for a, b in zip_longest(words, other.split("_"))) == 1]
+    return list(dict.fromkeys([*alike, *difflib.get_close_matches(name, family, n=_RELATIVES, cutoff=0.5)]))
 
 
 def tensor_shapes(architecture: str) -> dict[str, torch.Size]:

@@ -119,6 +119,8 @@ def read_description(path: Path) -> dict[str, Any]:
             "use the version of artkv that wrote it"
         )
     known = {name: value for name, value in description.items() if name in _NAMES}
+    if not known.keys().isdisjoint(_ENCODERS):
+        known = dict.fromkeys(_ENCODERS) | known
     to_record(_Description, known, f"{path}: metadata", _REMEDY)
     if not isinstance(description["model"].get("blip2"), str):
         raise UserError(f"{path}: metadata: model.blip2 is no text; {_REMEDY}")

@@ -109,7 +109,7 @@ def test_ablations_see_the_same_with_and_without(
     tokenized, _ = tokenize_table(table, model.model.backbone.tokenizer, config.dataset.prompt)
     sources = (cached, DecodedPictures(table, model.transform))
     cached_questions, decoded_questions = (QuestionSet(table, tokenized, source) for source in sources)
-    shown = _shown(ablations, table.num_paintings, 3)
+    shown = _shown(model.model, ablations, table.num_paintings, 3)
     plan, packing = plan_evaluation(table.painting_of_row, 4), PackingSettings(6, 40)
     for with_cache, without in zip(
         *(

@@ -56,8 +56,8 @@ def test_it_trains_in_the_assembled_model(
     assert isinstance(model.parts.injection, bias)
     trainables = model.named_trainables()
     assert {name for name in trainables if not name.startswith("qformer.")} == {
-        "bias_generator.efficientnet.weight",
-        "bias_generator.efficientnet.bias",
+        "bias_generator.test_efficientnet.weight",
+        "bias_generator.test_efficientnet.bias",
     }
     batch = training_batch(model.backbone.tokenizer)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)

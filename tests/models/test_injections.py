@@ -72,7 +72,7 @@ def test_off_is_stock_and_what_is_injected_depends_on_the_art_features(build: Bu
         assert on.shape[1] == model.num_visual_tokens == NUM_VISUAL + NUM_PROMPT * (settings["injection"] == "prompt")
         assert torch.equal(on, model.visual_tokens(features, use_prefix=[True]))
         assert on.shape != off.shape or not torch.allclose(on, off)
-        swapped = PaintingFeatures(features.image_features, features.art_features.flip(0))
+        swapped = PaintingFeatures(features.image_features, tuple(one.flip(0) for one in features.art_features))
         assert not torch.allclose(model.visual_tokens(swapped), on)
 
 
@@ -98,7 +98,7 @@ def test_two_live_graphs_keep_their_own_modulation(build: Build, settings: dict[
     model = build(kv_modulation=settings).model
     open_up(model)
     features = model.encode(views())
-    other = PaintingFeatures(features.image_features, features.art_features.flip(0))
+    other = PaintingFeatures(features.image_features, tuple(one.flip(0) for one in features.art_features))
 
     def gradients(loss: Tensor) -> list[Tensor]:
         found = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)

@@ -59,9 +59,8 @@ def test_cached_bytes_are_those_of_a_record(tiny_config: Config, tmp_path: Path,
     images = ImageIndex(tiny_config.dataset.image_root)  # type: ignore[arg-type]
     table = read_table(tiny_config.dataset.train, images)  # type: ignore[arg-type]
     settings = Session(config, single_process()).cache_settings
-    shard = prepare_features(settings, [table], single_process()).store.shards[0]
-    record_bytes = shard.features.record_bytes
-    assert plan(config).cached_bytes == record_bytes
+    stores = prepare_features(settings, [table], single_process()).stores
+    assert plan(config).cached_bytes == sum(store.shards[0].features.record_bytes for store in stores)
 
 
 def test_streaming_needs_slots_and_host_memory(tiny_plan: Plan) -> None:

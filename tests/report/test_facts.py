@@ -54,7 +54,7 @@ def test_training_and_machine_are_told(make_run: MakeRun) -> None:
     assert facts["best validation exact match"] == "0.900 at step 300"
     assert "state" not in facts
     told = dict(model_facts(evidence))
-    assert told["prefix"] == "concat: 8 tokens, one for all layers"
+    assert told["injection"] == "concat: 8 tokens, one for all layers"
     assert told["GPUs"] == "none"
     assert told["CPU"] == "a CPU, 2 cores usable"
     assert told["host memory"] == "16 GiB"

@@ -303,12 +303,12 @@ def test_a_stop_while_a_cache_is_filled_needs_a_shard_to_be_worth_a_marker(
     stops: StopRequests,
     shards_before: int,
 ) -> None:
-    run_dir, shards = tiny_config.run.output_dir, tmp_path / "features" / "shards"
+    run_dir, features = tiny_config.run.output_dir, tmp_path / "features"
     settings = [f"frozen.feature_cache={tmp_path / 'features'}"]
     encode = filling._encode
 
     def signalled(*arguments: Any) -> Any:
-        if len(list(shards.glob("features-*"))) == shards_before:
+        if len(list(features.glob("vit-*/shards/features-*"))) == shards_before:
             os.kill(os.getpid(), signal.SIGUSR1)
         yield from encode(*arguments)
 
@@ -317,7 +317,7 @@ def test_a_stop_while_a_cache_is_filled_needs_a_shard_to_be_worth_a_marker(
         patch.setattr(filling, "_encode", signalled)
         with pytest.raises(Preempted if shards_before else RunFailed, match="stopped by SIGUSR1"):
             run_training(settings, requests=stops)
-    assert len(list(shards.glob("features-*"))) == shards_before
+    assert len(list(features.glob("vit-*/shards/features-*"))) == shards_before
     assert (run_dir / "preempted.json").exists() == bool(shards_before)
     assert run_training(settings, resume="auto").step == STEPS
 
