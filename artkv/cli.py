@@ -365,12 +365,10 @@ def quickstart(options: argparse.Namespace) -> int:
         from artkv.quickstart.encoder_world.settings import check_given
 
         check_given(options.ranks, options.set)
-
         from artkv.quickstart.encoder_world.run import run_encoder_quickstart
 
         run_encoder_quickstart(options.output_dir, options.seed)
         return DONE
-
     from artkv.quickstart.settings import QuickstartSettings
 
     settings = QuickstartSettings(

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from artkv.config import load_config
 from artkv.errors import UserError
 from artkv.quickstart.encoder_world.report import find_surprises
-from artkv.quickstart.encoder_world.settings import COMBINATIONS, EncoderQuickstart
+from artkv.quickstart.encoder_world.settings import COMBINATIONS, EncoderQuickstart, check_given
 from artkv.sweep.plan import read_sweep
 
 AS_MADE = {
@@ -50,6 +51,8 @@ def test_the_sweep_has_the_six_combinations_and_the_cache_every_encoder(tmp_path
     sweep = read_sweep(settings.sweep_path)
     assert len(sweep.runs) == len(COMBINATIONS) == 6
     views = set()
+    cached = {e.model_dump_json() for e in load_config(settings.config_path).art_encoders or ()}
+    assert len(cached) == 3
     for run, combination in zip(sweep.runs, COMBINATIONS, strict=True):
         config = run.config
         assert config.training.seed == 7
@@ -60,6 +63,8 @@ def test_the_sweep_has_the_six_combinations_and_the_cache_every_encoder(tmp_path
             assert [(e.source_name, e.read) for e in config.art_encoders] == [
                 (f"{name}_{read}", read) for name, read in combination.encoders
             ]
+            # What `artkv cache` of the common config computes is all that a run needs.
+            assert {e.model_dump_json() for e in config.art_encoders} <= cached
             views |= {(e.source_name, e.std) for e in config.art_encoders}
     # Each is blind to the other's channels, and is the same in all runs.
     assert views == {
@@ -69,3 +74,11 @@ def test_the_sweep_has_the_six_combinations_and_the_cache_every_encoder(tmp_path
     }
     with pytest.raises(UserError, match="another folder"):
         EncoderQuickstart(tmp_path, seed=8).check()
+
+
+def test_options_without_a_meaning_are_refused() -> None:
+    check_given(None, [])
+    with pytest.raises(UserError, match="--ranks: is not for --world encoders"):
+        check_given(2, [])
+    with pytest.raises(UserError, match="--set: is not for --world encoders"):
+        check_given(None, ["training.num_epochs=1"])
