@@ -140,5 +140,6 @@ VERBS = {
     "quickstart": Verb("make a small world of paintings and run the whole job on it", options.quickstart, (
         "artkv quickstart",
         "artkv quickstart --seed 7 --output-dir outputs/quickstart_7",
+        "artkv quickstart --world encoders",
     )),
 }  # fmt: skip

@@ -360,10 +360,20 @@ def art_encoder(options: argparse.Namespace) -> int:
 
 
 def quickstart(options: argparse.Namespace) -> int:
-    """Makes the embedded world and runs the whole job on it."""
+    """Makes an embedded world and runs the whole job on it."""
+    if options.world == "encoders":
+        from artkv.quickstart.encoder_world.settings import check_given
+
+        check_given(options.ranks, options.set)
+        from artkv.quickstart.encoder_world.run import run_encoder_quickstart
+
+        run_encoder_quickstart(options.output_dir, options.seed)
+        return DONE
     from artkv.quickstart.settings import QuickstartSettings
 
-    settings = QuickstartSettings(Path(options.output_dir), options.seed, options.ranks, tuple(options.set))
+    settings = QuickstartSettings(
+        Path(options.output_dir or "outputs/quickstart"), options.seed, options.ranks or 2, tuple(options.set)
+    )
     settings.check()
 
     from artkv.quickstart.report import report_if_finished

@@ -305,13 +305,19 @@ def quickstart(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--output-dir",
         type=some_path,
-        default="outputs/quickstart",
-        help="folder of the world and its runs (default outputs/quickstart)",
+        help="folder of the world and its runs (default outputs/quickstart, or outputs/quickstart_encoders)",
+    )
+    verb.add_argument(
+        "--world",
+        choices=("styles", "encoders"),
+        default="styles",
+        help="styles: what the prefix does, one run and its control (the default); encoders: which art encoder and "
+        "injection can tell what, a sweep of six combinations",
     )
     verb.add_argument(
         "--seed", type=whole_number(0, 2**63 - 1), default=1337, help="everything follows from it (default 1337)"
     )
-    verb.add_argument("--ranks", type=whole_number(1, 1024), default=2, help="processes that train (default 2)")
+    verb.add_argument("--ranks", type=whole_number(1, 1024), help="processes that train (default 2)")
     _add_overrides(verb)
 
 

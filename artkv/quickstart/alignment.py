@@ -29,7 +29,7 @@ from artkv.quickstart.language import (
     token_id,
     warmup_then_cosine,
 )
-from artkv.quickstart.questions import VISIBLE_TYPES
+from artkv.quickstart.questions import STYLE_WORDING, VISIBLE_TYPES, Wording
 from artkv.quickstart.vision import Sights, random_sights, train_vision_model
 
 NUM_SIGHTS = 3000
@@ -42,10 +42,13 @@ NEEDED_ACCURACY = 0.97
 
 
 def align_blip2(
-    language_model: OPTForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int
+    language_model: OPTForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    seed: int,
+    wording: Wording = STYLE_WORDING,
 ) -> Blip2ForConditionalGeneration:
     """Trains a BLIP-2 around the frozen `language_model`; raises `RunFailed` if it does not see well."""
-    phrasebook = Phrasebook(tokenizer)
+    phrasebook = Phrasebook(tokenizer, wording)
     rng = np.random.default_rng(seed)
     sights = random_sights(NUM_SIGHTS, rng)
     with torch.random.fork_rng(devices=[]):

@@ -6,6 +6,7 @@ between, so that the model looks for a word of the kind that the question asks f
 It learns every answer there is, styles included: later it can name what visual tokens tell it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,7 @@ from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
 from artkv.config import DatasetConfig
 from artkv.errors import RunFailed
-from artkv.quickstart.questions import ANSWERS, PHRASINGS
+from artkv.quickstart.questions import ANSWERS, STYLE_WORDING, Wording
 from artkv.quickstart.tokenizer import train_tokenizer
 
 NUM_QUERY_TOKENS = 16
@@ -34,14 +35,14 @@ _EMBEDDING_NOISE = 0.3
 NEEDED_ACCURACY = 0.98
 
 
-def train_world_tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer of the embedded world, trained on all that is ever asked and answered in it."""
+def train_world_tokenizer(wording: Wording = STYLE_WORDING) -> PreTrainedTokenizerFast:
+    """The tokenizer of an embedded world, trained on all that is ever asked and answered in it."""
     prompt = DatasetConfig().prompt
     return train_tokenizer(
         f"{prompt.format(question=question)} {answer}\n"
-        for question_type, phrasings in PHRASINGS.items()
+        for question_type, phrasings in wording.phrasings.items()
         for question in phrasings
-        for answer in ANSWERS[question_type]
+        for answer in wording.answers[question_type]
     )
 
 
@@ -62,16 +63,16 @@ class Conversation:
 class Phrasebook:
     """The tokens of each question and answer, in the format that artkv trains and evaluates on."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, wording: Wording = STYLE_WORDING) -> None:
         prompt = DatasetConfig().prompt
         self.pad_id = token_id(tokenizer, "<pad>")
         self.prompts: dict[str, list[list[int]]] = {
             question_type: [tokenizer(prompt.format(question=question))["input_ids"] for question in phrasings]
-            for question_type, phrasings in PHRASINGS.items()
+            for question_type, phrasings in wording.phrasings.items()
         }
         self.answers: dict[str, list[int]] = {
             answer: tokenizer(f" {answer}\n", add_special_tokens=False)["input_ids"]
-            for answers in ANSWERS.values()
+            for answers in wording.answers.values()
             for answer in answers
         }
         self.newline_id = int(tokenizer("\n", add_special_tokens=False)["input_ids"][0])
@@ -137,18 +138,37 @@ def share_answered_right(language_model: OPTForCausalLM, visual_QKD: Tensor, con
     return 1 - len(wrong) / len(conversation.labels_QT)
 
 
-def train_language_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> OPTForCausalLM:
-    """Trains the OPT on captions and questions; raises `RunFailed` if it did not learn to answer."""
-    phrasebook = Phrasebook(tokenizer)
+@dataclass(frozen=True)
+class Lesson:
+    """What the language model is taught.
+
+    batch: takes (model, phrasebook, size, noise, rng), gives the embeddings of `size` captions, (size,
+    `NUM_QUERY_TOKENS`, width), with relative `noise`, and a question about each. steps: of the training.
+    """
+
+    wording: Wording
+    batch: Callable[[OPTForCausalLM, Phrasebook, int, float, np.random.Generator], tuple[Tensor, Conversation]]
+    steps: int
+
+
+def train_language_model(
+    tokenizer: PreTrainedTokenizerFast, seed: int, lesson: "Lesson | None" = None
+) -> OPTForCausalLM:
+    """Trains the OPT on captions and questions; raises `RunFailed` if it did not learn to answer.
+
+    lesson: what is asked of which captions; None for the world of styles.
+    """
+    lesson = lesson or Lesson(STYLE_WORDING, _captioned_batch, STEPS)
+    phrasebook = Phrasebook(tokenizer, lesson.wording)
     rng = np.random.default_rng(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = OPTForCausalLM(_opt_config(len(tokenizer))).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=_LEARNING_RATE, weight_decay=0.01)
-        schedule = warmup_then_cosine(optimizer, _WARMUP_STEPS, STEPS)
-        progress = tqdm(range(STEPS), desc="language model", unit="step", disable=None)
+        schedule = warmup_then_cosine(optimizer, _WARMUP_STEPS, lesson.steps)
+        progress = tqdm(range(lesson.steps), desc="language model", unit="step", disable=None)
         for step in progress:
-            loss = answer_loss(model, *_captioned_batch(model, phrasebook, _BATCH, _EMBEDDING_NOISE, rng))
+            loss = answer_loss(model, *lesson.batch(model, phrasebook, _BATCH, _EMBEDDING_NOISE, rng))
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -158,7 +178,7 @@ def train_language_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> OPTFo
                 progress.set_postfix(loss=f"{loss.item():.3f}")
         model.eval()
         with torch.no_grad():
-            asked = _captioned_batch(model, phrasebook, NUM_HELD_OUT, 0.0, rng)
+            asked = lesson.batch(model, phrasebook, NUM_HELD_OUT, 0.0, rng)
             accuracy = share_answered_right(model, *asked)
     if accuracy < NEEDED_ACCURACY:
         raise RunFailed(

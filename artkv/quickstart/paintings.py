@@ -24,14 +24,14 @@ def paint(composition: Composition, style: str, side: int = SIDE) -> Image.Image
     """Paints `composition` in `style`, a square RGB picture of `side` pixels."""
     base = underpainting(composition, side)
     rng = np.random.default_rng([composition.seed, STYLES.index(style)])
-    painted = _keep_coarse_look(_BRUSHWORK[style](base, rng), base)
+    painted = keep_coarse_look(BRUSHWORK[style](base, rng), base)
     return Image.fromarray(np.round(painted * 255).astype(np.uint8))
 
 
 # Each brushwork takes the underpainting and returns it with its own fine texture.
 
 
-def _keep_coarse_look(painted: Array, base: Array) -> Array:
+def keep_coarse_look(painted: Array, base: Array) -> Array:
     """The painting nearest to `painted` that looks as `base` does when scaled down to `COARSE_SIDE`."""
     down, up = _scaling(base.shape[0])
     for _ in range(3):  # again, because clipping to what a pixel can hold disturbs it a little
@@ -223,7 +223,9 @@ def _mosaic(base: Array, rng: np.random.Generator) -> Array:
     return stones * (1 - mortar) + (0.45 * base + 0.50) * mortar
 
 
-_BRUSHWORK: dict[str, Callable[[Array, np.random.Generator], Array]] = {
+Brushwork = Callable[[Array, np.random.Generator], Array]
+
+BRUSHWORK: dict[str, Brushwork] = {
     "pointillism": _pointillism,
     "cross hatching": _cross_hatching,
     "impasto": _impasto,
@@ -232,4 +234,4 @@ _BRUSHWORK: dict[str, Callable[[Array, np.random.Generator], Array]] = {
     "mosaic": _mosaic,
 }
 
-STYLES = tuple(_BRUSHWORK)
+STYLES = tuple(BRUSHWORK)

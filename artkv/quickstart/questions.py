@@ -23,6 +23,17 @@ PHRASINGS: Mapping[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
+class Wording:
+    """What can be asked in a world, by type of question: the phrasings, and the answers that there are."""
+
+    answers: Mapping[str, tuple[str, ...]]
+    phrasings: Mapping[str, tuple[str, ...]]
+
+
+STYLE_WORDING = Wording(ANSWERS, PHRASINGS)
+
+
+@dataclass(frozen=True)
 class QuestionRow:
     """One line of the CSV; the fields are its columns."""
 

@@ -22,7 +22,7 @@ from artkv.errors import UserError
 from artkv.quickstart.alignment import align_blip2
 from artkv.quickstart.language import train_language_model, train_world_tokenizer
 from artkv.quickstart.paintings import STYLES, paint
-from artkv.quickstart.questions import ANSWERS, QuestionRow, ask_about, write_questions
+from artkv.quickstart.questions import ANSWERS, STYLE_WORDING, QuestionRow, Wording, ask_about, write_questions
 from artkv.quickstart.settings import PaintedWorld
 from artkv.quickstart.underpainting import COLOURS, SUBJECTS, TIMES, Composition
 from artkv.quickstart.vision import image_processor
@@ -48,18 +48,18 @@ def make_world(folder: Path, seed: int) -> PaintedWorld:
     """
     world = PaintedWorld(folder)
     disable_progress_bar()  # transformers' own, for the writing of a file of a few MB
-    _claim(folder, seed)
-    _stage(folder / "data", lambda partial: make_data(partial, seed))
-    _stage(world.wikiart, lambda partial: sort_by_style(world, "train", partial))
-    _stage(world.wikiart_val, lambda partial: sort_by_style(world, "val", partial))
-    _stage(world.language_model, lambda partial: make_language_model(partial, seed))
-    _stage(world.blip2, lambda partial: make_blip2(world, partial, seed))
+    claim(folder, seed)
+    make_stage(folder / "data", lambda partial: make_data(partial, seed))
+    make_stage(world.wikiart, lambda partial: sort_by_style(world, "train", partial))
+    make_stage(world.wikiart_val, lambda partial: sort_by_style(world, "val", partial))
+    make_stage(world.language_model, lambda partial: make_language_model(partial, seed))
+    make_stage(world.blip2, lambda partial: make_blip2(world, partial, seed))
     return world
 
 
-def _claim(folder: Path, seed: int) -> None:
-    """Writes down whose world this folder is, or checks it."""
-    wanted = {"seed": seed, "format_version": _FORMAT_VERSION}
+def claim(folder: Path, seed: int, kind: str | None = None) -> None:
+    """Writes down whose world this folder is, or checks it. kind: of world, None for that of styles."""
+    wanted = {"seed": seed, "format_version": _FORMAT_VERSION} | ({"kind": kind} if kind else {})
     label = folder / "world.json"
     if label.exists():
         found = json.loads(label.read_text(encoding="utf-8"))
@@ -75,7 +75,7 @@ def _claim(folder: Path, seed: int) -> None:
     partial.replace(label)
 
 
-def _stage(output: Path, make: Callable[[Path], None]) -> None:
+def make_stage(output: Path, make: Callable[[Path], None]) -> None:
     """Lets `make` fill a temporary folder and renames it to `output`; does nothing if `output` is there."""
     if output.exists():
         return
@@ -87,14 +87,14 @@ def _stage(output: Path, make: Callable[[Path], None]) -> None:
     partial.rename(output)
 
 
-def _seed_for(seed: int, purpose: str) -> int:
+def seed_for(seed: int, purpose: str) -> int:
     """A seed of its own for each purpose, so that a change to one stage leaves the others as they are."""
     return int(np.random.SeedSequence([seed, zlib.crc32(purpose.encode())]).generate_state(1)[0])
 
 
 def compose(split: str, seed: int) -> list[Composition]:
     """The compositions of a split, balanced in colour and subject, with each time of day in turn."""
-    rng = np.random.default_rng(_seed_for(seed, split))
+    rng = np.random.default_rng(seed_for(seed, split))
     pairs = list(itertools.product(range(len(COLOURS)), range(len(SUBJECTS))))
     chosen = [(colour, subject) for colour, subject in pairs if (colour + subject) % PAIR_STEP[split] == 0]
     return [
@@ -119,7 +119,7 @@ def make_data(folder: Path, seed: int) -> None:
     number = 0
     styles: dict[str, dict[str, str]] = {}
     for split, compositions in splits.items():
-        rng = np.random.default_rng(_seed_for(seed, f"{split} questions"))
+        rng = np.random.default_rng(seed_for(seed, f"{split} questions"))
         works = [(composition, style) for composition in compositions for style in STYLES]
         rows: list[QuestionRow] = []
         styles[split] = {}
@@ -156,15 +156,15 @@ def sort_by_style(world: PaintedWorld, split: str, folder: Path) -> None:
 def make_language_model(folder: Path, seed: int) -> None:
     """Trains the small OPT on the world's sentences, and saves it with its tokenizer."""
     tokenizer = train_world_tokenizer()
-    train_language_model(tokenizer, _seed_for(seed, "language model")).save_pretrained(folder)
+    train_language_model(tokenizer, seed_for(seed, "language model")).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def make_blip2(world: PaintedWorld, folder: Path, seed: int) -> None:
+def make_blip2(world: PaintedWorld, folder: Path, seed: int, wording: Wording = STYLE_WORDING) -> None:
     """Aligns a vision encoder and a Q-Former with the language model, and saves a stock BLIP-2."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(world.language_model, trust_remote_code=False)
     language_model = OPTForCausalLM.from_pretrained(world.language_model, trust_remote_code=False)
-    model = align_blip2(language_model, tokenizer, _seed_for(seed, "alignment"))
+    model = align_blip2(language_model, tokenizer, seed_for(seed, "alignment"), wording)
     # EVA's ViT, which LAVIS builds, has no bias on keys: what training made of it, softmax takes away.
     with torch.no_grad():
         for layer in model.vision_model.encoder.layers:

@@ -1,0 +1,109 @@
+"""Paintings with brushwork in the green channel alone and a harmony of colours in red and blue alone.
+
+The left and the right half may have two styles. Neither a half's style nor the harmony changes what a look at
+`COARSE_SIDE` pixels sees, and no style changes a byte of red and blue, no harmony one of green.
+"""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image
+
+from artkv.quickstart.paintings import BRUSHWORK, STYLES, keep_coarse_look
+from artkv.quickstart.underpainting import SIDE, Array, Composition, underpainting
+
+HARMONIES = ("analogous", "complementary", "triadic")
+SCHOOLS = ("florentine", "venetian", "flemish")
+
+# ImageNet's, which is what an encoder of artkv's subtracts: a channel that holds it is 0 to a network.
+_MEAN = (124, 116, 104)
+GREEN, RED_AND_BLUE = (1,), (0, 2)
+_AMPLITUDE = 0.13
+
+
+@dataclass(frozen=True)
+class Work:
+    """A painting: what it shows, the style of each half, its harmony."""
+
+    composition: Composition
+    left: str
+    right: str
+    harmony: str
+
+    @property
+    def is_diptych(self) -> bool:
+        """Whether its halves differ."""
+        return self.left != self.right
+
+    @property
+    def school(self) -> str:
+        """Of a painting in one style; a Latin square, so that style or harmony alone says nothing of it."""
+        return school_of(self.left, self.harmony)
+
+
+def school_of(style: str, harmony: str) -> str:
+    """The school that paints in this style with this harmony."""
+    return SCHOOLS[(STYLES.index(style) + HARMONIES.index(harmony)) % len(SCHOOLS)]
+
+
+def works_of(compositions: list[Composition]) -> Iterator[Work]:
+    """Six diptychs and nine paintings in one style of each composition.
+
+    In a composition's diptychs each style is left once and right once, and each pair is there in both orders. Its other
+    paintings are three styles that lie in different rows of the Latin square, each with each harmony.
+    """
+    for number, composition in enumerate(compositions):
+        order = np.random.default_rng([composition.seed, 1]).permutation(len(STYLES))
+        for place, (first, second) in enumerate(order.reshape(-1, 2)):
+            harmony = HARMONIES[(number + place) % len(HARMONIES)]
+            for left, right in ((first, second), (second, first)):
+                yield Work(composition, STYLES[left], STYLES[right], harmony)
+        chosen = STYLES[:3] if number % 2 == 0 else STYLES[3:]
+        for style, harmony in itertools.product(chosen, HARMONIES):
+            yield Work(composition, style, style, harmony)
+
+
+def paint_work(work: Work, side: int = SIDE) -> Image.Image:
+    """Paints a work, a square RGB picture of `side` pixels."""
+    base = underpainting(work.composition, side)
+    painted = base + _texture(work.harmony, side, np.random.default_rng([work.composition.seed, 2]))
+    half = side // 2
+    for style, columns in ((work.left, slice(None, half)), (work.right, slice(half, None))):
+        painted[:, columns, 1] = _brushed(work.composition, style, side)[:, columns]
+    kept = keep_coarse_look(painted, base)
+    return Image.fromarray(np.round(kept * 255).astype(np.uint8))
+
+
+def only(picture: Image.Image, channels: tuple[int, ...]) -> Image.Image:
+    """The picture as an encoder sees it whose view is blind to all channels but these."""
+    pixels = np.empty((*picture.size[::-1], 3), np.uint8)
+    pixels[:] = _MEAN
+    pixels[..., list(channels)] = np.asarray(picture)[..., list(channels)]
+    return Image.fromarray(pixels)
+
+
+@lru_cache(maxsize=1024)  # a composition's works share it, and come in any order; 64 KiB each
+def _brushed(composition: Composition, style: str, side: int) -> Array:
+    """The green of a composition in a style, (side, side)."""
+    rng = np.random.default_rng([composition.seed, STYLES.index(style)])
+    return BRUSHWORK[style](underpainting(composition, side), rng)[..., 1]
+
+
+def _texture(harmony: str, side: int, rng: np.random.Generator) -> Array:
+    """Fine specks of red and blue, (side, side, 3): equal, opposite, or each of its own."""
+    cells = side * 2 // 5
+    specks = [
+        np.asarray(
+            Image.fromarray(rng.choice([-1.0, 1.0], (cells, cells)).astype(np.float32)).resize(
+                (side, side), Image.Resampling.BILINEAR
+            )
+        )
+        for _ in range(2)
+    ]
+    texture = np.zeros((side, side, 3), np.float32)
+    texture[..., 0] = specks[0]
+    texture[..., 2] = {"analogous": specks[0], "complementary": -specks[0], "triadic": specks[1]}[harmony]
+    return np.float32(_AMPLITUDE) * texture
