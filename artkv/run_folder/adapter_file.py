@@ -118,7 +118,8 @@ def read_description(path: Path) -> dict[str, Any]:
             f"{path}: has adapter format {description['format_version']!r:.80}, this artkv reads {FORMAT_VERSION}; "
             "use the version of artkv that wrote it"
         )
-    known = {name: value for name, value in description.items() if name in _NAMES}
+    # Of the two forms of art encoders a file has one.
+    known = dict.fromkeys(_ENCODERS) | {name: value for name, value in description.items() if name in _NAMES}
     to_record(_Description, known, f"{path}: metadata", _REMEDY)
     if not isinstance(description["model"].get("blip2"), str):
         raise UserError(f"{path}: metadata: model.blip2 is no text; {_REMEDY}")
