@@ -126,7 +126,7 @@ def evaluate(
             scores = replace(scores, choices=of_choices)
         results[ablation.name] = scores
         if world.is_main:
-            conditions = {"checkpoint": str(trained.path), "split": split} | vars(ablation)
+            conditions = {"checkpoint": trained.hub_id or str(trained.path), "split": split} | vars(ablation)
             source = shuffled_painting_index(table.num_paintings, seed) if ablation.prefix == "shuffled" else None
             written = Answers(table, answered.texts, pictures_folder(config.dataset), source, chosen)
             writes.append(partial(write_results, place, written, scores, conditions))

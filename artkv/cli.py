@@ -56,7 +56,8 @@ def init(options: argparse.Namespace) -> int:
 
     report = write_config(asked)
     for heading, sentences in (("found", report.found), ("assumed", report.assumed), ("not used", report.unused)):
-        _say("\n".join(f"{heading}: {sentence}" for sentence in sentences))
+        for sentence in sentences:
+            _say(f"{heading}: {sentence}")
     output = shell.seen_by_caller(asked.output)
     _say(f"written: {output}\nnext: {shell.command('artkv', 'check', '--config', asked.output)}")
     return DONE
@@ -244,7 +245,8 @@ def serve(options: argparse.Namespace) -> int:
             from artkv.api import load_model
             from artkv.serve.asking import AskedModel
 
-            model = AskedModel(load_model(config, checkpoint), f"{checkpoint.run_dir.name}/{checkpoint.path.name}")
+            name = checkpoint.hub_id or f"{checkpoint.run_dir.name}/{checkpoint.path.name}"
+            model = AskedModel(load_model(config, checkpoint), name)
             if not server.is_loopback:
                 print("artkv: without a password, to whoever reaches this machine", file=sys.stderr)
             print(f"artkv: serves {server.url}; Ctrl-C ends it", flush=True)

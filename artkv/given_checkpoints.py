@@ -38,7 +38,9 @@ def open_given(options: argparse.Namespace, given: str) -> "tuple[Checkpoint, Co
     if any(setting.startswith("model.blip2=") for setting in sets):
         sets.insert(0, "model.revision=null")  # of the one that is replaced
     config = override_config(checkpoint.config, sets)
-    if rank() == "0":
+    if rank() == "0" and checkpoint.hub_id is not None:
+        tell(f"checkpoint {checkpoint.hub_id}")
+    elif rank() == "0":
         name, run_dir = checkpoint.path.name, checkpoint.run_dir
         notes = ["newest"] if checkpoints_newest_first(run_dir)[:1] == [name] else []
         best = best_checkpoint(run_dir)

@@ -65,7 +65,7 @@ class Checkpoint:
     path: its folder or file, absolute. config: the settings that it was trained with. frozen_hash: of the weights
     that it was trained beside. step: the optimizer steps that it was trained for. checksums: SHA-256 by file name; of
     an exported adapter, that of its tensors. run: what a run needs to go on; an exported adapter has none. results:
-    where an adapter's evaluations go; None: beside it.
+    where an adapter's evaluations go; None: beside it. hub_id: of one that was fetched, as it was asked for.
     """
 
     path: Path
@@ -75,6 +75,7 @@ class Checkpoint:
     checksums: Mapping[str, str]
     run: SavedRun | None = None
     results: Path | None = None
+    hub_id: str | None = None
 
     @property
     def run_dir(self) -> Path:

@@ -45,7 +45,8 @@ def _open_fetched(name: HubName) -> Checkpoint:
     if checkpoint.frozen_hash != description.frozen_hash:
         raise UserError(f"{name}: {ADAPTER} and {DESCRIPTION} are of two models; ask its author to push it again")
     results = Path.cwd() / "outputs" / name.repo.replace("/", "--")
-    return replace(checkpoint, config=_settings(checkpoint.config, description, files), results=results)
+    config = _settings(checkpoint.config, description, files)
+    return replace(checkpoint, config=config, results=results, hub_id=str(name))
 
 
 def _settings(config: Config, description: Description, files: Mapping[str, Path]) -> Config:

@@ -188,10 +188,9 @@ def _tell_pictures(
         for split, of_split in questions.items()
     )
     report.found.append(counts)
-    report.found.append(
-        f"{pictures.num_pictures:,} pictures in {len(pictures.pictures):,} folders below {images.root.name}/, of which "
-        f"the questions name {len(asked):,}"
-    )
+    number = len(pictures.pictures)
+    folders = f"{number:,} folder{'s' * (number > 1)}; image_root is {images.root.name}/"
+    report.found.append(f"{pictures.num_pictures:,} pictures, of which the questions name {len(asked):,}, in {folders}")
 
 
 def _common_form(

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import huggingface_hub.constants
 import pytest
@@ -14,6 +15,7 @@ from artkv.config import load_config
 from artkv.distributed import World
 from artkv.errors import UserError
 from artkv.run_folder.checkpoint import open_checkpoint
+from artkv.serve.asking import AskedModel
 from artkv.sharing.fetching import open_shared
 from artkv.training.run import train
 from tests.hub_server import Hub, Repository, hub_here
@@ -177,6 +179,45 @@ def test_a_model_whose_base_is_on_the_hub_is_loaded_by_its_id_alone(
     assert model.ask(picture, "What is thing 0?") == load_model(checkpoint=run / "best").ask(
         picture, "What is thing 0?"
     )
+
+
+def test_serve_evaluate_and_export_take_an_id_and_tell_it(
+    run: Path, hub: Hub, tiny_world: Path, in_process: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    assert push(run) == 0
+    capsys.readouterr()
+    base = ["--checkpoint", "user/painter", "--set", f"model.blip2={tiny_world / 'blip2'}"]
+
+    named = []
+
+    def serve(_: object, model: AskedModel) -> NoReturn:
+        named.append(model.facts().name)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("artkv.serve.server.PageServer.serve", serve)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    assert cli.main(["serve", *base, "--port", "0"]) == 0
+    assert named == ["user/painter"]
+
+    assert cli.main(["evaluate", *base, "--split", "val"]) == 1  # the author's tables do not travel
+    assert "dataset.val is not set; give a CSV file, as with --set dataset.val=PATH" in capsys.readouterr().err
+    data = ["--set", f"dataset.val={tiny_world / 'val.csv'}", "--set", f"dataset.image_root={tiny_world / 'images'}"]
+    assert cli.main(["evaluate", *base, *data, "--split", "val", "--all-ablations"]) == 0, capsys.readouterr().err
+    output = capsys.readouterr()
+    assert "artkv: checkpoint user/painter\n" in output.err
+    assert "/blobs/" not in output.out + output.err
+    place = Path("eval/val-on/predictions.csv")
+    assert cli.main(["evaluate", "--checkpoint", str(run / "best"), "--split", "val"]) == 0
+    assert (Path("outputs/user--painter") / place).read_bytes() == (run / place).read_bytes()
+
+    for kind, name in (("adapter", "mine.safetensors"), ("transformers", "mine")):
+        assert cli.main(["export", *base, "--format", kind, "--output", name]) == 0, capsys.readouterr().err
+        picture = tiny_world / "images" / "val0.png"
+        again = load_model(checkpoint=name)
+        assert again.ask(picture, "What is thing 0?") == load_model(checkpoint=run / "best").ask(
+            picture, "What is thing 0?"
+        )
 
 
 def test_other_frozen_weights_are_refused_by_their_hash(run: Path, hub: Hub, tiny_world: Path, tmp_path: Path) -> None:
