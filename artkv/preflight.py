@@ -158,16 +158,18 @@ def _check_blip2_and_texts(session: Session, note: Callable[[str], None]) -> lis
     images, form = ImageIndex(dataset.image_root), TableForm.of(dataset)
     obstacles = []
     for path in filter(None, (dataset.train, dataset.val, dataset.test)):
-        with suppress(UserError):  # what is wrong with the table was told already
+        try:
             table = read_table(path, images, form)
-            tokenized, problems = session.tokenize(table, backbone)
-            obstacles += [str(problem) for problem in problems]
-            max_new_tokens = session.config.evaluation.max_new_tokens
-            if long := rows_with_long_answers(tokenized, max_new_tokens):
-                note(
-                    f"{table.place(long[0])}: the first of {len(long)} answers of the file with more than "
-                    f"evaluation.max_new_tokens = {max_new_tokens} tokens, which cannot be given whole; raise it"
-                )
+        except UserError:
+            continue  # what is wrong with the table was told already
+        tokenized, problems = session.tokenize(table, backbone)
+        obstacles += [str(problem) for problem in problems]
+        max_new_tokens = session.config.evaluation.max_new_tokens
+        if long := rows_with_long_answers(tokenized, max_new_tokens):
+            note(
+                f"{table.place(long[0])}: the first of {len(long)} answers of the file with more than "
+                f"evaluation.max_new_tokens = {max_new_tokens} tokens, which cannot be given whole; raise it"
+            )
     return obstacles
 
 

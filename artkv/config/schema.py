@@ -122,6 +122,9 @@ class DatasetConfig(Section):
     def _has_question(cls, prompt: str) -> str:
         if prompt.count("{question}") != 1:
             raise ValueError("must contain {question} exactly once")
+        others = [name for name in re.findall(r"\{\w*\}", prompt) if name != "{question}"]
+        if others:
+            raise ValueError(f"has {others[0]:.80}, where {{question}} alone is filled in")
         return prompt
 
 
