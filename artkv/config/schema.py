@@ -242,6 +242,13 @@ class FrozenConfig(Section):
         "cache, where there is room; null: encode in each step",
     )
 
+    @field_validator("feature_cache")
+    @classmethod
+    def _is_no_switch(cls, folder: Path | str | None) -> Path | str | None:
+        if isinstance(folder, Path) and folder.name.lower() in ("none", "false", "off", "no", "true", "on", "yes"):
+            raise ValueError(f"{folder.name} would be a folder's name; null is for no cache, and auto for one")
+        return folder
+
     @field_validator("memory_budget")
     @classmethod
     def _is_a_size(cls, text: str | None) -> str | None:

@@ -110,6 +110,11 @@ COMMAND_LINE = Area(
             ("--output-dir {folder}/mine: holds a.png, and no quickstart", "give a new folder"),
         ),
         BadInput(
+            "an art encoder whose rate would rise",
+            typed("art-encoder", "--data", "{folder}", "--minimum-learning-rate", "1"),
+            ("minimum_learning_rate is 1, above learning_rate, which is 0.0003", "lower the first"),
+        ),
+        BadInput(
             "a quickstart below a file",
             below_a_file("quickstart", "--output-dir", "{folder}/file/q"),
             ("--output-dir {folder}/file/q: {folder}/file is not a folder", "give another place"),

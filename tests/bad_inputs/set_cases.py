@@ -78,6 +78,11 @@ SET = Area(
             (r"train\u200bing = ", "the key holds U+200B (ZERO WIDTH SPACE), which cannot be seen; type it anew"),
         ),
         BadInput(
+            "`frozen.feature_cache=none`",
+            setting("frozen.feature_cache=none"),
+            ("frozen.feature_cache = ", "none would be a folder's name; null is for no cache"),
+        ),
+        BadInput(
             "a prompt with a second name in braces",
             setting("dataset.prompt=Question: {question} Answer: {answer}"),
             ("dataset.prompt = 'Question: ", "has {answer}, where {question} alone is filled in"),
