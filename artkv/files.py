@@ -49,6 +49,8 @@ def write_together(writes: Mapping[Path, Callable[[Path], object]]) -> None:
             temporary.replace(path)
             sync(path.parent)
     except OSError as error:
+        if error.filename is None:  # as where a disk is full in the middle of a file
+            error.filename = str(next(iter(writes)))
         for path, temporary in temporaries.items():
             if error.filename is not None and Path(os.fsdecode(error.filename)) == temporary:
                 error.filename = str(path)  # the name that was given, and not one that nobody knows
@@ -88,9 +90,9 @@ def told(what: str, remedy: str) -> Iterator[None]:
         raise UserError(f"{what}: cannot be written ({reason_of(error)}); {remedy}") from None
 
 
-def reason_of(error: OSError) -> str:
-    """What the system says, such as `No space left on device`."""
-    return error.strerror or str(error)
+def reason_of(error: Exception) -> str:
+    """What the system says, such as `No space left on device`; of an error that is not the system's, its text."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def check_writable(path: Path, place: str) -> None:

@@ -65,6 +65,12 @@ def open_regular(path: Path) -> Iterator[BinaryIO]:
         os.close(descriptor)
 
 
+def check_regular(path: Path) -> None:
+    """Raises what `open_regular` raises: for what a library opens by its name, and would wait for without an end."""
+    with open_regular(path):
+        pass
+
+
 class OtherVersion(UserError):
     """A file that is whole and was written by another version of artkv."""
 

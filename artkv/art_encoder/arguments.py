@@ -201,6 +201,15 @@ class ArtEncoderSettings(BaseModel):
         return None if self.heads == "auto" else tuple(self.heads.split(","))
 
     @model_validator(mode="after")
+    def _rate_falls(self) -> Self:
+        if self.minimum_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"minimum_learning_rate is {self.minimum_learning_rate:g}, above learning_rate, which is "
+                f"{self.learning_rate:g} and falls to it; lower the first, or raise the second"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _mixing_needs_pairs(self) -> Self:
         if (self.mixup or self.cutmix) and self.batch_size % 2:
             raise ValueError(

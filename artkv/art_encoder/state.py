@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from artkv.art_encoder.scores import ArtEncoderScores
 from artkv.errors import UserError
-from artkv.files import save_tensors, told, write_whole
-from artkv.reading import parse_json
+from artkv.files import reason_of, save_tensors, told, write_whole
+from artkv.reading import check_regular, parse_json
 
 
 @dataclass
@@ -79,6 +79,7 @@ def save_state(
 def load_state(path: Path, run: Mapping[str, Any], learnt: Learnt) -> tuple[Standing, StoppedEpoch | None]:
     """Puts back what `save_state` wrote; raises UserError where it belongs to other settings or data, or is damaged."""
     try:
+        check_regular(path)
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata()
             saved_run, saved = parse_json(metadata["run"]), parse_json(metadata["progress"])
@@ -90,7 +91,7 @@ def load_state(path: Path, run: Mapping[str, Any], learnt: Learnt) -> tuple[Stan
         for name, module in (("model", learnt.model), ("averaged", learnt.averaged)):
             module.load_state_dict(_group(tensors, name))
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = (reason_of(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path} is damaged ({reason:.300}); delete it and start again") from error
     learnt.optimizer.load_state_dict({"state": moments, "param_groups": learnt.optimizer.state_dict()["param_groups"]})
     return standing, stopped

@@ -9,8 +9,9 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from artkv.config.section import Float, PositiveFloat, PositiveInt, Section
 
-_Mean = Annotated[Float, Field(ge=-1000, le=1000)]
-_Deviation = Annotated[PositiveFloat, Field(ge=1e-6, le=1000)]
+# Of pixels from 0 to 1. Those of pixels from 0 to 255 would make one colour of every picture.
+_Mean = Annotated[Float, Field(ge=0, le=1)]
+_Deviation = Annotated[PositiveFloat, Field(ge=1e-6, le=1)]
 
 
 class EfficientNetConfig(Section):
@@ -25,10 +26,13 @@ class EfficientNetConfig(Section):
     )
     mean: tuple[_Mean, _Mean, _Mean] = Field(
         default=(0.485, 0.456, 0.406),
-        description="three numbers of -1000 to 1000, one a colour channel (ImageNet's by default)",
+        description="three numbers of 0 to 1, one a colour channel (ImageNet's by default); of pixels from 0 to 255 "
+        "divide them by 255",
     )
     std: tuple[_Deviation, _Deviation, _Deviation] = Field(
-        default=(0.229, 0.224, 0.225), description="three numbers of 0.000001 to 1000 (ImageNet's by default)"
+        default=(0.229, 0.224, 0.225),
+        description="three numbers of 0.000001 to 1 (ImageNet's by default); of pixels from 0 to 255 divide "
+        "them by 255",
     )
 
 

@@ -121,6 +121,9 @@ class DatasetConfig(Section):
     def _has_question(cls, prompt: str) -> str:
         if prompt.count("{question}") != 1:
             raise ValueError("must contain {question} exactly once")
+        others = [name for name in re.findall(r"\{\w*\}", prompt) if name != "{question}"]
+        if others:
+            raise ValueError(f"has {others[0]:.80}, where {{question}} alone is filled in")
         return prompt
 
 
@@ -237,6 +240,13 @@ class FrozenConfig(Section):
         description="a folder for the frozen encoders' features, filled where it lacks any; auto: one in the user's "
         "cache, where there is room; null: encode in each step",
     )
+
+    @field_validator("feature_cache")
+    @classmethod
+    def _is_no_switch(cls, folder: Path | str | None) -> Path | str | None:
+        if isinstance(folder, Path) and folder.name.lower() in ("none", "false", "off", "no", "true", "on", "yes"):
+            raise ValueError(f"{folder.name} would be a folder's name; null is for no cache, and auto for one")
+        return folder
 
     @field_validator("memory_budget")
     @classmethod

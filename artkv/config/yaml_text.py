@@ -179,28 +179,33 @@ def dump_yaml(tree: dict[str, Any]) -> str:
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
-def read_text(path: Path) -> str:
-    """The text of a config file; `UserError` if it cannot be read."""
+def read_text(path: Path, kind: str = "config") -> str:
+    """The text of a config file, or of another kind of file that is called so; `UserError` if it cannot be read."""
+    remedy = "give --config an existing file" if kind == "config" else f"give an existing {kind} file"
     try:
         return read_regular(path, MOST_BYTES).decode("utf-8")
     except OSError as error:
-        raise UserError(f"config {path}: cannot be read ({error.strerror}); give --config an existing file") from None
+        raise UserError(f"{kind} {path}: cannot be read ({error.strerror}); {remedy}") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"config {path}: not UTF-8 text ({error.reason}); save it as UTF-8") from None
+        raise UserError(f"{kind} {path}: not UTF-8 text ({error.reason}); save it as UTF-8") from None
     except ValueError as error:  # of the path itself
-        raise UserError(f"config {path}: is no path ({error}); give --config an existing file") from None
+        raise UserError(f"{kind} {path}: is no path ({error}); {remedy}") from None
 
 
-def parse_yaml(text: str, path: Path) -> dict[str, Any]:
-    """The sections of a config file; `UserError` if it is no YAML, or none of sections."""
+def parse_yaml(text: str, path: Path, kind: str = "config", key: str = "model") -> dict[str, Any]:
+    """The sections of a config file; `UserError` if it is no YAML, or none of sections.
+
+    kind: what the file is called, where it is no config; key: one that it may have.
+    """
     try:
         tree = load_yaml(text)
     except ValueError as error:
-        raise UserError(f"config {path}: not valid YAML: {error}; correct the line named") from None
+        raise UserError(f"{kind} {path}: not valid YAML: {error}; correct the line named") from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise UserError(f"config {path}: holds {type(tree).__name__}, expected sections such as 'model:'")
+        expected = "sections" if kind == "config" else "keys"
+        raise UserError(f"{kind} {path}: holds {type(tree).__name__}, expected {expected} such as '{key}:'")
     return tree
 
 

@@ -23,6 +23,7 @@ from artkv.batch import PaintingFeatures
 from artkv.datasets.columns import PathColumn
 from artkv.errors import UserError
 from artkv.feature_cache.shards import Shard
+from artkv.reading import check_regular
 
 # Files kept open: a part of what the system allows a process.
 _MAX_OPEN_FILES = 256
@@ -115,6 +116,7 @@ class Records:
             os.close(self._files.popitem(last=False)[1])
         path: Path = self._paths[shard]
         try:
+            check_regular(path)
             self._files[shard] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror}); run `artkv cache` again") from None

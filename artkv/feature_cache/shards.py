@@ -22,7 +22,8 @@ from torch import Tensor
 
 from artkv.errors import UserError
 from artkv.feature_cache.shared_files import write_shared
-from artkv.reading import Count, parse_json, to_record
+from artkv.files import reason_of
+from artkv.reading import Count, open_regular, parse_json, to_record
 
 # A file of 46 MB of ViT-g's bf16 features; a kill loses at most that.
 RECORDS_A_SHARD = 64
@@ -98,7 +99,7 @@ def write_shard(folder: Path, fingerprint: str, contents: Sequence[str], feature
 def read_header(path: Path) -> Shard:
     """The shard's description, without its features. Raises `UserError` for a file that is cut off or is no shard."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             header_bytes = int.from_bytes(file.read(8), "little")
             if not 0 < header_bytes < 2**26:
                 raise ValueError("no header")
@@ -122,7 +123,7 @@ def read_header(path: Path) -> Shard:
             blocks[_FEATURES],
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, UserError) as error:
-        raise _damaged(path, f"cannot be read ({type(error).__name__}: {error})") from None
+        raise _damaged(path, f"cannot be read ({type(error).__name__}: {reason_of(error)})") from None
     if size != end:
         raise _damaged(path, f"has {size} bytes, its header says {end}")
     return shard
@@ -142,13 +143,13 @@ def _check_records(name: str, tensor: _Tensor, described: _Described) -> None:
 def verify(shard: Shard) -> None:
     """Reads the whole shard; raises `UserError` if a record is not what was written."""
     try:
-        with shard.path.open("rb") as file:
+        with open_regular(shard.path) as file:
             for row, (content, checksum) in enumerate(zip(shard.contents, shard.checksums, strict=True)):
                 file.seek(shard.features.offset + row * shard.features.record_bytes)
                 if _checksum(file.read(shard.features.record_bytes)) != checksum:
                     raise _damaged(shard.path, f"record {row} (picture {content[:12]}...) is not what was written")
     except OSError as error:
-        raise _damaged(shard.path, f"cannot be read ({error})") from None
+        raise _damaged(shard.path, f"cannot be read ({reason_of(error)})") from None
 
 
 def _damaged(path: Path, what: str) -> UserError:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from artkv.errors import UserError
 from artkv.files import reason_of, write_whole
 from artkv.monitoring.appended_file import AppendedFile
+from artkv.reading import parse_json
 
 Kind = Literal["train", "validation"]
 
@@ -75,7 +76,7 @@ class MetricsLog:
 
     def _belongs(self, line: bytes, step: int, redo_validation: bool) -> bool:
         try:
-            record = json.loads(line)
+            record = parse_json(line)
             is_redone = redo_validation and record["step"] == step and record["kind"] == "validation"
             return bool(record["step"] <= step) and not is_redone
         except (ValueError, KeyError, TypeError):  # what a power failure leaves: half lines, zero bytes

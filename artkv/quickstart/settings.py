@@ -10,6 +10,8 @@ from artkv.config import Config, dump_config, load_config, override_config, reci
 from artkv.config.overrides import text_override
 from artkv.errors import UserError
 from artkv.files import check_folder_writable
+from artkv.reading import printable
+from artkv.run_folder.separation import BESIDE
 
 QUESTIONS_A_STEP = 32
 
@@ -83,6 +85,7 @@ class QuickstartSettings:
                 f"--ranks {self.ranks}: a step's {QUESTIONS_A_STEP} questions cannot be shared; give 1, 2 or 4"
             )
         check_folder_writable(self.output_dir, f"--output-dir {self.output_dir}")
+        self._check_no_others()
         for is_modulated in (True, False):
             settled = self._settled(is_modulated)
             for override in self.overrides:
@@ -94,6 +97,18 @@ class QuickstartSettings:
                     f"{self.output_dir}: holds a quickstart with {_first_difference(found, wanted)}; "
                     "delete the folder or name another one with --output-dir"
                 )
+
+    def _check_no_others(self) -> None:
+        """Raises `UserError` for a folder of somebody else's files; a job's output and notes may be there."""
+        if not self.output_dir.is_dir() or self.world.folder.exists() or self.config_path(True).exists():
+            return
+        names = sorted(path.name for path in self.output_dir.iterdir())
+        others = [name for name in names if not (name.startswith(".") or name.endswith(BESIDE))]
+        if others:
+            raise UserError(
+                f"--output-dir {self.output_dir}: holds {', '.join(map(printable, others[:3]))}, and no quickstart, "
+                "whose files would be mixed with those; give a new folder"
+            )
 
     def _settled(self, is_modulated: bool) -> Mapping[str, Any]:
         """What the folder and the ranks settle."""

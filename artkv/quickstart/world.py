@@ -26,6 +26,7 @@ from artkv.quickstart.questions import ANSWERS, STYLE_WORDING, QuestionRow, Word
 from artkv.quickstart.settings import PaintedWorld
 from artkv.quickstart.underpainting import COLOURS, SUBJECTS, TIMES, Composition
 from artkv.quickstart.vision import image_processor
+from artkv.reading import read_object
 
 # A folder made by another version of this code is not taken for a finished one. Raise it with each change
 # of what is made.
@@ -62,7 +63,7 @@ def claim(folder: Path, seed: int, kind: str | None = None) -> None:
     wanted = {"seed": seed, "format_version": _FORMAT_VERSION} | ({"kind": kind} if kind else {})
     label = folder / "world.json"
     if label.exists():
-        found = json.loads(label.read_text(encoding="utf-8"))
+        found = read_object(label, "delete the folder or name another one")
         if found != wanted:
             raise UserError(
                 f"{folder}: holds the embedded world of {found}, wanted is that of {wanted}; "
@@ -83,7 +84,12 @@ def make_stage(output: Path, make: Callable[[Path], None]) -> None:
     if partial.exists():
         shutil.rmtree(partial)  # of a call that was interrupted
     partial.mkdir(parents=True)
-    make(partial)
+    try:
+        make(partial)
+    except OSError as error:
+        if error.filename is None:  # as where a disk is full; else nobody is told which one
+            error.filename = str(output)
+        raise
     partial.rename(output)
 
 

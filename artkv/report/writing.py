@@ -59,8 +59,10 @@ def write_report(settings: ReportSettings) -> Path:
     output = settings.output or settings.run_dir / REPORT
     if output.is_dir():
         raise UserError(f"--output {output}: is a folder; give a file in it, such as {output / REPORT}")
-    if settings.output is not None and output.suffix.lower() not in (".html", ".htm") and output.is_file():
-        raise UserError(f"--output {output}: is there already, and no HTML; give the page a name of its own in .html")
+    is_other = output.exists() and not output.is_file()  # a device, which is told below
+    if settings.output is not None and output.suffix.lower() not in (".html", ".htm") and not is_other:
+        found = "is there already, and no HTML" if output.is_file() else "would hold HTML"
+        raise UserError(f"--output {output}: {found}; give the page a name of its own in .html")
     if settings.run_dir.is_dir():  # else that is told
         check_writable(output, f"--output {output}")
     evidence = read_evidence(settings.run_dir, settings.controls, settings.split)

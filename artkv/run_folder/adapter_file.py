@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from artkv.config import Config
 from artkv.errors import UserError
 from artkv.files import reason_of, save_tensors
-from artkv.reading import Count, OtherVersion, parse_json, to_record
+from artkv.reading import Count, OtherVersion, check_regular, parse_json, to_record
 
 if TYPE_CHECKING:  # torch takes seconds, which a wrong --checkpoint need not wait for
     from torch import Tensor
@@ -97,10 +97,11 @@ def read_description(path: Path) -> dict[str, Any]:
         UserError: if it is no adapter file, or of another version of the format.
     """
     try:
+        check_regular(path)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: not a readable safetensors file ({error}); export it again") from None
+        raise UserError(f"{path}: not a readable safetensors file ({reason_of(error)}); export it again") from None
     if not {"format_version", "frozen_hash", "sha256", "model"} <= metadata.keys():
         raise UserError(
             f"{path}: is no adapter of artkv export (its metadata has {sorted(metadata)[:5]!r:.300}); "

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from artkv.config import Config, dump_config
 from artkv.errors import UserError
 from artkv.files import file_sha256, reason_of, save_tensors, write_whole
-from artkv.reading import Count, OtherVersion, parse_json, read_regular, to_record
+from artkv.reading import Count, OtherVersion, check_regular, parse_json, read_regular, to_record
 from artkv.run_folder.adapter_file import KV_PREFIX, adapter_config, adapter_tensors, read_description
 from artkv.run_folder.layout import CHECKPOINTS, LATEST, checkpoints_newest_first
 from artkv.run_folder.state import Identity, Progress, TrainableState
@@ -204,11 +204,13 @@ class Checkpoint:
             raise UserError(f"{self.path}: cannot be read ({error}); the checkpoint is damaged") from None
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
+        path = self.path if self.run is None else self.path / ADAPTER
         try:
-            with safe_open(self.path if self.run is None else self.path / ADAPTER, framework="pt") as file:
+            check_regular(path)
+            with safe_open(path, framework="pt") as file:
                 return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
-            raise UserError(f"{self.path}: cannot be read ({error}); the checkpoint is damaged") from None
+            raise UserError(f"{path}: cannot be read ({reason_of(error)}); the checkpoint is damaged") from None
 
 
 def open_checkpoint(path: str | Path, to_resume: bool = False) -> Checkpoint:

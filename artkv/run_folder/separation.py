@@ -13,7 +13,7 @@ from artkv.run_folder.state_record import STATE
 
 _REMEDY = "give it a folder of its own"
 # What a job or its user may have put there before the first start: what is printed, notes, settings and scripts.
-_BESIDE = (".out", ".err", ".log", ".txt", ".md", ".yaml", ".yml", ".json", ".sh", ".sbatch")
+BESIDE = (".out", ".err", ".log", ".txt", ".md", ".yaml", ".yml", ".json", ".sh", ".sbatch")
 # Hidden files, and the hosts of a job, as launch/train_deepspeed.sbatch writes them.
 _JOBS = (".", "hostfile.")
 # What starts of a run leave that came to nothing, or other commands make.
@@ -45,7 +45,7 @@ def check_is_apart(config: Config) -> None:
         raise UserError(
             f"run.output_dir = {printable(run_dir)}: cannot be listed ({reason_of(error)}); {_REMEDY}"
         ) from None
-    foreign = [name for name in entries if not (name.startswith(_JOBS) or name in _OWN or name.endswith(_BESIDE))]
+    foreign = [name for name in entries if not (name.startswith(_JOBS) or name in _OWN or name.endswith(BESIDE))]
     if foreign:
         shown = ", ".join(map(printable, foreign[:3])) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else "")
         raise UserError(

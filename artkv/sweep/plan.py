@@ -134,7 +134,7 @@ def read_sweep(path: Path) -> Sweep:
 
 
 def _read_file(path: Path) -> SweepFile:
-    tree = parse_yaml(read_text(path), path)
+    tree = parse_yaml(read_text(path, "sweep"), path, "sweep", "grid")
     try:
         file = SweepFile.model_validate(tree, strict=True)
     except ValidationError as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from artkv.config import load_config
+from artkv.config import Config, load_config
 from artkv.errors import Preempted, RunFailed, UserError
 from artkv.evaluation.results import METRICS_FILE, evaluation_folder
 from artkv.evaluation.run_roles import differing_settings
@@ -33,6 +33,7 @@ def check_folders(sweep: Sweep) -> None:
     """`UserError` if a run's folder holds a training with other settings than the file has now, or is not its own."""
     for run in sweep.runs:
         try:
+            _check_inputs(run.config)
             check_is_apart(run.config)
         except UserError as error:
             raise UserError(f"sweep {sweep.path}, run {run.index} ({run.name}): {error}") from None
@@ -45,6 +46,15 @@ def check_folders(sweep: Sweep) -> None:
                 f"sweep {sweep.path}, run {run.index} ({run.name}): {run.folder} was trained with other values of "
                 f"{', '.join(differing[:5])}; give another output_dir, or remove that folder"
             )
+
+
+def _check_inputs(config: Config) -> None:
+    """`UserError` if a file or folder that the config names is not there: told now, and not hours later."""
+    named = {f"dataset.{name}": getattr(config.dataset, name) for name in ("train", "val", "test", "image_root")}
+    named |= {f"the checkpoint of {encoder.architecture}": encoder.checkpoint for encoder in config.used_encoders}
+    for place, path in named.items():
+        if path is not None and not path.exists():
+            raise UserError(f"{place} = {path}: no such file or folder; give one that is there")
 
 
 def describe(sweep: Sweep) -> list[str]:

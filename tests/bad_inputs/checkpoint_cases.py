@@ -88,6 +88,14 @@ def pipe(folder: Path) -> None:
     os.mkfifo(folder / "checkpoint.json")
 
 
+def asked(place: Place) -> list[str]:
+    """`artkv ask` of a checkpoint whose weights are a pipe."""
+    folder = place.checkpoint()
+    (folder / "adapter.safetensors").unlink()
+    os.mkfifo(folder / "adapter.safetensors")
+    return ["ask", "--checkpoint", str(folder), str(place.world / "images" / "val0.png"), "What?"]
+
+
 def emptied(place: Place) -> list[str]:
     run = place.run()
     shutil.rmtree(run / "checkpoints")
@@ -220,6 +228,7 @@ CHECKPOINTS = Area(
         ]
     ]
     + [
+        BadInput("weights that are a pipe", asked, ("adapter.safetensors: cannot be read (is a pipe", _DAMAGED)),
         BadInput("a run without checkpoints", emptied, ("this run has no checkpoint yet",)),
         BadInput("a run whose checkpoints are away", away, ("checkpoints: is a link to /mnt/away, which cannot be",)),
         BadInput(

@@ -105,6 +105,16 @@ COMMAND_LINE = Area(
             ("nonsense = 1: unknown key",),
         ),
         BadInput(
+            "a quickstart among pictures",
+            lambda place: ["quickstart", "--output-dir", str(place.write("mine/a.png", "").parent)],
+            ("--output-dir {folder}/mine: holds a.png, and no quickstart", "give a new folder"),
+        ),
+        BadInput(
+            "an art encoder whose rate would rise",
+            typed("art-encoder", "--data", "{folder}", "--minimum-learning-rate", "1"),
+            ("minimum_learning_rate is 1, above learning_rate, which is 0.0003", "lower the first"),
+        ),
+        BadInput(
             "a quickstart below a file",
             below_a_file("quickstart", "--output-dir", "{folder}/file/q"),
             ("--output-dir {folder}/file/q: {folder}/file is not a folder", "give another place"),
@@ -149,6 +159,21 @@ COMMAND_LINE = Area(
         BadInput("a sweep of nothing", sweep(""), ("sweep {folder}/sweep.yaml: has neither grid nor runs",)),
         BadInput("a sweep with a folder for each run", sweep("runs: [{run.output_dir: x}]"), ("is the sweep's own",)),
         BadInput("a sweep over numbers as paths", sweep("grid: {model.blip2: [3]}"), ("model.blip2 = 3: is no text",)),
+        BadInput(
+            "a sweep that is no table",
+            lambda place: ["sweep", str(place.write("sweep.yaml", "a,b\n1,2\n")), "--list"],
+            ("sweep {folder}/sweep.yaml: holds str, expected keys such as 'grid:'",),
+        ),
+        BadInput(
+            "a sweep that is not there",
+            typed("sweep", "{folder}/gone.yaml"),
+            ("sweep {folder}/gone.yaml: cannot be read", "give an existing sweep file"),
+        ),
+        BadInput(
+            "a sweep whose second run has a table that is not there",
+            lambda place: sweep("grid: {dataset.train: [sweep.yaml, gone.csv]}")(place)[:-1],
+            ("run 1 (train=gone.csv): dataset.train = {folder}/gone.csv: no such file or folder",),
+        ),
         BadInput("a sweep over what cannot be", sweep("grid: {training.seed: [-1]}"), ("training.seed = -1", "give")),
         BadInput(
             "a sweep of a million runs",
@@ -183,9 +208,7 @@ COMMAND_LINE = Area(
         BadInput("a page at a name too long", serve("a" * 300), ("--host aaa", "is no address (")),
         BadInput("a page at half a character", serve("\udcff"), ("--host \\udcff: is no address (",)),
         BadInput("a page at a URL", serve("http://localhost"), ("--host http://localhost: is no address (",)),
-        BadInput(
-            "a sweep of a device", typed("sweep", "/dev/zero"), ("config /dev/zero: cannot be read (is a device",)
-        ),
+        BadInput("a sweep of a device", typed("sweep", "/dev/zero"), ("sweep /dev/zero: cannot be read (is a device",)),
         BadInput(
             "a sweep over a section",
             sweep("grid: {training: [{seed: 1}]}"),

@@ -165,6 +165,7 @@ PLACES = Area(
         ]
     ]
     + [
+        BadInput("a report as PDF", report("report.pdf"), ("--output report.pdf: would hold HTML", "in .html")),
         BadInput(
             "a report onto the run's own metrics",
             report("run/metrics.jsonl"),

@@ -57,6 +57,8 @@ SET = Area(
         number("distributed.timeout_minutes", "1e300", "minutes, of 0.001 to a million"),
         number("efficientnet.image_size", "1000000", "side of the square picture"),
         number("efficientnet.std", "[0, 0, 0]", "three numbers"),
+        number("efficientnet.mean", "[124, 116, 104]", "three numbers of 0 to 1"),
+        number("efficientnet.std", "[58.4, 57.1, 57.4]", "three numbers of 0.000001 to 1"),
         number("kv_modulation.num_prefix_tokens", "100000000", "a whole number of 1 to 4096"),
         number("trainable.lora.rank", "99999999", "a whole number of 1 to 16384"),
         number("dataset.workers", "1000000", "threads a rank"),
@@ -74,6 +76,16 @@ SET = Area(
             "a key with a character without width",
             setting("train\u200bing.seed=1"),
             (r"train\u200bing = ", "the key holds U+200B (ZERO WIDTH SPACE), which cannot be seen; type it anew"),
+        ),
+        BadInput(
+            "`frozen.feature_cache=none`",
+            setting("frozen.feature_cache=none"),
+            ("frozen.feature_cache = ", "none would be a folder's name; null is for no cache"),
+        ),
+        BadInput(
+            "a prompt with a second name in braces",
+            setting("dataset.prompt=Question: {question} Answer: {answer}"),
+            ("dataset.prompt = 'Question: ", "has {answer}, where {question} alone is filled in"),
         ),
         BadInput(
             "a prompt of 300 words",
