@@ -388,12 +388,10 @@ def quickstart(options: argparse.Namespace) -> int:
 
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
-    "init": init, "train": train, "supervise": supervise,
+    "init": init, "train": train, "supervise": supervise, "ask": ask, "serve": serve,
     "evaluate": evaluate, "compare": compare, "sweep": sweep, "report": report, "status": status,
-    "ask": ask, "serve": serve,
     "cache": cache, "export": export, "push": push, "check": check, "plan": plan, "launch": launch,
-    "art-encoder": art_encoder,
-    "quickstart": quickstart,
+    "art-encoder": art_encoder, "quickstart": quickstart,
 }  # fmt: skip
 
 

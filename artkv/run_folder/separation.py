@@ -17,7 +17,7 @@ BESIDE = (".out", ".err", ".log", ".txt", ".md", ".yaml", ".yml", ".json", ".sh"
 # Hidden files, and the hosts of a job, as launch/train_deepspeed.sbatch writes them.
 _JOBS = (".", "hostfile.")
 # What starts of a run leave that came to nothing, or other commands make.
-_OWN = ("logs", "eval", "restarts.jsonl", "run.lock", "config.yaml", "environment.json", "preempted.json")
+_OWN = ("restarts.jsonl", "run.lock", "config.yaml", "environment.json", "preempted.json")
 
 
 def check_is_apart(config: Config) -> None:
@@ -31,14 +31,15 @@ def check_is_apart(config: Config) -> None:
     here = Path(os.path.realpath(run_dir))
     for setting, folder in _read_folders(config):
         other = Path(os.path.realpath(folder))
-        if here == other or other in here.parents or here in other.parents:
-            how = "is" if here == other else "is inside" if other in here.parents else "is around"
+        # Around it is another matter: a run writes into no folder beside its own, and the quickstart's has all in it.
+        if here == other or other in here.parents:
+            how = "is" if here == other else "is inside"
             raise UserError(
                 f"run.output_dir = {printable(run_dir)}: {how} {setting} = {printable(folder)}, and the run's files "
                 f"would be mixed with those; {_REMEDY}"
             )
     try:
-        entries = sorted(entry.name for entry in os.scandir(run_dir))
+        entries = sorted(entry.name for entry in os.scandir(run_dir) if not entry.is_dir())
     except FileNotFoundError:
         return
     except OSError as error:

@@ -309,7 +309,11 @@ OUTPUT = Area(
             ("is the model's folder", "{world}/blip2", ("is model.blip2 = {world}/blip2, and the run's files would",)),
             ("is inside the model's folder", "{world}/blip2/run", ("is inside model.blip2", "a folder of its own")),
             ("is the pictures' folder", "{world}/images", ("is dataset.image_root = {world}/images",)),
-            ("is around what it reads", "{world}", ("is around model.blip2", "give it a folder of its own")),
+            (
+                "holds what it reads",
+                "{world}",
+                ("and no run, whose files", "give it a folder of its own"),
+            ),
             ("holds a thesis", "{folder}/thesis", ("holds main.tex, and no run, whose files would be mixed with",)),
         ]
     ],

@@ -32,7 +32,6 @@ def placed(settings: Callable[..., Config], tmp_path: Path) -> Callable[[str], C
         ("data/images", "is dataset.image_root"),
         ("data/images/run", "is inside dataset.image_root"),
         ("data/../data/images/run", "is inside dataset.image_root"),
-        ("data", "is around dataset.image_root"),
         ("features", "is frozen.feature_cache"),
         ("features/run", "is inside frozen.feature_cache"),
     ],
