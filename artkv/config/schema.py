@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from artkv.config.art_encoders import ArtEncoderConfig, EfficientNetConfig, check_art_encoders, either_form
 from artkv.config.kv_modulation_schema import KVModulationConfig
+from artkv.config.said_as_text import no_switch, one_question
 from artkv.config.section import (
     Bool,
     NonNegativeFloat,
@@ -117,15 +118,7 @@ class DatasetConfig(Section):
         "while one is filled, the rank's share of the cores if that is more",
     )
 
-    @field_validator("prompt")
-    @classmethod
-    def _has_question(cls, prompt: str) -> str:
-        if prompt.count("{question}") != 1:
-            raise ValueError("must contain {question} exactly once")
-        others = [name for name in re.findall(r"\{\w*\}", prompt) if name != "{question}"]
-        if others:
-            raise ValueError(f"has {others[0]:.80}, where {{question}} alone is filled in")
-        return prompt
+    _has_question = field_validator("prompt")(one_question)
 
 
 class TrainingConfig(Section):
@@ -242,12 +235,7 @@ class FrozenConfig(Section):
         "cache, where there is room; null: encode in each step",
     )
 
-    @field_validator("feature_cache")
-    @classmethod
-    def _is_no_switch(cls, folder: Path | str | None) -> Path | str | None:
-        if isinstance(folder, Path) and folder.name.lower() in ("none", "false", "off", "no", "true", "on", "yes"):
-            raise ValueError(f"{folder.name} would be a folder's name; null is for no cache, and auto for one")
-        return folder
+    _is_no_switch = field_validator("feature_cache")(no_switch)
 
     @field_validator("memory_budget")
     @classmethod
