@@ -234,7 +234,6 @@ class FrozenConfig(Section):
         description="a folder for the frozen encoders' features, filled where it lacks any; auto: one in the user's "
         "cache, where there is room; null: encode in each step",
     )
-
     _is_no_switch = field_validator("feature_cache")(no_switch)
 
     @field_validator("memory_budget")
