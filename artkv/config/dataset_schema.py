@@ -1,11 +1,11 @@
 """The settings of the questions and the pictures that they are about."""
 
-import re
 from pathlib import Path
 from typing import get_args
 
 from pydantic import Field, field_validator
 
+from artkv.config.said_as_text import one_question
 from artkv.config.section import PositiveInt, Section
 from artkv.config.table_settings import ColumnsConfig, Delimiter, Encoding
 
@@ -42,12 +42,4 @@ class DatasetConfig(Section):
         "while one is filled, the rank's share of the cores if that is more",
     )
 
-    @field_validator("prompt")
-    @classmethod
-    def _has_question(cls, prompt: str) -> str:
-        if prompt.count("{question}") != 1:
-            raise ValueError("must contain {question} exactly once")
-        others = [name for name in re.findall(r"\{\w*\}", prompt) if name != "{question}"]
-        if others:
-            raise ValueError(f"has {others[0]:.80}, where {{question}} alone is filled in")
-        return prompt
+    _has_question = field_validator("prompt")(one_question)

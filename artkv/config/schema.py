@@ -19,6 +19,7 @@ from artkv.config.art_encoders import (
 )
 from artkv.config.dataset_schema import DatasetConfig
 from artkv.config.kv_modulation_schema import KVModulationConfig
+from artkv.config.said_as_text import no_switch
 from artkv.config.section import Bool, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
 from artkv.config.sizes import parse_size
 
@@ -197,13 +198,7 @@ class FrozenConfig(Section):
         description="a folder for the frozen encoders' features, filled where it lacks any; auto: one in the user's "
         "cache, where there is room; null: encode in each step",
     )
-
-    @field_validator("feature_cache")
-    @classmethod
-    def _is_no_switch(cls, folder: Path | str | None) -> Path | str | None:
-        if isinstance(folder, Path) and folder.name.lower() in ("none", "false", "off", "no", "true", "on", "yes"):
-            raise ValueError(f"{folder.name} would be a folder's name; null is for no cache, and auto for one")
-        return folder
+    _is_no_switch = field_validator("feature_cache")(no_switch)
 
     @field_validator("memory_budget")
     @classmethod
