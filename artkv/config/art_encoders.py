@@ -5,13 +5,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PrivateAttr, field_validator, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, field_validator, model_validator
 
 from artkv.config.section import Float, PositiveFloat, PositiveInt, Section
 
 # Of pixels from 0 to 1. Those of pixels from 0 to 255 would make one colour of every picture.
 _Mean = Annotated[Float, Field(ge=0, le=1)]
-_Deviation = Annotated[PositiveFloat, Field(ge=1e-6, le=1)]
+# What an encoder makes of a channel that it is to be blind to: the same number everywhere, nearly.
+BLIND = 1000.0
+
+
+def _is_deviation(value: float) -> float:
+    if not 1e-6 <= value <= 1 and value != BLIND:
+        raise ValueError("is no standard deviation of pixels from 0 to 1")
+    return value
+
+
+_Deviation = Annotated[PositiveFloat, AfterValidator(_is_deviation)]
 
 
 class EfficientNetConfig(Section):
@@ -31,8 +41,8 @@ class EfficientNetConfig(Section):
     )
     std: tuple[_Deviation, _Deviation, _Deviation] = Field(
         default=(0.229, 0.224, 0.225),
-        description="three numbers of 0.000001 to 1 (ImageNet's by default); of pixels from 0 to 255 divide "
-        "them by 255",
+        description="three numbers of 0.000001 to 1 (ImageNet's by default), or 1000 of a channel that it is not to "
+        "see; of pixels from 0 to 255 divide them by 255",
     )
 
 
