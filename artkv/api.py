@@ -24,6 +24,7 @@ from artkv.evaluation.answering import (
     Ablation,
     answer_under,
     answering_settings,
+    check_ablations,
     score_answers,
     shuffled_painting_index,
 )
@@ -91,12 +92,7 @@ def evaluate(
     given = checkpoint
     trained = given if isinstance(given, Checkpoint) else world.together(lambda: open_shared(given))
     config = config or trained.config
-    if not config.kv_modulation.enabled and any(ablation.prefix == "shuffled" for ablation in ablations):
-        raise UserError(
-            f"{trained.path}: was trained with kv_modulation.enabled: false and has no prefix to shuffle; "
-            "leave --prefix shuffled out",
-            on_all_ranks=True,
-        )
+    check_ablations(ablations, config, str(trained.path))
     places = [evaluation_folder(trained.run_dir, split, ablation.name) for ablation in ablations]
     world.on_main(lambda: check_places(places))
     candidates = None if choices is None else world.together(lambda: _candidates(choices, config.dataset))
@@ -126,7 +122,7 @@ def evaluate(
             scores = replace(scores, choices=of_choices)
         results[ablation.name] = scores
         if world.is_main:
-            conditions = {"checkpoint": trained.hub_id or str(trained.path), "split": split} | vars(ablation)
+            conditions = {"checkpoint": trained.hub_id or str(trained.path), "split": split} | ablation.conditions
             source = shuffled_painting_index(table.num_paintings, seed) if ablation.prefix == "shuffled" else None
             written = Answers(table, answered.texts, pictures_folder(config.dataset), source, chosen)
             writes.append(partial(write_results, place, written, scores, conditions))

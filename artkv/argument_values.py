@@ -38,3 +38,13 @@ def png_path(text: str) -> str:
     if not text.lower().endswith(".png"):
         raise argparse.ArgumentTypeError(f"{text:.200}: would hold a PNG; give it a name that ends in .png")
     return text
+
+
+def some_prefix(text: str) -> tuple[str, str | None]:
+    """Of `--prefix`: on, off or shuffled, and for the latter two the art encoder's name behind a colon, or None."""
+    prefix, colon, encoder = text.partition(":")
+    if prefix not in ("on", "off", "shuffled") or (colon and (not encoder.strip() or prefix == "on")):
+        raise argparse.ArgumentTypeError(
+            f"{text!r:.80} is none of on, off and shuffled, nor off:NAME or shuffled:NAME of an art encoder"
+        )
+    return prefix, encoder or None

@@ -37,6 +37,18 @@ class _Movable:
         """Page-locks every tensor, so that the copy to the device can overlap."""
         return self._with_each(lambda value: value.pin_memory())
 
+    @property
+    def num_bytes(self) -> int:
+        """Of all tensors together."""
+        sizes: list[int] = []
+
+        def count(value: Any) -> Any:
+            sizes.append(value.num_bytes if isinstance(value, _Movable) else value.nbytes)
+            return value
+
+        self._with_each(count)
+        return sum(sizes)
+
     def _with_each(self, change: Callable[[Any], Any]) -> Self:
         changed: dict[str, Any] = {}
         for field in fields(self):  # type: ignore[arg-type]

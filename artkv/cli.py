@@ -20,7 +20,7 @@ from artkv.failures import (
     tell,
 )
 from artkv.files import check_folder_writable, check_writable
-from artkv.given_checkpoints import open_control, open_given
+from artkv.given_checkpoints import open_controls, open_given
 from artkv.launch_files.arguments import launch
 
 
@@ -108,27 +108,25 @@ def supervise(options: argparse.Namespace) -> int:
 def evaluate(options: argparse.Namespace) -> int:
     """Scores a checkpoint, and compares its ablations where they are all asked for."""
     checkpoint, config = open_given(options, options.checkpoint)
-    control = None if options.control is None else open_control(options, config)
+    controls = open_controls(options, checkpoint, config)
 
     from artkv.api import evaluate as run_evaluation
     from artkv.distributed import process_group
-    from artkv.evaluation.answering import ALL_ABLATIONS, AS_TRAINED, Ablation
+    from artkv.evaluation.answering import AS_TRAINED, Ablation, all_ablations
     from artkv.evaluation.compared_runs import compare_runs
     from artkv.evaluation.run_roles import Run
     from artkv.evaluation.scores import format_calibration, format_extras, format_table
     from artkv.evaluation.verdicts import format_comparison
 
-    ablations = [Ablation(options.prefix, options.image)]
-    if options.all_ablations:  # a control has no prefix that could be shuffled
-        ablations = [a for a in ALL_ABLATIONS if config.kv_modulation.enabled or a.prefix != "shuffled"]
+    prefix, encoder = options.prefix
+    ablations = all_ablations(config) if options.all_ablations else [Ablation(prefix, options.image, encoder)]
     with process_group(config.distributed.timeout_minutes) as world:
         results = run_evaluation(checkpoint, options.split, ablations, config, world, options.choices)
         runs, columns = [Run(checkpoint.run_dir, config)], dict(results)
-        if control is not None:
-            without, its_config = control
-            own = run_evaluation(without, options.split, [AS_TRAINED], its_config, world, options.choices)
-            runs.append(Run(without.run_dir, its_config))
-            columns["control"] = own[AS_TRAINED.name]
+        for name, (control, its_config) in controls.items():
+            own = run_evaluation(control, options.split, [AS_TRAINED], its_config, world, options.choices)
+            runs.append(Run(control.run_dir, its_config))
+            columns[name] = own[AS_TRAINED.name]
         if world.is_main:
             print(format_table(columns))
             chose = {name: scores.choices for name, scores in columns.items() if scores.choices is not None}

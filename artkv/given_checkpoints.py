@@ -12,20 +12,42 @@ if TYPE_CHECKING:  # a verb that opens none need not wait for them
     from artkv.run_folder.checkpoint import Checkpoint
 
 
-def open_control(options: argparse.Namespace, config: "Config") -> "tuple[Checkpoint, Config]":
-    """The checkpoint that --control means, and its config with --set; `UserError` if it is none."""
-    if not options.all_ablations:
+def open_controls(
+    options: argparse.Namespace, checkpoint: "Checkpoint", config: "Config"
+) -> "dict[str, tuple[Checkpoint, Config]]":
+    """The checkpoints that --control means, and their configs with --set, by what their columns are called.
+
+    checkpoint, config: of the run that they are compared with. `UserError` for one that is no control of it.
+    """
+    if options.control and not options.all_ablations:
         raise UserError("--control: is compared with all ablations; add --all-ablations")
-    control, its_config = open_given(options, options.control)
-    if its_config.kv_modulation.enabled or not config.kv_modulation.enabled:
-        is_first = its_config.kv_modulation.enabled
-        which, path = ("--control", options.control) if is_first else ("--checkpoint", options.checkpoint)
-        was = "with" if is_first else "without"
-        raise UserError(
-            f"{which} {path}: was trained {was} a prefix; give --control a run without one, and "
-            "--checkpoint one with it"
+
+    from artkv.evaluation.run_roles import CONTROL, Run, lacked_encoders, roles_of, without_name
+
+    runs, controls = [Run(checkpoint.run_dir, config)], {}
+    for given in options.control:
+        control, its_config = open_given(options, given)
+        lacked = lacked_encoders(config, its_config)
+        if not lacked and (its_config.kv_modulation.enabled or not config.kv_modulation.enabled):
+            raise UserError(_no_control(options, given, config, its_config))
+        name = without_name(lacked) if lacked else CONTROL
+        controls[name if name not in controls else f"{name}, seed {its_config.training.seed}"] = (control, its_config)
+        runs.append(Run(control.run_dir, its_config))
+    roles_of(runs)  # two of one seed are refused before hours of answering
+    return controls
+
+
+def _no_control(options: argparse.Namespace, given: str, config: "Config", its_config: "Config") -> str:
+    is_first = its_config.kv_modulation.enabled
+    if is_first and len(config.used_encoders) > 1:
+        names = ", ".join(encoder.source_name for encoder in config.used_encoders)
+        return (
+            f"--control {given}: was trained with a prefix, and not as {options.checkpoint} with some of its encoders "
+            f"({names}) left out and all else but the seed alike; give a run of that kind, or one without a prefix"
         )
-    return control, its_config
+    which, path = ("--control", given) if is_first else ("--checkpoint", options.checkpoint)
+    was = "with" if is_first else "without"
+    return f"{which} {path}: was trained {was} a prefix; give --control a run without one, and --checkpoint one with it"
 
 
 def open_given(options: argparse.Namespace, given: str) -> "tuple[Checkpoint, Config]":

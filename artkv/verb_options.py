@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from artkv.argument_values import png_path, some_path, some_text, whole_number
+from artkv.argument_values import png_path, some_path, some_prefix, some_text, whole_number
 
 SPLITS = ("train", "val", "test")
 # Of an option that is another spelling of a `--set`; argparse gives all that share a place one list.
@@ -67,9 +67,11 @@ def evaluate(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--split", choices=SPLITS, default="val", help="which CSV file (default val)")
     verb.add_argument(
         "--prefix",
-        choices=("on", "off", "shuffled"),
-        default="on",
-        help="off: stock cross-attention; shuffled: the prefix of another painting (default on)",
+        type=some_prefix,
+        default=("on", None),
+        metavar="on|off|shuffled|off:NAME|shuffled:NAME",
+        help="off: stock cross-attention; shuffled: the prefix of another painting; with :NAME the part of this art "
+        "encoder alone, where there are several (default on)",
     )
     verb.add_argument(
         "--image", choices=("on", "blank"), default="on", help="blank: a grey picture, the question alone (default on)"
@@ -77,13 +79,17 @@ def evaluate(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--all-ablations",
         action="store_true",
-        help="prefix on, off and shuffled, and the question alone; ends with their comparison",
+        help="prefix on, off and shuffled, each of several art encoders off and shuffled, and the question alone; ends "
+        "with their comparison",
     )
     verb.add_argument(
         "--control",
         type=some_path,
+        action="append",
+        default=[],
         metavar="PATH",
-        help="with --all-ablations: a checkpoint of a run without a prefix, to be evaluated and compared too",
+        help="with --all-ablations: a checkpoint of a run without a prefix, or without some of its art encoders, to be "
+        "evaluated and compared too; may be given again",
     )
     verb.add_argument(
         "--choices",
@@ -104,7 +110,7 @@ def compare(verb: argparse.ArgumentParser) -> None:
         metavar="RUN",
         nargs="+",
         help="folders of runs, evaluated: first the one whose prefix is judged, then its control (trained with "
-        "kv_modulation.enabled: false), more seeds of either, or others",
+        "kv_modulation.enabled: false), runs without some of its art encoders, more seeds of any, or others",
     )
     verb.add_argument("--split", choices=SPLITS, help="which (default: the first of test, val and train that is there)")
     verb.add_argument(

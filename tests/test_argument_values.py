@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from artkv.argument_values import png_path, some_path, some_text, whole_number
+from artkv.argument_values import png_path, some_path, some_prefix, some_text, whole_number
 
 
 def test_whole_numbers_are_plain_digits_within_bounds() -> None:
@@ -33,3 +33,14 @@ def test_home_is_expanded_though_the_shell_has_not(monkeypatch: pytest.MonkeyPat
     assert some_path("./~x") == str(Path.cwd() / "~x")
     with pytest.raises(argparse.ArgumentTypeError, match="no home folder is known for '~nobody_here'"):
         some_path("~nobody_here/x")
+
+
+def test_a_prefix_may_name_an_encoder() -> None:
+    given = ["on", "off", "shuffled", "off:brushwork", "shuffled:a:b"]
+    assert [some_prefix(text) for text in given] == [
+        ("on", None), ("off", None), ("shuffled", None), ("off", "brushwork"), ("shuffled", "a:b"),
+    ]  # fmt: skip
+    for text in ("", "On", "on:a", "off:", "shuffled: ", ":a", "off a", "blank", "9" * 5000):
+        with pytest.raises(argparse.ArgumentTypeError, match="is none of on, off and shuffled") as caught:
+            some_prefix(text)
+        assert len(str(caught.value)) < 250

@@ -23,10 +23,14 @@ from artkv.datasets.table import QuestionTable
 from artkv.distributed import World
 from artkv.errors import UserError
 from artkv.evaluation.batch_size import automatic_batch_size
+from artkv.evaluation.run_roles import masked_encoders, masked_folder
 from artkv.evaluation.scores import Scores, score_predictions
+from artkv.kv_modulation import Use
 from artkv.models.kv_modulated_blip2 import KVModulatedBlip2
+from artkv.reading import printable
 
 PrefixMode = Literal["on", "off", "shuffled"]
+Features = tuple[Tensor, ...]
 ImageMode = Literal["on", "blank"]
 
 
@@ -35,16 +39,39 @@ class Ablation:
     """What the model is shown.
 
     prefix: on; off, stock cross-attention; shuffled, the prefix of another painting.
-    image: on; blank, a grey picture for both encoders, which leaves the question alone.
+    image: on; blank, a grey picture for all encoders, which leaves the question alone.
+    encoder: the one art encoder whose part is off or shuffled, by its name, beside all others on; None: all together.
     """
 
     prefix: PrefixMode = "on"
     image: ImageMode = "on"
+    encoder: str | None = None
 
     @property
     def name(self) -> str:
-        """Such as `off` or `on-blank`; names the folder of the results."""
-        return self.prefix if self.image == "on" else f"{self.prefix}-{self.image}"
+        """Such as `off`, `on-blank` or `brushwork-off`; names the folder of the results."""
+        prefix = self.prefix if self.encoder is None else masked_folder(self.encoder, self.prefix)
+        return prefix if self.image == "on" else f"{prefix}-{self.image}"
+
+    @property
+    def conditions(self) -> dict[str, str]:
+        """The fields by their names, as `metrics.json` has them: `encoder` only where there is one."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+    def use(self, sources: Sequence[str]) -> Use:
+        """Which encoders' parts are on; sources: the names of all."""
+        if self.prefix != "off" or self.encoder is None:
+            return self.prefix != "off"
+        return [name != self.encoder for name in sources]
+
+    def art_of(self, sources: Sequence[str], own: Features, of_others: Features) -> Features:
+        """What each encoder says of the painting that is shown: its own, or where it is shuffled another one's."""
+        if self.prefix != "shuffled":
+            return own
+        if self.encoder is None:
+            return of_others
+        pairs = zip(sources, own, of_others, strict=True)
+        return tuple(other if name == self.encoder else one for name, one, other in pairs)
 
 
 # What the model was trained on.
@@ -52,6 +79,40 @@ AS_TRAINED = Ablation()
 # A blank picture with a prefix made of a blank picture: what the question alone gives away.
 QUESTION_ONLY = Ablation("on", "blank")
 ALL_ABLATIONS = (AS_TRAINED, Ablation("off"), Ablation("shuffled"), QUESTION_ONLY)
+
+
+def all_ablations(config: Config) -> list[Ablation]:
+    """What `--all-ablations` means for a run: with several art encoders each of them by itself too, the blank last.
+
+    A control has no prefix that could be shuffled.
+    """
+    together = [one for one in ALL_ABLATIONS if config.kv_modulation.enabled or one.prefix != "shuffled"]
+    prefixes: tuple[PrefixMode, ...] = ("off", "shuffled")
+    masked = [Ablation(prefix, encoder=name) for name in masked_encoders(config) for prefix in prefixes]
+    return [*together[:-1], *masked, together[-1]]
+
+
+def check_ablations(ablations: Sequence[Ablation], config: Config, place: str) -> None:
+    """Raises `UserError` for what the run of a config cannot be shown. place: what the message begins with."""
+    if not config.kv_modulation.enabled and any(one.prefix == "shuffled" for one in ablations):
+        raise UserError(
+            f"{place}: was trained with kv_modulation.enabled: false and has no prefix to shuffle; "
+            "leave --prefix shuffled out",
+            on_all_ranks=True,
+        )
+    known = masked_encoders(config)
+    for one in ablations:
+        if one.encoder is None or one.encoder in known:
+            continue
+        given = f"--prefix {one.prefix}:{printable(one.encoder[:80])}"
+        if known:
+            wrong = f"the encoders of {place} are {', '.join(known)}; give one of these"
+        else:
+            number = "one art encoder alone" if config.used_encoders else "no art encoder"
+            wrong = f"{place} has {number}; give --prefix {one.prefix}"
+        raise UserError(f"{given}: {wrong}", on_all_ranks=True)
+
+
 # Questions of a rank between two meetings: a meeting waits for the slowest rank, a stop for the next meeting.
 QUESTIONS_BETWEEN_MEETINGS = 64
 # Paintings that are encoded at a time: an art encoder takes dozens of MB for each, which must not grow with the batch.
@@ -172,9 +233,9 @@ def _shown(model: KVModulatedBlip2, ablations: Sequence[Ablation], num_paintings
     prefixes = [ablation.prefix for ablation in ablations if ablation.image == "on"]
     return Shown(
         are_blank=tuple(ablation.image == "blank" for ablation in ablations),
-        has_own_art="on" in prefixes,
+        has_own_art=any(one.prefix == "on" or one.encoder is not None for one in ablations if one.image == "on"),
         art_source=shuffled_painting_index(num_paintings, seed) if "shuffled" in prefixes else None,
-        num_visual=tuple(model.visual_token_count(ablation.prefix != "off") for ablation in ablations),
+        num_visual=tuple(model.visual_token_count(one.use(_sources(model, one))) for one in ablations),
     )
 
 
@@ -214,18 +275,28 @@ def _visual_tokens(model: KVModulatedBlip2, batch: AnsweringBatch, ablations: Se
             others = model.encode_art(others)
         for ablation in ablations:
             if ablation.image == "on":
-                shown_art = others if ablation.prefix == "shuffled" else art
-                shown = PaintingFeatures(features.image_features, shown_art)
-                parts[ablation].append(model.visual_tokens(shown, use_prefix=ablation.prefix != "off"))
+                sources = _sources(model, ablation)
+                shown = PaintingFeatures(features.image_features, ablation.art_of(sources, art, others))
+                parts[ablation].append(model.visual_tokens(shown, use_prefix=ablation.use(sources)))
     if batch.blank is not None:
         features = features_of(model, batch.blank)
         for ablation in ablations:
             if ablation.image == "blank":
-                parts[ablation].append(model.visual_tokens(features, use_prefix=ablation.prefix != "off"))
+                parts[ablation].append(
+                    model.visual_tokens(features, use_prefix=ablation.use(_sources(model, ablation)))
+                )
     most = model.num_visual_tokens
     return torch.cat(
         [pad(part, (0, 0, 0, most - part.shape[1])) for of_ablation in parts.values() for part in of_ablation]
     )
+
+
+def _sources(model: KVModulatedBlip2, ablation: Ablation) -> tuple[str, ...]:
+    """The names among which the ablation's encoder is; empty where it is of all together."""
+    names = () if ablation.encoder is None else model.source_names
+    if ablation.encoder is not None and ablation.encoder not in names:
+        raise ValueError(f"{ablation}: the model's art encoders are {list(names)}")
+    return names
 
 
 def features_of(model: KVModulatedBlip2, paintings: PaintingViews | PaintingFeatures) -> PaintingFeatures:

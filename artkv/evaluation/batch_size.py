@@ -68,7 +68,7 @@ def automatic_batch_size(
     if world.device.type == "cuda":
         longest = int(questions.tokenized.prompt_lengths.max())
         blank = questions.paintings.load_blank(1, pin_memory=False)
-        painting_bytes = sum(tensor.nbytes for tensor in vars(blank).values() if tensor is not None)
+        painting_bytes = blank.num_bytes
         size = question_bytes(model, longest, max_new_tokens, painting_bytes)
         number = questions_that_fit(free_device_bytes(world.device), size)
     most = max(1, min(world.gather(number)) // num_ablations)

@@ -31,7 +31,7 @@ from artkv.evaluation.results import (
     is_answered,
     read_predictions,
 )
-from artkv.evaluation.run_roles import ABLATIONS, CONTROL, Roles, Run, roles_of
+from artkv.evaluation.run_roles import CONTROL, Roles, Run, ablations_of, masked_encoders, roles_of
 from artkv.evaluation.scores import ACCURACY, rows_by_type
 from artkv.files import check_writable, told, write_whole
 
@@ -50,9 +50,9 @@ def compare_runs(runs: Sequence[Run], split: str | None, metric: str) -> tuple[C
     on = evaluated.on(first)
     path = on.path.with_name(COMPARISON)
     check_writable(path, f"{path.parent}: the comparison's folder")
-    compared = {name: read for name in ABLATIONS if (read := evaluated.ablation(first, name, on)) is not None}
-    if roles.controls:
-        compared[CONTROL] = evaluated.on(roles.controls[0])
+    own = ablations_of(first.config)
+    compared = {name: read for name in own if (read := evaluated.ablation(first, name, on)) is not None}
+    compared |= {name: evaluated.on(of_seeds[0]) for name, of_seeds in _retrained(roles).items()}
     compared |= {name: evaluated.on(run) for name, run in roles.others.items()}
     if not compared and len(roles.seeds) == 1:
         raise UserError(
@@ -69,6 +69,7 @@ def compare_runs(runs: Sequence[Run], split: str | None, metric: str) -> tuple[C
         metric=metric,
         checkpoint=on.checkpoint,
         has_prefix=first.has_prefix,
+        encoders=masked_encoders(first.config),
         runs=tuple(roles.told),
         against=compare_values(on.scores(metric), without, _paintings(on), types, resampling),
         seeds=_compare_seeds(roles, on, evaluated, resampling),
@@ -92,6 +93,11 @@ def _answered_split(run_dir: Path) -> str:
     return split
 
 
+def _retrained(roles: Roles) -> dict[str, list[Run]]:
+    """The runs that lack the prefix, or an encoder, since they were trained so: of each name those of all seeds."""
+    return ({CONTROL: roles.controls} if roles.controls else {}) | roles.without
+
+
 class _Evaluated(NamedTuple):
     """Reads what runs answered to a split; with the metric `accuracy` what they chose."""
 
@@ -109,8 +115,9 @@ class _Evaluated(NamedTuple):
 
     def ablation(self, run: Run, name: str, on: Predictions) -> Predictions | None:
         """The answers under an ablation of the checkpoint that `on` is of; None if there are none."""
-        folder = evaluation_folder(run.folder, self.split, ABLATIONS[name])
-        if not is_answered(run.folder, self.split, ABLATIONS[name]):
+        ablation = ablations_of(run.config)[name]
+        folder = evaluation_folder(run.folder, self.split, ablation)
+        if not is_answered(run.folder, self.split, ablation):
             return None
         read = self._read(folder)
         if read.checkpoint != on.checkpoint:
@@ -140,20 +147,20 @@ def _paintings(predictions: Predictions) -> NDArray[np.str_]:
 
 def _compare_seeds(roles: Roles, on: Predictions, evaluated: _Evaluated, resampling: Resampling) -> Seeds | None:
     """What the seeds of the run and of its control show together; None with one of each."""
-    if len(roles.seeds) == 1 and len(roles.controls) < 2:
+    retrained = _retrained(roles)
+    if len(roles.seeds) == 1 and all(len(runs) < 2 for runs in retrained.values()):
         return None
     on_of_seeds = [on, *(evaluated.on(run) for run in roles.seeds[1:])]
     compared: dict[str, list[Predictions]] = {}
     missing = []
-    for name in ABLATIONS:
+    for name in ablations_of(roles.seeds[0].config):
         read = [evaluated.ablation(run, name, own) for run, own in zip(roles.seeds, on_of_seeds, strict=True)]
         found = [predictions for predictions in read if predictions is not None]
         if len(found) == len(read):
             compared[name] = found
         elif found:
             missing.append(name)
-    if roles.controls:
-        compared[CONTROL] = [evaluated.on(run) for run in roles.controls]
+    compared |= {name: [evaluated.on(run) for run in runs] for name, runs in retrained.items()}
     for predictions in [*on_of_seeds, *(one for of_name in compared.values() for one in of_name)]:
         _check_comparable(on, predictions, evaluated.metric)
     painting_Q, by_type = _paintings(on), rows_by_type(on.columns["question_type"])
@@ -162,7 +169,7 @@ def _compare_seeds(roles: Roles, on: Predictions, evaluated: _Evaluated, resampl
     of_types: dict[str, dict[str, SeedSpread]] = {}
     for name, given in compared.items():
         without_QU = np.column_stack([predictions.scores(evaluated.metric) for predictions in given])
-        is_paired = name != CONTROL
+        is_paired = name not in retrained
         overall[name] = spread_over_seeds(with_QU, without_QU, painting_Q, resampling, is_paired)
         of_types[name] = {
             kind: spread_over_seeds(with_QU[rows], without_QU[rows], painting_Q[rows], resampling, is_paired)
@@ -179,7 +186,8 @@ def _compare_seeds(roles: Roles, on: Predictions, evaluated: _Evaluated, resampl
 
 def _warning(roles: Roles, missing: Sequence[str]) -> str | None:
     warnings = []
-    for number, of_what in ((len(roles.seeds), "the run"), (len(roles.controls), "the control")):
+    groups = [(len(roles.seeds), "the run"), (len(roles.controls), "the control")]
+    for number, of_what in [*groups, *((len(runs), f"the run {name}") for name, runs in roles.without.items())]:
         if number == 1:
             warnings.append(f"one seed of {of_what} says nothing of its other seeds")
         elif 1 < number < FEW_SEEDS:

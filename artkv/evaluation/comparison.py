@@ -181,8 +181,10 @@ class Comparison:
     """A run with the prefix on against others, on the questions of a split.
 
     has_prefix: whether the run was trained with one. runs: this one and the others. against: `off`, `shuffled` and
-    `blank` of this run, `control`, and other runs by their folder's name; as many as there are. seeds: None with one
-    run, and one control at most. answers: what is asked and answered in each question type; `all` without types.
+    `blank` of this run, `NAME off` and `NAME shuffled` of each of its encoders, `control`, `without NAME`, and other
+    runs by their folder's name; as many as there are. seeds: None with one run, and one of each control at most.
+    answers: what is asked and answered in each question type; `all` without types. encoders: the names of the run's
+    art encoders where it has several; left out of the JSON where there are none.
     """
 
     split: str
@@ -193,11 +195,12 @@ class Comparison:
     against: dict[str, Differences]
     seeds: Seeds | None
     answers: dict[str, AnswerSummary]
+    encoders: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The fields by their names, in plain values."""
         return {
-            **vars(self),
+            **{name: value for name, value in vars(self).items() if name != "encoders" or value},
             "runs": [vars(run) for run in self.runs],
             "against": {name: differences.to_json() for name, differences in self.against.items()},
             "seeds": None if self.seeds is None else self.seeds.to_json(),
@@ -211,6 +214,7 @@ class Comparison:
             **{
                 **tree,
                 "runs": tuple(ComparedRun(**run) for run in tree["runs"]),
+                "encoders": tuple(str(name) for name in tree.get("encoders", ())),
                 "against": {name: Differences.from_json(given) for name, given in tree["against"].items()},
                 "seeds": None if tree["seeds"] is None else Seeds.from_json(tree["seeds"]),
                 "answers": {name: AnswerSummary.from_json(given) for name, given in tree["answers"].items()},

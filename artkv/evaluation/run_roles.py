@@ -12,6 +12,10 @@ from artkv.evaluation.comparison import ComparedRun
 # Names in a comparison, and of the folders behind the split's, of what a run is compared with of its own.
 ABLATIONS = {"off": "off", "shuffled": "shuffled", "blank": "on-blank"}
 CONTROL = "control"
+# What is done to a single art encoder.
+MASKS = ("off", "shuffled")
+# What `without` begins with: runs that were trained without some of the art encoders of the one that is compared.
+_WITHOUT = "without "
 
 _SEED = "training.seed"
 # What decides neither what a run learns nor from what.
@@ -21,7 +25,8 @@ _OF_NO_MATTER = (
     "training.deepspeed",
 )  # fmt: skip
 # What a control has no use for.
-_OF_THE_PREFIX = ("kv_modulation.", "efficientnet", "art_encoders")
+_OF_THE_ENCODERS = ("efficientnet", "art_encoders")
+_OF_THE_PREFIX = ("kv_modulation.", *_OF_THE_ENCODERS)
 _MOST_SETTINGS_SHOWN = 3
 
 
@@ -48,12 +53,14 @@ class Roles:
     """What runs were taken for.
 
     seeds: the run that is compared, and others that differ from it in their seed alone. controls: those trained without
-    a prefix, which differ among themselves in their seed alone. others: any other, by the name of its folder. told: all
-    of them in the order given, with the role in words.
+    a prefix, which differ among themselves in their seed alone. without: those trained without some of its art
+    encoders, by what `without_name` calls that, which differ among themselves in their seed alone. others: any other,
+    by the name of its folder. told: all of them in the order given, with the role in words.
     """
 
     seeds: list[Run]
     controls: list[Run] = field(default_factory=list)
+    without: dict[str, list[Run]] = field(default_factory=dict)
     others: dict[str, Run] = field(default_factory=dict)
     told: list[ComparedRun] = field(default_factory=list)
 
@@ -85,6 +92,10 @@ def _take(run: Run, roles: Roles) -> str:
             "to be judged"
         )
     differing = list(differing_settings(first.config, run.config))
+    if lacks := lacked_encoders(first.config, run.config):
+        name = without_name(lacks)
+        _add_seed(run, roles.without.setdefault(name, []))
+        return f"trained {name}, of seed {run.seed}"
     if run.has_prefix == first.has_prefix:
         if set(differing) <= {_SEED}:
             _add_seed(run, roles.seeds)
@@ -94,7 +105,7 @@ def _take(run: Run, roles: Roles) -> str:
         more = [key for key in differing if not key.startswith((*_OF_THE_PREFIX, _SEED))]
         return f"a control, of seed {run.seed}" + (f"; no strict one: it differs in {_some(more)} too" if more else "")
     name = run.folder.name
-    if name in (*roles.others, *ABLATIONS, CONTROL):
+    if name in (*roles.others, *ablations_of(first.config), CONTROL) or name.startswith(_WITHOUT):
         raise UserError(f"{run.folder}: something else is called {name} here; rename the folder")
     roles.others[name] = run
     return f"another run: it differs in {_some(differing)}"
@@ -108,6 +119,61 @@ def _add_seed(run: Run, group: list[Run]) -> None:
                 "it out"
             )
     group.append(run)
+
+
+def masked_encoders(config: Config) -> tuple[str, ...]:
+    """The art encoders that are switched off and shuffled one by one: all of several, none where there is one alone."""
+    names = tuple(encoder.source_name for encoder in config.used_encoders)
+    return names if len(names) > 1 else ()
+
+
+def masked_folder(encoder: str, prefix: str) -> str:
+    """What the folder of an ablation of one encoder is called behind the split's name, such as `brushwork-off`."""
+    return f"{encoder}-{prefix}"
+
+
+def masked_name(encoder: str, prefix: str) -> str:
+    """What a comparison calls an ablation of one encoder, such as `brushwork off`."""
+    return f"{encoder} {prefix}"
+
+
+def masked_names(encoders: Sequence[str]) -> list[str]:
+    """What a comparison calls the ablations of single encoders, in their order."""
+    return [masked_name(encoder, prefix) for encoder in encoders for prefix in MASKS]
+
+
+def ablations_of(config: Config) -> dict[str, str]:
+    """By their names in a comparison, the names of a run's own ablations' folders; `ABLATIONS`, then each encoder's."""
+    return ABLATIONS | {
+        masked_name(encoder, prefix): masked_folder(encoder, prefix)
+        for encoder in masked_encoders(config)
+        for prefix in MASKS
+    }
+
+
+def without_name(encoders: Sequence[str]) -> str:
+    """What a comparison calls runs that were trained without these encoders, such as `without brushwork`."""
+    return f"{_WITHOUT}{', '.join(encoders)}"
+
+
+def lacked_encoders(config: Config, other: Config) -> tuple[str, ...]:
+    """The art encoders of a run that another one was trained without, by their names in the run.
+
+    Empty unless the other one has some of the run's encoders and no more, each with the same settings but for its name,
+    and is otherwise the same training but for the seed.
+    """
+    left = [(encoder.source_name, encoder.model_dump(exclude={"name"})) for encoder in config.used_encoders]
+    if not other.used_encoders or len(other.used_encoders) >= len(left):
+        return ()
+    if not all(key.startswith((*_OF_THE_ENCODERS, _SEED)) for key in differing_settings(config, other)):
+        return ()
+    for encoder in other.used_encoders:
+        settings = encoder.model_dump(exclude={"name"})
+        found = [one for one in left if one[1] == settings]
+        if not found:
+            return ()
+        left.remove(next((one for one in found if one[0] == encoder.source_name), found[0]))
+    return tuple(name for name, _ in left)
 
 
 def differing_settings(first: Config, other: Config) -> Iterator[str]:

@@ -5,6 +5,7 @@ from typing import TypeVar
 
 from artkv.evaluation.answer_summary import ALL
 from artkv.evaluation.comparison import POWER, Comparison, Difference, Differences, Seeds
+from artkv.evaluation.encoder_effects import encoder_verdicts, format_encoders
 from artkv.evaluation.scores import Estimate, format_columns
 
 # What the prefix is held against, the strictest first, in words.
@@ -63,16 +64,18 @@ def _what_would_have_shown(difference: Difference) -> str:
 
 
 def verdicts(comparison: Comparison) -> list[str]:
-    """The verdict on each question type, and on all questions together."""
+    """The verdict on each question type, on all questions together, and with several art encoders on each of them."""
     names = {name for differences in comparison.against.values() for name in differences.by_type}
     ordered = [name for name in comparison.answers if name in names]
-    return [*(verdict(comparison, name) for name in ordered), verdict(comparison)]
+    return [*(verdict(comparison, name) for name in ordered), verdict(comparison), *encoder_verdicts(comparison)]
 
 
 def format_comparison(comparison: Comparison) -> str:
     """Tables for a terminal, the verdicts below; lines without a newline at the end."""
     parts = [_format_runs(comparison)]
     parts += [_format_differences(name, of) for name, of in comparison.against.items()]
+    if encoders := format_encoders(comparison):
+        parts.append(encoders)
     if comparison.seeds is not None:
         parts.append(_format_seeds(comparison.seeds))
     parts.append(_format_answers(comparison))

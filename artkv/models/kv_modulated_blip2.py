@@ -108,6 +108,11 @@ class KVModulatedBlip2(nn.Module):
         return self.parts.injection is not None
 
     @property
+    def source_names(self) -> tuple[str, ...]:
+        """Of the art encoders whose features are injected, in their order; none in the control run."""
+        return () if self.parts.injection is None else tuple(source.name for source in self.parts.injection.sources)
+
+    @property
     def num_visual_tokens(self) -> int:
         """What OPT reads of a painting as the model was trained: K, and what the injection adds."""
         return self.visual_token_count(True)

@@ -10,7 +10,7 @@ from artkv.evaluation.scores import UNTYPED, exact_match
 from artkv.report.evidence import Evaluation
 
 # What the question alone gives away nearly always differs, and says nothing about the prefix.
-_SEES_THE_PICTURE = ("on", "off", "shuffled", "control")
+_BLIND = "on-blank"
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def join_cases(evaluations: Sequence[Evaluation]) -> list[Case]:
     has_choices = any(choice is not None for column in choices for choice in column)
     givers = [_givers(evaluation.predictions) for evaluation in evaluations]
     has_givers = any(giver for column in givers for giver in column)
-    seeing = [place for place, evaluation in enumerate(evaluations) if evaluation.name in _SEES_THE_PICTURE]
+    seeing = [place for place, evaluation in enumerate(evaluations) if evaluation.name != _BLIND]
     asked = evaluations[0].predictions.columns
     cases = []
     for row, gold in enumerate(asked["answer"]):

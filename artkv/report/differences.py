@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from artkv.evaluation.comparison import Comparison, Difference
+from artkv.evaluation.encoder_effects import TWO_QUESTIONS, encoder_effects, p_of
 from artkv.evaluation.run_roles import ABLATIONS, CONTROL
 from artkv.evaluation.scores import ACCURACY, ChoiceScores, Scores
 from artkv.evaluation.verdicts import verdicts
@@ -14,7 +15,10 @@ def described_comparison(evidence: Evidence) -> dict[str, Any]:
     """What the page's template needs of the comparison; empty lists where there is none."""
     comparison = evidence.comparison
     if comparison is None:
-        return {"verdicts": [], "differences": [], "guesses": [], "seeds": [], "seed_warning": None, "metric": ""}
+        return {
+            "verdicts": [], "differences": [], "guesses": [], "seeds": [], "seed_warning": None, "metric": "",
+            "encoders": [], "two_questions": TWO_QUESTIONS,
+        }  # fmt: skip
     return {
         "verdicts": [sentence.split(": ", 1) for sentence in verdicts(comparison)] if comparison.has_prefix else [],
         "differences": difference_tables(comparison) if comparison.has_prefix else [],
@@ -22,6 +26,8 @@ def described_comparison(evidence: Evidence) -> dict[str, Any]:
         "seeds": seed_rows(comparison),
         "seed_warning": comparison.seeds and comparison.seeds.warning,
         "metric": comparison.metric.replace("_", " "),
+        "encoders": encoder_rows(comparison),
+        "two_questions": TWO_QUESTIONS,
     }
 
 
@@ -36,6 +42,26 @@ def difference_tables(comparison: Comparison) -> list[dict[str, Any]]:
             "rows": [_row(kind, one) for kind, one in [*of.by_type.items(), ("all", of.overall)]],
         }
         for name, of in sorted(comparison.against.items(), key=lambda item: item[0] != CONTROL)
+    ]
+
+
+def encoder_rows(comparison: Comparison) -> list[dict[str, Any]]:
+    """Of each of several art encoders and each question type its differences in the order of the table's columns.
+
+    A difference that is not there is None.
+    """
+    return [
+        {
+            "encoder": effect.encoder,
+            "name": effect.question_type,
+            "cells": [
+                None
+                if one is None
+                else {**_row(effect.question_type, one), "p": _probability(p_of(one)), "is_shown": one.is_significant}
+                for one in (effect.off, effect.shuffled, effect.without)
+            ],
+        }
+        for effect in encoder_effects(comparison)
     ]
 
 

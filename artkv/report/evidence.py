@@ -22,7 +22,15 @@ from artkv.evaluation.results import (
     read_predictions,
     read_scores,
 )
-from artkv.evaluation.run_roles import CONTROL, open_run
+from artkv.evaluation.run_roles import (
+    ABLATIONS,
+    CONTROL,
+    ablations_of,
+    lacked_encoders,
+    masked_encoders,
+    open_run,
+    without_name,
+)
 from artkv.evaluation.scores import Scores
 from artkv.reading import Count, from_written, read_object, to_record
 from artkv.run_folder.checkpoint import Checkpoint, open_checkpoint
@@ -31,6 +39,8 @@ from artkv.run_folder.status import RunStatus, read_metrics, read_status
 
 # Ablations by the names of their folders, in the order of the report's columns, and how the report calls them.
 LABELS = {"on": "prefix on", "off": "prefix off", "shuffled": "shuffled", "on-blank": "question only"}
+# What an evaluation of a run without some of the art encoders is named.
+RETRAINED = "retrained"
 
 
 @dataclass(frozen=True)
@@ -65,7 +75,7 @@ class _Environment:
 class Evaluation:
     """A split answered under one ablation.
 
-    name: the ablation's, or `control`. label: how the report calls it.
+    name: the ablation's, `control` or `retrained`. label: how the report calls it.
     """
 
     name: str
@@ -118,23 +128,17 @@ def read_evidence(run_dir: Path, controls: Sequence[Path] = (), split: str | Non
     split = split or first_answered_split(run_dir)
     if split is None:
         raise UserError(f"{run_dir}: has no evaluation to report; {_how_to_evaluate(run_dir, 'test')}")
+    if not evaluation_folder(run_dir, split, "on").is_dir():
+        raise UserError(f"{run_dir}: the {split} questions were not answered; {_how_to_evaluate(run_dir, split)}")
+    first = _read_evaluation(run_dir, split, "on", LABELS["on"])
+    config, checkpoint = _settings(run_dir, first.checkpoint)
     evaluations = [
         _read_evaluation(run_dir, split, name, label)
-        for name, label in LABELS.items()
-        if evaluation_folder(run_dir, split, name).is_dir()
+        for name, label in labels_of(config).items()
+        # Without a prefix off is on.
+        if evaluation_folder(run_dir, split, name).is_dir() and (config.kv_modulation.enabled or name != "off")
     ]
-    if not evaluations or evaluations[0].name != "on":
-        raise UserError(f"{run_dir}: the {split} questions were not answered; {_how_to_evaluate(run_dir, split)}")
-    config, checkpoint = _settings(run_dir, evaluations[0].checkpoint)
-    if not config.kv_modulation.enabled:  # without a prefix off is on
-        evaluations = [evaluation for evaluation in evaluations if evaluation.name != "off"]
-    for place, control in enumerate(controls, start=1):
-        if open_run(control).has_prefix:
-            raise UserError(f"{control}: was trained with a prefix and is no control; give runs without one")
-        if not evaluation_folder(control, split, "on").is_dir():
-            raise UserError(f"{control}: the {split} questions were not answered; {_how_to_evaluate(control, split)}")
-        label = CONTROL if len(controls) == 1 else f"{CONTROL} {place}"
-        evaluations.append(_read_evaluation(control, split, "on", label, name=CONTROL))
+    evaluations += _read_controls(config, controls, split)
     for evaluation in evaluations[1:]:
         check_same_questions(evaluations[0].predictions, evaluation.predictions)
     training, validations = read_metrics(run_dir / METRICS)
@@ -150,6 +154,40 @@ def read_evidence(run_dir: Path, controls: Sequence[Path] = (), split: str | Non
         evaluations=evaluations,
         comparison=_read_comparison(evaluation_folder(run_dir, split, "on") / COMPARISON),
     )
+
+
+def labels_of(config: Config) -> dict[str, str]:
+    """`LABELS` of a run, each of several art encoders' own before the question alone."""
+    blank = {"on-blank": LABELS["on-blank"]}
+    masked = {folder: name for name, folder in ablations_of(config).items() if name not in ABLATIONS}
+    return {name: label for name, label in LABELS.items() if name not in blank} | masked | blank
+
+
+def _read_controls(config: Config, controls: Sequence[Path], split: str) -> list[Evaluation]:
+    """Those without a prefix first, then those without some of the run's art encoders."""
+    plain: list[Path] = []
+    retrained: list[tuple[str, Path]] = []
+    for control in controls:
+        run = open_run(control)
+        lacked = lacked_encoders(config, run.config)
+        if run.has_prefix and not lacked:
+            remedy = "without one" + (", or without some of this run's encoders" if masked_encoders(config) else "")
+            raise UserError(f"{control}: was trained with a prefix and is no control; give runs {remedy}")
+        if not evaluation_folder(control, split, "on").is_dir():
+            raise UserError(f"{control}: the {split} questions were not answered; {_how_to_evaluate(control, split)}")
+        if lacked:
+            retrained.append((without_name(lacked), control))
+        else:
+            plain.append(control)
+    evaluations = [
+        _read_evaluation(control, split, "on", CONTROL if len(plain) == 1 else f"{CONTROL} {place}", name=CONTROL)
+        for place, control in enumerate(plain, start=1)
+    ]
+    names = [name for name, _ in retrained]
+    for place, (name, control) in enumerate(retrained):
+        label = name if names.count(name) == 1 else f"{name} {names[:place].count(name) + 1}"
+        evaluations.append(_read_evaluation(control, split, "on", label, name=RETRAINED))
+    return evaluations
 
 
 def _how_to_evaluate(run_dir: Path, split: str) -> str:

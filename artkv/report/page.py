@@ -15,11 +15,11 @@ from markupsafe import Markup
 
 from artkv import __version__
 from artkv.evaluation.extra_scores import GLEU, METEOR, ROUGE_L
-from artkv.evaluation.run_roles import CONTROL
+from artkv.evaluation.run_roles import CONTROL, MASKS, masked_encoders, masked_folder
 from artkv.evaluation.scores import Estimate
 from artkv.report.choices import described_choices
 from artkv.report.confusion import described_confusions
-from artkv.report.evidence import Evidence
+from artkv.report.evidence import RETRAINED, Evidence
 from artkv.report.facts import model_facts, settings_text, training_facts, versions
 from artkv.report.plots import Interval, interval_plot, line_plot
 
@@ -30,6 +30,12 @@ _MEANINGS = {
     "shuffled": "each picture with the prefix of another painting",
     "on-blank": "a grey picture, so the question alone",
     CONTROL: "another model, trained without a prefix",
+    RETRAINED: "another model, trained without this art encoder",
+}
+# Of each of several art encoders by itself.
+_MASKED = {
+    "off": "the same weights without this encoder's part",
+    "shuffled": "each picture with this encoder's features of another painting",
 }
 _OTHER_SCORES = {
     "bleu": "BLEU", "bleu_artquest": "BLEU as ArtQuest computes it", "token_f1": "token F1",
@@ -129,7 +135,12 @@ def _sections(parts: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _ablations(evidence: Evidence) -> list[tuple[str, str]]:
     meanings = _MEANINGS if evidence.has_prefix else {**_MEANINGS, "on": "the picture and the question"}
-    return [(evaluation.label, meanings[evaluation.name]) for evaluation in evidence.evaluations]
+    masked = {
+        masked_folder(encoder, prefix): _MASKED[prefix]
+        for encoder in masked_encoders(evidence.config)
+        for prefix in MASKS
+    }
+    return [(evaluation.label, (meanings | masked)[evaluation.name]) for evaluation in evidence.evaluations]
 
 
 def _groups(evidence: Evidence) -> list[dict[str, Any]]:

@@ -9,7 +9,15 @@ from artkv.errors import UserError
 from artkv.evaluation.compared_runs import compare_runs
 from artkv.evaluation.comparison import Comparison
 from artkv.evaluation.results import METRICS_FILE, evaluation_folder, read_scores
-from artkv.evaluation.run_roles import ABLATIONS, CONTROL, Run, differing_settings
+from artkv.evaluation.run_roles import (
+    ABLATIONS,
+    CONTROL,
+    Run,
+    ablations_of,
+    differing_settings,
+    lacked_encoders,
+    masked_names,
+)
 from artkv.evaluation.scores import Scores, format_columns
 from artkv.sweep.plan import SEED, Sweep, SweepRun
 from artkv.sweep.running import is_answered
@@ -24,7 +32,8 @@ class SettingResult:
     """A setting's runs, one a seed.
 
     scores: of each run, by the ablation's name. comparison: of the first with its ablations, the controls that differ
-    from it in the prefix alone, and over the seeds; None where a control has nothing to be compared with.
+    from it in the prefix alone, those without some of its art encoders, and over the seeds; None where a control has
+    nothing to be compared with.
     """
 
     name: str
@@ -67,8 +76,8 @@ def read_results(sweep: Sweep) -> tuple[list[SettingResult], list[SweepRun]]:
         raise UserError(
             f"sweep {sweep.path}: none of its {len(sweep.runs)} runs is done yet; start it without --report"
         )
-    controls = [_open(run) for group in groups for run in group if not run.config.kv_modulation.enabled]
-    return [_result(sweep, group, controls) for group in groups], missing
+    runs = [_open(run) for group in groups for run in group]
+    return [_result(sweep, group, runs) for group in groups], missing
 
 
 def question_types(results: Sequence[SettingResult]) -> list[str]:
@@ -99,33 +108,36 @@ def score_table(results: Sequence[SettingResult], types: Sequence[str]) -> list[
 def gain_tables(results: Sequence[SettingResult], types: Sequence[str]) -> dict[str, list[list[str]]]:
     """By what the prefix is compared with, and only where it is: for each setting what it adds in each type."""
     tables = {}
-    for other in (*ABLATIONS, CONTROL):
+    compared = [name for result in results if result.comparison for name in result.comparison.against]
+    own = [name for result in results if result.comparison for name in masked_names(result.comparison.encoders)]
+    retrained = [name for name in compared if name not in (*ABLATIONS, CONTROL, *own)]
+    for other in dict.fromkeys((*ABLATIONS, *own, CONTROL, *retrained)):
         rows = [[result.name, *(_gain(result.gain(other, t)) for t in types)] for result in results]
         if any(cell != _NOTHING for row in rows for cell in row[1:]):
             tables[other] = rows
     return tables
 
 
-def _result(sweep: Sweep, group: Sequence[SweepRun], controls: Sequence[Run]) -> SettingResult:
+def _result(sweep: Sweep, group: Sequence[SweepRun], others: Sequence[Run]) -> SettingResult:
     first = group[0]
     runs = [_open(run) for run in group]
-    scores = tuple(
-        {name: s for name in ("on", *ABLATIONS.values()) if (s := _scores(sweep, run, name))} for run in group
-    )
+    own = ablations_of(runs[0].config).values()
+    scores = tuple({name: s for name in ("on", *own) if (s := _scores(sweep, run, name))} for run in group)
     comparison = None
     if runs[0].has_prefix:
-        comparison, _ = compare_runs([*runs, *_strict(runs[0], controls)], sweep.split, METRIC)
+        comparison, _ = compare_runs([*runs, *_strict(runs[0], others)], sweep.split, METRIC)
     name = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in first.setting.items()) or "as configured"
     return SettingResult(name, first.setting, tuple(run.seed for run in runs), scores, comparison)
 
 
-def _strict(run: Run, controls: Sequence[Run]) -> list[Run]:
-    """Those that differ from the run in prefix, art encoder and seed alone."""
+def _strict(run: Run, others: Sequence[Run]) -> list[Run]:
+    """Controls that differ in prefix, art encoders and seed alone, and runs that lack some of its encoders."""
     free = ("kv_modulation.", "efficientnet", "art_encoders", SEED)
     return [
-        control
-        for control in controls
-        if all(key.startswith(free) for key in differing_settings(run.config, control.config))
+        other
+        for other in others
+        if lacked_encoders(run.config, other.config)
+        or (not other.has_prefix and all(key.startswith(free) for key in differing_settings(run.config, other.config)))
     ]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from artkv.config import Config, dump_config
+from artkv.config import Config, dump_config, load_config
 from artkv.datasets.columns import PathColumn, StringColumn
 from artkv.datasets.table import QuestionTable
 from artkv.evaluation.results import Answers, evaluation_folder, write_results
@@ -80,4 +80,17 @@ def write_run(run_dir: Path, styles_right: Mapping[str, int], **sections: dict) 
     table = make_table(run_dir.parent)
     for ablation, right in styles_right.items():
         write_evaluation(run_dir, ablation, table, answers_to(table, right))
+    return run_dir
+
+
+def write_encoders_run(
+    run_dir: Path, styles_right: Mapping[str, int], encoders: Sequence[str], **sections: dict
+) -> Path:
+    """As `write_run`, with several art encoders, each from a file of its name."""
+    write_run(run_dir, styles_right, **sections)
+    entries = ", ".join(f"{{name: {name}, checkpoint: {name}.pth}}" for name in encoders)
+    config = load_config(run_dir / "config.yaml", ["efficientnet=null", f"art_encoders=[{entries}]"])
+    # Paths are of the folder that all runs share.
+    paths = [run_dir.parent / f"{name}.pth" for name in encoders]
+    (run_dir / "config.yaml").write_text(dump_config(config.with_encoder_checkpoints(paths)), encoding="utf-8")
     return run_dir

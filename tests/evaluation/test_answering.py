@@ -1,5 +1,6 @@
 """Ranks that answer a table together, and stop together where one of them is asked to."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
@@ -14,6 +15,8 @@ import artkv.evaluation.answering as answering
 from artkv.batch import PackedPrompts, PaintingFeatures, PaintingViews
 from artkv.config import Config, override_config
 from artkv.datasets.image_index import ImageIndex
+from artkv.datasets.packing import PackingSettings
+from artkv.datasets.prompt_packing import pack_prompts
 from artkv.datasets.question_set import QuestionSet
 from artkv.datasets.table import QuestionTable, read_table
 from artkv.datasets.tokenized_table import tokenize_table
@@ -24,9 +27,11 @@ from artkv.evaluation.answering import (
     Ablation,
     AnsweringSettings,
     GaveUp,
+    all_ablations,
     answer_questions,
     answer_under,
     answering_settings,
+    check_ablations,
     shuffled_painting_index,
 )
 from artkv.session import Session
@@ -169,6 +174,110 @@ def test_answers_do_not_depend_on_the_batch(tiny_config: Config, frozen: str) ->
     if streamed is not None:
         # No answer of random weights ends before its five tokens. Four ablations: 11 batches of a question, 11, 2, 1.
         assert loads == [streamed.num_blocks * 5 * batches for batches in (11, 11, 2, 1)]
+
+
+BOTH = (
+    "[{{name: a, architecture: test_efficientnet, checkpoint: {0}, image_size: 32}}, "
+    "{{name: b, architecture: test_efficientnet, checkpoint: {0}, image_size: 64, read: map, size: 2, view: whole}}]"
+)
+
+
+def two_encoders(config: Config, *overrides: str) -> Config:
+    """The tiny config with encoders `a`, pooled, and `b`, of four tokens."""
+    assert config.efficientnet is not None
+    encoders = BOTH.format(config.efficientnet.checkpoint)
+    return override_config(config, ["efficientnet=null", f"art_encoders={encoders}", *overrides])
+
+
+def make_art_matter(session: Session) -> None:
+    """An untrained EfficientNet tells hardly one painting from another."""
+    make_pictures_matter(session)
+    with torch.no_grad():
+        for name, parameter in session.model.named_trainables().items():
+            if parameter.ndim > 1 and not name.startswith("qformer."):
+                parameter.mul_(30)
+            if name.endswith("gate"):
+                parameter.fill_(1.0)
+
+
+def rows_of(session: Session, visual_IKD: Tensor) -> list[str]:
+    """Each question's answer by itself, of the paintings' tokens as they are given."""
+    questions, settings = session.questions["val"], answering_settings(session.config)
+    tokenized, answers = questions.tokenized, []
+    for row, painting in enumerate(questions.table.painting_of_row.tolist()):
+        prompt, width = tokenized.for_generation(row)[0], session.model.backbone.language_model_width
+        packing = PackingSettings(visual_IKD.shape[1], width)
+        packed = pack_prompts([prompt], [0], tokenized.pad_token_id, packing, [visual_IKD.shape[1]])
+        answers += session.model.generate_answers(visual_IKD[painting : painting + 1], packed, settings.max_new_tokens)
+    return answers
+
+
+@pytest.mark.parametrize("injection", ["concat", "decoupled", "prompt"])
+def test_a_masked_encoders_answers_are_those_of_the_mask(tiny_config: Config, injection: str) -> None:
+    world = single_process(torch.device("cpu"))
+    config = two_encoders(tiny_config, f"kv_modulation.injection={injection}", "training.seed=5")
+    session = Session(config, world, ["val"]).load()
+    make_art_matter(session)
+    model, questions = session.model, session.questions["val"]
+    numbers = np.arange(questions.table.num_paintings)
+    partner = shuffled_painting_index(len(numbers), 5)
+    assert (partner != numbers).all()
+    views = questions.paintings.load(numbers, numbers, pin_memory=False)
+    assert isinstance(views, PaintingViews)
+    with torch.no_grad():
+        features = model.encode(views)
+        art_a, art_b = features.art_features
+        image, others = features.image_features, torch.from_numpy(partner)
+        shown = {
+            "on": (features, True),
+            "off": (features, False),
+            "shuffled": (PaintingFeatures(image, (art_a[others], art_b[others])), True),
+            "a-off": (features, [False, True]),
+            "a-shuffled": (PaintingFeatures(image, (art_a[others], art_b)), True),
+            "b-off": (features, [True, False]),
+            "b-shuffled": (PaintingFeatures(image, (art_a, art_b[others])), True),
+        }
+        tokens = {name: model.visual_tokens(*given) for name, given in shown.items()}
+        expected = {name: rows_of(session, one) for name, one in tokens.items()}
+    ablations = all_ablations(config)
+    assert [one.name for one in ablations] == [*expected, "on-blank"]
+    answered = answer_under(model, questions, answering_settings(config), world, ablations)
+    for ablation, found in zip(ablations[:-1], answered, strict=False):
+        assert found.texts == expected[ablation.name], ablation.name
+    for name in ("off", "a-off", "b-off", "a-shuffled", "b-shuffled"):
+        one, on = tokens[name], tokens["on"]
+        assert one.shape != on.shape or not torch.allclose(one, on, atol=1e-3), name
+    # One by itself, and two without the prefix on, whose paintings are loaded otherwise.
+    for some in ([ablations[3]], [ablations[4]], [ablations[2], ablations[6]]):
+        alone = answer_under(model, questions, answering_settings(config), world, some)
+        assert [one.texts for one in alone] == [expected[one.name] for one in some]
+
+
+def test_one_encoder_has_the_four_ablations_and_a_control_three(tiny_config: Config) -> None:
+    assert all_ablations(tiny_config) == list(ALL_ABLATIONS)
+    control = override_config(tiny_config, ["kv_modulation.enabled=false"])
+    assert [one.name for one in all_ablations(control)] == ["on", "off", "on-blank"]
+    assert Ablation("off").conditions == {"prefix": "off", "image": "on"}
+    assert Ablation("off", encoder="a").conditions == {"prefix": "off", "image": "on", "encoder": "a"}
+    assert Ablation("off", "blank", "a").name == "a-off-blank"
+
+
+@pytest.mark.parametrize(
+    ("ablation", "overrides", "says"),
+    [
+        (Ablation("off", encoder="c"), None, "--prefix off:c: the encoders of x are a, b; give one of these"),
+        (Ablation("shuffled", encoder="A"), None, "--prefix shuffled:A: the encoders of x are a, b"),
+        (Ablation("off", encoder="test_efficientnet"), [], "x has one art encoder alone; give --prefix off"),
+        (Ablation("off", encoder="a"), ["kv_modulation.enabled=false"], "x has no art encoder; give --prefix off"),
+        (Ablation("shuffled", encoder="a"), ["kv_modulation.enabled=false"], "has no prefix to shuffle"),
+    ],
+)
+def test_an_encoder_that_the_run_has_not_is_refused(
+    tiny_config: Config, ablation: Ablation, overrides: list[str] | None, says: str
+) -> None:
+    config = two_encoders(tiny_config) if overrides is None else override_config(tiny_config, overrides)
+    with pytest.raises(UserError, match=re.escape(says)):
+        check_ablations([ablation], config, "x")
 
 
 def test_a_shuffled_blank_picture_is_refused(questions: QuestionSet) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from artkv.batch import PaintingViews
 from artkv.datasets.order import plan_evaluation
 from artkv.distributed import World
 from artkv.evaluation import batch_size
@@ -60,7 +61,9 @@ def question_set(painting_of_row: list[int]) -> Any:
         table=SimpleNamespace(painting_of_row=np.array(painting_of_row)),
         tokenized=SimpleNamespace(prompt_lengths=np.array([9, 15])),
         paintings=SimpleNamespace(
-            load_blank=lambda number, pin_memory: SimpleNamespace(pixels=torch.zeros(number, 1000), art=None)
+            load_blank=lambda number, pin_memory: PaintingViews(
+                torch.zeros(number, 400), (torch.zeros(number, 500), torch.zeros(number, 100))
+            )
         ),
     )
 

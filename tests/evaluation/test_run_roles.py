@@ -6,7 +6,7 @@ import pytest
 
 from artkv.config import Config, dump_config, override_config
 from artkv.errors import UserError
-from artkv.evaluation.run_roles import Run, open_run, roles_of
+from artkv.evaluation.run_roles import Run, ablations_of, open_run, roles_of
 
 CONTROL = "kv_modulation.enabled=false"
 
@@ -87,3 +87,61 @@ def test_a_runs_folder_is_opened_and_no_other(tmp_path: Path) -> None:
         open_run(tmp_path)
     (tmp_path / "config.yaml").write_text(dump_config(override_config(Config(), ["training.seed=5"])))
     assert open_run(tmp_path).seed == 5
+
+
+ENCODERS = "art_encoders=[{name: a, checkpoint: /a.pth}, {name: b, checkpoint: /b.pth}, {name: c, checkpoint: /c.pth}]"
+ALL_THREE = ("efficientnet=null", ENCODERS)
+
+
+def of(*names: str, **changes: str) -> tuple[str, str]:
+    entries = (f"{{name: '{name}', checkpoint: {changes.get(name, f'/{name}.pth')}}}" for name in names)
+    return "efficientnet=null", f"art_encoders=[{', '.join(entries)}]"
+
+
+def test_runs_that_lack_encoders_are_told_by_which(tmp_path: Path) -> None:
+    runs = [
+        run("all", *ALL_THREE),
+        run("ab", *of("a", "b")),
+        run("ca", *of("c", "a"), "run.output_dir=elsewhere"),
+        run("b", "efficientnet.checkpoint=/b.pth", "training.seed=7"),
+        run("b8", "efficientnet.checkpoint=/b.pth", "training.seed=8"),
+        run("control", CONTROL),
+    ]
+    roles = roles_of(runs)
+    names = {name: [one.folder.name for one in group] for name, group in roles.without.items()}
+    assert names == {"without c": ["ab"], "without b": ["ca"], "without a, c": ["b", "b8"]}
+    assert [one.taken_for for one in roles.told][1:] == [
+        "trained without c, of seed 1337", "trained without b, of seed 1337", "trained without a, c, of seed 7",
+        "trained without a, c, of seed 8", "a control, of seed 1337",
+    ]  # fmt: skip
+    assert not roles.others
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        of("a", "b", b="/other.pth"),
+        of("a", "d"),
+        (*of("a", "b"), "training.num_epochs=1"),
+        (*of("a", "b"), "kv_modulation.num_prefix_tokens=2"),
+        of("a", "b", "c", c="/other.pth"),
+    ],
+)
+def test_runs_with_other_encoders_or_trainings_lack_none(overrides: tuple[str, ...]) -> None:
+    assert told(run("all", *ALL_THREE), run("other", *overrides))[1].startswith("another run: it differs in ")
+    more = run("more", *ALL_THREE)
+    assert told(run("ab", *of("a", "b")), more)[1].startswith("another run: ")
+
+
+def test_two_of_one_seed_without_the_same_are_refused() -> None:
+    with pytest.raises(UserError, match="has the settings and the seed of x, and is no further seed of it"):
+        roles_of([run("all", *ALL_THREE), run("x", *of("a", "b")), run("y", *of("b", "a"))])
+
+
+def test_names_of_encoders_ablations_are_no_others() -> None:
+    folders = ablations_of(run("all", *of("on", "blank")).config)
+    assert folders == {
+        "off": "off", "shuffled": "shuffled", "blank": "on-blank", "on off": "on-off", "on shuffled": "on-shuffled",
+        "blank off": "blank-off", "blank shuffled": "blank-shuffled",
+    }  # fmt: skip
+    assert ablations_of(Config()) == {"off": "off", "shuffled": "shuffled", "blank": "on-blank"}

@@ -62,7 +62,7 @@ def write_evaluation(run: Path, name: str, questions: Sequence[Question], answer
         1,
         [paintings[q[0]] for q in questions],
     )
-    prefix, image = ABLATIONS[name]
+    prefix, image = ABLATIONS.get(name, (name.rpartition("-")[2], "on"))
     conditions = {
         "checkpoint": "/elsewhere/checkpoints/step_00000300",
         "split": "test",
@@ -81,7 +81,7 @@ def make_run(tmp_path: Path) -> MakeRun:
 
     def make(
         name: str = "run", questions: Sequence[Question] = tuple(questions_about(12)), is_modulated: bool = True,
-        ablations: Sequence[str] = tuple(ABLATIONS), with_pictures: bool = True,
+        ablations: Sequence[str] = tuple(ABLATIONS), with_pictures: bool = True, encoders: Sequence[str] = (),
     ) -> Path:  # fmt: skip
         run, images = tmp_path / name, tmp_path / "images"
         run.mkdir()
@@ -89,9 +89,11 @@ def make_run(tmp_path: Path) -> MakeRun:
         for number, image in enumerate(dict.fromkeys(one[0] for one in questions)):
             if with_pictures and not (images / image).exists():
                 draw(images / image, number)
-        config = override_config(
-            Config(), [f"kv_modulation.enabled={json.dumps(is_modulated)}", f"dataset.image_root={images}"]
-        )
+        overrides = [f"kv_modulation.enabled={json.dumps(is_modulated)}", f"dataset.image_root={images}"]
+        if encoders:
+            entries = ", ".join(f"{{name: {name}, checkpoint: /{name}.pth}}" for name in encoders)
+            overrides += ["efficientnet=null", f"art_encoders=[{entries}]"]
+        config = override_config(Config(), overrides)
         (run / "config.yaml").write_text(dump_config(config), encoding="utf-8")
         status = {
             "state": "finished", "total_steps": 300, "ranks": 2, "hosts": ["a"], "job": None, "started": 0.0,

@@ -75,3 +75,23 @@ def test_without_a_comparison_and_for_a_control_there_is_nothing_to_tell(make_ru
     described = described_comparison(read_evidence(control))
     assert described["differences"] == described["verdicts"] == []
     assert len(described["guesses"]) == 3
+
+
+def test_encoders_have_a_table_of_masking_and_retraining(make_run: MakeRun) -> None:
+    masked = ["palette-off", "palette-shuffled", "brushwork-off", "brushwork-shuffled"]
+    run = make_run(ablations=["on", "off", "shuffled", *masked, "on-blank"], encoders=["palette", "brushwork"])
+    without = make_run("without", ablations=["on"], encoders=["brushwork"])
+    compare_runs([open_run(run), open_run(without)], "test", "exact_match")
+    evidence = read_evidence(run, [without])
+    rows = described_comparison(evidence)["encoders"]
+    assert [(row["encoder"], row["name"]) for row in rows] == [
+        (encoder, kind)
+        for encoder in ("palette", "brushwork")
+        for kind in (*evidence.evaluations[0].scores.by_type, "all")
+    ]
+    assert [cell is None for cell in rows[0]["cells"]] == [False, False, False]
+    assert [cell is None for cell in rows[-1]["cells"]] == [False, False, True]
+    compared = evidence.comparison
+    assert compared is not None
+    value = compared.against["palette off"].overall.difference.value
+    assert float(rows[3]["cells"][0]["difference"].replace("−", "-")) == pytest.approx(value, abs=5e-4)

@@ -116,3 +116,22 @@ def test_bytes_in_texts_that_are_no_utf8_are_read(make_run: MakeRun) -> None:
     path = run / "eval" / "test-on" / "predictions.csv"
     path.write_bytes(path.read_bytes().replace(b"a.jpg", b"a\xe9.jpg"))
     assert read_evidence(run).evaluations[0].predictions.columns["image"] == ["a\udce9.jpg"]
+
+
+MASKED = ["on", "off", "shuffled", "palette-off", "palette-shuffled", "brushwork-off", "brushwork-shuffled", "on-blank"]
+
+
+def test_several_encoders_have_columns_of_their_own_and_runs_without_them(make_run: MakeRun) -> None:
+    run = make_run(ablations=MASKED, encoders=["palette", "brushwork"])
+    control = make_run("control", is_modulated=False, ablations=["on"])
+    without = make_run("without", ablations=["on"], encoders=["brushwork"])
+    evidence = read_evidence(run, [without, control])
+    assert [(one.name, one.label) for one in evidence.evaluations] == [
+        ("on", "prefix on"), ("off", "prefix off"), ("shuffled", "shuffled"), ("palette-off", "palette off"),
+        ("palette-shuffled", "palette shuffled"), ("brushwork-off", "brushwork off"),
+        ("brushwork-shuffled", "brushwork shuffled"), ("on-blank", "question only"), ("control", "control"),
+        ("retrained", "without palette"),
+    ]  # fmt: skip
+    other = make_run("other", ablations=["on"], encoders=["lines"])
+    with pytest.raises(UserError, match="is no control; give runs without one, or without some of this run's encoders"):
+        read_evidence(run, [other])

@@ -7,7 +7,7 @@ import pytest
 
 from artkv.errors import UserError
 from artkv.sweep.plan import Sweep
-from artkv.sweep.results import format_results, question_types, read_results
+from artkv.sweep.results import format_results, gain_tables, question_types, read_results
 from tests.sweep.sweeps import GRID, answer, finish_training, make_sweep
 
 
@@ -65,3 +65,21 @@ def test_a_control_that_differs_in_more_than_the_prefix_is_none(tmp_path: Path) 
         "num_prefix_tokens 4, num_epochs 1": pytest.approx(0.45),
         "num_prefix_tokens 4, num_epochs 2": pytest.approx(0.4),
     }
+
+
+def test_runs_without_an_encoder_have_a_table_beside_the_masks(tmp_path: Path) -> None:
+    one, other = "{name: a, checkpoint: /a.pth}", "{name: b, checkpoint: /b.pth}"
+    sweep = make_sweep(tmp_path, f"{{efficientnet: [null], art_encoders: [[{one}, {other}], [{other}]]}}")
+    both, alone = sweep.runs
+    finish_training(both)
+    answer(both, {"on": 20, "off": 2, "a-off": 5, "b-off": 12, "on-blank": 0})
+    finish_training(alone)
+    answer(alone, {"on": 18, "off": 1, "on-blank": 0})
+    results, _ = read_results(sweep)
+    gains = {name: results[0].gain(name, "style") for name in ("a off", "b off", "without a")}
+    assert {name: gain and gain[0] for name, gain in gains.items()} == {
+        "a off": pytest.approx(0.75), "b off": pytest.approx(0.4), "without a": pytest.approx(0.1),
+    }  # fmt: skip
+    assert results[1].gain("a off", "style") is None
+    assert list(gain_tables(results, ["style"])) == ["off", "blank", "a off", "b off", "without a"]
+    assert "a-off" in results[0].scores[0]
