@@ -49,7 +49,7 @@ def write_together(writes: Mapping[Path, Callable[[Path], object]]) -> None:
             temporary.replace(path)
             sync(path.parent)
     except OSError as error:
-        if error.filename is None:  # as where a disk is full in the middle of a file
+        if error.filename is None and error.errno is not None:  # as where a disk is full in the middle of a file
             error.filename = str(next(iter(writes)))
         for path, temporary in temporaries.items():
             if error.filename is not None and Path(os.fsdecode(error.filename)) == temporary:

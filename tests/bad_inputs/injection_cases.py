@@ -68,7 +68,7 @@ INJECTION = Area(
             lambda place: [
                 "check", *place.config("kv_modulation.injection=prompt", "kv_modulation.num_prefix_tokens=120"),
             ],
-            ("the row needs", "positions, the language model has 128; shorten its texts"),
+            ("leaves room for 0 beside the picture's", "shorten it"),
         ),
     ],
 )  # fmt: skip
