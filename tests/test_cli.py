@@ -157,6 +157,53 @@ def test_evaluate_with_a_control_ends_with_the_comparison_that_compare_makes_aga
     assert not path.exists()
 
 
+def test_each_of_two_encoders_is_masked_and_left_out(
+    tiny_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], in_process: None, one_process: World
+) -> None:
+    weights = f"architecture: test_efficientnet, checkpoint: {tiny_world}/efficientnet.safetensors, image_size: 32"
+    a, b = (f"{{name: {name}, {weights}, view: {view}}}" for name, view in (("a", "centre"), ("b", "whole")))
+    folders = {}
+    for name, encoders, more in (
+        ("both", f"[{a}, {b}]", []),
+        ("no_a", f"[{b}]", []),
+        ("no_b", f"[{a}]", ["training.seed=7"]),
+    ):
+        folders[name] = tmp_path / name
+        overrides = [f"run.output_dir={folders[name]}", "training.num_epochs=1", "efficientnet=null"]
+        train(
+            load_config(tiny_world / "config.yaml", [*overrides, f"art_encoders={encoders}", *more]), None, one_process
+        )
+    given = ["evaluate", "--checkpoint", str(folders["both"])]
+    controls = [word for name in ("no_a", "no_b") for word in ("--control", str(folders[name]))]
+    capsys.readouterr()
+    assert cli.main([*given, "--all-ablations", *controls]) == 0
+    printed = capsys.readouterr().out
+    ways = ["on", "off", "shuffled", "a-off", "a-shuffled", "b-off", "b-shuffled", "on-blank"]
+    assert printed.splitlines()[0].split()[2:] == [*ways, "without", "a", "without", "b"]
+    assert "encoder a: " in printed
+    assert sorted(path.name for path in (folders["both"] / "eval").iterdir()) == sorted(f"val-{way}" for way in ways)
+    metrics = json.loads((folders["both"] / "eval" / "val-a-off" / "metrics.json").read_text(encoding="utf-8"))
+    assert (metrics["prefix"], metrics["image"], metrics["encoder"]) == ("off", "on", "a")
+    assert "encoder" not in json.loads(
+        (folders["both"] / "eval" / "val-on" / "metrics.json").read_text(encoding="utf-8")
+    )
+    path = folders["both"] / "eval" / "val-on" / "comparison.json"
+    compared = json.loads(path.read_text(encoding="utf-8"))
+    masks = ["a off", "a shuffled", "b off", "b shuffled"]
+    assert list(compared["against"]) == ["off", "shuffled", "blank", *masks, "without a", "without b"]
+    assert compared["encoders"] == ["a", "b"]
+    before = (folders["both"] / "eval" / "val-b-shuffled" / "predictions.csv").read_bytes()
+    assert cli.main([*given, "--prefix", "shuffled:b"]) == 0
+    assert (folders["both"] / "eval" / "val-b-shuffled" / "predictions.csv").read_bytes() == before
+    for options, message in (
+        (["--prefix", "off:c"], "--prefix off:c: the encoders of "),
+        (["--all-ablations", *controls[:2], *controls[:2]], "has the settings and the seed of"),
+        (["--all-ablations", "--control", str(folders["both"])], "with some of its encoders (a, b) left out"),
+    ):
+        assert cli.main([*given, *options]) == 1
+        assert message in capsys.readouterr().err
+
+
 def test_a_control_that_is_judged_or_is_none_is_told(
     trained_run: Path, control_run: Path, capsys: pytest.CaptureFixture[str], in_process: None
 ) -> None:

@@ -27,6 +27,7 @@ from artkv.evaluation.run_roles import masked_encoders, masked_folder
 from artkv.evaluation.scores import Scores, score_predictions
 from artkv.kv_modulation import Use
 from artkv.models.kv_modulated_blip2 import KVModulatedBlip2
+from artkv.reading import printable
 
 PrefixMode = Literal["on", "off", "shuffled"]
 Features = tuple[Tensor, ...]
@@ -103,7 +104,7 @@ def check_ablations(ablations: Sequence[Ablation], config: Config, place: str) -
     for one in ablations:
         if one.encoder is None or one.encoder in known:
             continue
-        given = f"--prefix {one.prefix}:{one.encoder}"
+        given = f"--prefix {one.prefix}:{printable(one.encoder[:80])}"
         if known:
             wrong = f"the encoders of {place} are {', '.join(known)}; give one of these"
         else:

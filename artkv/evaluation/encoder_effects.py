@@ -93,9 +93,9 @@ def _cells(one: Difference | None) -> tuple[str, str]:
 
 def _sentence(effect: EncoderEffect) -> str:
     parts = [
-        _part("without its part this model", effect.off),
-        _part("with another painting's features in its place", effect.shuffled),
-        _part("a model trained without it", effect.without),
+        _part("with its part off", effect.off),
+        _part("with another painting's features", effect.shuffled),
+        _part("trained without it", effect.without),
     ]
     if effect.without is None:
         parts.append("whether a model trained without it does worse is open, since none was compared")
@@ -106,10 +106,10 @@ def _part(what: str, one: Difference | None) -> str:
     if one is None:
         return ""
     if not one.is_significant:
-        return f"{what}: no difference is shown, {_show(one.difference, 2)}"
+        return f"{what}, no difference is shown, {_show(one.difference, 2)}"
     sign = 1 if one.difference.value > 0 else -1
     estimate = Estimate(abs(one.difference.value), *sorted((sign * one.difference.low, sign * one.difference.high)))
-    return f"{what} is {'worse' if sign > 0 else 'better'} by {_show(estimate, 2)}"
+    return f"{what}, the model is {'worse' if sign > 0 else 'better'} by {_show(estimate, 2)}"
 
 
 def _ranks(of: Mapping[str, Difference]) -> str:

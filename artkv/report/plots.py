@@ -75,7 +75,9 @@ def interval_plot(
 
     groups: (name, an interval for each of `columns` or None where there is none).
     """
-    left, right = 88, 46
+    # Names of encoders are longer than those of the usual columns, and end with what sets them apart.
+    left, most = (88, 15) if all(len(column) <= 15 for column in columns) else (138, 24)
+    right = 46
     parts: list[Markup] = []
     spoken = []
     top = _TOP + 6
@@ -96,13 +98,17 @@ def interval_plot(
             if interval is None:
                 continue
             spoken.append(f"{name}, {column}: {interval.label}.")
-            parts.append(_text(left - 6, line + 3.5, _shortened(column, 15), "end"))
+            parts.append(_text(left - 6, line + 3.5, _without_middle(column, most), "end"))
             parts.append(_line(x(interval.low), line, x(interval.high), line, f"whisker s{place % 6}"))
             parts.append(_mark(x(interval.value), line, place))
             parts.append(_text(_WIDTH - right + 8, line + 3.5, f"{interval.value:.3f}", "start"))
             line += _MARK
         at += height
     return _svg(title, " ".join(spoken), round(bottom + 22), parts)
+
+
+def _without_middle(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most // 2 - 1]}…{text[-(most // 2) :]}"
 
 
 def bar_plot(title: str, bars: Sequence[tuple[str, float]], highest: float) -> Markup:

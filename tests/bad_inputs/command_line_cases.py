@@ -57,6 +57,11 @@ def art_encoder(*more: str) -> Make:
     return make
 
 
+def own_control(place: Place) -> list[str]:
+    run = str(place.run())
+    return ["evaluate", "--checkpoint", run, "--all-ablations", "--control", run]
+
+
 COMMAND_LINE = Area(
     "The command line",
     [
@@ -76,6 +81,42 @@ COMMAND_LINE = Area(
         usage("a seed beyond 63 bits", "quickstart", "--seed", str(2**63), says=("--seed", "whole number")),
         usage("a picture that is no PNG", "ask", "--checkpoint", "x", "y", "z", "--attention", "a.jpg", says=(".png",)),
         usage("no question", "ask", "--checkpoint", "x", "y", " ", says=("QUESTION", "is empty")),
+        *(
+            usage(
+                f"a prefix that is none: {what}",
+                "evaluate",
+                "--checkpoint",
+                "x",
+                "--prefix",
+                text,
+                says=("--prefix", says),
+            )
+            for what, text, says in [
+                ("a word", "none", "'none' is none of on, off and shuffled, nor off:NAME or shuffled:NAME"),
+                ("off without a name behind the colon", "off:", "'off:' is none of"),
+                ("an encoder on", "on:a", "'on:a' is none of"),
+            ]
+        ),
+        BadInput(
+            "one of one encoder off",
+            lambda place: ["evaluate", "--checkpoint", str(place.run()), "--prefix", "off:test_efficientnet"],
+            ("--prefix off:test_efficientnet: {folder}/", "has one art encoder alone; give --prefix off"),
+        ),
+        BadInput(
+            "an encoder that is none shuffled",
+            lambda place: ["evaluate", "--checkpoint", str(place.run()), "--prefix", "shuffled:\x1b[2J"],
+            ("--prefix shuffled:", "has one art encoder alone; give --prefix shuffled"),
+        ),
+        BadInput(
+            "a run as its own control",
+            own_control,
+            ("--control {folder}/", "was trained with a prefix; give --control a run without one"),
+        ),
+        BadInput(
+            "controls without ablations to be compared with",
+            lambda place: ["evaluate", "--checkpoint", str(place.run()), "--control", "a", "--control", "b"],
+            ("--control: is compared with all ablations; add --all-ablations",),
+        ),
         usage("no such split", "evaluate", "--checkpoint", "x", "--split", "all", says=("--split", "invalid choice")),
         usage("no paintings", "plan", "--paintings", "0", says=("--paintings", "whole number")),
         BadInput(

@@ -72,9 +72,9 @@ def test_p_values_and_intervals_are_scipys(found: Comparison) -> None:
 def test_masking_and_retraining_rank_a_redundant_encoder_differently(found: Comparison) -> None:
     *each, ranks = encoder_verdicts(found)
     assert [sentence.split(":")[0] for sentence in each] == ["encoder a", "encoder b", "encoder c"]
-    assert each[0].startswith("encoder a: without its part this model is worse by 0.40 [")
-    assert "a model trained without it: no difference is shown, 0.00 [" in each[0]
-    assert "a model trained without it is worse by 0.20 [" in each[2]
+    assert each[0].startswith("encoder a: with its part off, the model is worse by 0.40 [")
+    assert "trained without it, no difference is shown, 0.00 [" in each[0]
+    assert "trained without it, the model is worse by 0.20 [" in each[2]
     assert ranks.startswith(
         "encoders: a > c > b by masking, c > b > a by retraining; masking asks what the trained model"
     )

@@ -7,7 +7,7 @@ import pytest
 
 from artkv.errors import UserError
 from artkv.sweep.plan import Sweep
-from artkv.sweep.results import format_results, question_types, read_results
+from artkv.sweep.results import format_results, gain_tables, question_types, read_results
 from tests.sweep.sweeps import GRID, answer, finish_training, make_sweep
 
 
