@@ -76,7 +76,7 @@ def interval_plot(
     groups: (name, an interval for each of `columns` or None where there is none).
     """
     # Names of encoders are longer than those of the usual columns, and end with what sets them apart.
-    left, most = (88, 15) if all(len(column) <= 15 for column in columns) else (138, 24)
+    left, most = (88, 15) if all(len(column) <= 15 for column in columns) else (138, 21)
     right = 46
     parts: list[Markup] = []
     spoken = []

@@ -26,6 +26,8 @@ from artkv.evaluation.answering import (
     ALL_ABLATIONS,
     Ablation,
     _shown,
+    _visual_tokens,
+    all_ablations,
     answer_questions,
     answer_under,
     answering_settings,
@@ -141,6 +143,31 @@ def test_ablations_see_the_same_with_and_without(
     assert answers[0] == [
         answer_questions(model.model, cached_questions, settings, single_process(), ablation) for ablation in ablations
     ]
+
+
+def test_masked_encoders_say_the_same_of_the_cache_and_of_pictures(config: Config) -> None:
+    assert config.efficientnet is not None
+    weights = f"architecture: test_efficientnet, checkpoint: {config.efficientnet.checkpoint}, image_size: 64"
+    encoders = f"[{{name: a, {weights}}}, {{name: b, {weights}, read: map, size: 2}}]"
+    both = override_config(config, ["efficientnet=null", f"art_encoders={encoders}", "kv_modulation.injection=prompt"])
+    table = tables_of(both, "train")[0]
+    session = load_model(override_config(both, ["frozen.feature_cache=null"]), device="cpu")
+    model, ablations = session.model, all_ablations(both)
+    with torch.no_grad():
+        for name, parameter in model.named_trainables().items():
+            if parameter.ndim > 1 and not name.startswith("qformer."):
+                parameter.mul_(30)
+    tokenized, _ = tokenize_table(table, model.backbone.tokenizer, both.dataset.prompt)
+    found = []
+    for source in (prepare(both).paintings(table), DecodedPictures(table, session.transform)):
+        questions = QuestionSet(table, tokenized, source)
+        packing = PackingSettings(model.num_visual_tokens, model.backbone.language_model_width)
+        make = AnsweringBatchMaker(questions, _shown(model, ablations, table.num_paintings, 3), packing, 8)
+        batches = answering_loader(make, plan_evaluation(table.painting_of_row, 4), single_process(), 1)
+        with torch.no_grad():
+            found.append(torch.cat([_visual_tokens(model, batch, ablations) for batch in batches]))
+    # fp32 in batches of another shape.
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
 
 
 def test_ask_loads_the_encoders_and_writes_nothing(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:

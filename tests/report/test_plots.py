@@ -120,3 +120,10 @@ def test_a_reliability_plot_has_a_bar_and_a_dot_for_each_bin_with_questions() ->
         share = one.count / max(one.count for one in asked)
         assert float(number_of.attrib["height"]) == pytest.approx(28 * share, abs=0.06)
     assert f"Of {asked[-1].count} choices with probabilities of 0.93 to 1.00" in svg.attrib["aria-label"]
+
+
+def test_long_columns_keep_their_ends() -> None:
+    columns = ["prefix on", "brushwork_of_convnext_tiny off", "brushwork_of_convnext_tiny shuffled"]
+    svg = interval_plot("Exact match", columns, [("all", [Interval(0.5, 0, 1, "half")] * 3)])
+    assert ">brushwork…t_tiny off<" in svg
+    assert ">brushwork…y shuffled<" in svg
