@@ -20,7 +20,9 @@ SCHOOLS = ("florentine", "venetian", "flemish")
 
 # ImageNet's, which is what an encoder of artkv's subtracts: a channel that holds it is 0 to a network.
 _MEAN = (124, 116, 104)
+# The channels that each encoder sees; to the others it is blind.
 GREEN, RED_AND_BLUE = (1,), (0, 2)
+ENCODERS = {"brushwork": GREEN, "harmony": RED_AND_BLUE}
 _AMPLITUDE = 0.13
 
 

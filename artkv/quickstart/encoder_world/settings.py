@@ -9,17 +9,16 @@ from typing import Any
 import yaml
 
 from artkv.config import dump_config, load_config, recipe_path
+from artkv.config.art_encoders import BLIND
 from artkv.config.overrides import text_override
 from artkv.errors import UserError
 from artkv.files import check_folder_writable
-from artkv.quickstart.encoder_world.pictures import GREEN, RED_AND_BLUE
+from artkv.quickstart.encoder_world.pictures import ENCODERS
 from artkv.quickstart.settings import PaintedWorld
 
 ARCHITECTURE = "test_efficientnet"
 IMAGE_SIZE = 128
 MAP_SIDE = 2
-# To divide by it blinds an encoder to a channel: what is left of it is under 0.001, beside values of about 1.
-_BLIND = 1000.0
 _DEVIATION = (0.229, 0.224, 0.225)
 
 
@@ -123,14 +122,13 @@ class EncoderQuickstart:
         }
 
     def _encoder(self, name: str, read: str) -> dict[str, Any]:
-        sees = GREEN if name == "brushwork" else RED_AND_BLUE
         checkpoint = self.output_dir / "art_encoders" / name / f"{ARCHITECTURE}.safetensors"
         settings = {
             "name": f"{name}_{read}",
             "architecture": ARCHITECTURE,
             "checkpoint": str(checkpoint.absolute()),
             "image_size": IMAGE_SIZE,
-            "std": [_DEVIATION[channel] if channel in sees else _BLIND for channel in range(3)],
+            "std": [_DEVIATION[channel] if channel in ENCODERS[name] else BLIND for channel in range(3)],
             "view": "whole",
             "read": read,
         }

@@ -8,7 +8,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
-from artkv.quickstart.encoder_world.pictures import GREEN, RED_AND_BLUE, Work, only, paint_work, works_of
+from artkv.quickstart.encoder_world.pictures import ENCODERS, Work, only, paint_work, works_of
 from artkv.quickstart.encoder_world.questions import ENCODER_WORDING, HARMONY, LEFT, LESSON, RIGHT, SCHOOL
 from artkv.quickstart.language import train_language_model, train_world_tokenizer
 from artkv.quickstart.questions import QuestionRow, write_questions
@@ -17,7 +17,6 @@ from artkv.quickstart.world import claim, compose, make_blip2, make_stage, seed_
 
 # Of each split the first so many compositions are painted: each is 15 paintings, and training has 2 of each pair.
 NUM_COMPOSITIONS = {"train": 72, "val": 9, "test": 36}
-ENCODERS = {"brushwork": GREEN, "harmony": RED_AND_BLUE}
 
 
 class EncoderWorld(PaintedWorld):
