@@ -7,6 +7,7 @@ from contextlib import suppress
 import torch
 
 from artkv.config import Config
+from artkv.config.dataset_schema import SPLITS
 from artkv.config.deepspeed import fill_deepspeed_config, load_deepspeed_config
 from artkv.datasets.image_index import ImageIndex
 from artkv.datasets.shared_pictures import shared_pictures
@@ -26,7 +27,7 @@ from artkv.monitoring.trackers import check_trackers
 from artkv.reading import printable
 from artkv.run_folder.output_folder import check_output_folder
 from artkv.run_folder.separation import check_is_apart
-from artkv.session import SPLITS, Session, csv_path, pictures_folder, training_splits
+from artkv.session import Session, csv_path, pictures_folder, training_splits
 from artkv.training.preemption import job_end_time
 from artkv.training.schedule import total_steps, warmup_steps
 

@@ -57,7 +57,6 @@ from artkv.run_folder.checkpoint import Checkpoint
 # A file's path, a decoded picture, or the features that `Session.encode` made of either, of one painting.
 Picture: TypeAlias = str | Path | Image.Image | PaintingFeatures
 
-SPLITS = ("train", "val", "test")
 # A question that somebody asks, with its answer: longer than usual.
 _ASKED = BatchShape(paintings=1, questions=1, text_tokens=64)
 

@@ -9,6 +9,9 @@ from artkv.config.said_as_text import one_question
 from artkv.config.section import PositiveInt, Section
 from artkv.config.table_settings import ColumnsConfig, Delimiter, Encoding
 
+# The fields of `DatasetConfig` that name tables.
+SPLITS = ("train", "val", "test")
+
 
 class DatasetConfig(Section):
     """ArtQuest-style CSV files and the pictures they name."""

@@ -7,6 +7,7 @@ from pathlib import PurePath
 from typing import Any
 
 from artkv.config import ArtEncoderConfig, KVModulationConfig
+from artkv.config.dataset_schema import SPLITS
 from artkv.config.yaml_text import dump_yaml
 from artkv.report.evidence import Evidence
 from artkv.report.plots import number
@@ -60,7 +61,7 @@ def model_facts(evidence: Evidence) -> Facts:
         if is_trained
     ]
     facts.append(("trained", ", ".join(trained)))
-    paths = {split: getattr(config.dataset, split) for split in ("train", "val", "test")}
+    paths = {split: getattr(config.dataset, split) for split in SPLITS}
     facts += [(f"{split} questions", _short(path)) for split, path in paths.items() if path is not None]
     facts.append(("checkpoint", evidence.evaluations[0].checkpoint))
     if checkpoint is None:

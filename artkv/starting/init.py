@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
+from artkv.config.dataset_schema import SPLITS
 from artkv.config.table_settings import Encoding
 from artkv.datasets.image_index import ImageIndex
 from artkv.datasets.problems import Problem, format_problems, kind_of, quoted
@@ -17,7 +18,7 @@ from artkv.reading import printable
 from artkv.starting.arguments import InitOptions
 from artkv.starting.headers import NEEDED, OPTIONS, check_given, find_columns, others_like, why_no_questions
 from artkv.starting.questions import Question, have_own_ids, paintings, read_questions
-from artkv.starting.splits import SPLITS, by_split, share_out
+from artkv.starting.splits import by_split, share_out
 from artkv.starting.survey import Survey, picture_roots, share_found, survey
 from artkv.starting.tables import Table, check_encoding, open_table
 from artkv.starting.writing import Start, write_start

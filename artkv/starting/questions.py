@@ -7,9 +7,10 @@ from pathlib import Path
 
 from artkv.datasets.image_index import ImageIndex
 from artkv.datasets.problems import Problem, quoted
+from artkv.datasets.records import Record
 from artkv.errors import UserError
 from artkv.starting.headers import NEEDED
-from artkv.starting.tables import Row, Table
+from artkv.starting.tables import Table
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def read_questions(table: Table, images: ImageIndex) -> tuple[list[Question], li
         if isinstance(picture, str):
             wrong.append(picture)
         if wrong or not isinstance(picture, Path):
-            problems += [Problem(table.path, row.place, text) for text in wrong]
+            problems += [Problem(table.path, row.line, text) for text in wrong]
             continue
         cells = row.cells
         questions.append(
@@ -66,7 +67,7 @@ def paintings(questions: Iterable[Question]) -> list[Path]:
     return list(dict.fromkeys(question.picture for question in questions))
 
 
-def _wrong_texts(row: Row) -> Iterable[str]:
+def _wrong_texts(row: Record) -> Iterable[str]:
     for role in NEEDED:
         if not row.cells.get(role):
             yield f"empty {role}; fill it in or remove the row"

@@ -6,12 +6,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from artkv.config.dataset_schema import SPLITS
 from artkv.datasets.shared_pictures import same_pictures
 from artkv.errors import UserError
 from artkv.reading import printable
 from artkv.starting.tables import Table
 
-SPLITS = ("train", "val", "test")
 # Of the paintings of a single table, so many are validated on, and as many tested on.
 HELD_OUT = 0.1
 _WORDS = {

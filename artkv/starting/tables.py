@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from artkv.datasets.problems import Problem, quoted
-from artkv.datasets.records import MOST_CSV_BYTES, read_records
+from artkv.datasets.records import MOST_CSV_BYTES, Record, read_records
 from artkv.datasets.table_form import DELIMITERS, TableForm
 from artkv.datasets.table_text import decode_lines, header_fields, looks_like_utf16
 from artkv.errors import UserError
@@ -18,14 +18,6 @@ _MOST_JSON_BYTES = 2**29
 _MOST_SAMPLED = 1000
 # AQUA's, which tells whether a question is from the painting or from a comment on it.
 _FROM_COMMENT = "need_external_knowledge"
-
-
-@dataclass(frozen=True)
-class Row:
-    """A question: its line, or its number in a JSON list, from 1, and its texts by what they are for."""
-
-    place: int
-    cells: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -55,12 +47,12 @@ class Table:
         records = read_records(self.path, tuple(dict.fromkeys(self.header)), form=self.form).records[:_MOST_SAMPLED]
         return {name: [record.cells.get(name, "") for record in records] for name in self.header}
 
-    def rows(self) -> tuple[list[Row], list[Problem]]:
-        """Its questions by its columns, and what is wrong with its form."""
+    def rows(self) -> tuple[list[Record], list[Problem]]:
+        """Its questions by its columns, and what is wrong with its form. An item of JSON has its number for a line."""
         if self.items is not None:
             return _rows_of_items(self.path, self.items, self.form)
         read = read_records(self.path, form=self.form)
-        return [Row(record.line, record.cells) for record in read.records], read.problems
+        return read.records, read.problems
 
 
 def open_table(path: Path, delimiter: str | None, encoding: str | None) -> Table | str:
@@ -111,14 +103,16 @@ def _open_json(path: Path) -> Table | str:
     return Table(path, header, TableForm(section=None), False, tuple(tree))
 
 
-def _rows_of_items(path: Path, items: Sequence[Mapping[str, Any]], form: TableForm) -> tuple[list[Row], list[Problem]]:
+def _rows_of_items(
+    path: Path, items: Sequence[Mapping[str, Any]], form: TableForm
+) -> tuple[list[Record], list[Problem]]:
     rows, problems = [], []
     for number, item in enumerate(items, start=1):
         cells: dict[str, str] = {}
         wrong = list(_read_item(item, form, cells))
         problems += [Problem(path, number, text) for text in wrong]
         if not wrong:
-            rows.append(Row(number, cells))
+            rows.append(Record(number, cells))
     return rows, problems
 
 
