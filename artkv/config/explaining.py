@@ -2,10 +2,11 @@
 
 import difflib
 from collections.abc import Iterator, Mapping
-from typing import Any, get_args, get_origin
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from artkv.config.section import entry_of, is_section
 from artkv.reading import printable, unseen_character
 
 # Lines of an error: a file of another program has thousands of unknown keys.
@@ -37,7 +38,7 @@ def sections_of(section: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]
     """The fields of a section that are sections, or may be one."""
     for key, info in section.model_fields.items():
         for kind in (info.annotation, *get_args(info.annotation)):
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
+            if is_section(kind):
                 yield key, kind
 
 
@@ -91,22 +92,13 @@ def _find_field(root: type[BaseModel], location: list[str]) -> tuple[type[BaseMo
     entries: type[BaseModel] | None = None  # of the list that was named last
     for number, part in enumerate(location):
         inner = dict(sections_of(section))
-        lists = dict(_lists_of(section))
+        entry = entry_of(section.model_fields[part].annotation) if part in section.model_fields else None
         if entries is not None and part.isdecimal():
             section, entries = entries, None
         elif part in inner:
             section = inner[part]
-        elif part in lists and number + 1 < len(location):
-            entries = lists[part]
+        elif entry is not None and number + 1 < len(location):
+            entries = entry
         else:
             return section, part if part in section.model_fields else None
     return section, None
-
-
-def _lists_of(section: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
-    """The fields of a section that are lists of sections, with these."""
-    for key, info in section.model_fields.items():
-        for kind in (info.annotation, *get_args(info.annotation)):
-            entry = get_args(kind)[0] if get_origin(kind) is tuple else None
-            if isinstance(entry, type) and issubclass(entry, BaseModel):
-                yield key, entry

@@ -9,6 +9,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 
 from artkv.config.schema import Config
+from artkv.config.section import entry_of, is_section
 from artkv.config.yaml_text import has_comment, load_yaml, unwanted_character
 from artkv.errors import UserError
 
@@ -38,7 +39,7 @@ def merge(base: dict[str, Any], extra: dict[str, Any], dotted: str = "") -> None
             base[key] = _merged_entries(base[key], value, here)
         elif isinstance(base.get(key), dict) and not _replaces(value, here):
             raise UserError(f"--set {here}={value!s:.200}: {here} is a section; name one of its keys")
-        elif isinstance(value, dict) and base.get(key) is not None and _is_section(_kind_of(here)):
+        elif isinstance(value, dict) and base.get(key) is not None and is_section(_kind_of(here)):
             raise UserError(
                 f"{here} = {base[key]!r:.200}: is a section, where --set {here}.{next(iter(value), '...')} is to go; "
                 "give keys under it, each as `key: value` with a space"
@@ -63,14 +64,14 @@ def _replaces(value: Any, dotted: str) -> bool:
     kind = _kind_of(dotted)
     if value is None:
         return NoneType in get_args(kind)
-    return isinstance(value, list) and _entry_of(kind) is not None
+    return isinstance(value, list) and entry_of(kind) is not None
 
 
 def _kind_of(dotted: str) -> Any:
     """The type that the schema gives a setting or a section; None where there is neither."""
     kind: Any = Config
     for key in dotted.split("."):
-        entry = _entry_of(kind)
+        entry = entry_of(kind)
         if entry is not None and key.isdecimal():
             kind = entry
             continue
@@ -83,25 +84,12 @@ def _kind_of(dotted: str) -> Any:
 
 def _section_of(kind: Any) -> type[BaseModel] | None:
     """The section that a setting of this type is, or may be."""
-    return next((one for one in (kind, *get_args(kind)) if _is_section(one)), None) if _entry_of(kind) is None else None
+    return next((one for one in (kind, *get_args(kind)) if is_section(one)), None) if entry_of(kind) is None else None
 
 
-def _entry_of(kind: Any) -> type[BaseModel] | None:
-    """The section of which a setting of this type may be a list."""
-    for one in (kind, *get_args(kind)):
-        if get_origin(one) is tuple and _is_section(get_args(one)[0]):
-            entry: type[BaseModel] = get_args(one)[0]
-            return entry
-    return None
-
-
-def _is_section(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, BaseModel)
-
-
-def is_section(dotted: str) -> bool:
+def names_section(dotted: str) -> bool:
     """Whether this names a section of settings."""
-    return _is_section(_kind_of(dotted))
+    return is_section(_kind_of(dotted))
 
 
 def keys_of(dotted: str) -> list[str]:

@@ -1,6 +1,6 @@
 """What the sections of a config are made of."""
 
-from typing import Annotated
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,3 +17,17 @@ class Section(BaseModel):
     """Base of all sections: unknown keys are errors and nothing changes after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+
+def is_section(kind: Any) -> bool:
+    """Whether a type is that of a section."""
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def entry_of(kind: Any) -> type[BaseModel] | None:
+    """The section of which a setting of this type may be a list."""
+    for one in (kind, *get_args(kind)):
+        if get_origin(one) is tuple and is_section(get_args(one)[0]):
+            entry: type[BaseModel] = get_args(one)[0]
+            return entry
+    return None

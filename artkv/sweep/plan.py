@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from artkv.config import Config
 from artkv.config.loading import read_settings
-from artkv.config.overrides import is_section, is_text, keys_of, text_override
+from artkv.config.overrides import is_text, keys_of, names_section, text_override
 from artkv.config.paths import expand_home
 from artkv.config.yaml_text import parse_yaml, read_text
 from artkv.errors import UserError
@@ -147,7 +147,7 @@ def _read_file(path: Path) -> SweepFile:
             raise UserError(f"sweep {path}: {key} is empty; give a path")
     for where, settings in [("grid", file.grid), *(("runs", settings) for settings in file.runs)]:
         for key in settings:
-            if is_section(key):
+            if names_section(key):
                 raise UserError(
                     f"sweep {path}: {where}.{key}: is a section of settings; name one of its keys, such as "
                     f"{next(iter(keys_of(key)))}"
