@@ -2,6 +2,7 @@
 
 import re
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,25 +33,26 @@ def tracked_id(run_dir: Path, goes_on: bool) -> str:
     return number
 
 
-class LibraryLog:
-    """A tracker whose library logs a dict at a step; a subclass says how.
-
-    `_log(step, values)` logs; `_image` and `_histogram` make what the library draws; `_configure` takes settings.
-    """
+class LibraryLog(ABC):
+    """A tracker whose library logs a dict at a step; a subclass says how."""
 
     _is_finished = False
 
+    @abstractmethod
     def _log(self, step: int, values: Mapping[str, Any]) -> None:
-        raise NotImplementedError
+        """Logs what has these tags."""
 
+    @abstractmethod
     def _image(self, pixels: NDArray[np.uint8]) -> Any:
-        raise NotImplementedError
+        """What the library draws as a picture."""
 
+    @abstractmethod
     def _histogram(self, values: NDArray[np.float64]) -> Any:
-        raise NotImplementedError
+        """What it draws as a histogram."""
 
+    @abstractmethod
     def _configure(self, settings: Mapping[str, Any]) -> None:
-        raise NotImplementedError
+        """Takes settings."""
 
     def scalars(self, step: int, kind: str, metrics: Mapping[str, float]) -> None:
         """Logs each metric under the tag that it has in TensorBoard."""
@@ -70,7 +72,7 @@ class LibraryLog:
         """Draws each sample under the tag `works/0`, `works/1`, ..."""
         self._log(step, {f"works/{place}": self._image(draw_card(sample)) for place, sample in enumerate(samples)})
 
-    def settings(self, settings: Mapping[str, float | str], metric: str) -> None:
+    def settings(self, settings: Mapping[str, float | str], metric: str) -> None:  # noqa: B027
         """Nothing: the whole config is there, and the tables of runs show any of it."""
 
     def text(self, tag: str, text: str, step: int = 0) -> None:
@@ -81,5 +83,5 @@ class LibraryLog:
         """Remembers for `close` that the run is finished."""
         self._is_finished = True
 
-    def flush(self) -> None:
+    def flush(self) -> None:  # noqa: B027
         """Nothing: these libraries write by themselves."""

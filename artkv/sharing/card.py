@@ -1,10 +1,9 @@
 """The model card: what was trained on what, its scores with intervals, what the prefix adds, limits, how to load it."""
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
-from artkv.evaluation.scores import Estimate, Scores
+from artkv.evaluation.scores import Estimate
 from artkv.evaluation.verdicts import verdicts
 from artkv.report.evidence import Evidence
 from artkv.run_folder.checkpoint import Checkpoint
@@ -80,10 +79,10 @@ def _scores(evidence: Evidence) -> list[str]:
     ]
     names = [evaluation.label for evaluation in evidence.evaluations]
     lines += [f"| questions | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
-    groups: Mapping[str, list[Scores]] = {"all": [evaluation.scores for evaluation in evidence.evaluations]}
-    lines += [_row("all", [scores.overall.exact_match for scores in groups["all"]])]
+    of_each = [evaluation.scores for evaluation in evidence.evaluations]
+    lines += [_row("all", [scores.overall.exact_match for scores in of_each])]
     for kind in evidence.evaluations[0].scores.by_type:
-        of_kind = [scores.by_type[kind].exact_match for scores in groups["all"] if kind in scores.by_type]
+        of_kind = [scores.by_type[kind].exact_match for scores in of_each if kind in scores.by_type]
         if len(of_kind) == len(names):
             lines.append(_row(kind.replace("|", "/"), of_kind))
     if evidence.comparison is not None:

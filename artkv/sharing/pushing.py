@@ -1,7 +1,6 @@
 """`artkv push`: a trained model with its evidence, as a repository of the hub."""
 
 import json
-import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from artkv.config import ArtEncoderConfig, Config
 from artkv.errors import UserError
 from artkv.files import file_sha256, save_tensors, told
 from artkv.models.art_encoder import read_weights
+from artkv.models.files.hub import COMMIT
 from artkv.report.evidence import Evidence, read_evidence
 from artkv.report.facts import names_alone
 from artkv.run_folder.adapter_file import write_adapter
@@ -30,8 +30,6 @@ from artkv.sharing.shared_files import (
     Description,
     art_encoder_file,
 )
-
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -143,10 +141,10 @@ def _base(config: Config, given: str | None) -> tuple[str, str | None]:
     if not HUB_ID.fullmatch(base) or ".." in base:
         raise UserError(f"--base-model {base}: is no id of the hub; give one such as Salesforce/blip2-opt-2.7b")
     revision = config.model.revision
-    if revision is None or not _COMMIT.fullmatch(revision):
+    if revision is None or not COMMIT.fullmatch(revision):
         found = try_to_load_from_cache(base, "config.json", revision=revision) if "/" in base else None
         revision = Path(found).parent.name if isinstance(found, str) else None
-    return base, revision if revision is not None and _COMMIT.fullmatch(revision) else None
+    return base, revision if revision is not None and COMMIT.fullmatch(revision) else None
 
 
 def _without_paths(config: Config, base: str, revision: str | None) -> Config:

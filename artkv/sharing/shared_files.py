@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from artkv.errors import UserError
+from artkv.models.files.hub import COMMIT
 from artkv.reading import Count, OtherVersion, parse_json, read_regular, to_record
 
 FORMAT_VERSION = 1
@@ -16,7 +17,6 @@ MOST_BYTES = {DESCRIPTION: 2**20, ADAPTER: 2**34}
 _MOST_ENCODER_BYTES = 2**33
 _ART_ENCODER = re.compile(r"art_encoder(_[1-9][0-9]?)?\.safetensors")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[\w.-]{1,96})?")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _REMEDY = "ask its author to push it again"
 
 
@@ -63,6 +63,6 @@ def read_description(path: Path, place: str) -> Description:
     read = to_record(Description, tree, f"{place}: {DESCRIPTION}", _REMEDY)
     if not HUB_ID.fullmatch(read.base_model) or ".." in read.base_model:
         raise UserError(f"{place}: base_model = {read.base_model!r:.200}: is no id of the hub; {_REMEDY}")
-    if read.base_revision is not None and not _COMMIT.fullmatch(read.base_revision):
+    if read.base_revision is not None and not COMMIT.fullmatch(read.base_revision):
         raise UserError(f"{place}: base_revision = {read.base_revision!r:.200}: is no commit; {_REMEDY}")
     return read

@@ -8,7 +8,7 @@ from artkv.models.files.foreign_files import expanded, is_folder, reason_of
 
 SETTINGS_FILES = ["*.json", "*.txt", "*.model"]
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def local_folder(name: str, setting: str, revision: str | None = None) -> Path:
@@ -49,7 +49,7 @@ def moving_revision(revision: str | None, folder: Path) -> str | None:
 
     folder: of the hub's cache, which has the commit's name.
     """
-    if revision is None or _COMMIT.fullmatch(revision):
+    if revision is None or COMMIT.fullmatch(revision):
         return None
-    pin = f": {folder.name}" if _COMMIT.fullmatch(folder.name) else ""
+    pin = f": {folder.name}" if COMMIT.fullmatch(folder.name) else ""
     return f"model.revision = {revision!r}: a branch or tag, which moves; pin the commit{pin}"
