@@ -284,7 +284,7 @@ OUTPUT = Area(
     + [
         BadInput(
             f"run.output_dir {what}",
-            lambda place, folder=folder: ["train", *place.config(f"run.output_dir={_made(place, folder)}")],
+            lambda place, folder=folder: ["train", *place.config(f"run.output_dir={_beside_others(place, folder)}")],
             says,
         )
         for what, folder, says in [
@@ -297,15 +297,6 @@ OUTPUT = Area(
             ),
             ("is in a system's folder", "/sys/kernel/run", ("run.output_dir = /sys/kernel/run", "cannot be written")),
             ("has a name that is too long", "n" * 300, ("File name too long", "give another")),
-        ]
-    ]
-    + [
-        BadInput(
-            f"run.output_dir {what}",
-            lambda place, folder=folder: ["train", *place.config(f"run.output_dir={_with_a_thesis(place, folder)}")],
-            says,
-        )
-        for what, folder, says in [
             ("is the model's folder", "{world}/blip2", ("is model.blip2 = {world}/blip2, and the run's files would",)),
             ("is inside the model's folder", "{world}/blip2/run", ("is inside model.blip2", "a folder of its own")),
             ("is the pictures' folder", "{world}/images", ("is dataset.image_root = {world}/images",)),
@@ -320,11 +311,8 @@ OUTPUT = Area(
 )
 
 
-def _with_a_thesis(place: Place, folder: str) -> str:
-    place.write("thesis/main.tex", "x")
-    return folder.replace("{folder}", str(place.folder)).replace("{world}", str(place.world))
-
-
-def _made(place: Place, folder: str) -> str:
+def _beside_others(place: Place, folder: str) -> str:
+    """The folder, in the case's own where it is no whole path; there are a file and a thesis in that."""
     place.write("a.txt", "x")
-    return str(place.folder / folder)
+    place.write("thesis/main.tex", "x")
+    return str(place.folder / folder.replace("{folder}", str(place.folder)).replace("{world}", str(place.world)))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import artkv.models.kv_modulated_blip2 as model_module
 from artkv.models.cuda_graphs import (
     MOST_GRAPHS,
     CudaRecorder,
@@ -39,6 +40,19 @@ class Rerun:
                     one.data.copy_(other.data)
 
         return replay, results
+
+
+def rerunning(monkeypatch: pytest.MonkeyPatch) -> list[Rerun]:
+    """Has models that are built from now on replay by a `Rerun` for each graph; the list gets these."""
+    recorders: list[Rerun] = []
+
+    def recorder() -> Rerun:
+        recorders.append(Rerun())
+        return recorders[-1]
+
+    monkeypatch.setattr(model_module, "graphs_are_wanted", lambda device: True)
+    monkeypatch.setattr(model_module, "CudaRecorder", recorder)
+    return recorders
 
 
 class Fails:

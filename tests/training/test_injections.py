@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-import artkv.models.kv_modulated_blip2 as model_module
 from artkv.api import _candidates, _with_choices
 from artkv.config import Config, override_config
 from artkv.distributed import World
@@ -18,7 +17,7 @@ from artkv.evaluation.answering import ALL_ABLATIONS, Ablation, Answered, answer
 from artkv.evaluation.attention import attention_of, looks_of, mass_over_paintings
 from artkv.run_folder.checkpoint import open_checkpoint
 from artkv.session import Session
-from tests.models.test_cuda_graphs import Rerun
+from tests.models.test_cuda_graphs import rerunning
 from tests.models.test_injections import open_up
 from tests.training_runs import Stopped, Train, final_adapter, final_bytes
 
@@ -134,14 +133,7 @@ def test_replayed_graphs_train_to_the_same_weights(
 ) -> None:
     settings = [*settings, "training.num_epochs=3", "training.gradient_accumulation_steps=2"]
     run_training(settings)
-    recorders: list[Rerun] = []
-
-    def recorder() -> Rerun:
-        recorders.append(Rerun())
-        return recorders[-1]
-
-    monkeypatch.setattr(model_module, "graphs_are_wanted", lambda device: True)
-    monkeypatch.setattr(model_module, "CudaRecorder", recorder)
+    recorders = rerunning(monkeypatch)
     output = tmp_path / "replayed"
     run_training([*settings, f"run.output_dir={output}"])
     assert [recorder.replays > recorder.records > 0 for recorder in recorders] == [True, True]

@@ -10,14 +10,13 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
-import artkv.models.kv_modulated_blip2 as model_module
 import artkv.training.engine as engine_module
 import artkv.training.run as run_module
 from artkv.config import Config, override_config
 from artkv.errors import RunFailed, UserError
 from artkv.models.kv_modulated_blip2 import AnswerLoss, KVModulatedBlip2
 from artkv.run_folder.checkpoint import open_checkpoint
-from tests.models.test_cuda_graphs import Rerun
+from tests.models.test_cuda_graphs import rerunning
 from tests.training_runs import Stopped, Train, final_adapter, final_bytes
 
 BACKENDS = ["transformers", "lavis"]
@@ -361,14 +360,7 @@ def test_replayed_training_gives_the_eager_weights(
     """As on a card, with a recorder that computes again; under DeepSpeed, with accumulation and validation."""
     settings = ["training.num_epochs=3", "training.gradient_accumulation_steps=2"]
     run_training(settings)
-    recorders: list[Rerun] = []
-
-    def recorder() -> Rerun:
-        recorders.append(Rerun())
-        return recorders[-1]
-
-    monkeypatch.setattr(model_module, "graphs_are_wanted", lambda device: True)
-    monkeypatch.setattr(model_module, "CudaRecorder", recorder)
+    recorders = rerunning(monkeypatch)
     output = tmp_path / "replayed"
     run_training([*settings, f"run.output_dir={output}"])
     assert [recorder.replays > recorder.records > 0 for recorder in recorders] == [True, True]
