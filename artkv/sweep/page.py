@@ -10,6 +10,7 @@ from markupsafe import Markup
 from artkv import __version__
 from artkv.report.page import page_environment, style_and_hash
 from artkv.report.plots import Interval, interval_plot
+from artkv.sweep.naming import told_settings
 from artkv.sweep.plan import Sweep, SweepRun
 from artkv.sweep.results import SettingResult, gain_tables, question_types, score_table
 
@@ -51,7 +52,7 @@ def _plot(results: Sequence[SettingResult], types: Sequence[str]) -> Markup:
     columns = [result.name for result in results]
     if keys and all(list(result.settings) == keys for result in results):  # values alone: names would be cut short
         title = f"Exact match by question type and {', '.join(keys)}"
-        columns = [", ".join(map(str, result.settings.values())) for result in results]
+        columns = [", ".join(told_settings(result.settings).values()) for result in results]
     return interval_plot(title, columns, groups)
 
 

@@ -1,16 +1,14 @@
 """What a sweep's file says: which runs there are."""
 
-import hashlib
 import itertools
-import re
+import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from artkv.config import Config
 from artkv.config.loading import read_settings
@@ -19,6 +17,7 @@ from artkv.config.paths import expand_home
 from artkv.config.yaml_text import parse_yaml, read_text
 from artkv.errors import UserError
 from artkv.reading import printable, unseen_character
+from artkv.sweep.naming import folder_name, in_a_line, short_keys
 
 SEED = "training.seed"
 # A sweep over prefix tokens wants the control, too; the settings have no prefix of 0 tokens.
@@ -32,9 +31,6 @@ _GIVEN = {
     "runs": f"a list of settings, such as runs: [{{{SEED}: 1}}, {{{SEED}: 2}}]",
 }
 _FOLDER = "run.output_dir"
-# Bytes. File systems take 255, and temporary names are longer than what they stand for.
-_LONGEST_NAME = 200
-_UNSAFE = re.compile(r"[^\w.=,+-]+")
 
 Settings = dict[str, Any]
 
@@ -43,8 +39,9 @@ class SweepFile(BaseModel):
     """The keys of a sweep's file.
 
     config: relative to the file. output_dir: of all runs, relative to the working directory as `run.output_dir` is.
-    split: that is answered, with all ablations. grid: values of dotted settings, of which each combination is run.
-    runs: mappings of dotted settings; with a grid, each with each combination.
+    split: that is answered, with all ablations. grid: values of dotted settings, of which each combination is run; or
+    a list of such grids, as scikit-learn's `ParameterGrid` takes. runs: mappings of dotted settings; with a grid, each
+    with each combination.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -52,8 +49,13 @@ class SweepFile(BaseModel):
     config: str
     output_dir: str
     split: Literal["train", "val", "test"] = "val"
-    grid: dict[str, list[Any]] = Field(default_factory=dict)
+    grid: list[dict[str, list[Any]]] = Field(default_factory=list)
     runs: list[dict[str, Any]] = Field(default_factory=list)
+
+    @field_validator("grid", mode="before")
+    @classmethod
+    def _as_list(cls, given: Any) -> Any:
+        return given if isinstance(given, list) else [given]
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def read_sweep(path: Path) -> Sweep:
     file = _read_file(path)
     config_path = path.parent / expand_home(file.config, f"sweep {path}: config")
     combinations = list(_combinations(file, path))
-    short = _short_keys(combinations)
+    short = short_keys(combinations)
     output_dir = expand_home(file.output_dir, f"sweep {path}: output_dir")
     try:
         config_settings = read_settings(config_path)
@@ -118,7 +120,7 @@ def read_sweep(path: Path) -> Sweep:
         raise UserError(f"sweep {path}:\n{error}") from None
     runs: list[SweepRun] = []
     for index, settings in enumerate(combinations):
-        name = _name(settings, short)
+        name = folder_name(settings, short)
         try:
             overrides = tuple(
                 _override(key, value) for key, value in [*_translated(settings), (_FOLDER, str(output_dir / name))]
@@ -129,7 +131,9 @@ def read_sweep(path: Path) -> Sweep:
         runs.append(SweepRun(index, name, settings, overrides, config))
     (name, count), *_ = Counter(run.name for run in runs).most_common(1)
     if count > 1:
-        raise UserError(f"sweep {path}: two runs are {name}; leave one out")
+        raise UserError(
+            f"sweep {path}: two runs are {name}; leave one out, or give encoders that differ names that differ"
+        )
     return Sweep(path, config_path, output_dir, file.split, tuple(runs))
 
 
@@ -139,13 +143,14 @@ def _read_file(path: Path) -> SweepFile:
         file = SweepFile.model_validate(tree, strict=True)
     except ValidationError as error:
         problems = error.errors(include_url=False, include_context=False)
-        lines = [_explained(problem) for problem in problems[:20]]
+        is_one_grid = not isinstance(tree.get("grid"), list)
+        lines = [_explained(problem, is_one_grid) for problem in problems[:20]]
         keys = ", ".join(SweepFile.model_fields)
         raise UserError("\n".join([f"sweep {path}:", *lines, f"  known keys: {keys}"])) from None
     for key in ("config", "output_dir"):
         if not getattr(file, key).strip():
             raise UserError(f"sweep {path}: {key} is empty; give a path")
-    for where, settings in [("grid", file.grid), *(("runs", settings) for settings in file.runs)]:
+    for where, settings in [*(("grid", grid) for grid in file.grid), *(("runs", settings) for settings in file.runs)]:
         for key in settings:
             if names_section(key):
                 raise UserError(
@@ -157,9 +162,12 @@ def _read_file(path: Path) -> SweepFile:
     return file
 
 
-def _explained(problem: Any) -> str:
+def _explained(problem: Any, is_one_grid: bool) -> str:
     """A line about what pydantic found: place, value and remedy."""
-    place, first = ".".join(map(str, problem["loc"])), str((*problem["loc"], "")[0])
+    loc = problem["loc"]
+    if is_one_grid and loc[:2] == ("grid", 0):
+        loc = ("grid", *loc[2:])
+    place, first = ".".join(map(str, loc)), str((*loc, "")[0])
     if problem["type"] == "missing":
         return f"  {place}: is missing; give {_GIVEN[first]}"
     told = f"  {place or 'the file'} = {problem['input']!r:.80}"
@@ -171,25 +179,22 @@ def _explained(problem: Any) -> str:
 
 
 def _combinations(file: SweepFile, path: Path) -> Iterator[Settings]:
-    if not file.grid and not file.runs:
+    if not any(file.grid) and not file.runs:
         raise UserError(f"sweep {path}: has neither grid nor runs; give settings, such as grid: {{{SEED}: [1, 2, 3]}}")
-    for key, values in file.grid.items():
-        if not values:
-            raise UserError(f"sweep {path}: grid.{key} is empty; give at least one value")
+    for grid in file.grid:
+        for key, values in grid.items():
+            if not values:
+                raise UserError(f"sweep {path}: grid.{key} is empty; give at least one value")
+            if any(key in settings for settings in file.runs):
+                raise UserError(f"sweep {path}: {key} is in grid and in runs; leave it in one of them")
     listed: Sequence[Settings] = file.runs or [{}]
-    count = len(listed)
-    for values in file.grid.values():
-        count *= len(values)
+    grids = file.grid or [{}]
+    count = len(listed) * sum(math.prod(map(len, grid.values())) for grid in grids)
     if count > _MOST_RUNS:
         raise UserError(f"sweep {path}: that is {count} runs, and {_MOST_RUNS} are the most; shorten grid or runs")
-    for settings in listed:
-        for chosen in itertools.product(*file.grid.values()):
-            combined = dict(settings)
-            for key, value in zip(file.grid, chosen, strict=True):
-                if key in settings:
-                    raise UserError(f"sweep {path}: {key} is in grid and in runs; leave it in one of them")
-                combined[key] = value
-            yield combined
+    for settings, grid in itertools.product(listed, grids):
+        for chosen in itertools.product(*grid.values()):
+            yield settings | dict(zip(grid, chosen, strict=True))
 
 
 def _translated(settings: Settings) -> Iterator[tuple[str, Any]]:
@@ -201,31 +206,10 @@ def _translated(settings: Settings) -> Iterator[tuple[str, Any]]:
         yield (_CONTROL, False) if key == _TOKENS and value == 0 and value is not False else (key, value)
 
 
-def _short_keys(combinations: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """The last part of each key, or all of it where two end alike."""
-    keys = list(dict.fromkeys(key for settings in combinations for key in settings))
-    last = [key.rpartition(".")[2] for key in keys]
-    return {key: name if last.count(name) == 1 else key for key, name in zip(keys, last, strict=True)}
-
-
-def _name(settings: Settings, short: Mapping[str, str]) -> str:
-    """A folder's name that tells the settings."""
-    name = _UNSAFE.sub("_", ",".join(f"{short[key]}={_text(value)}" for key, value in settings.items()))
-    if len(name.encode()) <= _LONGEST_NAME:
-        return name
-    return f"{name[: _LONGEST_NAME // 4]}_{hashlib.sha256(repr(settings).encode()).hexdigest()[:12]}"
-
-
 def _override(key: str, value: Any) -> str:
     """As `--set` takes it."""
     if not is_text(key):
-        return f"{key}={_text(value)}"
+        return f"{key}={in_a_line(value)}"
     if value is not None and not isinstance(value, str):
         raise UserError(f"{key} = {value!r:.80}: is no text; put it in quotes")
     return text_override(key, value)
-
-
-def _text(value: Any) -> str:
-    """As YAML in a line, which `--set` reads back."""
-    text: str = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True)
-    return text.removesuffix("...\n").strip()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from artkv.files import write_whole
+from artkv.sweep.naming import told_settings
 from artkv.sweep.page import render
 from artkv.sweep.plan import SEED, Sweep
 from artkv.sweep.results import ALL, METRIC, SettingResult, format_results, read_results
@@ -49,7 +50,8 @@ def _as_csv(results: Sequence[SettingResult]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*keys, SEED, "prefix", "question_type", METRIC, "low", "high", "questions", "paintings"])
     for result in results:
-        own = [result.settings.get(key, "") for key in keys]
+        told = told_settings(result.settings)
+        own = [told.get(key, "") for key in keys]
         for seed, of_run in zip(result.seeds, result.scores, strict=True):
             for ablation, scores in of_run.items():
                 for name, group in [*scores.by_type.items(), (ALL, scores.overall)]:

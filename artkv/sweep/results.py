@@ -19,6 +19,7 @@ from artkv.evaluation.run_roles import (
     masked_names,
 )
 from artkv.evaluation.scores import Scores, format_columns
+from artkv.sweep.naming import told_settings
 from artkv.sweep.plan import SEED, Sweep, SweepRun
 from artkv.sweep.running import is_answered
 
@@ -126,7 +127,8 @@ def _result(sweep: Sweep, group: Sequence[SweepRun], others: Sequence[Run]) -> S
     comparison = None
     if runs[0].has_prefix:
         comparison, _ = compare_runs([*runs, *_strict(runs[0], others)], sweep.split, METRIC)
-    name = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in first.setting.items()) or "as configured"
+    told = told_settings(first.setting)
+    name = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in told.items()) or "as configured"
     return SettingResult(name, first.setting, tuple(run.seed for run in runs), scores, comparison)
 
 

@@ -1,5 +1,6 @@
 """What a sweep's file comes to."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,15 @@ def test_keys_that_end_alike_are_told_apart(tmp_path: Path) -> None:
         ("", "has neither grid nor runs"),
         ("grid: {training.seed: []}\n", "grid.training.seed is empty"),
         ("grid: {training.seed: 3}\n", "grid.training.seed = 3: Input should be a valid list"),
+        (
+            "grid: [{training.seed: [3]}, {training.seed: 3}]\n",
+            "grid.1.training.seed = 3: Input should be a valid list",
+        ),
+        ("grid: [{training.seed: [3]}, {training.seed: []}]\n", "grid.training.seed is empty"),
+        ("grid: [{training.seed: [3]}, 4]\n", "grid.1 = 4: Input should be a valid dictionary"),
+        ("grid: [{training.seed: [3]}, {training.seed: [3]}]\n", "two runs are seed=3"),
+        ("grid: [{}]\n", "has neither grid nor runs"),
+        ("grid: []\n", "has neither grid nor runs"),
         ("gird: {training.seed: [3]}\n", "known keys: config, output_dir, split, grid, runs"),
         ("grid: {training.seed: [1, 1]}\n", "two runs are seed=1"),
         ("grid: {training.seeed: [1]}\n", r"run 0 \(seeed=1\):\n[^?]*did you mean 'seed'"),
@@ -80,6 +90,35 @@ def test_a_grid_beyond_all_bounds_is_refused_at_once(tmp_path: Path) -> None:
     values = list(range(1000))
     with pytest.raises(UserError, match="1000000 runs, and 10000 are the most"):
         sweep(tmp_path, f"grid:\n  training.seed: {values}\n  training.num_epochs: {values}\n")
+
+
+def test_grids_in_a_list_come_one_after_another(tmp_path: Path) -> None:
+    found = sweep(
+        tmp_path,
+        "grid:\n  - {kv_modulation.injection: [concat, prompt], kv_modulation.num_prefix_tokens: [2, 4]}\n"
+        "  - {kv_modulation.injection: [film]}\nruns: [{training.seed: 1}, {training.seed: 2}]\n",
+    )
+    names = ["concat,num_prefix_tokens=2", "concat,num_prefix_tokens=4", "prompt,num_prefix_tokens=2",
+             "prompt,num_prefix_tokens=4", "film"]  # fmt: skip
+    assert [run.name for run in found.runs] == [f"seed={seed},injection={name}" for seed in (1, 2) for name in names]
+    assert [len(group) for group in found.groups()] == [2] * 5
+    numbers = list(range(5001))
+    with pytest.raises(UserError, match="that is 10002 runs, and 10000 are the most"):
+        sweep(tmp_path, f"grid: [{{training.seed: {numbers}}}, {{training.num_epochs: {numbers}}}]\n")
+
+
+@pytest.mark.parametrize(("page", "runs", "settings"), [("sweeps", [15, 22], [5, 22]), ("encoders", [3], [3])])
+def test_the_sweeps_of_the_docs_are_read(tmp_path: Path, page: str, runs: list[int], settings: list[int]) -> None:
+    text = (Path(__file__).parents[2] / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    blocks = [block for block in re.findall("```yaml\n(.*?)```", text, re.DOTALL) if "output_dir:" in block]
+    (tmp_path / "my.yaml").write_text(CONFIG, encoding="utf-8")
+    found = []
+    for block in blocks:
+        (tmp_path / "sweep.yaml").write_text(block, encoding="utf-8")
+        found.append(read_sweep(tmp_path / "sweep.yaml"))
+    assert [len(one.runs) for one in found] == runs
+    assert [len(one.groups()) for one in found] == settings
+    assert max(len(run.name) for one in found for run in one.runs) < 200
 
 
 def test_a_missing_config_is_named(tmp_path: Path) -> None:
