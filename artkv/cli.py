@@ -354,8 +354,7 @@ def art_encoder(options: argparse.Namespace) -> int:
             settings, world, lambda: stops.reason, lambda: stops.listen(signal.SIGTERM, signal.SIGINT)
         )
         if world.is_main:
-            best = f"best top-1 {result.scores.top1:.3f} in epoch {result.epoch}"
-            _say(f"{best}; efficientnet.checkpoint: {result.checkpoint}")
+            _say(f"best top-1 {result.scores.top1:.3f} in epoch {result.epoch}; {result.setting}")
     return DONE
 
 

@@ -45,8 +45,8 @@ class ArtEncoderSettings(BaseModel):
     )
     output_dir: Path = Field(
         default=Path("outputs/art_encoder"),
-        description="where to write ARCHITECTURE.safetensors (what efficientnet.checkpoint names in `artkv "
-        "train`'s config), metrics.jsonl, per_HEAD.csv and the state for --resume",
+        description="where to write ARCHITECTURE.safetensors (what efficientnet.checkpoint, or checkpoint in "
+        "art_encoders, names in `artkv train`'s config), metrics.jsonl, per_HEAD.csv and the state for --resume",
     )
     resume: bool = Field(
         default=False,

@@ -5,7 +5,9 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+import yaml
 
 from artkv.art_encoder.arguments import ArtEncoderSettings
 from artkv.art_encoder.data import StyleData
@@ -133,6 +135,21 @@ def checkpoint_metadata(
     if not data.is_of_styles_alone:
         metadata["heads"] = json.dumps({head.name: list(head.classes) for head in data.heads}, ensure_ascii=False)
     return metadata
+
+
+def to_be_configured(settings: ArtEncoderSettings, checkpoint: Path) -> str:
+    """What a config says to use the checkpoint, as YAML in a line."""
+    entry = {
+        "architecture": settings.architecture,
+        "checkpoint": str(checkpoint),
+        "image_size": settings.image_size,
+    }
+    key, value = "efficientnet", cast(Any, entry)
+    if not is_efficientnet(settings.architecture):
+        mean, std = normalisation(settings.architecture)
+        key, value = "art_encoders", [entry | {"mean": list(mean), "std": list(std)}]
+    text = yaml.safe_dump(value, default_flow_style=True, width=10**6, sort_keys=False, allow_unicode=True)
+    return f"{key}: {text.strip()}"
 
 
 def add_to_curves(curves: TensorBoardLog, metrics: dict[str, Any]) -> None:

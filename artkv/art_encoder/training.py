@@ -23,7 +23,7 @@ from artkv.art_encoder.arguments import ArtEncoderSettings
 from artkv.art_encoder.batchnorm import estimate_batchnorm
 from artkv.art_encoder.data import StyleData, check_pictures, read_style_data
 from artkv.art_encoder.losses import Loss, precision
-from artkv.art_encoder.output import ArtEncoderFolder, add_to_curves, checkpoint_metadata
+from artkv.art_encoder.output import ArtEncoderFolder, add_to_curves, checkpoint_metadata, to_be_configured
 from artkv.art_encoder.parts import Parts, assemble
 from artkv.art_encoder.randomness import random_state, seed_epoch, set_random_state
 from artkv.art_encoder.ranks import Stops, check_batch_can_be_shared, trained_together, world_of_one
@@ -46,9 +46,10 @@ _STEPS_BETWEEN_LOSS_READINGS = 20  # reading the loss waits for the device
 
 @dataclass(frozen=True)
 class ArtEncoderResult:
-    """The best epoch's checkpoint, a safetensors file that `efficientnet.checkpoint` can name, and its scores."""
+    """The best epoch's checkpoint, a safetensors file; what a config says to use it; and its scores."""
 
     checkpoint: Path
+    setting: str
     classes: tuple[str, ...]
     epoch: int
     scores: ArtEncoderScores
@@ -154,7 +155,8 @@ def train_art_encoder(
             f"{folder.checkpoint} is gone, though {folder.state} says that it was written; train in a new folder",
             on_all_ranks=True,
         )
-    return ArtEncoderResult(folder.checkpoint, data.classes, standing.best_epoch, standing.best)
+    setting = to_be_configured(settings, folder.checkpoint)
+    return ArtEncoderResult(folder.checkpoint, setting, data.classes, standing.best_epoch, standing.best)
 
 
 def _read(settings: ArtEncoderSettings, folder: ArtEncoderFolder) -> StyleData:

@@ -20,12 +20,20 @@ from artkv.art_encoder.data import Head, read_style_data
 from artkv.art_encoder.output import ArtEncoderFolder
 from artkv.art_encoder.scores import evaluate
 from artkv.art_encoder.timm_parts import create_classifier, evaluation_transform
-from artkv.art_encoder.training import train_art_encoder
-from artkv.config import ArtEncoderConfig
+from artkv.art_encoder.training import ArtEncoderResult, train_art_encoder
+from artkv.config import ArtEncoderConfig, load_config
 from artkv.distributed import single_process
 from artkv.errors import Preempted, RunFailed, UserError
 from artkv.models.art_encoder import art_source, load_art_encoder
 from tests.art_encoder.conftest import FAST, write_styles
+
+
+def configured(result: ArtEncoderResult, tmp_path: Path) -> ArtEncoderConfig:
+    """The encoder of a config that says what the training told to say."""
+    path = tmp_path / "told.yaml"
+    path.write_text(result.setting, encoding="utf-8")
+    (encoder,) = load_config(path).encoders
+    return encoder
 
 
 def tensors(path: Path) -> dict[str, Tensor]:
@@ -57,9 +65,10 @@ def test_it_learns_and_its_checkpoint_loads(tmp_path: Path) -> None:
     assert result.scores.top1 >= 0.9
     assert result.classes == ("columns", "rows")
 
-    trained = ArtEncoderConfig(architecture="efficientnet_lite0", checkpoint=result.checkpoint, image_size=64)
+    trained = configured(result, tmp_path)
+    assert (trained.architecture, trained.image_size) == ("efficientnet_lite0", 64)
     encoder = load_art_encoder(trained)
-    with pytest.raises(UserError, match="was trained at 64 pixels, but art_encoders.image_size is 300"):
+    with pytest.raises(UserError, match="was trained at 64 pixels, but efficientnet.image_size is 300"):
         load_art_encoder(trained.model_copy(update={"image_size": 300}))
     assert encoder(torch.zeros(1, 3, 64, 64)).shape == (1, 1280)
     with safe_open(result.checkpoint, framework="pt") as file:
@@ -236,9 +245,9 @@ def test_any_architecture_of_timm_trains_and_loads_as_an_encoder(
         recorded = file.metadata()
     mean, std = json.loads(recorded["mean"]), json.loads(recorded["std"])
     assert mean[0] == channel_mean
-    config = ArtEncoderConfig(
-        architecture=architecture, checkpoint=result.checkpoint, image_size=image_size, mean=mean, std=std
-    )
+    config = configured(result, tmp_path)
+    assert (config.architecture, config.image_size) == (architecture, image_size)
+    assert (list(config.mean), list(config.std)) == (mean, std)
     encoder = load_art_encoder(config)
     pixels = torch.rand(2, 3, image_size, image_size)
     # the features are those that the classifier of the file was trained on: with it they give the file's logits
@@ -249,7 +258,7 @@ def test_any_architecture_of_timm_trains_and_loads_as_an_encoder(
         assert features.shape == (2, art_source(config).feature_dim)
         expected = classifier.eval().forward_head(classifier.forward_features(pixels), pre_logits=True)
     assert torch.equal(features, expected)
-    with pytest.raises(UserError, match=r"set art_encoders\.mean: \["):
+    with pytest.raises(UserError, match=r"set art_encoders\.0\.mean: \["):
         load_art_encoder(config.model_copy(update={"mean": (0.1, 0.1, 0.1)}))
 
 
