@@ -45,6 +45,7 @@ class ArtEncoderFolder:
         would replace what no training has written.
         """
         place = f"--output-dir {self.path}"
+        _check_is_apart(settings, place)
         check_folder_writable(self.path, place)
         for file in (self.state, self._metrics, self.checked, self.checkpoint):
             check_writable(file, place)
@@ -112,6 +113,20 @@ class ArtEncoderFolder:
                     f"{self._metrics}:{number}: is no line of a training of the art encoder; {_OTHER_PLACE}"
                 )
         return lines
+
+
+def _check_is_apart(settings: ArtEncoderSettings, place: str) -> None:
+    """Raises UserError where the files would be mixed with the pictures, among whose folders styles are looked for."""
+    here = Path(os.path.realpath(settings.output_dir))
+    given = {"--data": settings.data, "--validation": settings.validation, "--image-root": settings.image_root}
+    for option, folder in given.items():
+        if folder is not None and folder.is_dir():
+            other = Path(os.path.realpath(folder))
+            if here == other or other in here.parents:
+                how = "is" if here == other else "is inside"
+                raise UserError(
+                    f"{place}: {how} {option} {folder}, whose pictures it would be mixed with; give another"
+                )
 
 
 def checkpoint_metadata(

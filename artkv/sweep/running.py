@@ -1,8 +1,10 @@
 """Does the runs of a sweep: trains, answers with all ablations, and leaves alone what is done."""
 
+import os
 import time
 from collections.abc import Sequence
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -12,7 +14,8 @@ from artkv.errors import Preempted, RunFailed, UserError
 from artkv.evaluation.results import METRICS_FILE, evaluation_folder
 from artkv.evaluation.run_roles import differing_settings
 from artkv.launching import launch
-from artkv.run_folder.layout import BEST, best_checkpoint, checkpoints_newest_first
+from artkv.models.files.hub import local_folder
+from artkv.run_folder.layout import BEST, CHECKPOINTS, METRICS, best_checkpoint, checkpoints_newest_first
 from artkv.run_folder.marker import MARKER
 from artkv.run_folder.separation import check_is_apart
 from artkv.run_folder.status import STATE, read_if_readable
@@ -30,7 +33,12 @@ def check_split(sweep: Sweep) -> None:
 
 
 def check_folders(sweep: Sweep) -> None:
-    """`UserError` if a run's folder holds a training with other settings than the file has now, or is not its own."""
+    """`UserError` if a run's folder holds a training with other settings than the file has now, or is not its own.
+
+    So it is if the sweep's folder is a run's. What the hub has of the models is fetched.
+    """
+    if any(os.path.lexists(sweep.output_dir / name) for name in (CHECKPOINTS, METRICS, STATE)):
+        raise UserError(f"sweep {sweep.path}: output_dir = {sweep.output_dir}: is the folder of a run; give another")
     for run in sweep.runs:
         try:
             _check_inputs(run.config)
@@ -55,6 +63,13 @@ def _check_inputs(config: Config) -> None:
     for place, path in named.items():
         if path is not None and not path.exists():
             raise UserError(f"{place} = {path}: no such file or folder; give one that is there")
+    if not config.model.is_lavis_file:
+        _look_up(config.model.blip2, config.model.revision)
+
+
+@cache  # most runs have the same one, and the hub is asked each time
+def _look_up(blip2: str, revision: str | None) -> None:
+    local_folder(blip2, "model.blip2", revision)
 
 
 def describe(sweep: Sweep) -> list[str]:

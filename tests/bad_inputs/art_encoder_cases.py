@@ -176,6 +176,16 @@ ART_ENCODER = Area(
                 ("--output-dir {folder}/out: {folder}/out/metrics.jsonl is a folder; give",),
             ),
             (
+                "that is its data's",
+                lambda place: art_encoder("--output-dir", str(place.folder / "data"))(place),
+                ("--output-dir {folder}/data: is --data {folder}/data, whose pictures", "give another"),
+            ),
+            (
+                "inside its data's",
+                lambda place: art_encoder("--output-dir", str(place.folder / "data" / "A" / "x"))(place),
+                ("--output-dir {folder}/data/A/x: is inside --data {folder}/data, whose pictures", "give another"),
+            ),
+            (
                 "whose metrics are another's",
                 into(file_with("metrics.jsonl", b'{"kind": "train"}\n')),
                 ("{folder}/out/metrics.jsonl:1: is no line of a training of the art encoder; move it",),

@@ -215,6 +215,11 @@ COMMAND_LINE = Area(
             lambda place: sweep("grid: {dataset.train: [sweep.yaml, gone.csv]}")(place)[:-1],
             ("run 1 (train=gone.csv): dataset.train = {folder}/gone.csv: no such file or folder",),
         ),
+        BadInput(
+            "a sweep whose second run has a model that is not there",
+            lambda place: sweep(f"grid: {{model.blip2: ['{place.world}/blip2', gone/x/y]}}")(place)[:-1],
+            ("run 1 (blip2=gone_x_y): model.blip2 = ", "gone/x/y': no such folder", "give"),
+        ),
         BadInput("a sweep over what cannot be", sweep("grid: {training.seed: [-1]}"), ("training.seed = -1", "give")),
         BadInput(
             "a sweep of a million runs",
@@ -232,7 +237,7 @@ COMMAND_LINE = Area(
             (
                 "config: is missing; give the path of a config",
                 "output_dir: is missing; give a folder",
-                "grid = [1]: ",
+                "grid.0 = 1: ",
                 "runs.0 = 2: ",
                 "give a list of settings, such as",
                 "grids = 3: unknown key; leave it out",

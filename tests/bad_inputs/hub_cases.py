@@ -33,7 +33,12 @@ HUB = Area(
         BadInput("escape codes in the name", push(name="user/\x1b[2J"), (r"is no id of the hub",)),
         BadInput("two dots in the name", push(name="user/.."), ("'user/..': is no id of the hub",)),
         BadInput("no name", push(name=""), ("is empty",), exit_code=2),
-        BadInput("a branch that is none", push("--revision", "a b"), ("'user/painter@a b': is no id of the hub",)),
+        BadInput(
+            "a branch that is none",
+            push("--revision", "a b"),
+            ("--revision 'a b': is no name of a branch", "give letters"),
+        ),
+        BadInput("a branch with two dots", push("--revision", "a..b"), ("--revision 'a..b': is no name of a branch",)),
         BadInput(
             "a run that is not there",
             lambda place: ["push", "none", "user/painter", *BASE, "--yes"],

@@ -13,7 +13,8 @@ CHECKPOINT = "step_00000081"
 
 
 def make_sweep(tmp_path: Path, grid: str) -> Sweep:
-    (tmp_path / "base.yaml").write_text("training:\n  num_epochs: 2\n", encoding="utf-8")
+    (tmp_path / "blip2").mkdir(exist_ok=True)
+    (tmp_path / "base.yaml").write_text("model: {blip2: blip2}\ntraining:\n  num_epochs: 2\n", encoding="utf-8")
     path = tmp_path / "sweep.yaml"
     path.write_text(f"config: base.yaml\noutput_dir: {tmp_path}/runs\nsplit: test\ngrid: {grid}\n", encoding="utf-8")
     return read_sweep(path)

@@ -96,6 +96,19 @@ def test_a_run_that_was_asked_to_stop_stops_the_sweep(sweep: Sweep, monkeypatch:
         do_runs(sweep, sweep.runs, ranks=2)
 
 
+def test_a_model_that_is_not_there_is_told_before_the_first_run(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path, f"{{model.blip2: ['{tmp_path}/blip2', '{tmp_path}/missing'], training.seed: [1]}}")
+    with pytest.raises(UserError, match=r"run 1 \(.*model\.blip2 = '[^']+/missing': no such folder"):
+        check_folders(sweep)
+
+
+def test_the_folder_of_a_run_is_not_a_sweeps(sweep: Sweep) -> None:
+    sweep.output_dir.mkdir()
+    (sweep.output_dir / "checkpoints").mkdir()
+    with pytest.raises(UserError, match="output_dir = .*: is the folder of a run; give another"):
+        check_folders(sweep)
+
+
 def test_folders_of_other_settings_are_refused(sweep: Sweep, tmp_path: Path) -> None:
     check_folders(sweep)
     finish_training(sweep.runs[0])

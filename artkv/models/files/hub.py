@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 
 from artkv.errors import UserError
-from artkv.models.files.foreign_files import expanded, is_folder, reason_of
+from artkv.models.files.foreign_files import expanded, is_folder
+from artkv.models.files.hub_failures import why_not_from_hub
 
 SETTINGS_FILES = ["*.json", "*.txt", "*.model"]
 
@@ -39,8 +40,8 @@ def local_folder(name: str, setting: str, revision: str | None = None) -> Path:
     except Exception as error:
         at = "" if revision is None else f" at model.revision = {revision!r}"
         raise UserError(
-            f"{setting} = {name!r}: neither a folder nor to be had from the hub{at} "
-            f"({type(error).__name__}: {reason_of(error)}); download it and give its folder"
+            f"{setting} = {name!r}{at}: no such folder, and not to be had from the hub: "
+            f"{why_not_from_hub(error, revision)}; or download it and give its folder"
         ) from None
 
 
