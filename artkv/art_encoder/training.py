@@ -150,6 +150,13 @@ def train_art_encoder(
     going.progress.close()
     if curves is not None:
         curves.close()
+    return _result(settings, folder, data, standing, world)
+
+
+def _result(
+    settings: ArtEncoderSettings, folder: ArtEncoderFolder, data: StyleData, standing: Standing, world: World
+) -> ArtEncoderResult:
+    """The result of a training that is at its end; `UserError` if its checkpoint is gone."""
     if standing.best is None or not world.broadcast(world.on_main(folder.checkpoint.is_file)):
         raise UserError(
             f"{folder.checkpoint} is gone, though {folder.state} says that it was written; train in a new folder",
