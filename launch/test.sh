@@ -8,11 +8,15 @@ ruff check --quiet .
 ruff format --check --quiet .
 shellcheck launch/*.sh launch/*.sbatch .ci/run tests/*.sh tests/system/cluster/*.sh
 mypy
-# First what can run side by side, then what needs the machine to itself: launchers, clusters, measurements.
+# First what can run side by side, then what may not: launchers, clusters, measurements. These are two lanes, the Slurm
+# cluster's and the machine's (tests/conftest.py), each one test at a time.
 exit_code=0
 for part in none only; do
   options=(--quiet "--system=$part")
-  [ "$part" = none ] && options+=(--numprocesses=auto --maxprocesses=8)
+  case $part in
+    none) options+=(--numprocesses=auto --maxprocesses=8) ;;
+    only) options+=(--numprocesses=2 --dist=loadgroup) ;;
+  esac
   ended=0
   pytest "${options[@]}" "$@" || ended=$?
   case $ended in

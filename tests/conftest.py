@@ -46,16 +46,39 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--system",
         choices=["only", "none", "too"],
         default="too",
-        help="whether to run the tests marked `system`, beside which nothing else may run",
+        help="whether to run the tests marked `system`, beside which no others may run",
     )
 
 
+_CLUSTER = Path(__file__).parent / "system" / "cluster"
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("system"):
+            # Two lanes of --dist=loadgroup: a good half of their time is waiting, and what happens on the nodes of the
+            # cluster is hidden from the machine. Within a lane one test runs at a time.
+            item.add_marker(pytest.mark.xdist_group("cluster" if _CLUSTER in item.path.parents else "machine"))
     wanted = config.getoption("--system")
     if wanted != "too":
         left_out = {item for item in items if (item.get_closest_marker("system") is not None) != (wanted == "only")}
         config.hook.pytest_deselected(items=list(left_out))
         items[:] = [item for item in items if item not in left_out]
+
+
+_FAULT_SECONDS: list[tuple[str, float]] = []
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when == "teardown":
+        _FAULT_SECONDS.extend(value for name, value in report.user_properties if name == "fault_seconds")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _FAULT_SECONDS:
+        terminalreporter.section("seconds from each fault to the job's end")
+        for fault, seconds in _FAULT_SECONDS:
+            terminalreporter.write_line(f"{seconds:6.1f}  {fault}")
 
 
 TINY_TEXTS = [

@@ -143,12 +143,14 @@ class Lesson:
     """What the language model is taught.
 
     batch: takes (model, phrasebook, size, noise, rng), gives the embeddings of `size` captions, (size,
-    `NUM_QUERY_TOKENS`, width), with relative `noise`, and a question about each. steps: of the training.
+    `NUM_QUERY_TOKENS`, width), with relative `noise`, and a question about each. steps: of the training. learning_rate:
+    AdamW's, at its highest.
     """
 
     wording: Wording
     batch: Callable[[OPTForCausalLM, Phrasebook, int, float, np.random.Generator], tuple[Tensor, Conversation]]
     steps: int
+    learning_rate: float = _LEARNING_RATE
 
 
 def train_language_model(
@@ -164,7 +166,7 @@ def train_language_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = OPTForCausalLM(_opt_config(len(tokenizer))).train()
-        optimizer = torch.optim.AdamW(model.parameters(), lr=_LEARNING_RATE, weight_decay=0.01)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=lesson.learning_rate, weight_decay=0.01)
         schedule = warmup_then_cosine(optimizer, _WARMUP_STEPS, lesson.steps)
         progress = tqdm(range(lesson.steps), desc="language model", unit="step", disable=None)
         for step in progress:

@@ -1,4 +1,4 @@
-"""The cluster of the tests here, and the table of how long each fault took."""
+"""The cluster of the tests here, and how long each fault took."""
 
 import os
 import sys
@@ -10,7 +10,6 @@ import pytest
 from tests.system.cluster.mini_cluster import MiniCluster, WaitedInVain, missing_requirements, wait_for
 
 _WAITED_IN_VAIN = pytest.StashKey[str]()
-_FAULT_SECONDS = pytest.StashKey[dict[str, float]]()
 # launch/*.sh take the environment of the tests in place of .venv.
 ENVIRONMENT = {
     "VENV": "none",
@@ -54,15 +53,9 @@ def nothing_is_left(cluster: MiniCluster) -> Iterator[None]:
         cluster.wait_until_idle()
 
 
-@pytest.fixture(scope="session")
-def fault_seconds(pytestconfig: pytest.Config) -> dict[str, float]:
-    """What happened to a job -> the seconds until it ended or was queued again; printed after the tests."""
-    return pytestconfig.stash.setdefault(_FAULT_SECONDS, {})
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    measured = config.stash.get(_FAULT_SECONDS, {})
-    if measured:
-        terminalreporter.section("seconds from each fault to the job's end")
-        for fault, seconds in measured.items():
-            terminalreporter.write_line(f"{seconds:6.1f}  {fault}")
+@pytest.fixture
+def fault_seconds(request: pytest.FixtureRequest) -> Iterator[dict[str, float]]:
+    """What happened to a job -> the seconds until it ended or was queued again; printed after all tests."""
+    measured: dict[str, float] = {}
+    yield measured
+    request.node.user_properties.extend(("fault_seconds", pair) for pair in measured.items())
