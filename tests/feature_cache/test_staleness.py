@@ -1,8 +1,10 @@
 """What has changed since a cache was made is noticed, with the reason; what has not is not made again."""
 
 import hashlib
+import itertools
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -154,6 +156,25 @@ def test_adding_an_encoder_computes_its_part_alone(config: Config, encoded: list
     # Of new pictures all lack the same: one decoding of each serves all three.
     prepare(several, "train", "val")
     assert sorted(encoded) == sorted([(VIT, 16), (ART, 16), (ART, 16)] * 2)
+
+
+def test_a_sweep_encodes_each_picture_once_per_encoder(config: Config, capfd: pytest.CaptureFixture[str]) -> None:
+    """Counted from what is said, over three lists of encoders in any order and four injections."""
+    checkpoint = config.encoders[0].checkpoint
+    palette = f"{{name: palette, architecture: {ART}, checkpoint: {checkpoint}, image_size: 32}}"
+    brushwork = (
+        f"{{name: brushwork, architecture: {ART}, checkpoint: {checkpoint}, image_size: 64, read: map, size: 2}}"
+    )
+    lists = [palette, brushwork, f"{brushwork}, {palette}"]
+    for injection, encoders in itertools.product(("concat", "decoupled", "film", "prompt"), lists):
+        tokens = [f"kv_modulation.num_prefix_tokens={8 if injection == 'film' else 3}"]
+        changed = ["efficientnet=null", f"art_encoders=[{encoders}]", f"kv_modulation.injection={injection}", *tokens]
+        prepare(override_config(config, changed))
+    said = re.findall(r"encoded (\d+) pictures with ([\w, ]+) in", capfd.readouterr().err)
+    (pictures,) = {int(number) for number, _ in said}
+    assert sum(len(names.split(", ")) for _, names in said) == 3  # the ViT and two
+    (table,) = tables_of(config, "train")
+    assert pictures == len(table.painting_paths) + 1  # the blank one
 
 
 def test_what_does_not_matter_does_not_matter(
