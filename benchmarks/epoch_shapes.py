@@ -106,7 +106,7 @@ def run_epoch_shapes(path: Path, tree: dict[str, Any], steps: int) -> None:
     def counting(*inputs: Any, **options: Any) -> Iterator[list[Batch]]:
         for batches in original(*inputs, **options):
             for batch in batches:
-                shapes.add(batch, num_visual_tokens)
+                shapes.add(batch, visual_tokens)
             shapes.steps += 1
             if shapes.steps == steps:
                 break
@@ -115,13 +115,15 @@ def run_epoch_shapes(path: Path, tree: dict[str, Any], steps: int) -> None:
         yield []
 
     config = Config.model_validate(tree)
-    num_visual_tokens = _num_visual_tokens(config)
+    visual_tokens = _num_visual_tokens(config)
     loop.training_loader = counting  # type: ignore[assignment]
     with process_group(timeout_minutes=10) as world, suppress(EndOfTurns):
         train(config, None, world)
 
 
 def _num_visual_tokens(config: Config) -> int:
+    from artkv.models.assembly import num_visual_tokens
     from artkv.models.files.blip2_files import read_folder_config
 
-    return int(read_folder_config(Path(config.model.blip2), config.model.blip2).num_query_tokens)
+    folder = read_folder_config(Path(config.model.blip2), config.model.blip2)
+    return num_visual_tokens(config, int(folder.num_query_tokens))

@@ -152,7 +152,7 @@ def train(options: argparse.Namespace, world: World) -> dict[str, object]:
                 flush=True,
             )
     engine.close()
-    tokens = int(batch.questions.attention_mask.sum()) + len(batch.questions) * model.backbone.num_query_tokens
+    tokens = int(batch.questions.attention_mask.sum()) + len(batch.questions) * model.num_visual_tokens
     return {
         "rank": world.rank,
         "device": str(world.device),

@@ -151,7 +151,7 @@ def run_kept_bytes(path: Path, tree: dict[str, Any], paintings: int, questions: 
     rows = []
     for is_packed in (True, False):
         batch = BatchShape(paintings, questions, text_tokens, is_packed)
-        read = sequences(batch, backbone.num_query_tokens, backbone.language_model_width)
+        read = sequences(batch, session.model.num_visual_tokens, backbone.language_model_width)
         shape = (read.rows, read.columns)
         hidden_RLD = torch.randn(*shape, backbone.language_model_width, dtype=torch.bfloat16, requires_grad=True)
         ends_RL = torch.arange(1, read.columns + 1).expand(shape)
