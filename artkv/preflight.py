@@ -48,8 +48,8 @@ def find_obstacles(config: Config, note: Callable[[str], None] = lambda text: No
         _check_data,
         _check_warmup,
         lambda session: _note_shared_pictures(session, note),
-        lambda session: _check_blip2_and_texts(session, note),
         _check_art_encoders,
+        lambda session: _check_blip2_and_texts(session, note),  # last but one: from the hub it may take long
         _check_feature_cache,
     ]
     obstacles: list[str] = []

@@ -53,13 +53,17 @@ def seen_by_caller(path: Path) -> Path:
 
 
 def next_commands(config: "Config") -> str:
-    """What to type after a training: its evaluation and its curves."""
+    """What to type after a training: its evaluation, report and control, and its curves."""
     run_dir = config.run.output_dir
     split = "test" if config.dataset.test is not None else "val" if config.dataset.val is not None else None
     checkpoint = run_dir / "best" if (run_dir / "best").exists() else run_dir
     lines = ["next:"]
     if split is not None:
-        lines.append(
-            f"  {command('artkv', 'evaluate', '--checkpoint', checkpoint, '--split', split, '--all-ablations')}"
-        )
-    return "\n".join([*lines, f"  {command('tensorboard', '--logdir', run_dir)}"])
+        lines.append(command("artkv", "evaluate", "--checkpoint", checkpoint, "--split", split, "--all-ablations"))
+        lines.append(command("artkv", "report", run_dir))
+    if config.kv_modulation.enabled:
+        control = run_dir.with_name(f"{run_dir.name}_control")
+        changed = ["--set", "kv_modulation.enabled=false", "--set", f"run.output_dir={seen_by_caller(control)}"]
+        train = command("artkv", "train", "--config", run_dir / "config.yaml", *changed)
+        lines.append(f"{train}    # the control, to compare with")
+    return "\n  ".join([*lines, command("tensorboard", "--logdir", run_dir)])

@@ -560,8 +560,14 @@ def test_train_tells_what_to_type_next_and_evaluate_where_its_files_are(
     assert hints == [
         "next:",
         f"  artkv evaluate --checkpoint {trained_run}/best --split val --all-ablations",
+        f"  artkv report {trained_run}",
+        f"  artkv train --config {trained_run}/config.yaml --set kv_modulation.enabled=false --set "
+        f"run.output_dir={trained_run}_control    # the control, to compare with",
         f"  tensorboard --logdir {trained_run}",
     ]
+    control = load_config(trained_run / "config.yaml", shlex.split(hints[3], comments=True)[5::2])
+    assert not control.kv_modulation.enabled
+    assert control.run.output_dir == trained_run.with_name(f"{trained_run.name}_control")
     assert cli.main(shlex.split(hints[1])[1:]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == (
