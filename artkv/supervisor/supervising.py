@@ -95,7 +95,7 @@ class _Supervisor:
                 self._log(fault, reason)
                 self._pause(self._policy.pause)
                 if reason is None and self._asked is not None:
-                    reason = f"stopped by {self._asked.name}"
+                    raise RunFailed(f"{fault.cause}; not started again: stopped by {self._asked.name}")
                 if reason is not None:
                     if fault.is_wrong_input:  # a rank has told it
                         return WRONG_INPUT
@@ -149,7 +149,9 @@ class _Supervisor:
         if code == 0 and beats and all(beat.phase == "ended" and not beat.error for beat in beats.values()):
             return DONE  # `deepspeed` says so too where its inner process was killed
         if self._asked is not None:
-            return PREEMPTED if marker is not None else code or RUN_FAILED
+            if marker is not None:
+                return PREEMPTED
+            return 128 - code if code and code < 0 else code or RUN_FAILED  # of a signal as a shell says it
         if marker is not None and marker.reason != signal.SIGTERM.name:
             return PREEMPTED  # whoever gives the time is asked for more of it
         return fault

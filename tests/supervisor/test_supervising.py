@@ -142,6 +142,43 @@ def test_a_stop_is_passed_on_and_there_is_no_further_start(supervised: Supervise
     assert len(supervised.starts()) == 1
 
 
+def test_a_stop_during_a_pause_ends_it(supervised: Supervised) -> None:
+    """An input that was right before is waited for, five seconds at first."""
+    process = supervised.begin(["die", "wrong", "done"])
+    assert process.stderr is not None
+    told = ""
+    while "my.yaml: is wrong; start 3" not in told:
+        told += process.stderr.readline()
+    process.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    told += process.communicate(timeout=SECONDS)[1]
+    assert time.monotonic() - began < 4
+    assert process.returncode == 3
+    assert "my.yaml: is wrong; not started again: stopped by SIGTERM" in told
+    assert len(supervised.starts()) == 2
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for a folder that is read-only to root too")
+def test_a_restart_waits_for_a_folder_that_can_be_written_again(supervised: Supervised) -> None:
+    process = supervised.begin(["hang", "done"], "--silence", "60")
+    wait_for(lambda: [beat.phase for beat in beats_of(supervised.run_dir).values()] == ["saving"])
+    folder = str(supervised.run_dir / ".heartbeats")
+    subprocess.run(["mount", "--bind", folder, folder], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
+        os.kill(beats_of(supervised.run_dir)[0].pid, signal.SIGKILL)
+        assert process.stderr is not None
+        told = ""
+        while "cannot be written (Read-only file system)" not in told:
+            told += process.stderr.readline()
+        assert process.poll() is None
+    finally:
+        subprocess.run(["umount", folder], check=True)
+    told += process.communicate(timeout=SECONDS)[1]
+    assert process.returncode == 0, told
+    assert len(supervised.starts()) == 2
+
+
 def test_what_a_killed_launcher_leaves_behind_is_ended(supervised: Supervised) -> None:
     """Between the supervisor and its rank stands a shell, which is killed: the rank is nobody's child then."""
     (supervised.folder / "script").write_text("hang\ndone")
