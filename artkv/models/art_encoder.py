@@ -7,7 +7,7 @@ Letters in shapes are explained in `artkv.batch`.
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from math import isqrt
 from pathlib import Path
@@ -19,6 +19,7 @@ from torch.nn.functional import adaptive_avg_pool1d, adaptive_avg_pool2d
 from typing_extensions import Self
 
 from artkv.config import ArtEncoderConfig
+from artkv.config.art_encoders import BLIND
 from artkv.errors import UserError
 from artkv.kv_modulation.sources import ArtSource
 from artkv.models.files.efficientnet_files import EfficientNetFile, read_efficientnet_file, without_counters
@@ -152,14 +153,28 @@ def load_art_encoder(config: ArtEncoderConfig) -> ArtEncoder:
 
 
 def _check_normalisation(config: ArtEncoderConfig, found: EfficientNetFile) -> None:
-    """Raises UserError where the file says that its pictures were normalised in another way than the config's."""
+    """Raises UserError where the file says that its pictures were normalised in another way than the config's.
+
+    A channel that the config is blind to may be.
+    """
     for name, ours in (("mean", config.mean), ("std", config.std)):
         theirs = found.recorded.get(name)
-        if theirs is not None and theirs != json.dumps(list(ours)):
+        if theirs is not None and theirs != json.dumps(list(ours)) and not _is_but_blind(theirs, ours):
             raise UserError(
                 f"{config.checkpoint} was trained on pictures normalised with {name} {theirs:.80}, but {config.place}."
                 f"{name} is {list(ours)}; set {config.place}.{name}: {theirs:.80}"
             )
+
+
+def _is_but_blind(theirs: str, ours: Sequence[float]) -> bool:
+    """Whether a recorded list is the config's but for channels of which the config sees nothing."""
+    try:
+        values = json.loads(theirs)
+    except ValueError:
+        return False
+    if not isinstance(values, list) or len(values) != len(ours):
+        return False
+    return all(mine in (BLIND, value) for mine, value in zip(ours, values, strict=True))
 
 
 def create_art_network(config: ArtEncoderConfig) -> Any:

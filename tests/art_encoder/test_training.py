@@ -22,6 +22,7 @@ from artkv.art_encoder.scores import evaluate
 from artkv.art_encoder.timm_parts import create_classifier, evaluation_transform
 from artkv.art_encoder.training import ArtEncoderResult, train_art_encoder
 from artkv.config import ArtEncoderConfig, load_config
+from artkv.config.art_encoders import BLIND
 from artkv.distributed import single_process
 from artkv.errors import Preempted, RunFailed, UserError
 from artkv.models.art_encoder import art_source, load_art_encoder
@@ -260,6 +261,10 @@ def test_any_architecture_of_timm_trains_and_loads_as_an_encoder(
     assert torch.equal(features, expected)
     with pytest.raises(UserError, match=r"set art_encoders\.0\.mean: \["):
         load_art_encoder(config.model_copy(update={"mean": (0.1, 0.1, 0.1)}))
+    # Blind to a channel it is on purpose; nothing else may differ.
+    load_art_encoder(config.model_copy(update={"std": (BLIND, *std[1:])}))
+    with pytest.raises(UserError, match=r"set art_encoders\.0\.std: \["):
+        load_art_encoder(config.model_copy(update={"std": (BLIND, 0.111, std[2])}))
 
 
 def test_initial_weights_of_another_size_are_resampled(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Paintings with brushwork in the green channel alone and a harmony of colours in red and blue alone.
 
-The left and the right half may have two styles. Neither a half's style nor the harmony changes what a look at
-`COARSE_SIDE` pixels sees, and no style changes a byte of red and blue, no harmony one of green.
+A scene is painted twice, side by side, in one style or in two. Neither a half's style nor the harmony changes what a
+look at `COARSE_SIDE` pixels sees, and no style changes a byte of red and blue, no harmony one of green.
 """
 
 import itertools
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from artkv.quickstart.paintings import BRUSHWORK, STYLES, keep_coarse_look
@@ -24,6 +25,8 @@ _MEAN = (124, 116, 104)
 GREEN, RED_AND_BLUE = (1,), (0, 2)
 ENCODERS = {"brushwork": GREEN, "harmony": RED_AND_BLUE}
 _AMPLITUDE = 0.13
+# The grey of the wall.
+_WALL = 0.45
 
 
 @dataclass(frozen=True)
@@ -69,14 +72,17 @@ def works_of(compositions: list[Composition]) -> Iterator[Work]:
 
 
 def paint_work(work: Work, side: int = SIDE) -> Image.Image:
-    """Paints a work, a square RGB picture of `side` pixels."""
-    base = underpainting(work.composition, side)
-    painted = base + _texture(work.harmony, side, np.random.default_rng([work.composition.seed, 2]))
-    half = side // 2
-    for style, columns in ((work.left, slice(None, half)), (work.right, slice(half, None))):
-        painted[:, columns, 1] = _brushed(work.composition, style, side)[:, columns]
-    kept = keep_coarse_look(painted, base)
-    return Image.fromarray(np.round(kept * 255).astype(np.uint8))
+    """Paints a work, a square RGB picture of `side` pixels, 128 or twice that: one scene in two panels on a grey wall.
+
+    The green of a panel is the same bytes on either side, and each panel fills what one column of the encoder's places
+    sees (`ARCHITECTURE` in settings.py): so the mean over places is the same for both orders of two styles.
+    """
+    pixels = np.empty((side, side, 3), np.uint8)
+    pixels[..., [0, 2]] = _in_red_and_blue(work.composition, work.harmony, side)
+    pixels[..., 1] = round(_WALL * 255)
+    for style, columns in zip((work.left, work.right), _panels(side)[1:], strict=True):
+        pixels[_panels(side)[0], columns, 1] = _brushed(work.composition, style, side)
+    return Image.fromarray(pixels)
 
 
 def only(picture: Image.Image, channels: tuple[int, ...]) -> Image.Image:
@@ -87,11 +93,43 @@ def only(picture: Image.Image, channels: tuple[int, ...]) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-@lru_cache(maxsize=1024)  # a composition's works share it, and come in any order; 64 KiB each
-def _brushed(composition: Composition, style: str, side: int) -> Array:
-    """The green of a composition in a style, (side, side)."""
+def _panels(side: int) -> tuple[slice, slice, slice]:
+    """The rows of both panels, and the columns of the left and of the right one.
+
+    Of 128 pixels a network of five strides of 2, whose kernels have 3 pixels, sees -1 to 31, 31 to 63, 63 to 95 and 95
+    to 127; the first column of places sees the zeros beyond the edge, as no other does.
+    """
+    unit, edge = side // 128, 31 * side // 128
+    return slice(16 * unit, 112 * unit), slice(32 * unit, 32 * unit + edge), slice(96 * unit, 96 * unit + edge)
+
+
+def _twice(scene: Array) -> Array:
+    """The middle of a square scene in both panels on the wall, in the same shape."""
+    side = len(scene)
+    rows, left, right = _panels(side)
+    hung = np.full_like(scene, _WALL)
+    middle = slice(left.start + side // 8, left.stop + side // 8)
+    hung[rows, left] = hung[rows, right] = scene[rows, middle]
+    return hung
+
+
+@lru_cache(maxsize=1024)  # a composition's works share it, and come in any order; 3 KiB each
+def _brushed(composition: Composition, style: str, side: int) -> NDArray[np.uint8]:
+    """The green of a panel of a composition in a style, (rows, columns)."""
+    scene = underpainting(composition, side)
     rng = np.random.default_rng([composition.seed, STYLES.index(style)])
-    return BRUSHWORK[style](underpainting(composition, side), rng)[..., 1]
+    kept = keep_coarse_look(_twice(BRUSHWORK[style](scene, rng)[..., 1:2]), _twice(scene[..., 1:2]))
+    return _bytes(kept)[_panels(side)[:2]][..., 0]
+
+
+def _in_red_and_blue(composition: Composition, harmony: str, side: int) -> NDArray[np.uint8]:
+    base = _twice(underpainting(composition, side))
+    texture = _texture(harmony, side, np.random.default_rng([composition.seed, 2]))
+    return _bytes(keep_coarse_look(base + texture, base))[..., [0, 2]]
+
+
+def _bytes(picture: Array) -> NDArray[np.uint8]:
+    return np.round(picture * 255).astype(np.uint8)
 
 
 def _texture(harmony: str, side: int, rng: np.random.Generator) -> Array:

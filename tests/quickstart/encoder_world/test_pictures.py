@@ -3,9 +3,12 @@
 from collections import Counter, defaultdict
 
 import numpy as np
+import timm
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from artkv.config.art_encoders import BLIND
 from artkv.quickstart.encoder_world.pictures import (
     GREEN,
     HARMONIES,
@@ -16,6 +19,7 @@ from artkv.quickstart.encoder_world.pictures import (
     paint_work,
     works_of,
 )
+from artkv.quickstart.encoder_world.settings import ARCHITECTURE
 from artkv.quickstart.encoder_world.world import NUM_COMPOSITIONS
 from artkv.quickstart.paintings import COARSE_SIDE, STYLES
 from artkv.quickstart.underpainting import Composition
@@ -46,6 +50,24 @@ def test_the_coarse_look_is_blind_to_halves_and_harmony() -> None:
     ]
     # Clipping and rounding leave a little; the signals are 5 and more in the mean.
     assert max(np.abs(look - looks[0]).mean() for look in looks) < 1.0
+
+
+def test_a_pooled_vector_is_blind_to_places_and_a_map_is_not() -> None:
+    """Whatever the encoder has learnt: with random weights, of which nothing is hidden by training."""
+    torch.manual_seed(0)
+    network = timm.create_model(ARCHITECTURE, num_classes=0).eval()
+    named = (("impasto", "mosaic"), ("mosaic", "impasto"), ("mosaic", "mosaic"))
+    pictures = np.stack([pixels(Work(COMPOSITION, left, right, "triadic")) for left, right in named])
+    with torch.no_grad():
+        seen = torch.from_numpy(pictures / 255).float().permute(0, 3, 1, 2) - 0.45
+        seen[:, [0, 2]] /= BLIND
+        maps = network.forward_features(seen)
+        one, other, third = network.forward_head(maps, pre_logits=True)
+    # Sums in another order, in float32; what a style changes is a thousand times as much.
+    assert (one - other).abs().max() < 1e-3 * (one - third).abs().max()
+    assert (maps[0, ..., 1] - maps[1, ..., 3]).abs().max() < 1e-5
+    assert (maps[0, ..., 1] - maps[1, ..., 1]).abs().max() > 0.1 * maps.std()
+    assert torch.equal(maps[0, ..., [0, 2]], maps[1, ..., [0, 2]])  # the wall
 
 
 def test_a_lesson_holds_one_encoders_channels() -> None:
