@@ -1,8 +1,9 @@
 # Makes .venv and installs artkv into it, unless that is done already. Sourced by the other scripts, from
 # anywhere; leaves the shell in the repository's root with .venv first on PATH.
 # EXTRAS names more of setup.py's extras to install: EXTRAS=dev has the tools of the tests, and LAVIS.
-# PYTHON names the interpreter to use where python3 is not the right one. VENV names another folder than
-# .venv; VENV=none takes the shell's own environment, such as one of conda, and installs nothing.
+# PYTHON names the interpreter to use where python3 is not the right one, CONSTRAINTS another file of versions.
+# VENV names another folder than .venv; VENV=none takes the shell's own environment, such as one of conda, and
+# installs nothing.
 # shellcheck shell=bash
 
 # A script's caller keeps its own folder and PATH; the commands that artkv prints to be pasted there need to know them.
@@ -10,7 +11,8 @@
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." || return
 venv=${VENV:-.venv}
 if [ "$venv" != none ]; then
-  wanted=$(cat setup.py constraints.txt | sha256sum)
+  constraints=${CONSTRAINTS:-constraints.txt}
+  wanted=$(cat setup.py "$constraints" | sha256sum)
   stamp=$venv/installed${EXTRAS:+.$EXTRAS} # with extras there is all that the installation without them has
   if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     mkdir -p "$venv"
@@ -19,7 +21,7 @@ if [ "$venv" != none ]; then
     flock "$lock" || echo "no locks in $venv: start one job at a time until this installation is done" >&2
     if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
       # On a terminal pip shows what it fetches. LAVIS makes it warn: see below.
-      pip=("$venv/bin/python" -m pip install --disable-pip-version-check --no-warn-conflicts -c constraints.txt)
+      pip=("$venv/bin/python" -m pip install --disable-pip-version-check --no-warn-conflicts -c "$constraints")
       [ -t 2 ] || pip+=(--quiet)
       echo "artkv: 1/3 making the environment $venv; the whole takes minutes and 6 GB, the first time" >&2
       # LAVIS's pins (transformers below 4.27, timm 0.4.12) fit nothing current, and all that artkv imports of it runs

@@ -6,7 +6,7 @@ export EXTRAS=dev
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 ruff check --quiet .
 ruff format --check --quiet .
-shellcheck launch/*.sh launch/*.sbatch .ci/run tests/*.sh tests/system/cluster/*.sh
+shellcheck launch/*.sh launch/*.sbatch .ci/run .ci/pythons tests/*.sh tests/system/cluster/*.sh
 mypy
 # First what can run side by side, then what may not: launchers, clusters, measurements. These are two lanes, the Slurm
 # cluster's and the machine's (tests/conftest.py), each one test at a time.
