@@ -12,7 +12,7 @@ mypy
 # cluster's and the machine's (tests/conftest.py), each one test at a time.
 exit_code=0
 for part in none only; do
-  options=(--quiet "--system=$part")
+  options=(--quiet "--system=$part" --durations=15 --durations-min=20)
   case $part in
     none) options+=(--numprocesses=auto --maxprocesses=8) ;;
     only) options+=(--numprocesses=2 --dist=loadgroup) ;;
