@@ -16,7 +16,7 @@ AS_MADE = {
     "style map": {"left": 0.95, "right": 0.95, "school": 0.33},
     "harmony pooled": {"left": 0.17, "right": 0.17, "school": 0.33},
     "style map + harmony, concat": {"left": 0.95, "right": 0.95, "school": 0.95},
-    "style map + harmony, decoupled": {"left": 0.9, "right": 0.9, "school": 0.9},
+    "style map + harmony, decoupled": {"left": 0.52, "right": 0.48, "school": 0.95},
     "control": {"left": 0.17, "right": 0.17, "school": 0.33},
 }
 
