@@ -2,8 +2,15 @@
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
+
+
+class _Hash(Protocol):
+    """What hashlib makes."""
+
+    def update(self, data: np.ndarray, /) -> None: ...
 
 
 class StringColumn:
@@ -30,6 +37,16 @@ class StringColumn:
 
     def __iter__(self) -> Iterator[str]:
         return (self[row] for row in range(len(self)))
+
+    @property
+    def num_bytes(self) -> int:
+        """Of memory, offsets included."""
+        return self._offsets.nbytes + self._bytes.nbytes
+
+    def add_to(self, sha: "_Hash") -> None:
+        """Adds the strings, and where each ends, to a hash."""
+        sha.update(self._offsets)
+        sha.update(self._bytes)
 
 
 class PathColumn:
