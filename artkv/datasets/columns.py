@@ -1,16 +1,10 @@
 """Columns of text in flat arrays."""
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
-
-
-class _Hash(Protocol):
-    """What hashlib makes."""
-
-    def update(self, data: np.ndarray, /) -> None: ...
 
 
 class StringColumn:
@@ -43,10 +37,11 @@ class StringColumn:
         """Of memory, offsets included."""
         return self._offsets.nbytes + self._bytes.nbytes
 
-    def add_to(self, sha: "_Hash") -> None:
-        """Adds the strings, and where each ends, to a hash."""
-        sha.update(self._offsets)
-        sha.update(self._bytes)
+    def sha256(self) -> bytes:
+        """Of the strings, and of where each ends."""
+        sha = hashlib.sha256(self._offsets.data)
+        sha.update(self._bytes.data)
+        return sha.digest()
 
 
 class PathColumn:

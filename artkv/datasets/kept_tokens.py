@@ -53,7 +53,7 @@ def _kept_at(table: QuestionTable, tokenizer: Tokenizer, prompt_template: str) -
     added = {str(number): repr(token) for number, token in tokenizer.added_tokens_decoder.items()}
     sha = hashlib.sha256(json.dumps([numbers, around, added, prompt_template, backend.to_str()]).encode())
     for column in (table.questions, table.answers):
-        column.add_to(sha)
+        sha.update(column.sha256())
     return user_cache() / "tokens" / f"format-{_FORMAT}" / f"{sha.hexdigest()}.tokens"
 
 
@@ -81,7 +81,7 @@ def _mapped(kept: Path, num_rows: int, pad_token_id: int) -> TokenizedTable | No
     except (OSError, ValueError):  # the latter for an empty file
         return None
     body = whole[_SHA256_BYTES:]
-    if hashlib.sha256(body).digest() != whole[:_SHA256_BYTES].tobytes():
+    if hashlib.sha256(body.data).digest() != whole[:_SHA256_BYTES].tobytes():
         return None
     rows, tokens = body[:_COUNTS_BYTES].view(np.int64).tolist()
     places = _COUNTS_BYTES + 8 * (rows + 1), _COUNTS_BYTES + 8 * (2 * rows + 1)
