@@ -1,5 +1,6 @@
 """Columns of text in flat arrays."""
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -30,6 +31,17 @@ class StringColumn:
 
     def __iter__(self) -> Iterator[str]:
         return (self[row] for row in range(len(self)))
+
+    @property
+    def num_bytes(self) -> int:
+        """Of memory, offsets included."""
+        return self._offsets.nbytes + self._bytes.nbytes
+
+    def sha256(self) -> bytes:
+        """Of the strings, and of where each ends."""
+        sha = hashlib.sha256(self._offsets.data)
+        sha.update(self._bytes.data)
+        return sha.digest()
 
 
 class PathColumn:

@@ -4,7 +4,8 @@ import os
 import unicodedata
 from pathlib import Path
 
-from artkv.datasets.decoding import MAX_PIXELS
+from artkv.datasets.decoding import MAX_PIXELS, PICTURE_SUFFIXES
+from artkv.datasets.picture_files import TAR, folder_of_names, index_of, shards_of
 from artkv.datasets.problems import quoted
 from artkv.errors import UserError
 from artkv.reading import printable
@@ -14,26 +15,34 @@ _MOST_FILES = 20_000_000
 
 
 class ImageIndex:
-    """All files under a folder, listed once, found by relative path or by bare name.
+    """All files under a folder, or in tar files, listed once, found by relative path or by bare name.
+
+    A folder that holds .tar files directly, and no loose picture anywhere, is a folder of shards: the members of its
+    tars are the pictures. So are those of a tar, or of all that a pattern such as `{000..099}.tar` names. A member's
+    path goes through its tar; its name in the tar is enough where no other has it.
 
     Names are case-sensitive. Linked folders are followed, each real folder once, but for those that hold the root
     itself: a link to a parent, or to `/`, leads to what is no part of the pictures.
 
-    root: the folder. max_pixels: most of a picture that is decoded. unreadable: folders below it that could not be
-    listed, each with the reason.
+    root: the folder that names are relative to. max_pixels: most of a picture that is decoded. unreadable: folders
+    below it that could not be listed, each with the reason.
 
     Raises `UserError` if `root` is not a folder that can be listed, or holds more than twenty million files.
     """
 
     def __init__(self, root: Path, max_pixels: int = MAX_PIXELS) -> None:
-        self.root = Path(root)
+        self.root = folder_of_names(Path(root))
         self.max_pixels = max_pixels
         self.unreadable: list[str] = []
         self._relative_paths: set[str] = set()
         self._places_of_name: dict[str, list[str]] = {}
         self._by_folded_name: dict[str, str] | None = None
-        self._check_root()
-        self._list_files()
+        shards = shards_of(Path(root))
+        if shards is None:
+            self._check_root()
+            shards = self._list_files()
+        for shard in shards:
+            self._list_members(shard)
 
     def __len__(self) -> int:
         return len(self._relative_paths)
@@ -47,7 +56,7 @@ class ImageIndex:
         relative = os.path.normpath(name)
         if relative in self._relative_paths:
             return self.root / relative
-        places = self._places_of_name.get(relative, [])
+        places = list(dict.fromkeys(self._places_of_name.get(relative, [])))
         if len(places) == 1:
             return self.root / places[0]
         root = printable(self.root)
@@ -78,7 +87,10 @@ class ImageIndex:
             reason = getattr(error, "strerror", None) or error
             raise UserError(f"{place}: cannot be listed ({reason}); give a folder that may be read") from None
 
-    def _list_files(self) -> None:
+    def _list_files(self) -> list[Path]:
+        """Lists the folder; returns its tars instead where they hold the pictures."""
+        tars = []
+        has_pictures = False
         visited: set[str] = set()
         holders = {str(folder) for folder in Path(os.path.realpath(self.root)).parents}
         for folder, subfolders, files in os.walk(self.root, followlinks=True, onerror=self._note):
@@ -93,11 +105,31 @@ class ImageIndex:
                 relative = file if prefix == "." else os.path.join(prefix, file)
                 self._relative_paths.add(relative)
                 self._places_of_name.setdefault(file, []).append(relative)
+                if file.endswith(TAR) and prefix == ".":
+                    tars.append(self.root / file)
+                has_pictures = has_pictures or os.path.splitext(file)[1].lower() in PICTURE_SUFFIXES
             if len(self) > _MOST_FILES:
                 raise UserError(
                     f"dataset.image_root {printable(self.root)}: holds more than {_MOST_FILES:,} files; "
                     "give the folder of the pictures alone"
                 )
+
+        if has_pictures or not tars:
+            return []
+        self._relative_paths.clear()
+        self._places_of_name.clear()
+        return sorted(tars)
+
+    def _list_members(self, tar: Path) -> None:
+        prefix = os.path.relpath(tar, self.root)
+        for name in index_of(tar).row_of_name:
+            relative = name if prefix == "." else os.path.join(prefix, name)
+            self._relative_paths.add(relative)
+            # By its name in the tar, and by the bare one.
+            for known_as in {name, os.path.basename(name)}:
+                self._places_of_name.setdefault(known_as, []).append(relative)
+        if len(self) > _MOST_FILES:
+            raise UserError(f"tar {printable(tar)}: with it there are more than {_MOST_FILES:,} files; give fewer")
 
     def _note(self, error: OSError) -> None:
         self.unreadable.append(f"{printable(error.filename)} ({error.strerror})")

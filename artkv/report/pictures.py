@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from artkv.datasets.picture_files import folder_of_names
 from artkv.datasets.pictures import open_picture
 from artkv.errors import UserError
 
@@ -57,7 +58,7 @@ def take_pictures(images: Sequence[str], image_root: Path | None, most: int | No
 
 def _small_jpeg(image: str, image_root: Path | None) -> str:
     """Base64 of the picture with its longer edge at most `_EDGE` pixels, without its metadata."""
-    picture = open_picture(Path(image) if image_root is None else image_root / image)
+    picture = open_picture(Path(image) if image_root is None else folder_of_names(image_root) / image)
     picture.thumbnail((_EDGE, _EDGE), Image.Resampling.LANCZOS)
     content = io.BytesIO()
     picture.save(content, "JPEG", quality=_QUALITY, optimize=True)

@@ -11,6 +11,7 @@ import torch
 
 from artkv.config import Config, dump_config
 from artkv.config.deepspeed import fill_deepspeed_config, load_deepspeed_config
+from artkv.datasets.picture_files import folder_of_names
 from artkv.datasets.table import QuestionTable
 from artkv.distributed import World
 from artkv.errors import Preempted, UserError
@@ -332,8 +333,8 @@ def main_settings(config: Config) -> dict[str, float | str]:
 
 def _data_hash(table: QuestionTable, image_root: Path) -> str:
     """SHA-256 of the rows, in order: their pictures below `image_root`, questions and answers."""
-    sha = hashlib.sha256()
+    sha, folder = hashlib.sha256(), folder_of_names(image_root)
     for row in range(len(table)):
-        painting = table.painting_paths[int(table.painting_of_row[row])].relative_to(image_root)
+        painting = table.painting_paths[int(table.painting_of_row[row])].relative_to(folder)
         sha.update(json.dumps([str(painting), table.questions[row], table.answers[row]]).encode())
     return sha.hexdigest()

@@ -16,6 +16,7 @@ from tests.bad_inputs.output_cases import PLACES
 from tests.bad_inputs.picture_cases import PICTURES
 from tests.bad_inputs.run_folder_cases import OUTPUT, STATUS
 from tests.bad_inputs.set_cases import SET
+from tests.bad_inputs.shard_cases import SHARDS
 from tests.bad_inputs.weight_cases import WEIGHTS
 from tests.bad_inputs.yaml_cases import YAML
 
@@ -29,6 +30,7 @@ AREAS: list[Area] = [
     CSV,
     INIT,
     PICTURES,
+    SHARDS,
     MODEL_FOLDERS,
     WEIGHTS,
     ENCODERS,
