@@ -1,12 +1,14 @@
 """Finds the pictures that a CSV file names, wherever they lie under `image_root`."""
 
+import hashlib
 import os
 import unicodedata
 from pathlib import Path
 
 from artkv.datasets.decoding import MAX_PIXELS, PICTURE_SUFFIXES
-from artkv.datasets.picture_files import TAR, folder_of_names, index_of, shards_of
+from artkv.datasets.picture_files import index_of
 from artkv.datasets.problems import quoted
+from artkv.datasets.shards import folder_of_names, shards_in, shards_of
 from artkv.errors import UserError
 from artkv.reading import printable
 
@@ -15,11 +17,12 @@ _MOST_FILES = 20_000_000
 
 
 class ImageIndex:
-    """All files under a folder, or in tar files, listed once, found by relative path or by bare name.
+    """All files under a folder, or in shards, listed once, found by relative path or by bare name.
 
-    A folder that holds .tar files directly, and no loose picture anywhere, is a folder of shards: the members of its
-    tars are the pictures. So are those of a tar, or of all that a pattern such as `{000..099}.tar` names. A member's
-    path goes through its tar; its name in the tar is enough where no other has it.
+    Shards are tar and Arrow files. A folder that holds some, and no loose picture anywhere, is a folder of shards:
+    their members are the pictures; see `shards_in`. So are those of a shard, or of all that a pattern such as
+    `{000..099}.tar` names. A member's path goes through its shard; its name in the shard is enough where no other has
+    it, and so is that below the shard's folder.
 
     Names are case-sensitive. Linked folders are followed, each real folder once, but for those that hold the root
     itself: a link to a parent, or to `/`, leads to what is no part of the pictures.
@@ -43,6 +46,12 @@ class ImageIndex:
             shards = self._list_files()
         for shard in shards:
             self._list_members(shard)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all that a name's path depends on."""
+        names = sorted(f"{name}\0{chr(0).join(places)}" for name, places in self._places_of_name.items())
+        listed = "\0\0".join([str(self.root), *sorted(self._relative_paths), "", *names])
+        return hashlib.sha256(listed.encode("utf-8", "surrogateescape")).hexdigest()
 
     def __len__(self) -> int:
         return len(self._relative_paths)
@@ -88,8 +97,7 @@ class ImageIndex:
             raise UserError(f"{place}: cannot be listed ({reason}); give a folder that may be read") from None
 
     def _list_files(self) -> list[Path]:
-        """Lists the folder; returns its tars instead where they hold the pictures."""
-        tars = []
+        """Lists the folder; returns its shards instead where they hold the pictures."""
         has_pictures = False
         visited: set[str] = set()
         holders = {str(folder) for folder in Path(os.path.realpath(self.root)).parents}
@@ -105,8 +113,6 @@ class ImageIndex:
                 relative = file if prefix == "." else os.path.join(prefix, file)
                 self._relative_paths.add(relative)
                 self._places_of_name.setdefault(file, []).append(relative)
-                if file.endswith(TAR) and prefix == ".":
-                    tars.append(self.root / file)
                 has_pictures = has_pictures or os.path.splitext(file)[1].lower() in PICTURE_SUFFIXES
             if len(self) > _MOST_FILES:
                 raise UserError(
@@ -114,22 +120,28 @@ class ImageIndex:
                     "give the folder of the pictures alone"
                 )
 
-        if has_pictures or not tars:
-            return []
-        self._relative_paths.clear()
-        self._places_of_name.clear()
-        return sorted(tars)
+        shards = [] if has_pictures else shards_in(self.root, self._relative_paths)
+        if shards:
+            self._relative_paths.clear()
+            self._places_of_name.clear()
+        return shards
 
-    def _list_members(self, tar: Path) -> None:
-        prefix = os.path.relpath(tar, self.root)
-        for name in index_of(tar).row_of_name:
-            relative = name if prefix == "." else os.path.join(prefix, name)
+    def _list_members(self, shard: Path) -> None:
+        prefix = os.path.relpath(shard, self.root)
+        index = index_of(shard)
+        names = list(index.row_of_name)
+        for name, row in [*index.row_of_name.items(), *index.other_names]:
+            relative = names[row] if prefix == "." else os.path.join(prefix, names[row])
             self._relative_paths.add(relative)
-            # By its name in the tar, and by the bare one.
-            for known_as in {name, os.path.basename(name)}:
-                self._places_of_name.setdefault(known_as, []).append(relative)
+            # By its name in the shard, by that below the shard's folder, and by the bare one.
+            for known_as in {name, os.path.join(os.path.dirname(prefix), name), os.path.basename(name)}:
+                places = self._places_of_name.setdefault(known_as, [])
+                if relative not in places[-1:]:
+                    places.append(relative)
         if len(self) > _MOST_FILES:
-            raise UserError(f"tar {printable(tar)}: with it there are more than {_MOST_FILES:,} files; give fewer")
+            raise UserError(
+                f"{printable(shard)}: with it there are more than {_MOST_FILES:,} pictures; give fewer shards"
+            )
 
     def _note(self, error: OSError) -> None:
         self.unreadable.append(f"{printable(error.filename)} ({error.strerror})")

@@ -1,25 +1,24 @@
-"""Opens picture files, be they files of their own or members of tar files.
+"""Opens picture files, be they files of their own or members of tar and Arrow files, which are shards here.
 
-The path of a member goes through its tar as if that were a folder: `shards/00012.tar/a/b.jpg`.
+The path of a member goes through its shard as if that were a folder: `shards/00012.tar/a/b.jpg`.
 """
 
 import io
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from artkv.datasets.tar_index import Stamp, TarIndex, read_tar_index, stamp_of
-from artkv.errors import UserError
+import numpy as np
+
+from artkv.datasets.member_index import SHARD_SUFFIXES, MemberIndex, Stamp, read_member_index, stamp_of
 from artkv.reading import open_regular, printable
 
-TAR = ".tar"
-_PATTERN = re.compile(r"\{([0-9]+)\.\.([0-9]+)\}")
-_MOST_SHARDS = 1_000_000
-_indices: dict[str, TarIndex] = {}
+_IN_SHARD = re.compile("(?:" + "|".join(map(re.escape, SHARD_SUFFIXES)) + ")(?=/)")
+_indices: dict[str, MemberIndex] = {}
 _reading_index = threading.Lock()
 
 
@@ -33,104 +32,77 @@ class PictureFile(NamedTuple):
 
 @contextmanager
 def open_picture_file(path: Path) -> Iterator[PictureFile]:
-    """A regular file, or a member of a tar; `OSError`, whose `strerror` says why, for what is neither.
+    """A regular file, or a member of a shard; `OSError`, whose `strerror` says why, for what is neither.
 
-    Raises `UserError` for a tar that is damaged.
+    Raises `UserError` for a shard that is damaged.
     """
-    tar = tar_of(path)
-    with open_regular(path if tar is None else tar) as file:
+    shard = shard_of(path)
+    with open_regular(path if shard is None else shard) as file:
         stamp = stamp_of(os.fstat(file.fileno()))
-        if tar is None:
+        if shard is None:
             yield PictureFile(file, stamp[0], stamp)
             return
-        index = index_of(tar)
+        index = index_of(shard)
         if index.stamp != stamp:
-            raise OSError(None, f"{printable(tar)} changed while it was being read", str(path))
-        start, size = _place(index, path, tar)
+            raise OSError(None, f"{printable(shard)} changed while it was being read", str(path))
+        start, size = _place(index, path, shard)
         with io.BufferedReader(_Member(file.fileno(), start, size)) as member:
             yield PictureFile(member, size, stamp)
 
 
 def picture_stamp(path: Path) -> Stamp:
-    """What tells that a picture has not changed, of its file or of its tar; `OSError` where there is none."""
-    return stamp_of(os.stat(tar_of(path) or path))
+    """What tells that a picture has not changed, of its file or of its shard; `OSError` where there is none."""
+    return stamp_of(os.stat(shard_of(path) or path))
+
+
+def picture_stamps(paths: Iterable[str]) -> np.ndarray | None:
+    """`picture_stamp` of each, (paths, 3) int64; None where one is not there. Each shard is looked at once."""
+    of_shard: dict[str, Stamp] = {}
+    stamps: list[Stamp] = []
+    shard = ""
+    try:
+        for path in paths:
+            if not shard or not path.startswith(shard):
+                found = shard_of(Path(path)) if _IN_SHARD.search(path) else None
+                shard = "" if found is None else f"{found}{os.sep}"
+            if shard and shard not in of_shard:
+                of_shard[shard] = stamp_of(os.stat(shard[:-1]))
+            stamps.append(of_shard[shard] if shard else stamp_of(os.stat(path)))
+    except OSError:
+        return None
+    return np.array(stamps, dtype=np.int64).reshape(-1, 3)
 
 
 def picture_bytes(path: Path) -> int:
     """The size of a picture's file; `OSError` where there is none."""
-    tar = tar_of(path)
-    return os.stat(path).st_size if tar is None else _place(index_of(tar), path, tar)[1]
+    shard = shard_of(path)
+    return os.stat(path).st_size if shard is None else _place(index_of(shard), path, shard)[1]
 
 
-def tar_of(path: Path) -> Path | None:
-    """The tar that a path goes through; None if it goes through none, as through a folder that is named like one."""
+def shard_of(path: Path) -> Path | None:
+    """The shard that a path goes through; None if it goes through none, as through a folder that is named like one."""
     text = str(path)
-    end = text.find(TAR + os.sep)
-    while end >= 0:
-        tar = text[: end + len(TAR)]
-        if os.path.isfile(tar):
-            return Path(tar)
-        end = text.find(TAR + os.sep, end + 1)
-    return None
+    ends = (found.end() for found in _IN_SHARD.finditer(text))
+    return next((Path(text[:end]) for end in ends if os.path.isfile(text[:end])), None)
 
 
-def index_of(tar: Path) -> TarIndex:
-    """A tar's index, read once by a process as long as the tar does not change; see `read_tar_index`."""
+def index_of(shard: Path) -> MemberIndex:
+    """A shard's index, read once by a process as long as the file does not change; see `read_member_index`."""
     with _reading_index:
-        known = _indices.get(str(tar))
+        known = _indices.get(str(shard))
         try:
-            is_same = known is not None and known.stamp == stamp_of(os.stat(tar))
+            is_same = known is not None and known.stamp == stamp_of(os.stat(shard))
         except OSError:
             is_same = False
         if known is None or not is_same:
-            known = _indices[str(tar)] = read_tar_index(tar)
+            known = _indices[str(shard)] = read_member_index(shard)
         return known
 
 
-def folder_of_names(image_root: Path) -> Path:
-    """What the names of pictures are relative to: `image_root`, or the folder above a pattern such as {00..99}.tar."""
-    if not _is_pattern(image_root):
-        return image_root
-    return next(folder for folder in image_root.parents if _PATTERN.search(str(folder)) is None)
-
-
-def shards_of(image_root: Path) -> list[Path] | None:
-    """The tars that `image_root` names, itself or as a pattern; None where it names none.
-
-    Raises `UserError` for a pattern that names nothing, or tars that are not there.
-    """
-    if image_root.suffix == TAR and image_root.is_file():
-        return [image_root]
-    if not _is_pattern(image_root):
-        return None
-    place = f"dataset.image_root {printable(image_root)}"
-    text = str(image_root)
-    found = _PATTERN.findall(text)
-    if len(found) != 1:
-        raise UserError(f"{place}: has {len(found)} patterns in braces, of 1 at most; give the folder of the tars")
-    first, last = found[0]
-    if not text.endswith(TAR):
-        raise UserError(f"{place}: a pattern names .tar files; end it with {TAR}")
-    if not 0 <= int(last) - int(first) < _MOST_SHARDS:
-        raise UserError(f"{place}: {{{first}..{last}}} names no tars, or over {_MOST_SHARDS:,}; give {{FIRST..LAST}}")
-    width = len(first) if first.startswith("0") or len(first) == len(last) else 0
-    shards = [Path(_PATTERN.sub(f"{number:0{width}}", text)) for number in range(int(first), int(last) + 1)]
-    if missing := [shard for shard in shards if not shard.is_file()]:
-        raise UserError(
-            f"{place}: {len(missing):,} of its {len(shards):,} tars are missing, the first {printable(missing[0])}; "
-            "fetch them, or correct the pattern"
-        )
-    return shards
-
-
-def _is_pattern(image_root: Path) -> bool:
-    return _PATTERN.search(str(image_root)) is not None and not os.path.lexists(image_root)
-
-
-def _place(index: TarIndex, path: Path, tar: Path) -> tuple[int, int]:
-    row = index.row_of_name.get(os.path.relpath(path, tar))
+def _place(index: MemberIndex, path: Path, shard: Path) -> tuple[int, int]:
+    row = index.row_of_name.get(os.path.relpath(path, shard))
     if row is None:
-        raise FileNotFoundError(2, f"no such member of {printable(tar)}", str(path))
+        raise FileNotFoundError(2, f"no such member of {printable(shard)}", str(path))
     return int(index.offsets[row]), int(index.sizes[row])
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-from artkv.datasets.picture_files import folder_of_names
+from artkv.datasets.shards import folder_of_names
 from artkv.errors import UserError
 from artkv.evaluation.scores import Choice, Scores, exact_match, score_pairs, token_f1
 from artkv.files import check_writable, reason_of, told, write_together

@@ -13,8 +13,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from artkv.datasets.member_index import Stamp
 from artkv.datasets.picture_files import open_picture_file, picture_stamp
-from artkv.datasets.tar_index import Stamp
 from artkv.distributed import World
 from artkv.errors import UserError
 from artkv.feature_cache.shared_files import write_shared

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from artkv.datasets.picture_files import folder_of_names
 from artkv.datasets.pictures import open_picture
+from artkv.datasets.shards import folder_of_names
 from artkv.errors import UserError
 
 # A card is 20 rem wide at most; twice the pixels of a wider one would halve how many pictures fit.

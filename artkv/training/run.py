@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -11,7 +13,7 @@ import torch
 
 from artkv.config import Config, dump_config
 from artkv.config.deepspeed import fill_deepspeed_config, load_deepspeed_config
-from artkv.datasets.picture_files import folder_of_names
+from artkv.datasets.shards import folder_of_names
 from artkv.datasets.table import QuestionTable
 from artkv.distributed import World
 from artkv.errors import Preempted, UserError
@@ -40,6 +42,9 @@ from artkv.training.saving import Saver
 from artkv.training.schedule import total_steps, warmup_steps
 from artkv.training.stops import RunStops
 from artkv.training.validation import validation
+
+# Of the questions that are hashed at once.
+_ROWS_AT_ONCE = 4096
 
 
 class Resumed(NamedTuple):
@@ -334,7 +339,17 @@ def main_settings(config: Config) -> dict[str, float | str]:
 def _data_hash(table: QuestionTable, image_root: Path) -> str:
     """SHA-256 of the rows, in order: their pictures below `image_root`, questions and answers."""
     sha, folder = hashlib.sha256(), folder_of_names(image_root)
-    for row in range(len(table)):
-        painting = table.painting_paths[int(table.painting_of_row[row])].relative_to(folder)
-        sha.update(json.dumps([str(painting), table.questions[row], table.answers[row]]).encode())
+    names = list(_as_json(str(path.relative_to(folder)) for path in table.painting_paths))
+    rows = zip(table.painting_of_row, _as_json(table.questions), _as_json(table.answers), strict=True)
+    while some := list(islice(rows, _ROWS_AT_ONCE)):
+        sha.update(
+            "".join(f"[{names[painting]}, {question}, {answer}]" for painting, question, answer in some).encode()
+        )
     return sha.hexdigest()
+
+
+def _as_json(texts: Iterable[str]) -> Iterator[str]:
+    """Each text as `json.dumps` gives it, which takes many at once in a third of the time."""
+    rest = iter(texts)
+    while some := list(islice(rest, _ROWS_AT_ONCE)):
+        yield from json.dumps(some, separators=("\n", ": "))[1:-1].split("\n")  # a text's own line ends are escaped

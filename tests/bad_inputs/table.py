@@ -1,5 +1,6 @@
 """The whole table, and the page of the docs that is made of it: python -m tests.bad_inputs.table > docs/bad_input.md"""
 
+from tests.bad_inputs.arrow_cases import ARROWS
 from tests.bad_inputs.art_encoder_cases import ART_ENCODER
 from tests.bad_inputs.cases import Area
 from tests.bad_inputs.checkpoint_cases import CHECKPOINTS
@@ -31,6 +32,7 @@ AREAS: list[Area] = [
     INIT,
     PICTURES,
     SHARDS,
+    ARROWS,
     MODEL_FOLDERS,
     WEIGHTS,
     ENCODERS,

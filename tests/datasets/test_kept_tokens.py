@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from artkv.config.paths import user_cache
 from artkv.datasets import kept_tokens as module
 from artkv.datasets.columns import PathColumn, StringColumn
 from artkv.datasets.kept_tokens import kept_tokens
@@ -42,10 +43,8 @@ def same(one: TokenizedTable, other: TokenizedTable) -> bool:
     return all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in pairs) and one.pad_token_id == other.pad_token_id
 
 
-def kept_files(tokenizer: PreTrainedTokenizerFast, table: QuestionTable) -> list[Path]:
-    path = module._kept_at(table, tokenizer, PROMPT)
-    assert path is not None
-    return sorted(path.parent.glob("*")) + sorted(path.parent.glob(".*"))
+def kept_files() -> list[Path]:
+    return sorted((user_cache() / "tokens").glob("*/*"))
 
 
 def test_the_second_start_maps_what_the_first_has_made(
@@ -78,7 +77,7 @@ def test_other_texts_prompts_and_tokenizers_are_made_anew(
 @pytest.mark.parametrize("damage", ["byte", "cut", "empty", "folder"])
 def test_a_damaged_file_is_never_used(table: QuestionTable, tokenizer: PreTrainedTokenizerFast, damage: str) -> None:
     wanted, _ = kept_tokens(table, tokenizer, PROMPT)
-    (path,) = kept_files(tokenizer, table)
+    (path,) = kept_files()
     content = bytearray(path.read_bytes())
     content[-5] ^= 1
     path.unlink()
@@ -95,8 +94,8 @@ def test_small_tables_and_tables_with_problems_are_not_kept(
     problem = Problem(table.path, 2, "cannot be tokenised")
     monkeypatch.setattr(module, "tokenize_table", lambda *args: (tokenize_table(*args)[0], [problem]))
     assert kept_tokens(table, tokenizer, PROMPT)[1] == [problem]
-    assert kept_files(tokenizer, table) == []
+    assert kept_files() == []
     monkeypatch.setattr(module, "tokenize_table", tokenize_table)
     monkeypatch.setattr(module, "FEWEST_ROWS", 4)
     kept_tokens(table_of(["a", "b"], ["c", "d"]), tokenizer, PROMPT)
-    assert kept_files(tokenizer, table) == []
+    assert kept_files() == []

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from artkv.datasets.image_index import ImageIndex
-from artkv.datasets.picture_files import folder_of_names, open_picture_file, picture_bytes
+from artkv.datasets.picture_files import open_picture_file, picture_bytes, picture_stamp, picture_stamps
 from artkv.datasets.pictures import open_picture, picture_damage
+from artkv.datasets.shards import folder_of_names
 from artkv.datasets.shared_pictures import same_pictures
 from artkv.datasets.table import find_problems, read_table
 from artkv.distributed import single_process
@@ -136,3 +137,12 @@ def test_a_tar_that_is_replaced_is_read_anew(folder: Path, shards: Path) -> None
 def test_a_member_that_is_gone_is_told(shards: Path) -> None:
     with pytest.raises(UserError, match=r"picture .*00\.tar/none\.jpg: no such file"):
         open_picture(shards / "00.tar/none.jpg")
+
+
+def test_stamps_of_many_are_those_of_each(folder: Path, shards: Path) -> None:
+    images = ImageIndex(shards)
+    paths = [images.find("a.jpg"), folder / "a.jpg", images.find("d.png"), images.find("c.png"), folder / "d.png"]
+    stamps = picture_stamps(map(str, paths))
+    assert stamps is not None
+    assert stamps.tolist() == [list(picture_stamp(path)) for path in paths]
+    assert picture_stamps([str(folder / "gone.png")]) is None

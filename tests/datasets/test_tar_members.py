@@ -2,13 +2,11 @@
 
 import io
 import tarfile
-import time
 from pathlib import Path
 
 import pytest
 
-from artkv.datasets import tar_index
-from artkv.datasets.tar_index import read_tar_index
+from artkv.datasets.member_index import read_member_index
 from artkv.errors import UserError
 
 FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
@@ -25,56 +23,15 @@ def write_tar(path: Path, members: dict[str, bytes], tar_format: int = tarfile.P
     return path
 
 
-@pytest.fixture
-def later(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = time.time_ns()
-    monkeypatch.setattr(tar_index.time, "time_ns", lambda: now + 60 * 10**9)
-
-
 @pytest.mark.parametrize("tar_format", FORMATS)
 def test_members_lie_where_tarfile_finds_them(tmp_path: Path, tar_format: int) -> None:
     members = MEMBERS if tar_format == tarfile.USTAR_FORMAT else MEMBERS | {"long/" * 40 + "c.jpg": b"deep"}
     path = write_tar(tmp_path / "s.tar", members, tar_format)
-    index, content = read_tar_index(path), path.read_bytes()
+    index, content = read_member_index(path), path.read_bytes()
     with tarfile.open(path) as tar:
         assert list(index.row_of_name) == tar.getnames()
     found = {n: content[index.offsets[r] : index.offsets[r] + index.sizes[r]] for n, r in index.row_of_name.items()}
     assert found == members
-
-
-def test_an_index_is_remembered_until_the_tar_changes(
-    tmp_path: Path, later: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = write_tar(tmp_path / "s.tar", MEMBERS)
-    first = read_tar_index(path)
-    headers = tar_index._read_headers
-    monkeypatch.setattr(tar_index, "_read_headers", None)  # not called: the cache has it
-    again = read_tar_index(path)
-    assert again.row_of_name == first.row_of_name
-    assert again.offsets.tolist() == first.offsets.tolist()
-    assert again.sizes.tolist() == first.sizes.tolist()
-    monkeypatch.setattr(tar_index, "_read_headers", headers)
-    write_tar(path, {"other.jpg": b"1"})
-    assert list(read_tar_index(path).row_of_name) == ["other.jpg"]
-
-
-@pytest.mark.parametrize("place", [0, 40, -1])
-def test_a_damaged_index_is_not_used(tmp_path: Path, later: None, place: int) -> None:
-    path = write_tar(tmp_path / "s.tar", MEMBERS)
-    first = read_tar_index(path)
-    kept = tar_index._kept_at(path)
-    damaged = bytearray(kept.read_bytes())
-    damaged[place] ^= 1
-    kept.write_bytes(damaged)
-    assert tar_index._remembered(kept, first.stamp) is None
-    assert read_tar_index(path).row_of_name == first.row_of_name
-    assert tar_index._remembered(kept, first.stamp) is not None  # made anew
-
-
-def test_a_tar_that_was_just_written_is_not_remembered(tmp_path: Path) -> None:
-    path = write_tar(tmp_path / "s.tar", MEMBERS)
-    read_tar_index(path)
-    assert not tar_index._kept_at(path).exists()
 
 
 @pytest.mark.parametrize("cut", range(1, 512 * 7, 311))
@@ -82,7 +39,7 @@ def test_a_tar_that_was_cut_off_is_told(tmp_path: Path, cut: int) -> None:
     path = write_tar(tmp_path / "s.tar", MEMBERS)
     path.write_bytes(path.read_bytes()[:cut])
     with pytest.raises(UserError, match=r"tar .*s\.tar: .*(cut off|damaged).*fetch it whole"):
-        read_tar_index(path)
+        read_member_index(path)
 
 
 def test_a_damaged_header_is_not_the_end(tmp_path: Path) -> None:
@@ -91,11 +48,11 @@ def test_a_damaged_header_is_not_the_end(tmp_path: Path) -> None:
     content[1024 + 3] ^= 1  # of the second member's name
     path.write_bytes(content)
     with pytest.raises(UserError, match="damaged: no header of a member at byte 1,024"):
-        read_tar_index(path)
+        read_member_index(path)
 
 
 def test_tars_put_one_behind_the_other_are_told(tmp_path: Path) -> None:
     one, other = write_tar(tmp_path / "1.tar", MEMBERS), write_tar(tmp_path / "2.tar", {"z.jpg": b"z"})
     (tmp_path / "both.tar").write_bytes(one.read_bytes() + other.read_bytes())
     with pytest.raises(UserError, match="goes on after its end mark"):
-        read_tar_index(tmp_path / "both.tar")
+        read_member_index(tmp_path / "both.tar")
