@@ -1,124 +1,178 @@
-"""What a million questions about a hundred thousand paintings cost, from a folder and from tar shards.
+"""What a museum's data costs a start of training: a million questions about a hundred thousand paintings.
 
     python benchmarks/museum.py --folder /tmp/museum
+    python benchmarks/museum.py --folder /tmp/small --questions 2000 --paintings 200 --batches 5    # whether it works
 
-Pictures are the same few bytes under many names. Each start is a process of its own: it reads and checks the table,
-decodes nothing that it need not, tokenises, and makes batches without a model. Decoding checks of the first start are
-measured over all paintings. A line of JSON a start, `peak_rss` beside what the interpreter takes with all imports.
+Makes the museum unless the folder has it: CSV files of all questions and of a hundredth of them, and one small JPEG
+under as many names as there are paintings, as loose files, in tars of ten thousand, and in an Arrow dataset. For each
+of these three forms two processes start one after the other, with a cache of their own that the first finds empty. Each
+does what a training does until its first batch, without any model and without a feature cache: lists the pictures,
+reads the table, checks all rows, decodes every picture, hashes the rows, makes token ids (by a tokenizer that it trains
+on a few words), plans an epoch, and has the loader decode, view and pack a batch of up to 16 questions. It tells
+
+- the seconds of these parts, imports left out, and of all until the first batch;
+- how far its resident memory has grown since the imports by then, what of that is its own (the rest are pages of files,
+  which processes share), and how far it had grown at its peak, each in bytes a question;
+- questions a second of the batches that follow, in turns with those of the hundredth: their ratio says what size costs.
+
+Pictures are of 32 x 24 pixels, so that the rates, and the time of the check, are those of all but decoding large ones.
 """
 
 import argparse
 import io
 import json
 import os
-import resource
+import re
 import subprocess
 import sys
 import tarfile
 import time
-from itertools import islice
+from collections.abc import Iterator, Sequence
+from itertools import islice, pairwise
 from pathlib import Path
+from typing import Any
 
-_SHARD = 10_000  # members
-_BATCHES = 40
-_QUESTIONS_A_BATCH = 16
+ROOTS = {"folder": "images", "tars": "shards", "arrow": "saved"}
+_MEMBERS = 10_000
+_SMALLER = 100
+_BATCH_SIZE = 16
+_WORKERS = 2
+_TURNS = 5
+_COLUMNS = (
+    "from", "start", "table, s", "hash, s", "tokens, s", "plan, s", "first batch, s", "all, s", "resident, B/question",
+    "own, B/question", "peak, B/question", "questions/s", "of a hundredth", "ratio",
+)  # fmt: skip
 
 
 def make(folder: Path, num_questions: int, num_paintings: int) -> None:
-    """The CSV file, the folder of pictures and the shards."""
+    """The CSV files, and the pictures in all forms."""
     from PIL import Image
 
     content = io.BytesIO()
     Image.new("RGB", (32, 24), (90, 60, 30)).save(content, "JPEG")
     picture = content.getvalue()
-    for start in range(0, num_paintings, _SHARD):
-        names = [f"{number:07}.jpg" for number in range(start, min(start + _SHARD, num_paintings))]
-        sub = folder / "images" / f"{start // _SHARD:05}"
-        sub.mkdir(parents=True)
-        (folder / "shards").mkdir(exist_ok=True)
-        with tarfile.open(folder / "shards" / f"{start // _SHARD:05}.tar", "w") as tar:
+    for root in ROOTS.values():
+        (folder / root).mkdir(parents=True)
+    for start in range(0, num_paintings, _MEMBERS):
+        names = [f"{number:07}.jpg" for number in range(start, min(start + _MEMBERS, num_paintings))]
+        number = start // _MEMBERS
+        (folder / f"images/{number:05}").mkdir()
+        for name in names:
+            (folder / f"images/{number:05}" / name).write_bytes(picture)
+        with tarfile.open(folder / f"shards/{number:05}.tar", "w") as tar:
             for name in names:
-                (sub / name).write_bytes(picture)
-                info = tarfile.TarInfo(name)
-                info.size = len(picture)
-                tar.addfile(info, io.BytesIO(picture))
-    with (folder / "train.csv").open("w") as file:
-        file.write("image,question,answer\n")
-        for row in range(num_questions):
-            painting = row * num_paintings // num_questions
-            file.write(f"{painting:07}.jpg,Who painted picture {row} of the collection?,painter {painting % 997}\n")
+                member = tarfile.TarInfo(name)
+                member.size = len(picture)
+                tar.addfile(member, io.BytesIO(picture))
+        _write_arrow(folder / f"saved/data-{number:05}.arrow", names, picture)
+    for name, questions in (("small.csv", num_questions // _SMALLER), ("train.csv", num_questions)):
+        with (folder / name).open("w") as file:
+            file.write("image,question,answer\n")
+            for row in range(questions):
+                painting = row * num_paintings // num_questions
+                file.write(f"{painting:07}.jpg,Who painted picture {row} of the collection?,painter {painting % 997}\n")
 
 
-def _rss() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def _write_arrow(path: Path, names: list[str], picture: bytes) -> None:
+    """A file as `Dataset.save_to_disk` writes it, a thousand rows a batch."""
+    import pyarrow
+
+    rows = [{"bytes": picture, "path": name} for name in names]
+    kind = pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()})
+    table = pyarrow.table({"image": pyarrow.array(rows, kind)})
+    with pyarrow.ipc.new_stream(str(path), table.schema) as writer:
+        writer.write_table(table, max_chunksize=1000)
 
 
-def start(folder: Path, root: str) -> dict[str, float]:
-    """Seconds of each part of a start, bytes and questions a second, in this process."""
-    import numpy as np
+def _memory() -> dict[str, int]:
+    """Bytes of this process: resident (VmRSS), of these its own (RssAnon), and the most there were (VmHWM)."""
+    found = re.findall(r"^(VmRSS|RssAnon|VmHWM):\s+(\d+) kB", Path("/proc/self/status").read_text(), re.M)
+    return {name: 1024 * int(number) for name, number in found}
 
-    from artkv.datasets.batches import BatchMaker
-    from artkv.datasets.image_index import ImageIndex
+
+def begin(folder: Path, csv_name: str, root: str) -> tuple[list[float], Iterator[list[Any]]]:
+    """When each part of a start began, and at last when the first batch was there; and the loader of those after it."""
+    from artkv.datasets.batches import training_loader
+    from artkv.datasets.checked_tables import read_checked_tables
+    from artkv.datasets.data_hash import data_hash_of
     from artkv.datasets.kept_tokens import kept_tokens
-    from artkv.datasets.order import MicroBatch
+    from artkv.datasets.order import plan_epoch
+    from artkv.datasets.packing import PackingSettings
     from artkv.datasets.painting_source import DecodedPictures
     from artkv.datasets.pictures import PaintingTransform, View
     from artkv.datasets.question_set import QuestionSet
-    from artkv.datasets.table import read_table
+    from artkv.distributed import single_process
     from artkv.quickstart.tokenizer import train_tokenizer
 
     tokenizer = train_tokenizer(["Who painted picture 0 of the collection?", "painter 123456789"])
-    before, clock = _rss(), time.perf_counter()
-    images = ImageIndex(folder / root)
-    index_seconds = time.perf_counter() - clock
-    table = read_table(folder / "train.csv", images)
-    table_seconds = time.perf_counter() - clock - index_seconds
-    peak_of_table = _rss() - before
+    world = single_process()
+    at = [time.perf_counter()]
+    (table,) = read_checked_tables([folder / csv_name], folder / root, world)
+    at.append(time.perf_counter())
+    data_hash_of(table, folder / root)
+    at.append(time.perf_counter())
     tokenized, _ = kept_tokens(table, tokenizer, "Question: {question} Short answer:")
-    all_seconds = time.perf_counter() - clock
-    columns = (table.questions, table.answers, table.question_ids, table.question_types)
-    table_bytes = sum(column.num_bytes for column in columns) + table.line_numbers.nbytes + table.painting_of_row.nbytes
-    token_bytes = sum(part.nbytes for part in (tokenized.token_ids, tokenized.offsets, tokenized.answer_starts))
-    view = View(224, (0.5,) * 3, (0.5,) * 3, True)
-    maker = BatchMaker(QuestionSet(table, tokenized, DecodedPictures(table, PaintingTransform(view))))
-    order = np.random.default_rng(0).permutation(len(table) // _QUESTIONS_A_BATCH)
-    clock = time.perf_counter()
-    for number in islice(order.tolist(), _BATCHES):
-        rows = np.arange(number * _QUESTIONS_A_BATCH, (number + 1) * _QUESTIONS_A_BATCH)
-        maker(MicroBatch(rows, False))
-    batch_seconds = time.perf_counter() - clock
-    return {
-        "index_s": round(index_seconds, 2),
-        "table_s": round(table_seconds, 2),
-        "tokens_s": round(all_seconds - index_seconds - table_seconds, 2),
-        "start_s": round(all_seconds, 2),
-        "table_bytes_a_question": round(table_bytes / len(table), 1),
-        "token_bytes_a_question": round(token_bytes / len(table), 1),
-        "peak_rss_bytes_a_question": round(peak_of_table / len(table)),
-        "questions_a_second": round(_BATCHES * _QUESTIONS_A_BATCH / batch_seconds),
-    }
+    at.append(time.perf_counter())
+    plan = plan_epoch(table.painting_of_row, _BATCH_SIZE, 0, 0)
+    at.append(time.perf_counter())
+    paintings = DecodedPictures(table, PaintingTransform(View(224, (0.5,) * 3, (0.5,) * 3, True)))
+    questions, packing = QuestionSet(table, tokenized, paintings), PackingSettings(32, 2560)
+    batches = training_loader(questions, plan, 0, 1, world, _WORKERS, packing)
+    next(batches)
+    at.append(time.perf_counter())
+    return at, batches
 
 
-def main() -> None:
-    """Makes the museum if it is not there, and starts from either form of it, twice each."""
+def start(folder: Path, form: str, num_batches: int) -> dict[str, float]:
+    """One start, in this process; see the script's first lines."""
+    import artkv.session  # noqa: F401  # all that a training imports, so that none of it counts
+
+    before = _memory()
+    at, batches = begin(folder, "train.csv", ROOTS[form])
+    grown = {name: number - before[name] for name, number in _memory().items()}
+    _, batches_of_few = begin(folder, "small.csv", ROOTS[form])
+    seconds, questions = [0.0, 0.0], [0, 0]
+    for _ in range(_TURNS):
+        for place, loader in enumerate((batches, batches_of_few)):
+            clock = time.perf_counter()
+            questions[place] += sum(len(batch.rows) for (batch,) in islice(loader, num_batches // _TURNS))
+            seconds[place] += time.perf_counter() - clock
+    rate, rate_of_few = (number / taken for number, taken in zip(questions, seconds, strict=True))
+    with (folder / "train.csv").open() as file:
+        rows = sum(1 for _ in file) - 1
+    parts = [round(later - earlier, 2) for earlier, later in pairwise(at)]
+    memory = [round(grown[name] / rows) for name in ("VmRSS", "RssAnon", "VmHWM")]
+    rates = (round(rate), round(rate_of_few), round(rate / rate_of_few, 2))
+    return dict(zip(_COLUMNS[2:], (*parts, round(at[-1] - at[0], 2), *memory, *rates), strict=True))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Makes the museum if it is not there, starts from each form of it twice, and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--questions", type=int, default=1_000_000)
     parser.add_argument("--paintings", type=int, default=100_000)
-    parser.add_argument("--root", choices=["images", "shards"], help="one start, in this process")
-    args = parser.parse_args()
-    if args.root:
-        print(json.dumps(start(args.folder, args.root)))
+    parser.add_argument("--batches", type=int, default=500, help="whose rate is measured")
+    parser.add_argument("--forms", nargs="+", choices=ROOTS, default=list(ROOTS))
+    parser.add_argument("--start", choices=ROOTS, help="one start, in this process")
+    args = parser.parse_args(arguments)
+    if args.start:
+        print(json.dumps(start(args.folder, args.start, args.batches)))
         return
     if not (args.folder / "train.csv").exists():
         make(args.folder, args.questions, args.paintings)
-        time.sleep(2.5)  # younger tars are not remembered
-    for root in ("images", "shards"):
-        environment = {**os.environ, "ARTKV_CACHE": str(args.folder / f"cache-{root}")}
+        time.sleep(2.5)  # what is younger is not remembered
+    print(f"| {' | '.join(_COLUMNS)} |\n|{'---|' * len(_COLUMNS)}", flush=True)
+    for form in args.forms:
+        cache = args.folder / f"cache-{form}-{os.getpid()}"
         for which in ("first", "second"):
-            command = [sys.executable, __file__, "--folder", str(args.folder), "--root", root]
-            told = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
-            print(json.dumps({"from": root, "start": which, **json.loads(told)}), flush=True)
+            command = [sys.executable, __file__, "--folder", str(args.folder), "--batches", str(args.batches)]
+            told = subprocess.run(
+                [*command, "--start", form], env={**os.environ, "ARTKV_CACHE": str(cache)}, check=True,
+                stdout=subprocess.PIPE, text=True,
+            ).stdout  # fmt: skip
+            values = [f"{value:,}" for value in json.loads(told).values()]
+            print(f"| {form} | {which} | {' | '.join(values)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ class _Pictures:
             known_as = [name for name in all_names if name]
             if not known_as:
                 raise UserError(
-                    f"{what} has a picture without a name; give each one, as with Dataset.add_column('file_name', names)"
+                    f"{what} has a picture without a name; give each one, with Dataset.add_column('file_name', names)"
                 )
             name = checked_name(known_as[0], f"{what}: picture {known_as[0]!r:.200}", "file; give it a name below it")
             row = self._row_of_name.setdefault(name, len(self._limits))

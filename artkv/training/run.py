@@ -1,11 +1,8 @@
 """Wires a training run: where it starts, its engine, its logs, its folder."""
 
-import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -13,8 +10,7 @@ import torch
 
 from artkv.config import Config, dump_config
 from artkv.config.deepspeed import fill_deepspeed_config, load_deepspeed_config
-from artkv.datasets.shards import folder_of_names
-from artkv.datasets.table import QuestionTable
+from artkv.datasets.data_hash import data_hash_of
 from artkv.distributed import World
 from artkv.errors import Preempted, UserError
 from artkv.files import told, write_whole
@@ -42,9 +38,6 @@ from artkv.training.saving import Saver
 from artkv.training.schedule import total_steps, warmup_steps
 from artkv.training.stops import RunStops
 from artkv.training.validation import validation
-
-# Of the questions that are hashed at once.
-_ROWS_AT_ONCE = 4096
 
 
 class Resumed(NamedTuple):
@@ -106,7 +99,7 @@ def _train_from(
     """Checks the checkpoint to go on from against data and model, starts engine and logs, and trains."""
     config, world = session.config, session.world
     training, run_dir, table = config.training, config.run.output_dir, session.tables["train"]
-    data_hash = _data_hash(table, pictures_folder(config.dataset))
+    data_hash = data_hash_of(table, pictures_folder(config.dataset))
     accumulation = training.gradient_accumulation_steps
     if resumed is not None:
         world.together(lambda: _check_same_questions(resumed.checkpoint, config, data_hash))
@@ -334,22 +327,3 @@ def main_settings(config: Config) -> dict[str, float | str]:
     }
     is_number = {name: isinstance(value, (int, float)) and not isinstance(value, bool) for name, value in flat.items()}
     return {name: value if is_number[name] else str(value) for name, value in flat.items()}
-
-
-def _data_hash(table: QuestionTable, image_root: Path) -> str:
-    """SHA-256 of the rows, in order: their pictures below `image_root`, questions and answers."""
-    sha, folder = hashlib.sha256(), folder_of_names(image_root)
-    names = list(_as_json(str(path.relative_to(folder)) for path in table.painting_paths))
-    rows = zip(table.painting_of_row, _as_json(table.questions), _as_json(table.answers), strict=True)
-    while some := list(islice(rows, _ROWS_AT_ONCE)):
-        sha.update(
-            "".join(f"[{names[painting]}, {question}, {answer}]" for painting, question, answer in some).encode()
-        )
-    return sha.hexdigest()
-
-
-def _as_json(texts: Iterable[str]) -> Iterator[str]:
-    """Each text as `json.dumps` gives it, which takes many at once in a third of the time."""
-    rest = iter(texts)
-    while some := list(islice(rest, _ROWS_AT_ONCE)):
-        yield from json.dumps(some, separators=("\n", ": "))[1:-1].split("\n")  # a text's own line ends are escaped
