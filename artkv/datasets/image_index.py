@@ -5,8 +5,10 @@ import os
 import unicodedata
 from pathlib import Path
 
+from artkv.datasets.arrow_members import ARROW
 from artkv.datasets.decoding import MAX_PIXELS, PICTURE_SUFFIXES
-from artkv.datasets.picture_files import index_of
+from artkv.datasets.member_index import Stamp
+from artkv.datasets.picture_files import index_of, open_picture_file, picture_bytes
 from artkv.datasets.problems import quoted
 from artkv.datasets.shards import folder_of_names, shards_in, shards_of
 from artkv.errors import UserError
@@ -39,6 +41,7 @@ class ImageIndex:
         self.unreadable: list[str] = []
         self._relative_paths: set[str] = set()
         self._places_of_name: dict[str, list[str]] = {}
+        self._stamps: list[Stamp] = []  # of the shards
         self._by_folded_name: dict[str, str] | None = None
         shards = shards_of(Path(root))
         if shards is None:
@@ -50,7 +53,7 @@ class ImageIndex:
     def fingerprint(self) -> str:
         """SHA-256 of all that a name's path depends on."""
         names = sorted(f"{name}\0{chr(0).join(places)}" for name, places in self._places_of_name.items())
-        listed = "\0\0".join([str(self.root), *sorted(self._relative_paths), "", *names])
+        listed = "\0\0".join([str(self.root), str(self._stamps), *sorted(self._relative_paths), "", *names])
         return hashlib.sha256(listed.encode("utf-8", "surrogateescape")).hexdigest()
 
     def __len__(self) -> int:
@@ -66,7 +69,7 @@ class ImageIndex:
         if relative in self._relative_paths:
             return self.root / relative
         places = list(dict.fromkeys(self._places_of_name.get(relative, [])))
-        if len(places) == 1:
+        if len(places) == 1 or self._repeat_one(places):
             return self.root / places[0]
         root = printable(self.root)
         if places:
@@ -76,6 +79,19 @@ class ImageIndex:
         unlisted = f" (not listed: {', '.join(self.unreadable[:_MAX_PLACES_SHOWN])})" if self.unreadable else ""
         remedy = self._remedy(relative)
         raise UserError(f"picture {quoted(name)} is missing: no such file under {root}{unlisted}; {remedy}")
+
+    def _repeat_one(self, places: list[str]) -> bool:
+        """Whether these are rows about the same picture, which a dataset's files or splits may all hold."""
+        if not places or not all(ARROW + os.sep in place for place in places):
+            return False
+        paths = [self.root / place for place in places]
+        if len({picture_bytes(path) for path in paths}) > 1:
+            return False
+        contents = set()
+        for path in paths:
+            with open_picture_file(path) as opened:
+                contents.add(opened.file.read())
+        return len(contents) == 1
 
     def _remedy(self, relative: str) -> str:
         if os.path.isabs(relative) or relative.split(os.sep)[0] == os.pardir:
@@ -129,6 +145,7 @@ class ImageIndex:
     def _list_members(self, shard: Path) -> None:
         prefix = os.path.relpath(shard, self.root)
         index = index_of(shard)
+        self._stamps.append(index.stamp)
         names = list(index.row_of_name)
         for name, row in [*index.row_of_name.items(), *index.other_names]:
             relative = names[row] if prefix == "." else os.path.join(prefix, names[row])

@@ -99,8 +99,10 @@ def _file_is_missing(place: Place) -> list[str]:
 
 def _split_twice(place: Place) -> list[str]:
     for split in ("train", "test"):
+        rows = _rows(place)
+        rows[0]["bytes"] = rows[len(split)]["bytes"]
         (place.folder / "saved" / split).mkdir(parents=True)
-        _write(place.folder / "saved" / split / _FILE, pyarrow.table({"image": pyarrow.array(_rows(place), _IMAGE)}))
+        _write(place.folder / "saved" / split / _FILE, pyarrow.table({"image": pyarrow.array(rows, _IMAGE)}))
     return _check(place)
 
 
@@ -161,7 +163,7 @@ ARROWS = Area(
         ),
         BadInput("no column of pictures", of_columns(_flat), ("0 of its columns", "'picture'", "cast the one to read")),
         BadInput("two columns of pictures", of_columns(_two), ("2 of its columns", "'front', 'back'", "name it image")),
-        BadInput("a picture in two splits", _split_twice, ("'train0.png' is ambiguous", "give one of these paths")),
+        BadInput("other pictures in two splits", _split_twice, ("is ambiguous", "give one of these paths")),
         BadInput("a file of the dataset is missing", _file_is_missing, ("state.json", _FILE, "fetch it too")),
         BadInput(
             "a state that is garbled", changed(lambda content: b"{", "state.json"),

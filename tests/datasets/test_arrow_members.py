@@ -83,7 +83,10 @@ def test_columns_of_names_count_before_the_path_and_all_names_are_known(pictures
 
 def test_the_splits_of_a_dataset_tell_same_names_apart(pictures: Path, tmp_path: Path) -> None:
     whole = dataset_of(pictures)
-    splits = {"train": whole.select([0, 1, 2]), "test": whole.select([3, 4, 0])}
+    others = tmp_path / "others"
+    shutil.copytree(pictures, others)
+    shutil.copy(pictures / "p4.png", others / "p0.png")
+    splits = {"train": whole.select([1, 2, 0]), "test": dataset_of(others).select([3, 4, 0])}
     datasets.DatasetDict(splits).save_to_disk(tmp_path / "saved")
     images = ImageIndex(tmp_path / "saved")
     assert images.find("p1.png").parent.parent.name == "train"
@@ -93,6 +96,7 @@ def test_the_splits_of_a_dataset_tell_same_names_apart(pictures: Path, tmp_path:
         images.find("p0.png")
     assert images.find("test/p0.png").parent.parent.name == "test"
     assert images.find("train/p0.png").parent.parent.name == "train"
+    assert content_of(images.find("test/p0.png")) == (pictures / "p4.png").read_bytes()
 
 
 def test_rows_about_the_same_picture_have_one_place(pictures: Path, tmp_path: Path) -> None:
@@ -101,6 +105,14 @@ def test_rows_about_the_same_picture_have_one_place(pictures: Path, tmp_path: Pa
     images = ImageIndex(tmp_path / "saved")
     assert len(images) == 3
     assert content_of(images.find("p4.png")) == (pictures / "p4.png").read_bytes()
+
+
+def test_a_picture_in_several_files_has_one_place(pictures: Path, tmp_path: Path) -> None:
+    dataset_of(pictures).select([0, 1, 1, 2, 0]).save_to_disk(tmp_path / "saved", num_shards=3)
+    images = ImageIndex(tmp_path / "saved")
+    for name in ("p0.png", "p1.png"):
+        assert images.find(name) == images.find(f"data-00000-of-00003.arrow/{name}")
+        assert content_of(images.find(name)) == (pictures / name).read_bytes()
 
 
 def test_another_picture_of_the_same_name_is_told(pictures: Path, tmp_path: Path) -> None:
