@@ -125,6 +125,8 @@ def _places(batch: Any, column: int, whole: Any, place: str) -> list[tuple[int, 
 
     pictures = batch.column(column)
     content = pictures.flatten()[pictures.type.get_field_index("bytes")]
+    if not len(content):  # may be without buffers
+        return []
     _, offsets, data = content.buffers()
     start = 0 if data is None or not data.size else data.address - whole.address
     if not 0 <= start < whole.size:

@@ -175,6 +175,23 @@ def test_large_binaries_and_batches_have_the_same_places(tmp_path: Path) -> None
         assert list(index.row_of_name) == [f"{len(content)}.png" for content in contents]
 
 
+def test_a_file_that_ends_between_its_parts_is_told(tmp_path: Path) -> None:
+    path = written(tmp_path / "x.arrow", table_of([{"bytes": b"1", "path": "a"}]))
+    path.write_bytes(path.read_bytes()[:-8])  # which Arrow takes for the end of the stream
+    assert pyarrow.ipc.open_stream(path.read_bytes()).read_all().num_rows == 1
+    with pytest.raises(UserError, match="has no end mark"):
+        read_member_index(path)
+
+
+def test_places_that_lead_out_of_a_picture_column_are_told(tmp_path: Path) -> None:
+    path = written(tmp_path / "x.arrow", table_of([{"bytes": b"123", "path": "a"}, {"bytes": b"45", "path": "b"}]))
+    places, beyond = np.array([0, 3, 5], np.int32).tobytes(), np.array([0, 3, 2**30], np.int32).tobytes()
+    assert path.read_bytes().count(places) == 1
+    path.write_bytes(path.read_bytes().replace(places, beyond))
+    with pytest.raises(UserError, match=r"x\.arrow: damaged \(.*fetch it whole"):
+        read_member_index(path)
+
+
 @pytest.mark.parametrize("place", range(0, 1400, 97))
 def test_damaged_and_cut_files_are_told_or_read_within_the_file(tmp_path: Path, place: int) -> None:
     rows = [{"bytes": bytes(range(200)), "path": f"p{number}.png"} for number in range(4)]
