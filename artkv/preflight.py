@@ -1,17 +1,17 @@
 """Finds everything in config, environment, data and models that would stop a run."""
 
 import os
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
 from artkv.config import Config
 from artkv.config.dataset_schema import SPLITS
 from artkv.config.deepspeed import fill_deepspeed_config, load_deepspeed_config
+from artkv.datasets.checked_tables import check_table
 from artkv.datasets.image_index import ImageIndex
 from artkv.datasets.shared_pictures import shared_pictures
-from artkv.datasets.table import find_problems, read_table
+from artkv.datasets.table import QuestionTable
 from artkv.datasets.table_form import TableForm
 from artkv.datasets.tokenized_table import rows_with_long_answers
 from artkv.distributed import single_process
@@ -39,17 +39,18 @@ def find_obstacles(config: Config, note: Callable[[str], None] = lambda text: No
     remembered for the runs; cached features are not read. `note` is told what stops nothing and is good to know.
     """
     session = Session(config, single_process())
+    tables: dict[str, QuestionTable] = {}  # those of the splits whose rows are right
     checks: list[Callable[[Session], Sequence[str] | None]] = [
         _check_environment,
         _check_quantisation,
         _check_output_folder,
         _check_trackers,
         _check_deepspeed,
-        _check_data,
-        _check_warmup,
-        lambda session: _note_shared_pictures(session, note),
+        lambda session: _check_data(session, tables, note),
+        lambda session: _check_warmup(session, tables),
+        lambda session: _note_shared_pictures(tables, note),
         _check_art_encoders,
-        lambda session: _check_blip2_and_texts(session, note),  # last but one: from the hub it may take long
+        lambda session: _check_blip2_and_texts(session, tables, note),  # from the hub it may take long
         _check_feature_cache,
     ]
     obstacles: list[str] = []
@@ -90,9 +91,11 @@ def _check_deepspeed(session: Session) -> None:
     fill_deepspeed_config(tree, training, training.gradient_accumulation_steps, 1, is_bf16, 1)
 
 
-def _check_data(session: Session) -> list[str]:
+def _check_data(session: Session, tables: dict[str, QuestionTable], note: Callable[[str], None]) -> list[str]:
     config = session.config
     images = ImageIndex(pictures_folder(config.dataset), config.dataset.max_pixels)
+    if images.unreadable:
+        note(f"{len(images.unreadable)} folders below {images.root} are not listed: {images.unreadable[0]}")
     form = TableForm.of(config.dataset)
     obstacles = []
     for needed in (lambda: csv_path(config.dataset, "train"), lambda: training_splits(config)):
@@ -104,48 +107,42 @@ def _check_data(session: Session) -> list[str]:
         path = getattr(config.dataset, split)
         if path is not None:
             try:
-                obstacles += [str(problem) for problem in find_problems(path, images, form=form)]
+                checked = check_table(path, images, form)
             except UserError as error:
                 obstacles.append(f"dataset.{split}: {error}")
+                continue
+            obstacles += [str(problem) for problem in checked.problems]
+            if checked.table is not None:
+                tables[split] = checked.table
+            if not checked.problems:
+                checked.keep(images, form)
     return obstacles
 
 
-def _note_shared_pictures(session: Session, note: Callable[[str], None]) -> None:
+def _note_shared_pictures(tables: Mapping[str, QuestionTable], note: Callable[[str], None]) -> None:
     """Tells of pictures that are trained on and judged by; nothing is wrong with a run that does it."""
-    dataset = session.config.dataset
-    if dataset.image_root is None or dataset.train is None:
-        return
-    images, form = ImageIndex(dataset.image_root), TableForm.of(dataset)
-    if images.unreadable:
-        note(f"{len(images.unreadable)} folders below {dataset.image_root} are not listed: {images.unreadable[0]}")
     for split in ("val", "test"):
-        path = getattr(dataset, split)
-        if path is None:
+        if split not in tables or "train" not in tables:
             continue
-        with suppress(UserError):  # what is wrong with the tables was told already
-            table = read_table(path, images, form)
-            shared = shared_pictures(table, read_table(dataset.train, images, form))
-            if shared:
-                note(
-                    f"{len(shared)} of the {table.num_paintings} pictures of dataset.{split} are pictures of "
-                    f"dataset.train too, the first {printable(shared[0][0])} = {printable(shared[0][1])}: "
-                    f"scores on {split} tell what was learnt by heart; keep each painting in one split"
-                )
+        shared = shared_pictures(tables[split], tables["train"])
+        if shared:
+            note(
+                f"{len(shared)} of the {tables[split].num_paintings} pictures of dataset.{split} are pictures of "
+                f"dataset.train too, the first {printable(shared[0][0])} = {printable(shared[0][1])}: "
+                f"scores on {split} tell what was learnt by heart; keep each painting in one split"
+            )
 
 
-def _check_warmup(session: Session) -> None:
-    dataset = session.config.dataset
-    if dataset.image_root is None or dataset.train is None:
-        return
-    try:
-        table = read_table(dataset.train, ImageIndex(dataset.image_root), TableForm.of(dataset))
-    except UserError:
-        return  # what is wrong with the table was told already
-    training = session.config.training
-    warmup_steps(training, total_steps(table, session.config, training.gradient_accumulation_steps))
+def _check_warmup(session: Session, tables: Mapping[str, QuestionTable]) -> None:
+    if "train" in tables:
+        training = session.config.training
+        steps = total_steps(tables["train"], session.config, training.gradient_accumulation_steps)
+        warmup_steps(training, steps)
 
 
-def _check_blip2_and_texts(session: Session, note: Callable[[str], None]) -> list[str]:
+def _check_blip2_and_texts(
+    session: Session, tables: Mapping[str, QuestionTable], note: Callable[[str], None]
+) -> list[str]:
     model = session.config.model
     backbone = open_backbone(model, RESIDENT, session.world)
     if model.revision is not None:
@@ -153,16 +150,8 @@ def _check_blip2_and_texts(session: Session, note: Callable[[str], None]) -> lis
         if moves := moving_revision(model.revision, folder):
             note(moves)
     backbone.weight_digests()  # finds values that are not finite, and is remembered for the run
-    dataset = session.config.dataset
-    if dataset.image_root is None:
-        return []
-    images, form = ImageIndex(dataset.image_root), TableForm.of(dataset)
     obstacles = []
-    for path in filter(None, (dataset.train, dataset.val, dataset.test)):
-        try:
-            table = read_table(path, images, form)
-        except UserError:
-            continue  # what is wrong with the table was told already
+    for table in tables.values():
         tokenized, problems = session.tokenize(table, backbone)
         obstacles += [str(problem) for problem in problems]
         max_new_tokens = session.config.evaluation.max_new_tokens

@@ -15,6 +15,7 @@ from artkv.batch import PaintingFeatures, PaintingViews
 from artkv.config import Config, DatasetConfig
 from artkv.datasets.checked_tables import read_checked_tables
 from artkv.datasets.decoding import upright_rgb
+from artkv.datasets.kept_tokens import kept_tokens
 from artkv.datasets.packing import PackingSettings
 from artkv.datasets.painting_source import DecodedPictures
 from artkv.datasets.pictures import PaintingTransform
@@ -24,7 +25,7 @@ from artkv.datasets.question_set import QuestionSet
 from artkv.datasets.table import QuestionTable
 from artkv.datasets.table_form import TableForm
 from artkv.datasets.tokenization import encode_prompt
-from artkv.datasets.tokenized_table import TokenizedTable, tokenize_table, too_long_questions
+from artkv.datasets.tokenized_table import TokenizedTable, too_long_questions
 from artkv.distributed import World
 from artkv.errors import UserError
 from artkv.evaluation.attention import PaintingAttention, attention_of_features
@@ -199,7 +200,7 @@ class Session:
     def tokenize(self, table: QuestionTable, backbone: Blip2Backbone) -> tuple[TokenizedTable, list[Problem]]:
         """The table's token ids, and a problem for each row that cannot be tokenised or is too long."""
         self._check_prompt(backbone)
-        tokenized, problems = tokenize_table(table, backbone.tokenizer, self.config.dataset.prompt)
+        tokenized, problems = kept_tokens(table, backbone.tokenizer, self.config.dataset.prompt)
         num_visual = num_visual_tokens(self.config, backbone.num_query_tokens)
         problems += too_long_questions(tokenized, table, num_visual, backbone.max_positions)
         return tokenized, sorted(problems, key=lambda problem: problem.line)

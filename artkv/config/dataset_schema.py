@@ -30,7 +30,7 @@ class DatasetConfig(Section):
         default=None, description="for a try-out: the first paintings of each CSV file, 1 or more; null: all"
     )
     image_root: Path | None = Field(
-        default=None, description="the folder that holds the pictures, sub-folders included"
+        default=None, description="folder of the pictures, sub-folders included, or of tar files; or x/{000..099}.tar"
     )
     max_pixels: PositiveInt = Field(
         default=300_000_000, description="most pixels of a picture, which take 16 bytes each while it is decoded"

@@ -15,8 +15,9 @@ from typing import IO
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError, features
 
+from artkv.datasets.picture_files import open_picture_file
 from artkv.errors import UserError
-from artkv.reading import open_regular, printable
+from artkv.reading import printable
 
 # The default of dataset.max_pixels. Museum scans of 200 million pixels are real. PIL keeps 4 bytes a pixel.
 MAX_PIXELS = 300_000_000
@@ -25,6 +26,11 @@ PICTURE_FORMATS = (
     "JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "PPM",
     *(["JPEG2000"] if features.check("jpg_2000") else []), *(["AVIF"] if features.check("avif") else []),
 )  # fmt: skip
+
+# What names of picture files end with.
+PICTURE_SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".gif", ".bmp", ".ppm", ".jp2", ".j2k", ".avif")
+)
 
 # Decoded, turned and converted at once, and what the decoder itself keeps: 8 bytes a pixel of 16-bit colour.
 _BYTES_A_PIXEL = 16
@@ -169,19 +175,19 @@ def _opened(path: Path, content: bytes | None, max_pixels: int) -> Iterator[IO[b
     most_bytes = 8 * max_pixels + _BYTES_BESIDE_PIXELS
     with ExitStack() as held:
         try:
-            file = io.BytesIO(content) if content is not None else held.enter_context(open_regular(path))
+            opened = None if content is not None else held.enter_context(open_picture_file(path))
         except FileNotFoundError:
             raise UserError("no such file; put it back") from None
         except PermissionError:
             raise UserError("no permission to read it; chmod +r it") from None
         except OSError as error:
             raise UserError(f"cannot be read ({error.strerror}); put a picture there") from None
-        num_bytes = len(content) if content is not None else os.fstat(file.fileno()).st_size
+        num_bytes = len(content or b"") if opened is None else opened.num_bytes
         if num_bytes == 0:
             raise UserError(f"an empty file (0 bytes); {_REPLACE}")
         if num_bytes > most_bytes:
             raise UserError(f"a file of {num_bytes:,} bytes, more than {max_pixels:,} pixels have; scale it down")
-        yield file
+        yield io.BytesIO(content or b"") if opened is None else opened.file
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:

@@ -1,11 +1,16 @@
 """Finds the pictures that a CSV file names, wherever they lie under `image_root`."""
 
+import hashlib
 import os
 import unicodedata
 from pathlib import Path
 
-from artkv.datasets.decoding import MAX_PIXELS
+from artkv.datasets.arrow_members import ARROW
+from artkv.datasets.decoding import MAX_PIXELS, PICTURE_SUFFIXES
+from artkv.datasets.member_index import Stamp
+from artkv.datasets.picture_files import index_of, open_picture_file, picture_bytes
 from artkv.datasets.problems import quoted
+from artkv.datasets.shards import folder_of_names, shards_in, shards_of
 from artkv.errors import UserError
 from artkv.reading import printable
 
@@ -14,26 +19,42 @@ _MOST_FILES = 20_000_000
 
 
 class ImageIndex:
-    """All files under a folder, listed once, found by relative path or by bare name.
+    """All files under a folder, or in shards, listed once, found by relative path or by bare name.
+
+    Shards are tar and Arrow files. A folder that holds some, and no loose picture anywhere, is a folder of shards:
+    their members are the pictures; see `shards_in`. So are those of a shard, or of all that a pattern such as
+    `{000..099}.tar` names. A member's path goes through its shard; its name in the shard is enough where no other has
+    it, and so is that below the shard's folder.
 
     Names are case-sensitive. Linked folders are followed, each real folder once, but for those that hold the root
     itself: a link to a parent, or to `/`, leads to what is no part of the pictures.
 
-    root: the folder. max_pixels: most of a picture that is decoded. unreadable: folders below it that could not be
-    listed, each with the reason.
+    root: the folder that names are relative to. max_pixels: most of a picture that is decoded. unreadable: folders
+    below it that could not be listed, each with the reason.
 
     Raises `UserError` if `root` is not a folder that can be listed, or holds more than twenty million files.
     """
 
     def __init__(self, root: Path, max_pixels: int = MAX_PIXELS) -> None:
-        self.root = Path(root)
+        self.root = folder_of_names(Path(root))
         self.max_pixels = max_pixels
         self.unreadable: list[str] = []
         self._relative_paths: set[str] = set()
         self._places_of_name: dict[str, list[str]] = {}
+        self._stamps: list[Stamp] = []  # of the shards
         self._by_folded_name: dict[str, str] | None = None
-        self._check_root()
-        self._list_files()
+        shards = shards_of(Path(root))
+        if shards is None:
+            self._check_root()
+            shards = self._list_files()
+        for shard in shards:
+            self._list_members(shard)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all that a name's path depends on."""
+        names = sorted(f"{name}\0{chr(0).join(places)}" for name, places in self._places_of_name.items())
+        listed = "\0\0".join([str(self.root), str(self._stamps), *sorted(self._relative_paths), "", *names])
+        return hashlib.sha256(listed.encode("utf-8", "surrogateescape")).hexdigest()
 
     def __len__(self) -> int:
         return len(self._relative_paths)
@@ -47,8 +68,8 @@ class ImageIndex:
         relative = os.path.normpath(name)
         if relative in self._relative_paths:
             return self.root / relative
-        places = self._places_of_name.get(relative, [])
-        if len(places) == 1:
+        places = list(dict.fromkeys(self._places_of_name.get(relative, [])))
+        if len(places) == 1 or self._repeat_one(places):
             return self.root / places[0]
         root = printable(self.root)
         if places:
@@ -58,6 +79,19 @@ class ImageIndex:
         unlisted = f" (not listed: {', '.join(self.unreadable[:_MAX_PLACES_SHOWN])})" if self.unreadable else ""
         remedy = self._remedy(relative)
         raise UserError(f"picture {quoted(name)} is missing: no such file under {root}{unlisted}; {remedy}")
+
+    def _repeat_one(self, places: list[str]) -> bool:
+        """Whether these are rows about the same picture, which a dataset's files or splits may all hold."""
+        if not places or not all(ARROW + os.sep in place for place in places):
+            return False
+        paths = [self.root / place for place in places]
+        if len({picture_bytes(path) for path in paths}) > 1:
+            return False
+        contents = set()
+        for path in paths:
+            with open_picture_file(path) as opened:
+                contents.add(opened.file.read())
+        return len(contents) == 1
 
     def _remedy(self, relative: str) -> str:
         if os.path.isabs(relative) or relative.split(os.sep)[0] == os.pardir:
@@ -78,7 +112,9 @@ class ImageIndex:
             reason = getattr(error, "strerror", None) or error
             raise UserError(f"{place}: cannot be listed ({reason}); give a folder that may be read") from None
 
-    def _list_files(self) -> None:
+    def _list_files(self) -> list[Path]:
+        """Lists the folder; returns its shards instead where they hold the pictures."""
+        has_pictures = False
         visited: set[str] = set()
         holders = {str(folder) for folder in Path(os.path.realpath(self.root)).parents}
         for folder, subfolders, files in os.walk(self.root, followlinks=True, onerror=self._note):
@@ -93,11 +129,36 @@ class ImageIndex:
                 relative = file if prefix == "." else os.path.join(prefix, file)
                 self._relative_paths.add(relative)
                 self._places_of_name.setdefault(file, []).append(relative)
+                has_pictures = has_pictures or os.path.splitext(file)[1].lower() in PICTURE_SUFFIXES
             if len(self) > _MOST_FILES:
                 raise UserError(
                     f"dataset.image_root {printable(self.root)}: holds more than {_MOST_FILES:,} files; "
                     "give the folder of the pictures alone"
                 )
+
+        shards = [] if has_pictures else shards_in(self.root, self._relative_paths)
+        if shards:
+            self._relative_paths.clear()
+            self._places_of_name.clear()
+        return shards
+
+    def _list_members(self, shard: Path) -> None:
+        prefix = os.path.relpath(shard, self.root)
+        index = index_of(shard)
+        self._stamps.append(index.stamp)
+        names = list(index.row_of_name)
+        for name, row in [*index.row_of_name.items(), *index.other_names]:
+            relative = names[row] if prefix == "." else os.path.join(prefix, names[row])
+            self._relative_paths.add(relative)
+            # By its name in the shard, by that below the shard's folder, and by the bare one.
+            for known_as in {name, os.path.join(os.path.dirname(prefix), name), os.path.basename(name)}:
+                places = self._places_of_name.setdefault(known_as, [])
+                if relative not in places[-1:]:
+                    places.append(relative)
+        if len(self) > _MOST_FILES:
+            raise UserError(
+                f"{printable(shard)}: with it there are more than {_MOST_FILES:,} pictures; give fewer shards"
+            )
 
     def _note(self, error: OSError) -> None:
         self.unreadable.append(f"{printable(error.filename)} ({error.strerror})")

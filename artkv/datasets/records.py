@@ -2,6 +2,7 @@
 
 import codecs
 import csv
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -42,11 +43,13 @@ class Records:
     """What could be read of a CSV file, with every problem of its form.
 
     columns: the known columns that the header has, by what they are for. records: the rows whose form is right.
+    sha256: of the file's bytes, in hex; '' where they are no text.
     """
 
     columns: tuple[str, ...]
     records: list[Record]
     problems: list[Problem]
+    sha256: str = ""
 
 
 def read_records(
@@ -66,7 +69,7 @@ def read_records(
     table = _open_table(path, required, form, problems)
     if table is None:
         return Records((), [], problems)
-    lines, unreadable, delimiter = table
+    lines, unreadable, delimiter, sha256 = table
     rows = _rows(path, lines, delimiter, problems)
     header_line, header = next(rows, (1, []))
     header = [name.strip() for name in header]
@@ -88,13 +91,13 @@ def read_records(
             records.append(Record(line, {role: row[place].strip() for role, place in places}))
     if not records and not problems:
         problems.append(Problem(path, header_line, "no rows below the header; add at least one question"))
-    return Records(tuple(names), records, problems)
+    return Records(tuple(names), records, problems, sha256)
 
 
 def _open_table(
     path: Path, required: Sequence[str], form: TableForm, problems: list[Problem]
-) -> tuple[list[str], set[int], str] | None:
-    """The file's lines, the numbers of those that cannot be read, and its delimiter; None where it is no text."""
+) -> tuple[list[str], set[int], str, str] | None:
+    """Its lines, the numbers of those that cannot be read, its delimiter and its SHA-256; None where it is no text."""
     try:
         data = read_regular(path, MOST_CSV_BYTES)
     except OSError as error:
@@ -105,7 +108,9 @@ def _open_table(
         problems.append(Problem(path, 1, f"the file is empty; it needs a header {needed}"))
         return None
     decoded = decode_lines(path, data, form, problems)
-    return None if decoded is None else (*decoded, delimiter_of(decoded[0], form, required))
+    if decoded is None:
+        return None
+    return *decoded, delimiter_of(decoded[0], form, required), hashlib.sha256(data).hexdigest()
 
 
 class _RowTooLong(Exception):

@@ -4,9 +4,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from artkv.datasets.picture_files import open_picture_file, picture_bytes
 from artkv.datasets.table import QuestionTable
+from artkv.errors import UserError
 from artkv.files import file_sha256
-from artkv.reading import open_regular
 
 
 def shared_pictures(table: QuestionTable, other: QuestionTable) -> list[tuple[Path, Path]]:
@@ -49,15 +50,15 @@ def same_pictures(paths: Sequence[Path]) -> list[int]:
 
 def _size(path: Path) -> int | None:
     try:
-        return path.stat().st_size
-    except OSError:
+        return picture_bytes(path)
+    except (OSError, UserError):
         return None
 
 
 def _sha256(path: Path) -> str:
     """Of the file's content; its path where it cannot be read, which is no other's."""
     try:
-        with open_regular(path) as file:
-            return file_sha256(file)
-    except OSError:
+        with open_picture_file(path) as opened:
+            return file_sha256(opened.file)
+    except (OSError, UserError):
         return str(path)

@@ -58,28 +58,70 @@ class QuestionTable:
         return f"{self.path}:{self.line_numbers[row]}"
 
 
+@dataclass(frozen=True)
+class CheckedRows:
+    """The rows of one CSV file with all that is wrong with them but for the content of their pictures.
+
+    content: the rows and their form. paths: of the pictures that were found, by their names. problems: in the order of
+    lines.
+    """
+
+    csv_path: Path
+    content: Records
+    paths: dict[str, Path]
+    problems: list[Problem]
+
+    def table(self) -> QuestionTable:
+        """The rows in columns; `UserError` that lists the problems if there are any."""
+        if self.problems:
+            raise UserError(format_problems(self.problems))
+        records = self.content.records
+        paintings: dict[Path, int] = {}
+        painting_of_row = [paintings.setdefault(self.paths[r.cells["image"]], len(paintings)) for r in records]
+        return QuestionTable(
+            path=self.csv_path,
+            questions=StringColumn(record.cells["question"] for record in records),
+            answers=StringColumn(record.cells["answer"] for record in records),
+            question_ids=StringColumn(r.cells.get("question_id", str(row)) for row, r in enumerate(records)),
+            question_types=StringColumn(record.cells.get("question_type", "") for record in records),
+            line_numbers=np.array([record.line for record in records], dtype=np.int64),
+            painting_of_row=np.array(painting_of_row, dtype=np.int64),
+            painting_paths=PathColumn(paintings),
+        )
+
+    def damaged_pictures(
+        self,
+        max_pixels: int,
+        share: tuple[int, int] = (0, 1),
+        is_decodable: Callable[[Path], bool] = lambda path: False,
+    ) -> list[Problem]:
+        """A problem for each picture that cannot be decoded; see `find_problems`."""
+        damage = partial(picture_damage, max_pixels=max_pixels)
+        return _damaged_pictures(self.csv_path, self.content.records, self.paths, share, is_decodable, damage)
+
+
+def check_rows(csv_path: Path, images: ImageIndex, form: TableForm = PLAIN) -> CheckedRows:
+    """Reads a CSV file and checks all but the content of its pictures, which are found and not decoded.
+
+    Raises `UserError` if the file itself cannot be opened.
+    """
+    csv_path = Path(csv_path)
+    content = read_records(csv_path, form=form)
+    if form.limit is not None:
+        content = replace(content, records=_of_first_paintings(content.records, form.limit))
+    problems = [*content.problems]
+    problems += _text_problems(csv_path, content)
+    paths, picture_problems = _find_pictures(csv_path, content.records, images)
+    problems += picture_problems
+    return CheckedRows(csv_path, content, paths, sorted(problems, key=lambda problem: problem.line))
+
+
 def read_table(csv_path: Path, images: ImageIndex, form: TableForm = PLAIN) -> QuestionTable:
     """Reads a CSV file; raises one `UserError` that lists everything that is wrong with it.
 
     Pictures are found but not decoded: `find_problems` does that.
     """
-    csv_path = Path(csv_path)
-    content, paths, problems = _read_and_check(csv_path, images, form)
-    if problems:
-        raise UserError(format_problems(problems))
-    records = content.records
-    paintings: dict[Path, int] = {}
-    painting_of_row = [paintings.setdefault(paths[r.cells["image"]], len(paintings)) for r in records]
-    return QuestionTable(
-        path=csv_path,
-        questions=StringColumn(record.cells["question"] for record in records),
-        answers=StringColumn(record.cells["answer"] for record in records),
-        question_ids=StringColumn(r.cells.get("question_id", str(row)) for row, r in enumerate(records)),
-        question_types=StringColumn(record.cells.get("question_type", "") for record in records),
-        line_numbers=np.array([record.line for record in records], dtype=np.int64),
-        painting_of_row=np.array(painting_of_row, dtype=np.int64),
-        painting_paths=PathColumn(paintings),
-    )
+    return check_rows(csv_path, images, form).table()
 
 
 def find_problems(
@@ -97,23 +139,9 @@ def find_problems(
     `is_decodable` says so are passed over.
     Raises `UserError` if the CSV file itself cannot be opened.
     """
-    content, paths, problems = _read_and_check(Path(csv_path), images, form)
-    damage = partial(picture_damage, max_pixels=images.max_pixels)
-    problems += _damaged_pictures(Path(csv_path), content.records, paths, share, is_decodable, damage)
+    rows = check_rows(csv_path, images, form)
+    problems = rows.problems + rows.damaged_pictures(images.max_pixels, share, is_decodable)
     return sorted(problems, key=lambda problem: problem.line)
-
-
-def _read_and_check(
-    csv_path: Path, images: ImageIndex, form: TableForm
-) -> tuple[Records, dict[str, Path], list[Problem]]:
-    content = read_records(csv_path, form=form)
-    if form.limit is not None:
-        content = replace(content, records=_of_first_paintings(content.records, form.limit))
-    problems = [*content.problems]
-    problems += _text_problems(csv_path, content)
-    paths, picture_problems = _find_pictures(csv_path, content.records, images)
-    problems += picture_problems
-    return content, paths, sorted(problems, key=lambda problem: problem.line)
 
 
 def _of_first_paintings(records: list[Record], limit: int) -> list[Record]:

@@ -44,7 +44,7 @@ class TokenizedTable:
     def for_training(self, row: int) -> EncodedQuestion:
         """(input_ids, labels) as of `encode_for_training`."""
         ids = self.token_ids[self.offsets[row] : self.offsets[row + 1]].tolist()
-        prompt_length = int(self.prompt_lengths[row])
+        prompt_length = int(self.answer_starts[row] - self.offsets[row])  # of this row alone: a table has a million
         return ids, [IGNORED_LABEL] * prompt_length + ids[prompt_length:]
 
     def for_generation(self, row: int) -> EncodedQuestion:

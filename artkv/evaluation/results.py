@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
+from artkv.datasets.shards import folder_of_names
 from artkv.errors import UserError
 from artkv.evaluation.scores import Choice, Scores, exact_match, score_pairs, token_f1
 from artkv.files import check_writable, reason_of, told, write_together
@@ -66,7 +67,8 @@ class Answers:
     def columns(self) -> dict[str, list[Any]]:
         """Of `predictions.csv`: a row a question. `image` is the painting's name: its path below `image_root`."""
         table = self.table
-        names = [path.relative_to(self.image_root).as_posix() for path in table.painting_paths]
+        folder = folder_of_names(self.image_root)
+        names = [path.relative_to(folder).as_posix() for path in table.painting_paths]
         sources = [""] * len(names) if self.art_source is None else [names[source] for source in self.art_source]
         pairs = list(zip(self.answers, table.answers, strict=True))
         columns = {

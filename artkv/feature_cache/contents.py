@@ -13,11 +13,13 @@ from typing import Any
 
 from tqdm import tqdm
 
+from artkv.datasets.member_index import Stamp
+from artkv.datasets.picture_files import open_picture_file, picture_stamp
 from artkv.distributed import World
 from artkv.errors import UserError
 from artkv.feature_cache.shared_files import write_shared
 from artkv.files import file_sha256
-from artkv.reading import open_regular, parse_json, read_regular
+from artkv.reading import parse_json, read_regular
 
 # The key of the blank picture of the question-only baseline, which is no file.
 BLANK = hashlib.sha256(b"the blank picture").hexdigest()
@@ -30,8 +32,8 @@ _MOST_BYTES = 2**30
 _SHA256, _FILES = "sha256", "files"
 _CONTENT = re.compile("[0-9a-f]{64}")
 
-# Of a file: size, time of its content, time of its inode. The last moves even when a tool puts the others back.
-_State = tuple[int, int, int]
+# Of a file, or of the tar that it is in. The time of its inode moves even when a tool puts the others back.
+_State = Stamp
 
 
 class PictureMemo:
@@ -109,23 +111,18 @@ def _look_at(paths: Sequence[Path], memo: PictureMemo, show: bool) -> dict[str, 
 
 def _hash(name: str) -> tuple[str, tuple[_State | None, str]]:
     try:
-        with open_regular(Path(name)) as file:
-            before = os.fstat(file.fileno())
-            content = file_sha256(file)
-            after = os.fstat(file.fileno())
+        with open_picture_file(Path(name)) as opened:
+            before = opened.stamp
+            content = file_sha256(opened.file)
+        after = picture_stamp(Path(name))
     except OSError as error:
         raise UserError(f"picture {name}: cannot be read ({error.strerror}); put it back") from None
-    changed_at = max(before.st_mtime, before.st_ctime)
-    is_settled = _state_of(before) == _state_of(after) and changed_at < time.time() - SETTLED_SECONDS
-    return name, (_state_of(before) if is_settled else None, content)
+    is_settled = before == after and max(before[1:]) / 10**9 < time.time() - SETTLED_SECONDS
+    return name, (before if is_settled else None, content)
 
 
 def _state(path: Path) -> _State | None:
     try:
-        return _state_of(path.stat())
+        return picture_stamp(path)
     except OSError:
         return None
-
-
-def _state_of(status: os.stat_result) -> _State:
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns

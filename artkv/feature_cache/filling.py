@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from artkv.batch import EncoderIdentity
 from artkv.datasets.decoding import decoded
+from artkv.datasets.picture_files import open_picture_file
 from artkv.datasets.pictures import View, blank_views, views_of
 from artkv.distributed import World
 from artkv.errors import UserError
@@ -28,7 +29,6 @@ from artkv.feature_cache import fingerprint
 from artkv.feature_cache.contents import BLANK
 from artkv.feature_cache.shards import RECORDS_A_SHARD, write_shard
 from artkv.feature_cache.store import SHARDS, store_folder
-from artkv.reading import read_regular
 
 # Part of the format: another number rounds differently.
 RECORDS_A_BATCH = 16
@@ -169,7 +169,8 @@ def _views(content: str, path_of: Mapping[str, Path | None], transform: _Transfo
     path = path_of[content]
     assert path is not None
     try:
-        data = read_regular(path, path.stat().st_size)
+        with open_picture_file(path) as opened:
+            data = opened.file.read(opened.num_bytes)
     except OSError as error:
         raise UserError(f"picture {path}: cannot be read ({error.strerror}); put it back") from None
     if hashlib.sha256(data).hexdigest() != content:

@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from artkv.datasets.pictures import open_picture
+from artkv.datasets.shards import folder_of_names
 from artkv.errors import UserError
 
 # A card is 20 rem wide at most; twice the pixels of a wider one would halve how many pictures fit.
@@ -57,7 +58,7 @@ def take_pictures(images: Sequence[str], image_root: Path | None, most: int | No
 
 def _small_jpeg(image: str, image_root: Path | None) -> str:
     """Base64 of the picture with its longer edge at most `_EDGE` pixels, without its metadata."""
-    picture = open_picture(Path(image) if image_root is None else image_root / image)
+    picture = open_picture(Path(image) if image_root is None else folder_of_names(image_root) / image)
     picture.thumbnail((_EDGE, _EDGE), Image.Resampling.LANCZOS)
     content = io.BytesIO()
     picture.save(content, "JPEG", quality=_QUALITY, optimize=True)

@@ -4,14 +4,12 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from artkv.datasets.decoding import PICTURE_SUFFIXES
 from artkv.datasets.image_index import ImageIndex
 from artkv.errors import UserError
 from artkv.reading import printable
 from artkv.starting.arguments import check_folder
 
-PICTURES = frozenset(
-    (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".gif", ".bmp", ".ppm", ".jp2", ".j2k", ".avif")
-)
 TABLES = frozenset((".csv", ".tsv", ".json"))
 # A file of this name, in a folder that init made, begins so.
 ORIGIN, ORIGIN_BEGINS = "origin.txt", "Written by artkv init"
@@ -58,7 +56,7 @@ def survey(folder: Path, option: str) -> Survey:
         if num_files > _MOST_FILES:
             raise UserError(f"{option} {printable(folder)}: holds more than {_MOST_FILES:,} files; give a smaller one")
         suffixes = [(name, os.path.splitext(name)[1].lower()) for name in sorted(files) if not name.startswith(".")]
-        if found := sum(suffix in PICTURES for _, suffix in suffixes):
+        if found := sum(suffix in PICTURE_SUFFIXES for _, suffix in suffixes):
             pictures[Path(place)] = found
         tables += [Path(place, name) for name, suffix in suffixes if suffix in TABLES]
     if len(tables) > _MOST_TABLES:
@@ -86,7 +84,7 @@ def share_found(images: ImageIndex, names: list[str]) -> float:
 
 def _is_picture(images: ImageIndex, name: str) -> bool:
     # One that lies in several folders is a picture's name all the same, and told when it is looked up.
-    if os.path.splitext(name)[1].lower() not in PICTURES:
+    if os.path.splitext(name)[1].lower() not in PICTURE_SUFFIXES:
         return False
     try:
         images.find(name)

@@ -1,6 +1,5 @@
 """Wires a training run: where it starts, its engine, its logs, its folder."""
 
-import hashlib
 import json
 import os
 import sys
@@ -11,7 +10,7 @@ import torch
 
 from artkv.config import Config, dump_config
 from artkv.config.deepspeed import fill_deepspeed_config, load_deepspeed_config
-from artkv.datasets.table import QuestionTable
+from artkv.datasets.data_hash import data_hash_of
 from artkv.distributed import World
 from artkv.errors import Preempted, UserError
 from artkv.files import told, write_whole
@@ -100,7 +99,7 @@ def _train_from(
     """Checks the checkpoint to go on from against data and model, starts engine and logs, and trains."""
     config, world = session.config, session.world
     training, run_dir, table = config.training, config.run.output_dir, session.tables["train"]
-    data_hash = _data_hash(table, pictures_folder(config.dataset))
+    data_hash = data_hash_of(table, pictures_folder(config.dataset))
     accumulation = training.gradient_accumulation_steps
     if resumed is not None:
         world.together(lambda: _check_same_questions(resumed.checkpoint, config, data_hash))
@@ -328,12 +327,3 @@ def main_settings(config: Config) -> dict[str, float | str]:
     }
     is_number = {name: isinstance(value, (int, float)) and not isinstance(value, bool) for name, value in flat.items()}
     return {name: value if is_number[name] else str(value) for name, value in flat.items()}
-
-
-def _data_hash(table: QuestionTable, image_root: Path) -> str:
-    """SHA-256 of the rows, in order: their pictures below `image_root`, questions and answers."""
-    sha = hashlib.sha256()
-    for row in range(len(table)):
-        painting = table.painting_paths[int(table.painting_of_row[row])].relative_to(image_root)
-        sha.update(json.dumps([str(painting), table.questions[row], table.answers[row]]).encode())
-    return sha.hexdigest()

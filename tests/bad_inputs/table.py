@@ -1,5 +1,6 @@
 """The whole table, and the page of the docs that is made of it: python -m tests.bad_inputs.table > docs/bad_input.md"""
 
+from tests.bad_inputs.arrow_cases import ARROWS
 from tests.bad_inputs.art_encoder_cases import ART_ENCODER
 from tests.bad_inputs.cases import Area
 from tests.bad_inputs.checkpoint_cases import CHECKPOINTS
@@ -16,6 +17,7 @@ from tests.bad_inputs.output_cases import PLACES
 from tests.bad_inputs.picture_cases import PICTURES
 from tests.bad_inputs.run_folder_cases import OUTPUT, STATUS
 from tests.bad_inputs.set_cases import SET
+from tests.bad_inputs.shard_cases import SHARDS
 from tests.bad_inputs.weight_cases import WEIGHTS
 from tests.bad_inputs.yaml_cases import YAML
 
@@ -29,6 +31,8 @@ AREAS: list[Area] = [
     CSV,
     INIT,
     PICTURES,
+    SHARDS,
+    ARROWS,
     MODEL_FOLDERS,
     WEIGHTS,
     ENCODERS,

@@ -78,3 +78,15 @@ def test_rows_with_long_answers(table: QuestionTable, tiny_tokenizer: Any) -> No
     for most in (min(lengths) - 1, min(lengths), max(lengths) - 1, max(lengths)):
         expected = [row for row, length in enumerate(lengths) if length > most]
         assert rows_with_long_answers(tokenized, most) == expected
+
+
+def test_a_row_is_made_of_itself_alone(
+    table: QuestionTable, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenized, _ = tokenize_table(table, tiny_tokenizer, PROMPT)
+    expected = tokenized.for_training(7)
+    # What looks at all rows of a million for each one takes more time than all else that makes a batch.
+    for name in ("prompt_lengths", "lengths"):
+        monkeypatch.setattr(tokenized_table.TokenizedTable, name, property(lambda self: pytest.fail("all rows")))
+    assert tokenized.for_training(7) == expected
+    assert tokenized.for_generation(7)[0] == expected[0][: len(tokenized.for_generation(7)[0])]
