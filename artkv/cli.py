@@ -325,8 +325,6 @@ def plan(options: argparse.Namespace) -> int:
     from artkv.config import load_config, recipe_path
 
     config = load_config(options.config or recipe_path("artquest.yaml"), options.set)
-    if options.write:
-        check_writable(Path(options.write), f"--write {options.write}")
 
     from artkv.planning.table import run
 

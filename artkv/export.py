@@ -16,7 +16,7 @@ from artkv.kv_modulation import ModelSizes
 from artkv.models.art_encoder import art_source
 from artkv.models.files.blip2_files import Blip2Files, open_blip2
 from artkv.models.files.blip2_writing import MergedSource, write_lavis_file, write_transformers_folder
-from artkv.models.files.weight_files import combined_digest, tensor_digest
+from artkv.models.files.weight_files import frozen_hash, tensor_digest
 from artkv.models.frozen_encoders import art_encoder_digests
 from artkv.run_folder.adapter_file import KV_PREFIX, write_adapter
 from artkv.run_folder.checkpoint import Checkpoint
@@ -38,12 +38,13 @@ def export(
     The prefix generator goes beside the latter two, as an adapter file on the exported model.
 
     Args:
-        config: the checkpoint's, perhaps with paths changed.
+        config: the checkpoint's, perhaps with paths changed; what the weights depend on must be as it was.
 
     Raises:
         UserError: if the checkpoint or the weights that it was trained on cannot be read or do not belong together,
             or the output is there already.
     """
+    checkpoint.check_same_model(config)
     if leave_out and format != "lavis":
         raise UserError(f"--leave-out {' '.join(leave_out)}: is for --format lavis; leave it out")
     suffix = {"adapter": ".safetensors", "transformers": "", "lavis": ".pth"}[format]
@@ -115,7 +116,7 @@ class _Merging:
         if config.kv_modulation.enabled:
             digests |= art_encoder_digests(config)
         frozen = {name: digest for name, digest in digests.items() if name not in trained}
-        checkpoint.check_frozen_weights(combined_digest(frozen))
+        checkpoint.check_frozen_weights(frozen_hash(frozen))
         lora = config.trainable.lora
         blip2 = {name: tensor for name, tensor in trained.items() if name not in self.prefix}
         self.merged = MergedSource(self.files, blip2, lora.alpha / lora.rank)
@@ -139,5 +140,5 @@ class _Merging:
         )
         sources = [asdict(art_source(encoder)) for encoder in self._config.used_encoders]
         config = Config.model_validate(tree)
-        frozen_hash = combined_digest(self._digests)
-        write_adapter(path, self.prefix, config, frozen_hash, self._step, {"sources": sources, "sizes": asdict(sizes)})
+        more = {"sources": sources, "sizes": asdict(sizes)}
+        write_adapter(path, self.prefix, config, frozen_hash(self._digests), self._step, more)

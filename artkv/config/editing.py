@@ -8,6 +8,7 @@ import yaml
 
 from artkv.config.yaml_text import dump_yaml, parse_yaml, read_text
 from artkv.errors import UserError
+from artkv.files import told, write_whole
 
 Scalar = str | int | bool | None
 
@@ -15,7 +16,8 @@ Scalar = str | int | bool | None
 def write_settings(path: Path, settings: Mapping[str, Scalar]) -> bool:
     """Sets `section.key` to values in the file; False if that cost its comments, as in a section written in braces.
 
-    Raises `UserError` if the file cannot be read or written, or is no YAML of sections.
+    The file is replaced whole or left as it is. Raises `UserError` if it cannot be read or written, or is no YAML of
+    sections.
     """
     text = read_text(path)
     tree = parse_yaml(text, path)
@@ -28,10 +30,14 @@ def write_settings(path: Path, settings: Mapping[str, Scalar]) -> bool:
         kept = parse_yaml(edited, path) == tree
     except UserError:
         kept = False
-    try:
-        path.write_text(edited if kept else dump_yaml(tree), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"config {path}: cannot be written ({error.strerror}); give --write another file") from None
+    target = path.resolve()  # where it is a link, that stays one
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(edited if kept else dump_yaml(tree), encoding="utf-8")
+        temporary.chmod(target.stat().st_mode)
+
+    with told(f"config {path}", "make room there, or give --write another file"):
+        write_whole(target, write)
     return kept
 
 

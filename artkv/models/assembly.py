@@ -13,7 +13,7 @@ from artkv.kv_modulation import INJECTIONS, ArtSource, ModelSizes, make_injectio
 from artkv.models.art_encoder import art_source, load_art_encoder, named_digests, state_tensors
 from artkv.models.backbone.backends import load_backbone
 from artkv.models.backbone.blip2_backbone import Blip2Backbone
-from artkv.models.files.weight_files import combined_digest, tensor_digest
+from artkv.models.files.weight_files import frozen_hash, tensor_digest
 from artkv.models.frozen_encoders import LoadedOnDemand, art_encoder_digests
 from artkv.models.kv_modulated_blip2 import KVModulatedBlip2, ModelParts
 from artkv.models.lora import add_lora
@@ -26,7 +26,8 @@ class BuiltModel:
     model: trainables in the compute dtype.
     initial_values: the trainables' values in fp32 on the CPU, by backend-neutral name; the masters start
         from these.
-    frozen_hash: SHA-256 over all frozen tensors as bfloat16 under backend-neutral names.
+    frozen_hash: SHA-256 over all frozen tensors as bfloat16 under backend-neutral names, and that of what the tokenizer
+        does; see `weight_files.frozen_hash`.
     """
 
     model: KVModulatedBlip2
@@ -59,7 +60,7 @@ def build_model(config: Config, world: World) -> BuiltModel:
     for parameter in trainables.values():
         parameter.data = parameter.data.to(backbone.dtype)
     frozen_digests = {name: digest for name, digest in digests.items() if name not in trainables}
-    return BuiltModel(model, initial_values, combined_digest(frozen_digests))
+    return BuiltModel(model, initial_values, frozen_hash(frozen_digests))
 
 
 def assemble(

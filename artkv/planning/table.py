@@ -11,6 +11,7 @@ from artkv.config import Config
 from artkv.config.editing import write_settings, yaml_scalar
 from artkv.config.sizes import parse_size
 from artkv.errors import UserError
+from artkv.files import check_writable
 from artkv.planning.device import ask_device
 from artkv.planning.gpus import GPUS, MATMUL_EFFICIENCY, PCIE_EFFICIENCY, gpu_of_device
 from artkv.planning.modes import FEATURES
@@ -34,17 +35,19 @@ _PART_NAMES = {
 
 def run(config: Config, options: argparse.Namespace) -> None:
     """Prints the plan of `config` with the options of `artkv plan`, and writes its choice down where that is wanted."""
+    path = None if options.write is None else options.write or options.config
+    if options.write is not None:
+        if path is None:
+            raise UserError("--write: names no file, and --config is not given; give one of them")
+        check_writable(Path(path), f"--write {path}")
     memory_bytes = None if options.gpu_memory is None else _gpu_memory_bytes(options.gpu_memory)
     gpu = options.gpu
     if gpu is None and memory_bytes is None:
         gpu, memory_bytes = _own_gpu()
     found = plan(config, memory_bytes, gpu, options.world_size, options.text_tokens, options.paintings)
     print(format_plan(found))
-    if options.write is None:
-        return
-    path = options.write or options.config
     if path is None:
-        raise UserError("--write: names no file, and --config is not given; give one of them")
+        return
     if found.recommendation is None or found.recommendation.choice.shortfall_bytes:
         raise UserError(f"--write {path}: there is no choice to write; give --gpu-memory, or more of it")
     kept = write_settings(Path(path), found.recommendation.settings)

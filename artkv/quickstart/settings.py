@@ -85,7 +85,8 @@ class QuickstartSettings:
                 f"--ranks {self.ranks}: a step's {QUESTIONS_A_STEP} questions cannot be shared; give 1, 2 or 4"
             )
         check_folder_writable(self.output_dir, f"--output-dir {self.output_dir}")
-        self._check_no_others()
+        if not self.config_path(True).exists():
+            check_no_others(self.output_dir, self.world)
         for is_modulated in (True, False):
             settled = self._settled(is_modulated)
             for override in self.overrides:
@@ -97,18 +98,6 @@ class QuickstartSettings:
                     f"{self.output_dir}: holds a quickstart with {_first_difference(found, wanted)}; "
                     "delete the folder or name another one with --output-dir"
                 )
-
-    def _check_no_others(self) -> None:
-        """Raises `UserError` for a folder of somebody else's files; a job's output and notes may be there."""
-        if not self.output_dir.is_dir() or self.world.folder.exists() or self.config_path(True).exists():
-            return
-        names = sorted(path.name for path in self.output_dir.iterdir())
-        others = [name for name in names if not (name.startswith(".") or name.endswith(BESIDE))]
-        if others:
-            raise UserError(
-                f"--output-dir {self.output_dir}: holds {', '.join(map(printable, others[:3]))}, and no quickstart, "
-                "whose files would be mixed with those; give a new folder"
-            )
 
     def _settled(self, is_modulated: bool) -> Mapping[str, Any]:
         """What the folder and the ranks settle."""
@@ -126,6 +115,22 @@ class QuickstartSettings:
             "training.batch_size": QUESTIONS_A_STEP // max(self.ranks, 2),
             "training.gradient_accumulation_steps": 2 if self.ranks == 1 else 1,
         }
+
+
+def check_no_others(output_dir: Path, world: PaintedWorld) -> None:
+    """Raises `UserError` for a folder of somebody else's files, which has no world of a quickstart's.
+
+    A job's output and notes may be there.
+    """
+    if not output_dir.is_dir() or world.folder.exists():
+        return
+    names = sorted(path.name for path in output_dir.iterdir())
+    others = [name for name in names if not (name.startswith(".") or name.endswith(BESIDE))]
+    if others:
+        raise UserError(
+            f"--output-dir {output_dir}: holds {', '.join(map(printable, others[:3]))}, and no quickstart, "
+            "whose files would be mixed with those; give a new folder"
+        )
 
 
 def _as_overrides(settings: Mapping[str, Any]) -> list[str]:

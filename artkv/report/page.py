@@ -17,6 +17,7 @@ from artkv import __version__
 from artkv.evaluation.extra_scores import GLEU, METEOR, ROUGE_L
 from artkv.evaluation.run_roles import CONTROL, MASKS, masked_encoders, masked_folder
 from artkv.evaluation.scores import Estimate
+from artkv.reading import open_regular
 from artkv.report.choices import described_choices
 from artkv.report.confusion import described_confusions
 from artkv.report.evidence import RETRAINED, Evidence
@@ -24,6 +25,9 @@ from artkv.report.facts import model_facts, settings_text, training_facts, versi
 from artkv.report.plots import Interval, interval_plot, line_plot
 
 _FOLDER = Path(__file__).parent
+# In each page, ahead of all that is long: such a page may be replaced by another report, and no other file may.
+MARK = '<meta name="generator" content="artkv report">'
+_MARKED_BYTES = 8192
 _MEANINGS = {
     "on": "everything as in training",
     "off": "the same weights without the prefix",
@@ -57,6 +61,12 @@ class Note:
     command: str | None = None
 
 
+def is_own_page(path: Path) -> bool:
+    """Whether `artkv report` wrote the file; `OSError` where it cannot be read, or is none."""
+    with open_regular(path) as file:
+        return MARK.encode() in file.read(_MARKED_BYTES)
+
+
 def render(evidence: Evidence, parts: Mapping[str, Any]) -> str:
     """The page's HTML. parts: what its template needs beside the evidence, see page.html.jinja."""
     style, style_hash = style_and_hash()
@@ -70,6 +80,7 @@ def render(evidence: Evidence, parts: Mapping[str, Any]) -> str:
         script_hash=_csp_hash(script),
         title=evidence.run_dir.resolve().name,
         lead=_lead(evidence),
+        mark=Markup(MARK),
         version=__version__,
         made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         sections=_sections(parts),

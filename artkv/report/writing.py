@@ -10,13 +10,13 @@ from artkv import shell
 from artkv.config import Config, override_config
 from artkv.errors import UserError
 from artkv.evaluation.run_roles import CONTROL
-from artkv.files import check_writable, told, write_whole
+from artkv.files import check_writable, reason_of, told, write_whole
 from artkv.report.attention import as_json, describe, read_attention, telling_rows
 from artkv.report.cases import Case, gallery, join_cases, telling_images
 from artkv.report.differences import described_comparison
 from artkv.report.evidence import Evidence, read_evidence
 from artkv.report.facts import without_folders
-from artkv.report.page import Note, json_for_script, render
+from artkv.report.page import Note, is_own_page, json_for_script, render
 from artkv.report.pictures import Pictures, take_pictures
 from artkv.run_folder.layout import REPORT
 
@@ -54,7 +54,7 @@ def write_report(settings: ReportSettings) -> Path:
 
     Raises:
         UserError: if the folder holds no run or no evaluation, a control did not answer the same questions, the output
-            is a folder, or attention was asked for and the model cannot be loaded.
+            is a folder or a file that is no report, or attention was asked for and the model cannot be loaded.
     """
     output = settings.output or settings.run_dir / REPORT
     if output.is_dir():
@@ -63,6 +63,8 @@ def write_report(settings: ReportSettings) -> Path:
     if settings.output is not None and output.suffix.lower() not in (".html", ".htm") and not is_other:
         found = "is there already, and no HTML" if output.is_file() else "would hold HTML"
         raise UserError(f"--output {output}: {found}; give the page a name of its own in .html")
+    if output.is_file():
+        _check_own_page(output)
     if settings.run_dir.is_dir():  # else that is told
         check_writable(output, f"--output {output}")
     evidence = read_evidence(settings.run_dir, settings.controls, settings.split)
@@ -90,6 +92,20 @@ def write_report(settings: ReportSettings) -> Path:
     with told(f"--output {output}", "make room there, or give another file"):
         write_whole(output, lambda path: path.write_text(html, encoding="utf-8", errors="replace"))
     return output
+
+
+def _check_own_page(output: Path) -> None:
+    """Raises `UserError` for a file that is there and that another report may not replace."""
+    try:
+        is_own = is_own_page(output)
+    except OSError as error:
+        raise UserError(
+            f"--output {output}: is there already, and cannot be read ({reason_of(error)}); give another name"
+        ) from None
+    if not is_own:
+        raise UserError(
+            f"--output {output}: is there already, and no report of artkv's; remove it, or give another name"
+        )
 
 
 def _notes(evidence: Evidence, settings: ReportSettings) -> list[Note]:

@@ -133,14 +133,22 @@ class Checkpoint:
                 f"{first} (checkpoint: {found.get(first, 'absent')}, config: {expected.get(first, 'absent')}); "
                 "give kv_modulation and trainable the values in the checkpoint's config"
             )
-        self._check_same_encoders(config)
-        settings: list[tuple[str, ...]] = []
-        if config.kv_modulation.enabled:
-            # Names and shapes of some injections are the same.
-            settings += [("kv_modulation", "injection"), ("kv_modulation", "film")]
-        if config.trainable.lora.targets:
-            settings += [("trainable", "lora", "alpha")]
-        self.check_same_settings(config, settings)
+        self.check_same_model(config)
+
+    def check_same_model(self, config: Config) -> None:
+        """Raises `UserError` unless the settings that shape the weights, or say what one does, are those of training.
+
+        Enough where no model is built: with these settings alike, names and shapes of trainables are alike too.
+        """
+        before, now = self.config, config
+        settings: list[tuple[str, ...]] = [("kv_modulation", "enabled"), ("trainable", "qformer_cross_attention")]
+        settings += [("trainable", "lora", "targets")]
+        if before.trainable.lora.targets:
+            settings += [("trainable", "lora", name) for name in ("rank", "alpha")]
+        self.check_same_settings(now, settings)
+        if before.kv_modulation.enabled:
+            self._check_same_encoders(now)
+            self.check_same_settings(now, [("kv_modulation", name) for name in type(now.kv_modulation).model_fields])
 
     def check_same_settings(self, config: Config, settings: Iterable[tuple[str, ...]]) -> None:
         """Raises `UserError` if one of `settings`, each a path of keys, is not what the checkpoint was trained with."""
@@ -153,9 +161,13 @@ class Checkpoint:
         """Raises `UserError` unless each art encoder sees and is read as it was in training."""
         pairs = list(zip(self.config.used_encoders, config.used_encoders, strict=False))
         names = [[encoder.source_name for encoder in of_config.used_encoders] for of_config in (self.config, config)]
-        if len(names[1]) > 1 and names[0] != names[1]:
+        if max(map(len, names)) > 1 and names[0] != names[1]:
             raise UserError(f"{self.path}: was trained with the art encoders {names[0]}, now {names[1]}; set those")
         for before, now in pairs:
+            # Of one shape are networks that compute otherwise, as efficientnet_b3 and tf_efficientnet_b3 do.
+            old, new = (encoder.architecture.split(".", maxsplit=1)[0] for encoder in (before, now))
+            if old != new:
+                self._refuse_setting(f"{now.place}.architecture", old, new)
             for key in ("image_size", "mean", "std", "view", "read", "size"):
                 old, new = getattr(before, key), getattr(now, key)
                 if old != new:
@@ -169,11 +181,23 @@ class Checkpoint:
         )
 
     def check_frozen_weights(self, frozen_hash: str) -> None:
-        """Raises `UserError` if it was trained beside other frozen weights than those of `frozen_hash`."""
-        if self.frozen_hash != frozen_hash:
+        """Raises `UserError` if it was trained beside other frozen weights than those of `frozen_hash`.
+
+        Or with a tokenizer that made other tokens; a checkpoint of before that was recorded says nothing of it.
+        """
+        (weights, *tokenizer), (weights_now, *tokenizer_now) = (
+            text.split("+") for text in (self.frozen_hash, frozen_hash)
+        )
+        if weights != weights_now:
             raise UserError(
-                f"{self.path}: was trained on other frozen weights (hash {self.frozen_hash[:12]}, now "
-                f"{frozen_hash[:12]}); give model.blip2 and the art encoder's checkpoint the files it was trained with"
+                f"{self.path}: was trained on other frozen weights (hash {weights[:12]}, now {weights_now[:12]}); "
+                "give model.blip2 and the art encoder's checkpoint the files it was trained with"
+            )
+        if tokenizer and tokenizer != tokenizer_now:
+            raise UserError(
+                f"{self.path}: was trained with another tokenizer, which makes other tokens of the same texts (hash "
+                f"{tokenizer[0][:12]}, now {''.join(tokenizer_now)[:12]}); give model.blip2, or model.opt beside a "
+                ".pth, the tokenizer's files that it was trained with"
             )
 
     def _saved_run(self) -> SavedRun:

@@ -110,6 +110,21 @@ def away(place: Place) -> list[str]:
     return _export(str(run))
 
 
+def tokenized(change: Callable[[dict[str, Any]], object]) -> Make:
+    """`artkv ask` beside a tokenizer with the vocabulary of training, which makes other tokens of texts."""
+
+    def make(place: Place) -> list[str]:
+        blip2 = place.copy("blip2")
+        tree = json.loads((blip2 / "tokenizer.json").read_text())
+        change(tree)
+        (blip2 / "tokenizer.json").write_text(json.dumps(tree))
+        picture = str(place.world / "images" / "val0.png")
+        return ["ask", "--checkpoint", str(place.run()), "--set", f"model.blip2={blip2}", picture, "What?"]
+
+    return make
+
+
+_TOKENIZER = "was trained with another tokenizer, which makes other tokens of the same texts (hash "
 _DAMAGED = "the checkpoint is damaged"
 _EXPORT = "the file is damaged, export it again"
 
@@ -225,6 +240,15 @@ CHECKPOINTS = Area(
                 ("'training' is not valid", _EXPORT),
             ),
             ("a file of another program", metadata(frozen_hash=None), ("is no adapter of artkv export",)),
+        ]
+    ]
+    + [
+        BadInput(what, tokenized(change), ("run/checkpoints/step_00000009", _TOKENIZER, "; give model.blip2"))
+        for what, change in [
+            ("a tokenizer without merges", lambda tree: tree["model"].update(merges=[])),
+            ("a tokenizer without its last merge", lambda tree: tree["model"]["merges"].pop()),
+            ("a tokenizer of small letters", lambda tree: tree.update(normalizer={"type": "Lowercase"})),
+            ("a tokenizer that joins accents", lambda tree: tree.update(normalizer={"type": "NFC"})),
         ]
     ]
     + [

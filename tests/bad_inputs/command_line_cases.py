@@ -151,6 +151,22 @@ COMMAND_LINE = Area(
             ("--output-dir {folder}/mine: holds a.png, and no quickstart", "give a new folder"),
         ),
         BadInput(
+            "a quickstart of encoders among pictures",
+            lambda place: [
+                *("quickstart", "--world", "encoders"),
+                *("--output-dir", str(place.write("mine/a.png", "").parent)),
+            ],
+            ("--output-dir {folder}/mine: holds a.png, and no quickstart", "give a new folder"),
+        ),
+        BadInput(
+            "a quickstart of encoders among folders of pictures",
+            lambda place: [
+                *("quickstart", "--world", "encoders"),
+                *("--output-dir", str(place.write("art/Pop/a.png", "").parents[1])),
+            ],
+            ("--output-dir {folder}/art: holds Pop, and no quickstart", "give a new folder"),
+        ),
+        BadInput(
             "an art encoder whose rate would rise",
             typed("art-encoder", "--data", "{folder}", "--minimum-learning-rate", "1"),
             ("minimum_learning_rate is 1, above learning_rate, which is 0.0003", "lower the first"),

@@ -210,6 +210,19 @@ PLACES = Area(
             evaluate(lambda run: (run / "eval").symlink_to("/proc")),
             ("run/eval/val-on: the evaluation's folder: ", "cannot be written"),
         ),
+        *(
+            BadInput(
+                f"a report {what}",
+                report(output, file_with(name, content)),
+                (f"--output {shown}: is there already, and no report of artkv's; remove it, or give another name",),
+            )
+            for what, output, name, content, shown in [
+                ("onto a text", "run/mine.html", "mine.html", "my thesis\n", "run/mine.html"),
+                ("onto another page", "run/a.HTM", "a.HTM", "<title>artkv report</title>", "run/a.HTM"),
+                ("onto an empty file", "run/empty.html", "empty.html", "", "run/empty.html"),
+                ("where its own name is taken", None, "report.html", "<html>mine</html>", "{folder}/run/report.html"),
+            ]
+        ),
         BadInput("a report to a folder", report("."), ("--output .: is a folder; give a file in it",)),
         BadInput(
             "a report to where nobody can write", report("/proc/r.html"), ("--output /proc/r.html: ", "cannot be")

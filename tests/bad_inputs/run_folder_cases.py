@@ -306,13 +306,16 @@ OUTPUT = Area(
                 ("and no run, whose files", "give it a folder of its own"),
             ),
             ("holds a thesis", "{folder}/thesis", ("holds main.tex, and no run, whose files would be mixed with",)),
+            ("holds folders of pictures", "{folder}/art", ("holds Baroque/, Pop/, and no run, whose files would be",)),
+            ("holds a program", "{folder}/program", ("holds src/, and no run", "give it a folder of its own")),
         ]
     ],
 )
 
 
 def _beside_others(place: Place, folder: str) -> str:
-    """The folder, in the case's own where it is no whole path; there are a file and a thesis in that."""
+    """The folder, in the case's own where it is no whole path; there are others' files in that."""
     place.write("a.txt", "x")
-    place.write("thesis/main.tex", "x")
+    for name in ("thesis/main.tex", "art/Pop/a.jpg", "art/Baroque/b.jpg", "program/src/a.py", "program/.git/HEAD"):
+        place.write(name, "x")
     return str(place.folder / folder.replace("{folder}", str(place.folder)).replace("{world}", str(place.world)))

@@ -8,6 +8,7 @@ from tests.bad_inputs.command_line_cases import COMMAND_LINE
 from tests.bad_inputs.csv_cases import CSV
 from tests.bad_inputs.deepspeed_cases import DEEPSPEED
 from tests.bad_inputs.encoder_cases import ENCODERS
+from tests.bad_inputs.export_cases import EXPORTS
 from tests.bad_inputs.hub_cases import HUB
 from tests.bad_inputs.init_cases import INIT
 from tests.bad_inputs.injection_cases import INJECTION
@@ -39,6 +40,7 @@ AREAS: list[Area] = [
     OUTPUT,
     STATUS,
     CHECKPOINTS,
+    EXPORTS,
     HUB,
     PLACES,
     ART_ENCODER,

@@ -1,5 +1,6 @@
 """One checkpoint: whole or absent, found by any of its names, verified when read, and refused where it does not fit."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -131,3 +132,15 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     checkpoint.check_frozen_weights("frozen")
     with pytest.raises(UserError, match="was trained on other frozen weights"):
         checkpoint.check_frozen_weights("thawed")
+
+
+def test_a_tokenizer_is_compared_where_it_was_recorded(tmp_path: Path) -> None:
+    before = open_checkpoint(save(tmp_path, 5))
+    before.check_frozen_weights("frozen+tokens")
+    recorded = replace(before, frozen_hash="frozen+tokens")
+    recorded.check_frozen_weights("frozen+tokens")
+    with pytest.raises(UserError, match=r"another tokenizer, .* \(hash tokens, now others\); give model.blip2"):
+        recorded.check_frozen_weights("frozen+others")
+    for checkpoint in (before, recorded):
+        with pytest.raises(UserError, match="was trained on other frozen weights"):
+            checkpoint.check_frozen_weights("thawed+tokens")

@@ -64,6 +64,51 @@ def test_files_of_others_are_no_place_for_a_new_run(placed: Callable[[str], Conf
     check_is_apart(config)  # a run is there, and goes on
 
 
+def test_folders_of_others_are_no_place_for_a_new_run(placed: Callable[[str], Config], tmp_path: Path) -> None:
+    config = placed("run")
+    run_dir = config.run.output_dir
+    for name in ("photos/a.jpg", "src/deep/a.py", ".git/index"):
+        (run_dir / name).parent.mkdir(parents=True)
+        (run_dir / name).touch()
+    with pytest.raises(UserError, match="holds photos/, src/, and no run, whose files would be mixed with those; give"):
+        check_is_apart(config)
+    (run_dir / "thesis.tex").touch()
+    with pytest.raises(UserError, match="holds thesis.tex, photos/, src/, and no run"):
+        check_is_apart(config)
+    (run_dir / "metrics.jsonl").touch()
+    check_is_apart(config)  # a run is there, and goes on
+
+
+def test_folders_of_a_job_and_of_the_runs_own_world_may_be_there(
+    placed: Callable[[str], Config], tmp_path: Path
+) -> None:
+    config = placed(".")  # data/images and features lie in it
+    for name in (
+        "logs/rank_00001.log", "logs/events.out.tfevents.1", "wandb/offline-run/run.wandb", "lost+found/x",
+        "slurm_output/1/train.out", "scripts/start.sh", "control/metrics.jsonl", "control/events.out.tfevents.7",
+    ):  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "empty").mkdir()
+    check_is_apart(config)
+    (tmp_path / "data" / "other.csv").touch()  # beside what is read
+    check_is_apart(config)
+    (tmp_path / "more").symlink_to(tmp_path / "data" / "images")
+    check_is_apart(config)
+    (tmp_path / "scripts" / "thesis.tex").touch()
+    with pytest.raises(UserError, match="holds scripts/, and no run"):
+        check_is_apart(config)
+
+
+def test_a_folder_of_very_many_files_is_no_jobs(placed: Callable[[str], Config]) -> None:
+    config = placed("run")
+    (config.run.output_dir / "labels").mkdir(parents=True)
+    for number in range(1001):
+        (config.run.output_dir / "labels" / f"{number}.txt").touch()
+    with pytest.raises(UserError, match="holds labels/, and no run"):
+        check_is_apart(config)
+
+
 def test_a_name_of_the_hub_is_no_folder(
     placed: Callable[[str], Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,7 +22,8 @@ from artkv.models.files.foreign_files import check_regular, expanded, read_objec
 from artkv.models.files.hub import SETTINGS_FILES, local_folder
 from artkv.models.files.lavis_files import IMAGE_MEAN, IMAGE_STD, LN_VISION_EPS, LavisSource, lavis_config
 from artkv.models.files.model_configs import check_agreement, check_layers, check_settings_files
-from artkv.models.files.weight_files import TensorSource, digests, open_weights
+from artkv.models.files.tokenizer_digest import tokenization_digest
+from artkv.models.files.weight_files import TOKENIZATION, TensorSource, digests, open_weights
 
 BLIP2_OPT_2_7B = "Salesforce/blip2-opt-2.7b"
 
@@ -104,9 +105,10 @@ def settings_digests(files: Blip2Files) -> dict[str, str]:
             config.text_config.activation_function,
         ],
     }
-    return {
+    found = {
         f"settings.{name}": hashlib.sha256(json.dumps(value).encode()).hexdigest() for name, value in meaning.items()
     }
+    return found | {TOKENIZATION: tokenization_digest(files.tokenizer)}
 
 
 def open_blip2(model: ModelConfig) -> Blip2Files:

@@ -21,6 +21,8 @@ from artkv.models.files.foreign_files import check_regular, read_object, reason_
 from artkv.models.files.pickled_files import check_sums, plain_tensors, read_pickle
 from artkv.reading import parse_json, read_regular
 
+# Among digests, that of what the tokenizer makes of texts.
+TOKENIZATION = "settings.tokenization"
 _FETCH = "fetch it again"
 _MOST_NAMES_SHOWN = 5
 
@@ -204,6 +206,15 @@ def combined_digest(digest_of: Mapping[str, str]) -> str:
     """One SHA-256 over all (name, digest) pairs, whatever their order."""
     lines = "".join(f"{name} {digest}\n" for name, digest in sorted(digest_of.items()))
     return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def frozen_hash(digest_of: Mapping[str, str]) -> str:
+    """`combined_digest` of what is frozen and, behind a plus, the digest of what the tokenizer does.
+
+    Apart, because checkpoints of before there was the latter hold the former alone, and are read as they are.
+    """
+    frozen = {name: digest for name, digest in digest_of.items() if name != TOKENIZATION}
+    return "+".join([combined_digest(frozen), *([digest_of[TOKENIZATION]] if TOKENIZATION in digest_of else [])])
 
 
 def _memory_folder() -> Path:

@@ -14,7 +14,7 @@ from artkv.config.overrides import text_override
 from artkv.errors import UserError
 from artkv.files import check_folder_writable
 from artkv.quickstart.encoder_world.pictures import ENCODERS
-from artkv.quickstart.settings import PaintedWorld
+from artkv.quickstart.settings import PaintedWorld, check_no_others
 
 # Each of its 4 x 4 places sees 33 of 128 pixels, 32 apart, and none other but through a mean over the picture.
 ARCHITECTURE = "test_byobnet"
@@ -72,8 +72,9 @@ class EncoderQuickstart:
         return self.output_dir / "sweep.yaml"
 
     def check(self) -> None:
-        """Raises `UserError` for a folder that cannot be written, or that holds a sweep of another seed."""
+        """Raises `UserError` for a folder that cannot be written, somebody else's, or of another seed's sweep."""
         check_folder_writable(self.output_dir, f"--output-dir {self.output_dir}")
+        check_no_others(self.output_dir, self.world)
         if self.sweep_path.is_file() and self.sweep_path.read_text(encoding="utf-8") != self._sweep():
             raise UserError(
                 f"{self.sweep_path}: is of another seed or version, or was changed; run it with artkv sweep, or name "
