@@ -8,7 +8,7 @@ from artkv.config import Config
 from artkv.errors import UserError
 from artkv.files import file_sha256
 from artkv.run_folder.checkpoint import Checkpoint, open_checkpoint
-from artkv.sharing.hub_names import HubName, hub_name, told_by_hub
+from artkv.sharing.hub_names import HubName, check_names_something, hub_name, told_by_hub
 from artkv.sharing.shared_files import (
     ADAPTER,
     DESCRIPTION,
@@ -24,6 +24,7 @@ def open_shared(given: str | Path) -> Checkpoint:
 
     Raises `UserError` as `open_checkpoint` does, and where the hub has no such model or does not let it be had.
     """
+    check_names_something(given)
     name = hub_name(given)
     return open_checkpoint(given) if name is None else _open_fetched(name)
 
@@ -66,8 +67,10 @@ def _fetch_description(name: HubName) -> tuple[HubName, Description]:
         with told_by_hub(name, "cannot be fetched"):
             info = HfApi().model_info(name.repo, revision=name.revision, files_metadata=True)
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-        if DESCRIPTION not in sizes or ADAPTER not in sizes:
+        if DESCRIPTION not in sizes:
             raise UserError(f"{name}: holds no model that artkv push has written; give the id of one")
+        if ADAPTER not in sizes:
+            raise UserError(f"{name}: {ADAPTER} is gone from it; ask its author to push it again")
         for file, size in sizes.items():
             if (most := most_bytes(file)) is not None and size > most:
                 raise UserError(f"{name}: {file} has {size:,} bytes, of {most:,} at most; it is not fetched")

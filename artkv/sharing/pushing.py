@@ -11,7 +11,9 @@ from artkv.config import ArtEncoderConfig, Config
 from artkv.errors import UserError
 from artkv.files import file_sha256, save_tensors, told
 from artkv.models.art_encoder import read_weights
+from artkv.models.files.foreign_files import check_regular
 from artkv.models.files.hub import COMMIT
+from artkv.reading import printable
 from artkv.report.evidence import Evidence, read_evidence
 from artkv.report.facts import names_alone
 from artkv.run_folder.adapter_file import write_adapter
@@ -51,6 +53,10 @@ class PushOptions:
 
 def push(options: PushOptions, agrees: Callable[[], bool], say: Callable[[str], None]) -> None:
     """Writes what is shared, tells of it, and uploads it if `agrees` then; `UserError` if not."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:  # before anything is written
+        raise UserError(f"{options.name}: cannot be pushed: HF_HUB_OFFLINE is set; unset it, for that needs the hub")
     with tempfile.TemporaryDirectory(prefix="artkv-push-") as folder:
         files = write_shared(options, Path(folder))
         sizes = ", ".join(f"{path.name} ({path.stat().st_size / 1e6:.1f} MB)" for path in files)
@@ -98,7 +104,7 @@ def upload(options: PushOptions, folder: Path) -> str:
     name, api = options.name, HfApi()
     if not get_token():
         raise UserError(f"{name}: cannot be pushed without a token; log in with `hf auth login`, or set HF_TOKEN")
-    with told_by_hub(name, "cannot be pushed"):
+    with told_by_hub(name, "cannot be pushed", sends=True):
         api.create_repo(name.repo, private=options.private, exist_ok=True)
         info = api.model_info(name.repo)
         present = {file.rfilename for file in info.siblings or ()}
@@ -156,6 +162,9 @@ def _without_paths(config: Config, base: str, revision: str | None) -> Config:
 
 def _write_art_encoder(encoder: ArtEncoderConfig, source: Path, target: Path) -> None:
     """As it is where it is safetensors, which no code can hide in; else its tensors by their own names."""
+    # Here, for a caller takes what the system refuses for the place that is written to.
+    place = f"{encoder.place}.checkpoint = {printable(source)}"
+    check_regular(source, place, "put it back, or add --leave-out-art-encoder")
     if source.suffix == ".safetensors":
         shutil.copyfile(source, target)
     else:

@@ -24,6 +24,13 @@ def _both(place: Place) -> list[str]:
     return _ask("user/painter")(place)
 
 
+def _blip2(name: str) -> Make:
+    return lambda place: ["check", *place.config(f"model.blip2={name}")]
+
+
+NO_ID = "no checkpoint there, and no id of the hub"
+FORM = "an id is USER/NAME or USER/NAME@REVISION, of letters, digits, '-', '_' and '.'; a path is such as outputs/"
+
 HUB = Area(
     "Sharing on the hub",
     [
@@ -61,5 +68,44 @@ HUB = Area(
         ),
         BadInput("a run's folder, mistyped", _ask("outputs/dmeo"), ("outputs/dmeo: no checkpoint there",)),
         BadInput("an id with a path behind", _ask("user/painter/best"), ("user/painter/best: no checkpoint there",)),
+        *(
+            BadInput(what, _ask(given), (f"{shown}: {NO_ID}; {meant}{FORM}",))
+            for what, given, shown, meant in [
+                ("an id with a slash at its end", "user/painter/", "user/painter/", "did you mean 'user/painter'? "),
+                (
+                    "an address of the hub for a checkpoint",
+                    "https://huggingface.co/user/painter/tree/main",
+                    "https://huggingface.co/user/painter/tree/main",
+                    "did you mean 'user/painter'? ",
+                ),
+                ("an id with an empty revision", "user/painter@", "user/painter@", "did you mean 'user/painter'? "),
+                ("an id with two revisions", "user/painter@a@b", "user/painter@a@b", "did you mean 'user/painter'? "),
+                ("an id of three parts", "user/a/b", "user/a/b", ""),
+                ("an id with a blank in it", "us er/painter", "us er/painter", ""),
+                ("an id with letters that none has", "us\u00e9r/p\u00e4inter", "us\u00e9r/p\u00e4inter", ""),
+                ("an id with escape codes", "user/p\x1b[2J", r"user/p\x1b[2J", ""),
+                ("an id with two dots", "user/pain..ter", "user/pain..ter", ""),
+                ("an id with a hyphen before its name", "user/-painter", "user/-painter", ""),
+            ]
+        ),
+        BadInput(
+            "an address of the hub to push to",
+            push(name="https://huggingface.co/user/painter"),
+            ("is no id of the hub; did you mean 'user/painter'? give USER/NAME",),
+        ),
+        *(
+            BadInput(
+                what,
+                _blip2(given),
+                (f"model.blip2 = '{given}': no such folder, and no hub id; {meant}give an id such as",),
+            )
+            for what, given, meant in [
+                ("an address of the hub for BLIP-2", "https://huggingface.co/a/b", "did you mean 'a/b'? "),
+                ("an id of BLIP-2 with a slash at its end", "user/blip2/", "did you mean 'user/blip2'? "),
+                ("an id of BLIP-2 with its revision", "user/blip2@main", "did you mean 'user/blip2'? "),
+                ("an id of BLIP-2 with a hyphen at its end", "user/blip2-", ""),
+                ("an id of BLIP-2 with a blank", "user/blip2 opt", ""),
+            ]
+        ),
     ],
 )

@@ -136,6 +136,42 @@ def test_what_cannot_be_pushed_is_told(run: Path, hub: Hub, capsys: pytest.Captu
     assert "nothing was uploaded; answer y, or add --yes" in capsys.readouterr().err
 
 
+def test_the_file_that_is_not_there_is_named_and_not_the_folder_that_is_written_to(
+    run: Path, tiny_world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = tiny_world / "efficientnet.safetensors"
+    weights.rename(tiny_world / "away")
+    try:
+        assert push(run) == 1
+    finally:
+        (tiny_world / "away").rename(weights)
+    told = capsys.readouterr().err
+    assert f"efficientnet.checkpoint = {weights}: no such file; put it back, or add --leave-out-art-encoder" in told
+    assert "TMPDIR" not in told
+
+
+def test_nothing_is_pushed_with_the_hub_switched_off(
+    run: Path, hub: Hub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert push(run) == 1
+    assert "user/painter: cannot be pushed: HF_HUB_OFFLINE is set; unset it" in capsys.readouterr().err
+
+
+def test_a_file_that_is_gone_from_the_hub_is_named(run: Path, hub: Hub) -> None:
+    assert push(run) == 0
+    repository = hub.repositories["user/painter"]
+    for name, message in [
+        ("art_encoder.safetensors", "art_encoder.safetensors cannot be fetched: the hub has the model, but not this"),
+        ("adapter.safetensors", "adapter.safetensors is gone from it; ask its author to push it again"),
+    ]:
+        files = repository.commits[repository.branches["main"]]
+        kept = files.pop(name)
+        with pytest.raises(UserError, match=message):
+            open_shared("user/painter")
+        files[name] = kept
+
+
 def test_what_was_damaged_or_planted_is_refused(run: Path, hub: Hub) -> None:
     assert push(run) == 0
     repository = hub.repositories["user/painter"]

@@ -6,9 +6,12 @@ from pathlib import Path
 from artkv.errors import UserError
 from artkv.models.files.foreign_files import expanded, is_folder
 from artkv.models.files.hub_failures import why_not_from_hub
+from artkv.models.files.hub_ids import PART, did_you_mean
 
 SETTINGS_FILES = ["*.json", "*.txt", "*.model"]
 
+# Few are without a user's name, such as gpt2.
+_HUB_ID = re.compile(rf"{PART}(/{PART})?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -27,9 +30,13 @@ def local_folder(name: str, setting: str, revision: str | None = None) -> Path:
                 f"model.revision = {revision!r}: is for a hub id, and {setting} = {name!r} is a folder; leave it out"
             )
         return folder
-    looks_like_hub_id = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not name.startswith((".", "/", "~"))
-    if not looks_like_hub_id:
+    if name.startswith((".", "/", "~")):
         raise UserError(f"{setting} = {name!r:.300}: no such folder; give a hub id or an existing folder")
+    if not _HUB_ID.fullmatch(name) or ".." in name or "--" in name:
+        raise UserError(
+            f"{setting} = {name!r:.300}: no such folder, and no hub id; {did_you_mean(name)}give an id such as "
+            "Salesforce/blip2-opt-2.7b, or an existing folder"
+        )
     from huggingface_hub import snapshot_download
 
     try:

@@ -1,11 +1,15 @@
 """What of the environment keeps the hub from being reached is named, in processes that have it so."""
 
 import os
+import ssl
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
+
+from artkv.models.files.hub_failures import why_not_from_hub
 
 # A proxy at a port of the loopback where nothing listens, and what is no address.
 CASES = [
@@ -16,8 +20,39 @@ CASES = [
         {"HF_HOME": "a_file", "HF_ENDPOINT": "https://127.0.0.1:1"},
         "Not a directory; HF_HOME, or HF_HUB_CACHE, must name a folder that can be written",
     ),
+    ({"HF_ENDPOINT": "ftp://x"}, "HF_ENDPOINT is 'ftp://x': give it as https://HOST, or unset it"),
+    ({"HF_ENDPOINT": "http://"}, "HF_ENDPOINT is 'http://': give it as https://HOST, or unset it"),
+    ({"HF_ENDPOINT": ""}, "HF_ENDPOINT is '': give it as https://HOST, or unset it"),
+    # The one that is no address, and not the other.
+    (
+        {"HF_ENDPOINT": "https://127.0.0.1:1", "HTTPS_PROXY": "socks9://me:secret@x"},
+        "HTTPS_PROXY is 'x': give it as http://HOST:PORT, or unset it",
+    ),
+    (
+        {"HF_TOKEN": "hf_s\u00f6cret", "HF_ENDPOINT": "https://127.0.0.1:1"},
+        "HF_TOKEN holds a blank or a character that no token has; copy the token anew, or unset it",
+    ),
+    ({"HF_TOKEN": "hf_secret\x01", "HF_ENDPOINT": "http://127.0.0.1:1"}, "HF_TOKEN holds a blank or a character that"),
+    (
+        {"SSL_CERT_FILE": ".", "HF_ENDPOINT": "https://127.0.0.1:1"},
+        "SSL_CERT_FILE is '.': give it a file of certificates in PEM that may be read, or unset it",
+    ),
+    (
+        {"SSL_CERT_FILE": "/none/x.pem", "HF_ENDPOINT": "https://127.0.0.1:1"},
+        "SSL_CERT_FILE is '/none/x.pem': give it a file of certificates in PEM that may be read, or unset it",
+    ),
+    (
+        {"SSL_CERT_FILE": "a_file", "HF_ENDPOINT": "https://127.0.0.1:1"},
+        "SSL_CERT_FILE is 'a_file': give it a file of certificates",
+    ),
     ({"HF_HUB_OFFLINE": "1"}, "it is not in the cache, and HF_HUB_OFFLINE is set; fetch it once without that"),
 ]
+
+
+def _of_the_machine() -> list[str]:
+    """What of the environment of whoever runs the tests would be told."""
+    parts = ("PROXY", "HF_ENDPOINT", "SSL_CERT", "CA_BUNDLE")
+    return [name for name in os.environ if any(part in name.upper() for part in parts)]
 
 
 @pytest.mark.parametrize(("environment", "message"), CASES)
@@ -33,8 +68,7 @@ def test_what_keeps_the_hub_from_being_reached_is_named(
         "except UserError as error:\n"
         "    print(error)\n"
     )
-    # The proxy of whoever runs the tests would be told.
-    kept = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
+    kept = {name: value for name, value in os.environ.items() if name not in _of_the_machine()}
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
         env=kept | {"HF_HOME": str(tmp_path / "hub")} | environment,
@@ -46,3 +80,27 @@ def test_what_keeps_the_hub_from_being_reached_is_named(
     assert message in done.stdout
     assert done.stdout.count("\n") == 1
     assert "secret" not in done.stdout
+    assert "cret" not in done.stdout.replace("secret", "")
+
+
+@pytest.mark.parametrize(
+    ("error", "sends", "message"),
+    [
+        (ConnectionError("Illegal header value b'Bearer hf_secret'"), False, "(ConnectionError: Illegal header value"),
+        (ConnectionError("hf_secret"), False, "(ConnectionError: <HF_TOKEN>)"),
+        (ConnectionError("no route"), False, "look at the network, or set HF_HUB_OFFLINE=1 to use the cache"),
+        (ConnectionError("no route"), True, "look at the network, and try again"),
+        (OfflineModeIsEnabled(""), True, "HF_HUB_OFFLINE is set, and what is sent there needs the hub; unset it"),
+        (ssl.SSLCertVerificationError("CERTIFICATE_VERIFY_FAILED"), False, "give SSL_CERT_FILE the file of whom"),
+        (HFValidationError("Repo id must ..."), False, "it is no id of the hub, which are such as Salesforce/"),
+    ],
+)
+def test_what_failed_is_told_and_the_token_is_not(
+    error: Exception, sends: bool, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in _of_the_machine():
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    told = why_not_from_hub(error, None, sends)
+    assert message in told
+    assert "secret" not in told
