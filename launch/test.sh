@@ -8,15 +8,11 @@ ruff check --quiet .
 ruff format --check --quiet .
 shellcheck launch/*.sh launch/*.sbatch .ci/run .ci/pythons tests/*.sh tests/system/cluster/*.sh
 mypy
-# First what can run side by side, then what may not: launchers, clusters, measurements. These are two lanes, the Slurm
-# cluster's and the machine's (tests/conftest.py), each one test at a time.
+# First what can run side by side, then what needs the machine to itself: launchers, clusters, measurements.
 exit_code=0
 for part in none only; do
   options=(--quiet "--system=$part" --durations=15 --durations-min=20)
-  case $part in
-    none) options+=(--numprocesses=auto --maxprocesses=8) ;;
-    only) options+=(--numprocesses=2 --dist=loadgroup) ;;
-  esac
+  [ "$part" = none ] && options+=(--numprocesses=auto --maxprocesses=8)
   ended=0
   pytest "${options[@]}" "$@" || ended=$?
   case $ended in

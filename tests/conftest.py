@@ -50,15 +50,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-_CLUSTER = Path(__file__).parent / "system" / "cluster"
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.get_closest_marker("system"):
-            # Two lanes of --dist=loadgroup: a good half of their time is waiting, and what happens on the nodes of the
-            # cluster is hidden from the machine. Within a lane one test runs at a time.
-            item.add_marker(pytest.mark.xdist_group("cluster" if _CLUSTER in item.path.parents else "machine"))
     wanted = config.getoption("--system")
     if wanted != "too":
         left_out = {item for item in items if (item.get_closest_marker("system") is not None) != (wanted == "only")}
