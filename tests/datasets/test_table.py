@@ -161,7 +161,7 @@ DAMAGE = [
     ("nowhere.jpg,q,a,1,\n", 2, r"'nowhere\.jpg' is missing.*; add the picture"),
     ("twice.jpg,q,a,1,\n", 2, r"'twice\.jpg' is ambiguous.*; give one of these"),
     ("cut.jpg,q,a,1,\n", 2, r"cut\.jpg: damaged \(.*trunc.*\); replace"),
-    ("page.jpg,q,a,1,\n", 2, r"page\.jpg: not a picture.*; replace"),
+    ("page.jpg,q,a,1,\n", 2, r"page\.jpg: not a picture.*; convert it to one, or replace"),
     ("empty.jpg,q,a,1,\n", 2, r"empty\.jpg: an empty file.*; replace"),
     ("a.jpg,,a,1,\n", 2, r"empty question; fill"),
     ("a.jpg,q,  ,1,\n", 2, r"empty answer; fill"),
