@@ -165,7 +165,7 @@ def sweep(options: argparse.Namespace) -> int:
     plan = read_sweep(Path(options.sweep))
 
     from artkv.sweep.reporting import report_on
-    from artkv.sweep.running import check_folders, check_split, describe, do_runs
+    from artkv.sweep.running import check_folders, check_split, describe, do_runs, is_answered
 
     if options.list:
         _say("\n".join(describe(plan)))
@@ -176,7 +176,8 @@ def sweep(options: argparse.Namespace) -> int:
         check_split(plan)
         check_folders(plan)
         failed = do_runs(plan, plan.runs if options.run is None else [plan.run(options.run)], options.ranks)
-    if options.run is None:
+    # Where all failed there is nothing to report, and why they did is told.
+    if options.run is None and (not failed or any(is_answered(plan, run) for run in plan.runs)):
         text, paths = report_on(plan)
         _say(text)
         _say(f"written: {', '.join(str(shell.seen_by_caller(path)) for path in paths)}")

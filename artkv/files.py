@@ -87,6 +87,8 @@ def told(what: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno == errno.EFBIG:  # a limit of the user's on each file, whatever room there is
+            remedy = "raise `ulimit -f`, or write to another file system"
         raise UserError(f"{what}: cannot be written ({reason_of(error)}); {remedy}") from None
 
 

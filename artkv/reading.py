@@ -71,6 +71,38 @@ def check_regular(path: Path) -> None:
         pass
 
 
+def remedy_for(error: BaseException, otherwise: str) -> str:
+    """What to do about a file or folder that cannot be read: permission is given, and nothing else of it is wrong.
+
+    otherwise: the remedy where something else is the matter.
+    """
+    if not isinstance(error, PermissionError):
+        return otherwise
+    place = "it" if error.filename is None else printable(error.filename)
+    return f"give this user permission to read it (chmod u+r {place}, and u+x for each folder above it)"
+
+
+def exists(path: Path) -> bool:
+    """Whether there is something at `path`, a link that leads nowhere included; `OSError` where that may not be known.
+
+    `os.path.lexists` says no of what lies in a folder that may not be looked into.
+    """
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def whole_system(folder: Path) -> str | None:
+    """What a folder is that no data lie in: the root of all, or what the kernel makes up; None for any other."""
+    real = os.path.realpath(folder)
+    if real == "/":
+        return "the root of the file system"
+    is_virtual = real == "/dev" or real.split("/")[1] in ("proc", "sys")
+    return "a file system that the kernel makes up" if is_virtual else None
+
+
 class OtherVersion(UserError):
     """A file that is whole and was written by another version of artkv."""
 

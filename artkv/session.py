@@ -41,7 +41,7 @@ from artkv.feature_cache import (
     features_root,
     prepare_features,
 )
-from artkv.models.assembly import BuiltModel, build_model, num_visual_tokens
+from artkv.models.assembly import BuiltModel, build_model, num_visual_tokens, too_many_prefix_tokens
 from artkv.models.backbone.backends import open_backbone, resolve_dtype
 from artkv.models.backbone.blip2_backbone import RESIDENT, Blip2Backbone
 from artkv.models.frozen_encoders import open_frozen_encoders, painting_transform
@@ -210,6 +210,10 @@ class Session:
         prompt = self.config.dataset.prompt
         num_visual = num_visual_tokens(self.config, backbone.num_query_tokens)
         tokens, room = len(encode_prompt(backbone.tokenizer, prompt, "")), backbone.max_positions - 3
+        added = num_visual - backbone.num_query_tokens
+        if num_visual + tokens > room >= backbone.num_query_tokens + tokens:
+            left = room - backbone.num_query_tokens - tokens
+            raise UserError(too_many_prefix_tokens(self.config, added, left), on_all_ranks=True)
         if num_visual + tokens > room:
             raise UserError(
                 f"dataset.prompt = {quoted(prompt)}: has {tokens:,} tokens without a question, and the language model "

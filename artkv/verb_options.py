@@ -273,6 +273,7 @@ def report(verb: argparse.ArgumentParser) -> None:
         type=some_path,
         metavar="CONTROL",
         nargs="*",
+        default=[],  # else argparse tells it as one that is required
         help="folders of runs that were trained without a prefix",
     )
     verb.add_argument("--split", choices=SPLITS, help="whose answers (default: test, val or train, the first answered)")

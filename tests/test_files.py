@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from artkv.errors import UserError
-from artkv.files import check_writable, file_sha256, save_tensors, write_small, write_together, write_whole
+from artkv.files import check_writable, file_sha256, save_tensors, told, write_small, write_together, write_whole
 from tests.mounted import Disk
 
 
@@ -172,6 +172,13 @@ def test_a_place_is_looked_at_before_the_work(disk: Disk) -> None:
     disk.read_only()
     with pytest.raises(UserError, match=r"--output x: .* cannot be written \(Read-only file system\)"):
         check_writable(folder / "new", "--output x")
+
+
+def test_a_limit_on_files_is_no_lack_of_room() -> None:
+    with pytest.raises(UserError, match=r"x: cannot be written \(File too large\); raise `ulimit -f`"), told("x", "no"):
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), "x")
+    with pytest.raises(UserError, match="No space left on device.; make room"), told("x", "make room"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "x")
 
 
 def test_what_the_system_refuses_is_told_by_the_name_that_was_given(tmp_path: Path) -> None:

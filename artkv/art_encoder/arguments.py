@@ -184,7 +184,9 @@ class ArtEncoderSettings(BaseModel):
     @classmethod
     def _names_columns(cls, given: str) -> str:
         names = given.split(",")
-        if wrong := [name for name in names if not _HEAD.fullmatch(name) or name == "image"]:
+        if "image" in names:
+            raise ValueError("image is the column of the pictures; name columns of labels")
+        if wrong := [name for name in names if not _HEAD.fullmatch(name)]:
             raise ValueError(
                 f"{wrong[0]!r:.80} is no name of a column of labels: a letter, then letters, digits, - or _, with "
                 "commas and no spaces between the names"

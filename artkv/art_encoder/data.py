@@ -16,7 +16,7 @@ from artkv.datasets.pictures import picture_damage
 from artkv.datasets.problems import Problem, format_problems, quoted
 from artkv.datasets.records import read_records
 from artkv.errors import UserError
-from artkv.reading import printable
+from artkv.reading import printable, remedy_for
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 _SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test"}
@@ -190,6 +190,10 @@ def _read_pictures(
             return [], heads
         pictures, heads = _read_style_folders(source, problems), STYLE_ALONE
     elif os.path.lexists(source):
+        if image_root is not None and not os.path.isdir(image_root):
+            what = "is no folder" if os.path.lexists(image_root) else "no such folder"
+            problems.append(f"--image-root {printable(image_root)}: {what}; give the folder that holds the pictures")
+            return [], heads or STYLE_ALONE
         pictures, heads = _read_csv(source, image_root or source.parent, heads, problems)
     else:
         problems.append(
@@ -213,10 +217,19 @@ def _read_style_folders(root: Path, problems: list[str]) -> list[Picture]:
     if not folders:
         problems.append(f"{root}: holds no folders; it must hold one folder of pictures for each style")
     for folder in folders:
+        unread: list[OSError] = []
+        places = [(place, names) for place, _, names in os.walk(folder, onerror=unread.append)]
         files = sorted(
-            path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")
+            Path(place, name)
+            for place, names in places
+            for name in names
+            if os.path.splitext(name)[1].lower() in _SUFFIXES and not name.startswith(".")
         )
-        if not files:
+        problems += [
+            f"{printable(error.filename)}: cannot be listed ({error.strerror}); {remedy_for(error, 'look at the disk')}"
+            for error in unread
+        ]
+        if not files and not unread:
             problems.append(
                 f"{printable(folder)}: the style {folder.name!r} has no pictures; add some or remove the folder"
             )

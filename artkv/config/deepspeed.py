@@ -16,7 +16,7 @@ from artkv.config.explaining import explain
 from artkv.config.paths import shipped_folder
 from artkv.config.schema import TrainingConfig
 from artkv.errors import UserError
-from artkv.reading import parse_json, read_regular
+from artkv.reading import parse_json, read_regular, remedy_for
 
 # Elements. DeepSpeed passes gradients through its bucket even where there is nobody to send them to; parameters with
 # more elements pass it by.
@@ -36,7 +36,9 @@ def load_deepspeed_config(path_or_name: str) -> dict[str, Any]:
         tree = parse_json(read_regular(path, _MOST_BYTES), once=True)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"training.deepspeed = {path}: not readable JSON ({reason}); correct the file") from None
+        raise UserError(
+            f"training.deepspeed = {path}: not readable JSON ({reason}); {remedy_for(error, 'correct the file')}"
+        ) from None
     place = f"training.deepspeed = {path}:"
     if not isinstance(tree, dict):
         raise UserError(f"{place} holds {type(tree).__name__}, not an object; see ds_configs/zero2_bf16.json")

@@ -21,6 +21,11 @@ _INPUT_PATHS = [
 # '~/x') or if a file is there.
 _PATHS_OR_NAMES = [("model", "blip2"), ("model", "opt"), ("training", "deepspeed")]
 _OUTPUT_PATHS = [("run", "output_dir")]
+_WHAT = {"model.blip2": "a hub id or a path", "training.deepspeed": "the name of a file of ds_configs/, or a path"}
+# What may be null, for none. (The others have a default, or a run needs them.)
+_NONE_TAKEN = (
+    "model.opt", "model.vit", "dataset.val", "dataset.test", "frozen.feature_cache",
+)  # fmt: skip
 # An input path of each entry.
 _ENCODERS_PATH = ("art_encoders", "checkpoint")
 
@@ -87,7 +92,8 @@ def _resolve(values: Any, section: str, kind: tuple[str, str], base: Path) -> No
     if kind == ("frozen", "feature_cache") and text == "auto":
         return  # a folder of that name is written ./auto
     if not text.strip():
-        raise UserError(f"{place} = {text!r:.200}: is empty; give a path, or null for none")
+        or_none = ", or null for none" if place in _NONE_TAKEN else ""
+        raise UserError(f"{place} = {text!r:.200}: is empty; give {_WHAT.get(place, 'a path')}{or_none}")
     expanded = expand_home(text, place)
     if kind in _OUTPUT_PATHS:
         values[key] = str(expanded)

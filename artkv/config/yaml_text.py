@@ -13,7 +13,7 @@ import yaml
 from yaml.constructor import ConstructorError
 
 from artkv.errors import UserError
-from artkv.reading import read_regular
+from artkv.reading import read_regular, remedy_for
 
 # A config has some thousand bytes, a sweep of ten thousand runs a million.
 MOST_BYTES = 2 * 2**20
@@ -181,11 +181,11 @@ def dump_yaml(tree: dict[str, Any]) -> str:
 
 def read_text(path: Path, kind: str = "config") -> str:
     """The text of a config file, or of another kind of file that is called so; `UserError` if it cannot be read."""
-    remedy = "give --config an existing file" if kind == "config" else f"give an existing {kind} file"
+    remedy = f"give an existing {kind} file"  # which an option, a sweep's file or a run's folder names
     try:
         return read_regular(path, MOST_BYTES).decode("utf-8")
     except OSError as error:
-        raise UserError(f"{kind} {path}: cannot be read ({error.strerror}); {remedy}") from None
+        raise UserError(f"{kind} {path}: cannot be read ({error.strerror}); {remedy_for(error, remedy)}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{kind} {path}: not UTF-8 text ({error.reason}); save it as UTF-8") from None
     except ValueError as error:  # of the path itself

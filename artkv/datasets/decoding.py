@@ -160,7 +160,8 @@ def _decode(path: Path, content: bytes | None, max_pixels: int, small: bool, hel
     except UserError as error:
         problem = str(error)
     except UnidentifiedImageError:
-        problem = f"not a picture of a known format ({', '.join(PICTURE_FORMATS)}); {_REPLACE}"
+        # Whole in a format of another kind, or with a beginning that is lost.
+        problem = f"not a picture of a known format ({', '.join(PICTURE_FORMATS)}); convert it to one, or {_REPLACE}"
     except Image.DecompressionBombError:
         remedy = "scale it down, or raise dataset.max_pixels" if content is None else "scale it down"
         problem = f"more than {max_pixels:,} pixels; {remedy}"

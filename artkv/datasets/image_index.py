@@ -12,7 +12,7 @@ from artkv.datasets.picture_files import index_of, open_picture_file, picture_by
 from artkv.datasets.problems import quoted
 from artkv.datasets.shards import folder_of_names, shards_in, shards_of
 from artkv.errors import UserError
-from artkv.reading import printable
+from artkv.reading import printable, remedy_for, whole_system
 
 _MAX_PLACES_SHOWN = 5
 _MOST_FILES = 20_000_000
@@ -102,6 +102,8 @@ class ImageIndex:
 
     def _check_root(self) -> None:
         place = f"dataset.image_root {printable(self.root)}"
+        if (what := whole_system(self.root)) is not None:  # minutes of listing, and none of it pictures
+            raise UserError(f"{place}: is {what}; give the folder that holds the pictures")
         try:
             os.scandir(self.root).close()
         except FileNotFoundError:
@@ -110,7 +112,7 @@ class ImageIndex:
             raise UserError(f"{place}: is a file; give the folder that holds the pictures") from None
         except (OSError, ValueError) as error:  # the latter for a NUL character
             reason = getattr(error, "strerror", None) or error
-            raise UserError(f"{place}: cannot be listed ({reason}); give a folder that may be read") from None
+            raise UserError(f"{place}: cannot be listed ({reason}); {remedy_for(error, 'give a folder')}") from None
 
     def _list_files(self) -> list[Path]:
         """Lists the folder; returns its shards instead where they hold the pictures."""

@@ -4,15 +4,15 @@ import codecs
 import csv
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from artkv.datasets.problems import Problem, quoted
 from artkv.datasets.table_form import DELIMITERS, PLAIN, TableForm
-from artkv.datasets.table_text import decode_lines, delimiter_of
+from artkv.datasets.table_text import decode_lines, delimiter_of, header_fields
 from artkv.errors import UserError
-from artkv.reading import printable, read_regular, unseen_character
+from artkv.reading import printable, read_regular, remedy_for, unseen_character
 
 REQUIRED_COLUMNS = ("image", "question", "answer")
 OPTIONAL_COLUMNS = ("question_id", "question_type")
@@ -102,7 +102,8 @@ def _open_table(
         data = read_regular(path, MOST_CSV_BYTES)
     except OSError as error:
         reason = f"cannot be read ({error.strerror})"
-        raise UserError(f"{printable(path)}: {reason}; give an existing CSV file") from None
+        remedy = remedy_for(error, "give an existing CSV file")
+        raise UserError(f"{printable(path)}: {reason}; {remedy}") from None
     if not data.removeprefix(codecs.BOM_UTF8).strip():
         needed = ",".join(str(form.name_of(role)) for role in required)
         problems.append(Problem(path, 1, f"the file is empty; it needs a header {needed}"))
@@ -216,7 +217,12 @@ def _check_header(
     # An optional one that somebody gave a name of its own is meant to be there.
     asked = [role for role in optional if role in names and names[role] != role]
     missing = [names[role] for role in (*required, *asked) if names[role] not in header]
-    if missing:
+    if missing and (between := _other_delimiter(header, form, names, required)) is not None:
+        setting = f"{form.section or 'dataset'}.delimiter = {form.delimiter}"
+        problems.append(
+            Problem(path, line, f"{setting}, and the header's names stand between {between}s; set it to {between}")
+        )
+    elif missing:
         found = ", ".join(quoted(name) for name in header[:_MOST_COLUMNS_SHOWN])
         more = f" and {len(header) - _MOST_COLUMNS_SHOWN:,} more" if len(header) > _MOST_COLUMNS_SHOWN else ""
         wanted = ", ".join(quoted(name) for name in missing)
@@ -229,3 +235,14 @@ def _check_header(
             )
         )
     return {role: name for role, name in names.items() if name in header}
+
+
+def _other_delimiter(
+    header: Sequence[str], form: TableForm, names: Mapping[str, str], required: Sequence[str]
+) -> str | None:
+    """The delimiter with which the header has all columns, where another was given; None where there is none."""
+    if form.delimiter == "auto":
+        return None
+    line = DELIMITERS[form.delimiter].join(header)
+    wanted = {names[role] for role in required}
+    return next((name for name, between in DELIMITERS.items() if wanted <= set(header_fields([line], between))), None)

@@ -1,5 +1,6 @@
 """What each of several runs is taken for in a comparison: by its settings, a control, another seed, or another run."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +9,9 @@ from typing import Any
 from artkv.config import Config, load_config
 from artkv.errors import UserError
 from artkv.evaluation.comparison import ComparedRun
+from artkv.reading import exists
+from artkv.run_folder.layout import CHECKPOINTS, METRICS
+from artkv.run_folder.state_record import STATE
 
 # Names in a comparison, and of the folders behind the split's, of what a run is compared with of its own.
 ABLATIONS = {"off": "off", "shuffled": "shuffled", "blank": "on-blank"}
@@ -68,8 +72,11 @@ class Roles:
 def open_run(folder: Path) -> Run:
     """The run of a folder; `UserError` if it is none."""
     path = folder / "config.yaml"
-    if not path.is_file():
+    if not exists(path):
         raise UserError(f"{folder}: is no run's folder, there is no config.yaml in it; give a run.output_dir")
+    # A person's config has that name too.
+    if not any(os.path.lexists(folder / name) for name in (STATE, METRICS, CHECKPOINTS, "eval")):
+        raise UserError(f"{folder}: holds no run, though a config.yaml; give a run.output_dir")
     return Run(folder, load_config(path))
 
 

@@ -101,6 +101,15 @@ def num_visual_tokens(config: Config, num_query_tokens: int) -> int:
     return num_query_tokens + INJECTIONS[kv.injection].extra_visual_tokens(kv, token_counts)
 
 
+def too_many_prefix_tokens(config: Config, added: int, room: int) -> str:
+    """What is told where the visual tokens that the injection adds are more than the language model has room for."""
+    kv = config.kv_modulation
+    return (
+        f"kv_modulation.num_prefix_tokens = {kv.num_prefix_tokens:,}: with injection {kv.injection} adds {added:,} "
+        f"tokens to the picture's, and the language model has positions for {max(0, room):,} of them; lower it"
+    )
+
+
 def _art_encoders(config: Config, device: torch.device) -> tuple[list[Callable[[Tensor], Tensor]], dict[str, str]]:
     """The encoders that a prefix is made from, and the digest of each of their tensors."""
     used = config.used_encoders

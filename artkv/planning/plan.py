@@ -1,13 +1,14 @@
 """Predicts memory and step cost of every way to hold the frozen weights, and picks one for a GPU's memory."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 from artkv.config import Config
 from artkv.config.editing import Scalar
 from artkv.errors import UserError
-from artkv.models.assembly import num_visual_tokens
+from artkv.models.assembly import num_visual_tokens, too_many_prefix_tokens
 from artkv.planning.activations import Activations
 from artkv.planning.batch_shape import BatchShape, Sequences
 from artkv.planning.gpus import GIB, Gpu, find_gpu, gpu_of_memory
@@ -118,9 +119,7 @@ def plan(
             f"{_MOST_TOKENS} tokens is not planned, as it fits no GPU; lower one of them"
         )
     blip2 = read_blip2_config(config.model)
-    most = blip2.text_config.max_position_embeddings - num_visual_tokens(config, blip2.num_query_tokens)
-    if text_tokens > most:
-        raise UserError(f"--text-tokens {text_tokens}: OPT has positions for {most} beside the picture's; give fewer")
+    _check_positions(config, blip2, text_tokens)
     chosen = _choose_gpu(gpu, gpu_memory_bytes)
     if gpu is not None and gpu_memory_bytes is None:
         gpu_memory_bytes = chosen.memory_bytes
@@ -165,6 +164,16 @@ def plan(
     if result.usable_bytes is None:
         return result
     return replace(result, recommendation=_recommend(own, result.usable_bytes))
+
+
+def _check_positions(config: Config, blip2: Any, text_tokens: int) -> None:
+    """Raises `UserError` where OPT has no positions for the text beside what it reads of a painting."""
+    num_visual = num_visual_tokens(config, blip2.num_query_tokens)
+    most, added = blip2.text_config.max_position_embeddings - num_visual, num_visual - blip2.num_query_tokens
+    if most < text_tokens <= most + added:
+        raise UserError(too_many_prefix_tokens(config, added, most + added - text_tokens))
+    if text_tokens > most:
+        raise UserError(f"--text-tokens {text_tokens}: OPT has positions for {most} beside the picture's; give fewer")
 
 
 def _choose_gpu(name: str | None, memory_bytes: int | None) -> Gpu:

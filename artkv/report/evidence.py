@@ -5,6 +5,7 @@ Nothing here takes a model, and nothing is computed anew.
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -127,7 +128,9 @@ def read_evidence(run_dir: Path, controls: Sequence[Path] = (), split: str | Non
     status = read_status(run_dir, wait_seconds=0)
     split = split or first_answered_split(run_dir)
     if split is None:
-        raise UserError(f"{run_dir}: has no evaluation to report; {_how_to_evaluate(run_dir, 'test')}")
+        raise UserError(
+            f"{run_dir}: has no evaluation to report; {_how_to_evaluate(run_dir, _split_with_table(run_dir))}"
+        )
     if not evaluation_folder(run_dir, split, "on").is_dir():
         raise UserError(f"{run_dir}: the {split} questions were not answered; {_how_to_evaluate(run_dir, split)}")
     first = _read_evaluation(run_dir, split, "on", LABELS["on"])
@@ -188,6 +191,14 @@ def _read_controls(config: Config, controls: Sequence[Path], split: str) -> list
         label = name if names.count(name) == 1 else f"{name} {names[:place].count(name) + 1}"
         evaluations.append(_read_evaluation(control, split, "on", label, name=RETRAINED))
     return evaluations
+
+
+def _split_with_table(run_dir: Path) -> str:
+    """The first split that the run has questions of; train, which each run has, where its settings cannot be read."""
+    with suppress(UserError):
+        dataset = load_config(run_dir / CONFIG).dataset
+        return next((split for split in ("test", "val") if getattr(dataset, split) is not None), "train")
+    return "train"
 
 
 def _how_to_evaluate(run_dir: Path, split: str) -> str:

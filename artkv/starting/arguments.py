@@ -7,7 +7,7 @@ from pathlib import Path
 
 from artkv.argument_values import some_path, some_text, whole_number
 from artkv.errors import UserError
-from artkv.reading import printable
+from artkv.reading import printable, remedy_for, whole_system
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,10 @@ def check_folder(folder: Path, option: str) -> None:
     except (OSError, ValueError) as error:  # the latter for a NUL character
         reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"{option} {printable(folder)}: cannot be listed ({reason}); give a folder that may be read"
+            f"{option} {printable(folder)}: cannot be listed ({reason}); {remedy_for(error, 'give a folder')}"
         ) from None
+    if (what := whole_system(folder)) is not None:
+        raise UserError(f"{option} {printable(folder)}: is {what}; give the folder of the pictures and questions")
 
 
 def init_options(options: argparse.Namespace) -> InitOptions:

@@ -14,6 +14,9 @@ from artkv.datasets.table import read_table
 from artkv.datasets.table_form import TableForm
 from artkv.errors import UserError
 from artkv.files import check_writable
+from artkv.models.files.foreign_files import check_is_there
+from artkv.models.files.hub import is_hub_id
+from artkv.models.files.hub_ids import did_you_mean
 from artkv.reading import printable
 from artkv.starting.arguments import InitOptions
 from artkv.starting.headers import NEEDED, OPTIONS, check_given, find_columns, others_like, why_no_questions
@@ -92,10 +95,27 @@ def _check_options(options: InitOptions, folder: Path) -> None:
         if os.path.lexists(path):
             raise UserError(f"--output {options.output}: {path} is there already; give another name, or remove it")
         check_writable(path, f"--output {options.output}")
+    _check_blip2(options.blip2)
     if options.art_encoder is not None and not options.art_encoder.is_file():
         raise UserError(
             f"--art-encoder {options.art_encoder}: no such file; give a .pth or .safetensors, or leave it out"
         )
+
+
+def _check_blip2(given: str | None) -> None:
+    """Raises `UserError` for what can be neither a hub id, nor a file of LAVIS, nor a folder of transformers."""
+    if given is None:
+        return
+    place = f"--blip2 {printable(given)}"
+    if not os.path.lexists(given):
+        if not is_hub_id(given):
+            raise UserError(
+                f"{place}: no such folder, and no hub id; {did_you_mean(given)}give an id such as {_BLIP2}, or a folder"
+            )
+    elif os.path.isdir(given):
+        check_is_there(Path(given) / "config.json", place, "give a folder of BLIP-2, or leave it out for the hub's")
+    elif not given.endswith((".pth", ".pt")):
+        raise UserError(f"{place}: is no folder; give a folder of BLIP-2, or leave it out for the hub's")
 
 
 def _tables_of_questions(
@@ -110,9 +130,7 @@ def _tables_of_questions(
         if isinstance(table, str):
             unused[path] = table
             continue
-        sample = table.sample()
-        shares = {name: max(share_found(index, cells) for index in indices) for name, cells in sample.items()}
-        columns = find_columns(table.header, given, shares.__getitem__)
+        columns = _columns(table, given, indices)
         if all(role in columns for role in NEEDED):
             tables.append(table.with_columns(columns))
             _tell_columns(tables[-1], columns, given, report)
@@ -127,9 +145,38 @@ def _tables_of_questions(
                 "pictures"
             )
         told = "\n".join(f"{printable(path)}: {why}" for path, why in list(unused.items())[:_MOST_SHOWN])
+        if (why := _misleading_options(options, seen, indices)) is not None:
+            raise UserError(f"{told}\n{place}: no table of questions there; {why}")
         known = ", ".join(OPTIONS.values())
         raise UserError(f"{told}\n{place}: no table of questions there; give {known} where headers have other names")
     return tables
+
+
+def _columns(table: Table, given: Mapping[str, str], indices: Sequence[ImageIndex]) -> dict[str, str]:
+    sample = table.sample()
+    shares = {name: max(share_found(index, cells) for index in indices) for name, cells in sample.items()}
+    return find_columns(table.header, given, shares.__getitem__)
+
+
+def _misleading_options(options: InitOptions, seen: Survey, indices: Sequence[ImageIndex]) -> str | None:
+    """The options without which there is a table of questions, and that one; None where it is not for them."""
+    ways: list[tuple[str, InitOptions]] = []
+    if options.delimiter is not None:
+        ways.append((f"--delimiter {options.delimiter}", replace(options, delimiter=None)))
+    if options.encoding is not None:
+        ways.append((f"--encoding {options.encoding}", replace(options, encoding=None)))
+    for role, name in options.columns:
+        others = tuple(pair for pair in options.columns if pair[0] != role)
+        ways.append((f"{OPTIONS.get(role, '--type-column')} {printable(name)}", replace(options, columns=others)))
+    if len(ways) > 1:
+        every = replace(options, delimiter=None, encoding=None, columns=())
+        ways.append((" and ".join(option for option, _ in ways), every))
+    for option, without in ways:
+        for path in seen.tables:
+            table = open_table(path, without.delimiter, without.encoding)
+            if isinstance(table, Table) and {*NEEDED} <= _columns(table, dict(without.columns), indices).keys():
+                return f"without {option} {printable(path)} is one; leave that out, or correct it"
+    return None
 
 
 def _tell_columns(table: Table, columns: Mapping[str, str], given: Mapping[str, str], report: Report) -> None:

@@ -11,7 +11,7 @@ from artkv.datasets.records import MOST_CSV_BYTES, Record, read_records
 from artkv.datasets.table_form import DELIMITERS, TableForm
 from artkv.datasets.table_text import decode_lines, header_fields, looks_like_utf16
 from artkv.errors import UserError
-from artkv.reading import parse_json, read_regular
+from artkv.reading import parse_json, printable, read_regular, remedy_for
 
 # A list of a million questions has some hundred.
 _MOST_JSON_BYTES = 2**29
@@ -65,16 +65,28 @@ def open_table(path: Path, delimiter: str | None, encoding: str | None) -> Table
     try:
         data = read_regular(path, MOST_CSV_BYTES)
     except OSError as error:
-        return f"cannot be read ({error.strerror})"
+        return _unreadable(path, error)
     form = TableForm(encoding=encoding or guess_encoding(data), section="dataset")
     problems: list[Problem] = []
     decoded = decode_lines(path, data, form, problems)
+    if decoded is None and encoding is not None:
+        return f"is not in the encoding that --encoding gives: {encoding}"
     if decoded is None or not any(line.strip() for line in decoded[0]):
         return problems[0].message if problems else "is empty"
     names = [delimiter] if delimiter else list(DELIMITERS)
     headers = {name: header_fields(decoded[0], DELIMITERS[name]) for name in names}
     found = max(names, key=lambda name: len(headers[name]))
     return Table(path, tuple(headers[found]), replace(form, delimiter=found), data.isascii())
+
+
+def _unreadable(path: Path, error: OSError) -> str:
+    """Why it is no table; `UserError` where it may well be one, without which another would be shared out."""
+    reason = f"cannot be read ({error.strerror})"
+    # A pipe, a device, what is far too large, a link that leads nowhere: no table.
+    if error.errno is None or isinstance(error, FileNotFoundError):
+        return reason
+    remedy = remedy_for(error, "look at the disk")
+    raise UserError(f"{printable(path)}: {reason}; {remedy}, or give a folder without it")
 
 
 def guess_encoding(data: bytes) -> str:
@@ -94,7 +106,7 @@ def _open_json(path: Path) -> Table | str:
     try:
         tree = parse_json(read_regular(path, _MOST_JSON_BYTES))
     except OSError as error:
-        return f"cannot be read ({error.strerror})"
+        return _unreadable(path, error)
     except ValueError as error:
         return f"is no JSON ({error!s:.200})"
     if not isinstance(tree, list) or not tree or not all(isinstance(item, dict) for item in tree):

@@ -117,7 +117,7 @@ def read_sweep(path: Path) -> Sweep:
     try:
         config_settings = read_settings(config_path)
     except UserError as error:
-        raise UserError(f"sweep {path}:\n{error}") from None
+        raise UserError(f"sweep {path}, its key config:\n{error}") from None
     runs: list[SweepRun] = []
     for index, settings in enumerate(combinations):
         name = folder_name(settings, short)

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from artkv.config import Config, load_config
+from artkv.config.deepspeed import load_deepspeed_config
 from artkv.errors import Preempted, RunFailed, UserError
 from artkv.evaluation.results import METRICS_FILE, evaluation_folder
 from artkv.evaluation.run_roles import differing_settings
@@ -63,6 +64,7 @@ def _check_inputs(config: Config) -> None:
     for place, path in named.items():
         if path is not None and not path.exists():
             raise UserError(f"{place} = {path}: no such file or folder; give one that is there")
+    load_deepspeed_config(config.training.deepspeed)
     if not config.model.is_lavis_file:
         _look_up(config.model.blip2, config.model.revision)
 

@@ -209,6 +209,7 @@ def _check_same_questions(checkpoint: Checkpoint, config: Config, data_hash: str
     kept = [("training", "seed"), ("training", "batch_size"), ("dataset", "prompt")]
     checkpoint.check_same_settings(config, kept)
     if checkpoint.identity.data_hash != data_hash:
+        checkpoint.check_same_settings(config, [("dataset", "limit")])  # not before: two limits may hold all rows
         raise UserError(
             f"{checkpoint.path}: dataset.train = {config.dataset.train} has other rows than the run was trained "
             "on; restore that file, or start a new run"

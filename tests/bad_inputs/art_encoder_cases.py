@@ -111,7 +111,7 @@ ART_ENCODER = Area(
             (
                 "with the pictures as a head",
                 ("--heads", "image"),
-                ("--heads image: ", "'image' is no name of a column of labels"),
+                ("--heads image: ", "image is the column of the pictures; name columns of labels"),
             ),
             ("with a head twice", ("--heads", "style,Style"), ("--heads style,Style: ", "names a column twice")),
             ("with a head that is a path", ("--heads", "../x"), ("'../x' is no name of a column",)),
@@ -231,5 +231,17 @@ ART_ENCODER = Area(
                 ("{folder}/out holds a training already; give --resume to go on",),
             ),
         ]
+    ]
+    + [
+        BadInput(
+            "a folder of pictures that is not there",
+            labelled("image,style\n" + "".join(f"{n}.png,a\n" for n in range(9)), "--image-root", "nope"),
+            ("--image-root nope: no such folder; give the folder that holds the pictures",),
+        ),
+        BadInput(
+            "a file for the folder of pictures",
+            lambda place: labelled("image,style\n0.png,a\n", "--image-root", str(place.write("x", "")))(place),
+            ("--image-root {folder}/x: is no folder; give the folder that holds the pictures",),
+        ),
     ],
 )

@@ -73,6 +73,7 @@ COMMAND_LINE = Area(
         usage("a home folder that nobody has", "status", "~nobody_here/x", says=("no home folder is known",)),
         usage("a negative port", "serve", "--checkpoint", "x", "--port", "-1", says=("--port",)),
         usage("a port beyond all", "serve", "--checkpoint", "x", "--port", "65536", says=("--port", "from 0 to 65535")),
+        usage("no run for the report", "report", says=("the following arguments are required: RUN\n",)),
         usage(
             "no number of pictures", "report", "x", "--pictures", "1e9", says=("--pictures", "is not a whole number")
         ),

@@ -87,7 +87,17 @@ CSV = Area(
         BadInput(
             "another delimiter than the one that is set",
             table_with("image;question;answer\na;b;c\n", "delimiter=tab"),
-            (_AT + "1: missing columns", "the header has 'image;question;answer'"),
+            (_AT + "1: dataset.delimiter = tab, and the header's names stand between semicolons; set it to semicolon",),
+        ),
+        BadInput(
+            "the root of the file system for the pictures",
+            lambda place: ["check", *place.config("dataset.image_root=/")],
+            ("dataset.image_root /: is the root of the file system; give the folder that holds the pictures",),
+        ),
+        BadInput(
+            "a file system of the kernel for the pictures",
+            lambda place: ["check", *place.config("dataset.image_root=/proc/self")],
+            ("dataset.image_root /proc/", "is a file system that the kernel makes up; give the folder"),
         ),
         BadInput(
             "a character for the delimiter's name",

@@ -189,7 +189,46 @@ INIT = Area(
         BadInput(
             "UTF-16 asked for, and UTF-8 there",
             folder({"all.csv": ROWS}, "--encoding", "utf-16"),
-            ("the file is not UTF-16",),
+            (
+                "mine/all.csv: is not in the encoding that --encoding gives: utf-16",
+                "without --encoding utf-16 mine/all.csv is one; leave that out, or correct it",
+            ),
+        ),
+        *(
+            BadInput(what, folder({"all.csv": ROWS}, *words), (f"mine: no table of questions there; without {told}",))
+            for what, words, told in [
+                ("tabs asked for, and commas there", ("--delimiter", "tab"), "--delimiter tab mine/all.csv is one"),
+                (
+                    "the column of the answers for that of the questions",
+                    ("--question-column", "answer"),
+                    "--question-column answer mine/all.csv is one; leave that out, or correct it",
+                ),
+                (
+                    "delimiter and encoding that are both others",
+                    ("--delimiter", "pipe", "--encoding", "utf-16"),
+                    "--delimiter pipe and --encoding utf-16 mine/all.csv is one",
+                ),
+            ]
+        ),
+        BadInput(
+            "a file for BLIP-2's folder",
+            folder({"all.csv": ROWS}, "--blip2", "mine/all.csv"),
+            ("--blip2 mine/all.csv: is no folder; give a folder of BLIP-2, or leave it out for the hub's",),
+        ),
+        BadInput(
+            "an empty folder for BLIP-2's",
+            folder({"all.csv": ROWS}, "--blip2", "mine/images/sub"),
+            ("--blip2 mine/images/sub: mine/images/sub has no config.json; give a folder of BLIP-2",),
+        ),
+        BadInput(
+            "an address of the hub for BLIP-2",
+            folder({"all.csv": ROWS}, "--blip2", "https://huggingface.co/user/blip2"),
+            ("--blip2 https://huggingface.co/user/blip2: no such folder, and no hub id; did you mean 'user/blip2'? ",),
+        ),
+        BadInput(
+            "the root of the file system",
+            lambda place: ["init", "/"],
+            ("FOLDER /: is the root of the file system; give the folder of the pictures and questions",),
         ),
         BadInput(
             "another delimiter asked for than there is",

@@ -68,7 +68,19 @@ INJECTION = Area(
             lambda place: [
                 "check", *place.config("kv_modulation.injection=prompt", "kv_modulation.num_prefix_tokens=120"),
             ],
-            ("leaves room for 0 beside the picture's", "shorten it"),
+            (
+                "kv_modulation.num_prefix_tokens = 120: with injection prompt adds 120 tokens to the picture's, and",
+                "the language model has positions for 11",
+                "of them; lower it",
+            ),
+        ),
+        BadInput(
+            "the same, with all positions taken by the prefix, in a plan",
+            lambda place: [
+                "plan", "--gpu-memory", "8GiB", "--text-tokens", "4",
+                *place.config("kv_modulation.injection=prompt", "kv_modulation.num_prefix_tokens=4000"),
+            ],
+            ("kv_modulation.num_prefix_tokens = 4,000: with injection prompt adds 4,000 tokens", "lower it"),
         ),
     ],
 )  # fmt: skip

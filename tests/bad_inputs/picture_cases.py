@@ -108,6 +108,20 @@ PICTURES = Area(
             (_AT + "damaged (",),
         ),
         BadInput("half a JPEG", picture(_saved("JPEG")[:400]), (_AT + "damaged (", "replace the file with")),
+        *(
+            BadInput(
+                f"{what} for a picture",
+                picture(content),
+                (_AT + "not a picture of a known format (", "convert it to one, or replace the file with an undamaged"),
+            )
+            for what, content in [
+                ("an SVG", b'<svg xmlns="http://www.w3.org/2000/svg"/>'),
+                ("a PDF", b"%PDF-1.7\n" + bytes(200)),
+                ("a HEIC", b"\0\0\0\x18ftypheic" + bytes(200)),
+                ("a drawing of Photoshop", b"8BPS\0\1" + bytes(200)),
+                ("an archive", b"PK\3\4" + bytes(200)),
+            ]
+        ),
         BadInput("half a TIFF", picture(_saved("TIFF")[:2000]), (_AT, "replace the file with an undamaged copy")),
         BadInput("half a WEBP", picture(_saved("WEBP")[:30]), (_AT, "replace the file with an undamaged copy")),
         BadInput(

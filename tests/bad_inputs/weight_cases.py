@@ -53,6 +53,10 @@ def art(name: str, content: bytes | Callable[[Path], object]) -> Make:
     return make
 
 
+def _renamed(path: Path) -> None:
+    save_file({"conv_stem.weight": torch.ones(1)}, path)
+
+
 def changed_art(name: str, number: float) -> Make:
     """`artkv check` with an art encoder one of whose tensors has this number throughout."""
 
@@ -245,6 +249,26 @@ WEIGHTS = Area(
             "no art encoder",
             blip2("efficientnet.checkpoint=none.pth"),
             ("none.pth does not exist; efficientnet.checkpoint must name a .pth",),
+        ),
+        BadInput(
+            "an art encoder in safetensors that is called a .pth",
+            art("art.pth", _renamed),
+            ("art.pth: is not a readable PyTorch checkpoint (it holds safetensors)", "rename it to art.safetensors"),
+        ),
+        BadInput(
+            "an art encoder in safetensors without an ending",
+            art("art", _renamed),
+            ("it holds safetensors); if it belongs here, rename it to art.safetensors",),
+        ),
+        BadInput(
+            "an art encoder of PyTorch that is called .safetensors",
+            art("art.safetensors", lambda path: torch.save({"conv_stem.weight": torch.ones(1)}, path)),
+            ("art.safetensors: is no safetensors file but PyTorch's, as its first bytes say", "rename it to art.pth"),
+        ),
+        BadInput(
+            "a pickle of old that is called .safetensors",
+            art("art.safetensors", lambda path: path.write_bytes(pickle.dumps({"a": 1}))),
+            ("art.safetensors: is no safetensors file but PyTorch's", "rename it to art.pth"),
         ),
         BadInput(
             "an art encoder that is a folder",

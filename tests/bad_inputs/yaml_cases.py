@@ -80,6 +80,22 @@ YAML = Area(
             config("dataset: {train: ~nobody_here/train.csv}"),
             ("dataset.train = '~nobody_here/train.csv': no home folder is known", "give the path in full"),
         ),
+        *(
+            BadInput(
+                f"an empty {key}",
+                config(f"{section}: {{{key}: '{blank}'}}"),
+                (f"{section}.{key} = '{blank}': is empty; give {remedy}\n",),
+            )
+            for section, key, blank, remedy in [
+                ("model", "blip2", "", "a hub id or a path"),
+                ("training", "deepspeed", " ", "the name of a file of ds_configs/, or a path"),
+                ("run", "output_dir", "", "a path"),
+                ("dataset", "train", "  ", "a path"),
+                ("dataset", "image_root", "", "a path"),
+                ("dataset", "val", "", "a path, or null for none"),
+                ("frozen", "feature_cache", "", "a path, or null for none"),
+            ]
+        ),
         BadInput(
             "a key with a character without width",
             config("training: {se\u200bed: 1}"),

@@ -101,7 +101,7 @@ def test_damage_anywhere_is_told_or_harmless(kind: str, capfd: pytest.CaptureFix
 def test_other_formats_are_not_tried(kind: str, tmp_path: Path) -> None:
     content = saved(noise(), kind)
     (tmp_path / "other.jpg").write_bytes(content)
-    message = r"not a picture of a known format \(JPEG, PNG, WEBP, TIFF, GIF, BMP, PPM.*\); replace the file"
+    message = r"not a picture of a known format \(JPEG, PNG, WEBP, TIFF, GIF, BMP, PPM.*\); convert it to one, or rep"
     with pytest.raises(UserError, match=message):
         open_picture(tmp_path / "other.jpg")
     with pytest.raises(UserError, match=message):

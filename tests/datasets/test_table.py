@@ -106,7 +106,7 @@ def test_a_folder_that_cannot_be_listed_is_told(root: Path, monkeypatch: pytest.
     assert index.unreadable == [f"{root}/sub (Permission denied)"]
     with pytest.raises(UserError, match=r"'b\.jpg' is missing: .*\(not listed: .*/sub \(Permission denied\)\); add"):
         index.find("b.jpg")
-    with pytest.raises(UserError, match=r"cannot be listed \(Permission denied\); give a folder that may be read"):
+    with pytest.raises(UserError, match=r"cannot be listed \(Permission denied\); give this user permission.*chmod"):
         ImageIndex(root / "sub")
 
 
@@ -161,7 +161,7 @@ DAMAGE = [
     ("nowhere.jpg,q,a,1,\n", 2, r"'nowhere\.jpg' is missing.*; add the picture"),
     ("twice.jpg,q,a,1,\n", 2, r"'twice\.jpg' is ambiguous.*; give one of these"),
     ("cut.jpg,q,a,1,\n", 2, r"cut\.jpg: damaged \(.*trunc.*\); replace"),
-    ("page.jpg,q,a,1,\n", 2, r"page\.jpg: not a picture.*; replace"),
+    ("page.jpg,q,a,1,\n", 2, r"page\.jpg: not a picture.*; convert it to one, or replace"),
     ("empty.jpg,q,a,1,\n", 2, r"empty\.jpg: an empty file.*; replace"),
     ("a.jpg,,a,1,\n", 2, r"empty question; fill"),
     ("a.jpg,q,  ,1,\n", 2, r"empty answer; fill"),

@@ -108,6 +108,9 @@ def test_what_was_not_evaluated_or_not_alike_is_refused(tmp_path: Path) -> None:
         compare(run)
     assert not (run / "eval" / "test-on" / "comparison.json").exists()
     empty = write_run(tmp_path / "empty", {}, kv_modulation=CONTROL)
+    with pytest.raises(UserError, match="empty: holds no run, though a config.yaml; give a run.output_dir"):
+        compare(empty)
+    (tmp_path / "empty" / "checkpoints").mkdir()
     with pytest.raises(UserError, match="empty: no split was answered .*; artkv evaluate --checkpoint"):
         compare(empty)
     with pytest.raises(UserError, match="empty: has not answered the test split with the prefix on; artkv evaluate"):

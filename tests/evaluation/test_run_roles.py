@@ -86,6 +86,9 @@ def test_a_runs_folder_is_opened_and_no_other(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no run's folder, there is no config.yaml in it; give a run.output_dir"):
         open_run(tmp_path)
     (tmp_path / "config.yaml").write_text(dump_config(override_config(Config(), ["training.seed=5"])))
+    with pytest.raises(UserError, match="holds no run, though a config.yaml; give a run.output_dir"):
+        open_run(tmp_path)  # a person's config
+    (tmp_path / "status.json").write_text("{}")
     assert open_run(tmp_path).seed == 5
 
 

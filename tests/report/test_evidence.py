@@ -47,9 +47,14 @@ def test_what_is_no_run_or_was_not_evaluated_is_one_message_with_the_remedy(make
     with pytest.raises(UserError, match="empty: holds no run"):
         read_evidence(tmp_path / "empty")
     run = make_run(ablations=[])
-    evaluate = r"artkv evaluate --checkpoint \S*run --split test --all-ablations"
+    evaluate = r"artkv evaluate --checkpoint \S*run --split train --all-ablations"
     with pytest.raises(UserError, match=rf"run: has no evaluation to report; make it with: \S*{evaluate}"):
         read_evidence(run)
+    config = run / "config.yaml"
+    for split in ("val", "test"):  # the last one that it has questions of is told
+        config.write_text(config.read_text().replace(f"  {split}: null", f"  {split}: x.csv"))
+        with pytest.raises(UserError, match=rf"make it with: .* --split {split} --all-ablations"):
+            read_evidence(run)
     with pytest.raises(UserError, match="run: the val questions were not answered; make it with: .*--split val"):
         read_evidence(run, split="val")
 

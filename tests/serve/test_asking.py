@@ -77,7 +77,10 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpa
     ("content", "message"),
     [
         (b"", "an empty file"),
-        (b"<html>404</html>", r"not a picture of a known format \(JPEG, PNG, .*\); replace the file"),
+        (
+            b"<html>404</html>",
+            r"not a picture of a known format \(JPEG, PNG, .*\); convert it to one, or replace the file",
+        ),
         (EPS, "not a picture of a known format"),  # which PIL would have Ghostscript run
         (png_of(8, 8), "damaged .*; replace the file"),
         (png_of(10_001, 10_000), "more than 100,000,000 pixels; scale it down"),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import artkv.cli as cli
 import artkv.sweep.running as running
 from artkv.errors import Preempted, UserError
 from artkv.sweep.plan import Sweep
@@ -82,6 +83,26 @@ def test_a_run_that_fails_does_not_keep_the_others(sweep: Sweep, monkeypatch: py
     monkeypatch.setattr(running, "launch", launch)
     assert list(do_runs(sweep, sweep.runs, ranks=1)) == [0, 1]
     assert started == ["train", "train"]
+
+
+def test_why_all_runs_failed_is_told_and_no_report_asked_for(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(running, "launch", lambda *_: 3)
+    monkeypatch.setattr(running, "check_is_apart", lambda *_: None)
+    monkeypatch.setattr(running, "_check_inputs", lambda *_: None)
+    monkeypatch.setattr(running, "check_split", lambda *_: None)
+    assert cli.main(["sweep", str(sweep.path), "--ranks", "1"]) == 3
+    told = capsys.readouterr().err
+    assert "run failed: 0 (num_prefix_tokens=0,seed=1): train ended with exit code 3" in told
+    assert "run failed: 1 (num_prefix_tokens=4,seed=1)" in told
+    assert "is done yet" not in told
+
+
+def test_a_deepspeed_file_that_is_not_there_is_told_before_the_first_run(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path, "{training.deepspeed: [zero9.json], training.seed: [1]}")
+    with pytest.raises(UserError, match=r"run 0 \(.*\): training.deepspeed = .*zero9.json"):
+        check_folders(sweep)
 
 
 def test_a_run_that_was_asked_to_stop_stops_the_sweep(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:

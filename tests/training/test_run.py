@@ -244,6 +244,9 @@ def test_another_order_or_other_weights_are_refused(
     with pytest.raises(UserError, match="has other rows than the run was trained on"):
         run_training([f"dataset.train={fewer}"], resume="latest")
 
+    with pytest.raises(UserError, match=r"was trained with dataset.limit=null, now 3|dataset.limit=None, now 3"):
+        run_training(["dataset.limit=3"], resume="latest")
+
     other = tmp_path / "other_blip2"
     shutil.copytree(tiny_world / "blip2", other)
     weights = bytearray((other / "model.safetensors").read_bytes())

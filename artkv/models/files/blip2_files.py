@@ -18,7 +18,7 @@ from artkv.config import ModelConfig
 from artkv.datasets.tokenization import newline_token_id
 from artkv.errors import UserError
 from artkv.models.files import foreign_files
-from artkv.models.files.foreign_files import check_regular, expanded, read_object, told_as
+from artkv.models.files.foreign_files import check_is_there, check_regular, expanded, read_object, told_as
 from artkv.models.files.hub import SETTINGS_FILES, local_folder
 from artkv.models.files.lavis_files import IMAGE_MEAN, IMAGE_STD, LN_VISION_EPS, LavisSource, lavis_config
 from artkv.models.files.model_configs import check_agreement, check_layers, check_settings_files
@@ -183,8 +183,7 @@ def _lavis_source(model: ModelConfig) -> tuple[LavisSource, Any, Path]:
             "give facebook/opt-2.7b or its folder"
         )
     opt = local_folder(model.opt, "model.opt")
-    if not os.path.lexists(opt / "config.json"):
-        raise UserError(f"model.opt = {model.opt!r}: {opt} has no config.json; give OPT's folder as it is published")
+    check_is_there(opt / "config.json", f"model.opt = {model.opt!r}", "give OPT's folder as it is published")
     check_settings_files(opt, "model.opt")
     with told_as(opt / "config.json", "give OPT's folder as it is published"):
         text_config: Any = AutoConfig.from_pretrained(opt, trust_remote_code=False)
@@ -206,8 +205,7 @@ def _lavis_source(model: ModelConfig) -> tuple[LavisSource, Any, Path]:
 
 def read_folder_config(folder: Path, blip2: str) -> Any:
     """The config in BLIP-2's folder, which `model.blip2` names as `blip2`."""
-    if not os.path.lexists(folder / "config.json"):
-        raise UserError(f"model.blip2 = {blip2!r}: {folder} has no config.json; give a folder of save_pretrained")
+    check_is_there(folder / "config.json", f"model.blip2 = {blip2!r}", "give a folder of save_pretrained")
     check_settings_files(folder, "model.blip2")
     written = read_object(folder / "config.json", "put BLIP-2's there")
     found = written.get("model_type")
@@ -275,6 +273,9 @@ def _load_tokenizer(folder: Path, config: Any) -> Any:
     # Without these transformers makes an empty tokenizer, and says nothing.
     if not (folder / "tokenizer.json").is_file() and not (folder / "vocab.json").is_file():
         raise UserError(f"{folder}: no tokenizer there (neither tokenizer.json nor vocab.json); put OPT's files there")
+    for name in ("tokenizer.json", "vocab.json", "merges.txt"):
+        if os.path.lexists(folder / name):  # transformers tells a file that may not be read as one of another kind
+            check_regular(folder / name, folder / name, "put OPT's tokenizer files there")
     with told_as(f"{folder}: the tokenizer", "put OPT's tokenizer files there"):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         tokenizer.get_vocab(), tokenizer("a\nb", add_special_tokens=False)  # what would fail later, fails here
@@ -297,6 +298,7 @@ def _image_settings(folder: Path, vit_size: int) -> ImageSettings:
     path = folder / "preprocessor_config.json"
     if not os.path.lexists(path):
         raise UserError(f"{folder}: no preprocessor_config.json of a BlipImageProcessor; put the model's there")
+    check_regular(path, path, "put the model's own there")
     with told_as(path, "put the model's own there"):
         processor: Any = BlipImageProcessor.from_pretrained(folder, trust_remote_code=False)
         height, width = processor.size["height"], processor.size["width"]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from artkv.errors import UserError
-from artkv.reading import open_regular, parse_json, printable, read_regular
+from artkv.reading import exists, open_regular, parse_json, printable, read_regular, remedy_for
 
 # Bytes. The largest is a tokenizer's vocabulary, of some 20 million at most.
 _MOST_SETTINGS_BYTES = 128 * 2**20
@@ -56,7 +56,8 @@ def check_regular(path: Path, place: object, remedy: str) -> None:
     except FileNotFoundError:
         raise UserError(f"{printable(place)}: no such file; {remedy}") from None
     except OSError as error:
-        raise UserError(f"{printable(place)}: cannot be read ({error.strerror}); {remedy}") from None
+        reason = f"cannot be read ({error.strerror}); {remedy_for(error, remedy)}"
+        raise UserError(f"{printable(place)}: {reason}") from None
     if is_pointer:
         raise UserError(f"{printable(place)}: is not the file but Git LFS's pointer to it; fetch it with git lfs pull")
 
@@ -69,6 +70,20 @@ def read_object(path: Path, remedy: str) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise UserError(f"{printable(path)}: holds a {type(tree).__name__}, where a JSON object belongs; {remedy}")
     return tree
+
+
+def check_is_there(path: Path, place: str, remedy: str) -> None:
+    """Raises `UserError` unless there is something at `path`; a folder that may not be looked into is another error.
+
+    place: what the message begins with. remedy: where there is nothing.
+    """
+    try:
+        is_there = exists(path)
+    except OSError as error:
+        told = f"cannot be looked into ({error.strerror}); {remedy_for(error, remedy)}"
+        raise UserError(f"{place}: {printable(path.parent)} {told}") from None
+    if not is_there:
+        raise UserError(f"{place}: {printable(path.parent)} has no {path.name}; {remedy}")
 
 
 def expanded(name: str | Path, setting: str) -> Path:
@@ -90,7 +105,9 @@ def is_folder(path: Path, setting: str) -> bool:
         return False
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{setting} = {str(path)!r:.300}: cannot be read ({reason}); give another") from None
+        raise UserError(
+            f"{setting} = {str(path)!r:.300}: cannot be read ({reason}); {remedy_for(error, 'give another')}"
+        ) from None
     if not path.is_dir():
         raise UserError(f"{setting} = {str(path)!r}: is a file, where a folder belongs; give the model's folder")
     return True

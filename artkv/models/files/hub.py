@@ -15,6 +15,11 @@ _HUB_ID = re.compile(rf"{PART}(/{PART})?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
+def is_hub_id(name: str) -> bool:
+    """Whether a text can be an id of the hub, by how it is spelled."""
+    return _HUB_ID.fullmatch(name) is not None and ".." not in name and "--" not in name
+
+
 def local_folder(name: str, setting: str, revision: str | None = None) -> Path:
     """The folder that `setting = name` means; what the hub has of it is fetched, or taken from its cache.
 
@@ -32,7 +37,7 @@ def local_folder(name: str, setting: str, revision: str | None = None) -> Path:
         return folder
     if name.startswith((".", "/", "~")):
         raise UserError(f"{setting} = {name!r:.300}: no such folder; give a hub id or an existing folder")
-    if not _HUB_ID.fullmatch(name) or ".." in name or "--" in name:
+    if not is_hub_id(name):
         raise UserError(
             f"{setting} = {name!r:.300}: no such folder, and no hub id; {did_you_mean(name)}give an id such as "
             "Salesforce/blip2-opt-2.7b, or an existing folder"

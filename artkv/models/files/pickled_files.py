@@ -16,6 +16,7 @@ from artkv.reading import printable
 
 # How what `torch.save` wrote begins: a zip archive, and before torch 1.6 a pickle of protocol 2 or later.
 _ARCHIVE, _PICKLE = b"PK\x03\x04", b"\x80"
+_LAVIS_FILE = "give the .pth as LAVIS has it"
 _BYTES_AT_ONCE = 2**20
 # The tensors of a file may share storages, as tied weights do; beyond so many times its bytes it means harm.
 _MOST_SHARING = 4
@@ -34,7 +35,12 @@ def read_pickle(
     place = f"{setting} = {printable(path)}" if setting else printable(path)
     check_regular(path, place, "give an existing one")
     if (why := _no_checkpoint(path)) is not None:
-        raise UserError(f"{place}: is not a readable PyTorch checkpoint ({why}); fetch or write it again")
+        renamed = path.with_suffix(".safetensors").name
+        is_other = why == "it holds safetensors"
+        remedy = "fetch or write it again"
+        if is_other:
+            remedy = f"if it belongs here, rename it to {printable(renamed)}" if setting is None else _LAVIS_FILE
+        raise UserError(f"{place}: is not a readable PyTorch checkpoint ({why}); {remedy}")
     try:
         is_archive = _is_archive(path)
         if is_archive:
@@ -135,7 +141,19 @@ def _no_checkpoint(path: Path) -> str | None:
         return "it is empty"
     if not any(start):
         return "it begins with zeros, as a disk that failed or a copy that broke off leaves it"
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 2**27:
+        return "it holds safetensors"
     return f"it begins with {start[:16]!r}, and no file of torch.save does"
+
+
+def begins_as_checkpoint(path: Path) -> bool:
+    """Whether a file, whatever its name, begins as `torch.save` has files begin.
+
+    The length that safetensors begin with could have these bytes, of a header of more than 60 MB.
+    """
+    with path.open("rb") as file:
+        start = file.read(9)
+    return start.startswith((_ARCHIVE, _PICKLE)) and start[8:9] != b"{"
 
 
 def _is_archive(path: Path) -> bool:

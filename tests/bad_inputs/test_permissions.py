@@ -1,0 +1,89 @@
+"""What this user may not read is told as that, whatever it is, and by the remedy of permissions."""
+
+import ctypes
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import artkv.cli as cli
+
+# linux/capability.h: CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, and the version of the calls.
+_OVERRIDE, _READ_SEARCH, _VERSION = 1, 2, 0x20080522
+
+
+@contextmanager
+def as_anybody() -> Iterator[None]:
+    """Without root's right to read what its mode forbids, in this thread and those that it starts."""
+    libc, header = ctypes.CDLL(None, use_errno=True), (ctypes.c_uint32 * 2)(_VERSION, 0)
+    held = (ctypes.c_uint32 * 6)()  # effective, permitted and inheritable, twice
+    assert libc.capget(header, held) == 0
+    lowered = (ctypes.c_uint32 * 6)(*held)
+    lowered[0] &= ~(1 << _OVERRIDE | 1 << _READ_SEARCH)
+    assert libc.capset(header, lowered) == 0
+    try:
+        yield
+    finally:
+        assert libc.capset(header, held) == 0
+
+
+def told(arguments: list[str], forbidden: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    mode = forbidden.stat().st_mode
+    forbidden.chmod(0)
+    try:
+        with as_anybody():
+            assert not os.access(forbidden, os.R_OK, effective_ids=True)
+            code = cli.main(arguments)
+    finally:
+        forbidden.chmod(mode)
+    message = capsys.readouterr().err
+    assert code == 1, message
+    return message
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.yaml", "train.csv", "images", "blip2", "blip2/config.json", "blip2/model.safetensors",
+        "blip2/tokenizer.json", "blip2/preprocessor_config.json", "efficientnet.safetensors", "ds.json",
+    ],
+)  # fmt: skip
+def test_an_input_that_may_not_be_read_is_told_so(
+    name: str, tiny_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], in_process: None
+) -> None:
+    copied = Path(shutil.copytree(tiny_world, tmp_path / "w"))
+    (copied / "ds.json").write_text("{}")
+    more = ["--set", f"training.deepspeed={copied / 'ds.json'}"] if name == "ds.json" else []
+    output = ["--set", f"run.output_dir={tmp_path / 'run'}"]
+    message = told(["check", "--config", str(copied / "config.yaml"), *output, *more], copied / name, capsys)
+    assert "Permission denied" in message
+    assert f"give this user permission to read it (chmod u+r {copied / name}" in message
+    assert "put it back" not in message
+
+
+def test_a_table_that_may_not_be_read_is_not_left_out_by_init(
+    tiny_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_world, tmp_path / "w")
+    message = told(["init", "w"], tmp_path / "w" / "train.csv", capsys)
+    assert "w/train.csv: cannot be read (Permission denied); give this user permission" in message
+    assert not (tmp_path / "my.yaml").exists()
+
+
+def test_a_style_that_may_not_be_listed_is_not_one_without_pictures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for style in ("Pop", "Op"):
+        (tmp_path / "data" / style).mkdir(parents=True)
+        for number in range(3):
+            Image.new("RGB", (32, 32), (80 * number, 0, 0)).save(tmp_path / "data" / style / f"{number}.png")
+    arguments = ["art-encoder", "--data", str(tmp_path / "data"), "--architecture", "test_efficientnet"]
+    arguments += ["--device", "cpu", "--output-dir", str(tmp_path / "out")]
+    message = told(arguments, tmp_path / "data" / "Pop", capsys)
+    assert f"{tmp_path}/data/Pop: cannot be listed (Permission denied); give this user permission" in message
+    assert "has no pictures" not in message
