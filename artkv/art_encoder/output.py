@@ -18,6 +18,7 @@ from artkv.models.files.efficientnet_files import recorded_settings
 from artkv.models.timm_networks import is_efficientnet, normalisation
 from artkv.monitoring.tensorboard_log import TensorBoardLog
 from artkv.reading import parse_json, read_regular
+from artkv.run_folder.separation import how_within
 
 _STATE = "state.safetensors"
 _METRICS = "metrics.jsonl"
@@ -117,16 +118,12 @@ class ArtEncoderFolder:
 
 def _check_is_apart(settings: ArtEncoderSettings, place: str) -> None:
     """Raises UserError where the files would be mixed with the pictures, among whose folders styles are looked for."""
-    here = Path(os.path.realpath(settings.output_dir))
     given = {"--data": settings.data, "--validation": settings.validation, "--image-root": settings.image_root}
     for option, folder in given.items():
-        if folder is not None and folder.is_dir():
-            other = Path(os.path.realpath(folder))
-            if here == other or other in here.parents:
-                how = "is" if here == other else "is inside"
-                raise UserError(
-                    f"{place}: {how} {option} {folder}, whose pictures it would be mixed with; give another"
-                )
+        if folder is None or not folder.is_dir():
+            continue
+        if (how := how_within(settings.output_dir, folder)) is not None:
+            raise UserError(f"{place}: {how} {option} {folder}, whose pictures it would be mixed with; give another")
 
 
 def checkpoint_metadata(

@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from artkv.datasets.columns import PathColumn, StringColumn
 from artkv.datasets.image_index import ImageIndex
 from artkv.datasets.kept_arrays import keep, kept, kept_at
 from artkv.datasets.kept_tokens import FEWEST_ROWS
-from artkv.datasets.member_index import SETTLED_NS
+from artkv.datasets.member_index import is_settled
 from artkv.datasets.picture_files import picture_stamps
 from artkv.datasets.table import QuestionTable
 from artkv.datasets.table_form import TableForm
@@ -64,7 +63,7 @@ def settled_stamps(table: QuestionTable) -> np.ndarray | None:
         return None
     stamps = picture_stamps(table.painting_paths.strings)
     # A file that is changed later gets other times, but for within a tick of its file system's clock.
-    return stamps if stamps is not None and stamps[:, 1:].max() < time.time_ns() - SETTLED_NS else None
+    return stamps if stamps is not None and is_settled(int(stamps[:, 1:].max())) else None
 
 
 def keep_table(table: QuestionTable, sha256: str, images: ImageIndex, form: TableForm, stamps: np.ndarray) -> None:

@@ -17,7 +17,7 @@ from artkv.reading import open_regular, printable
 # To be raised with any change of what is taken for a member, or of the arrays.
 _FORMAT = 2
 # A file changed so shortly before it was read could change again within a tick of its file system's clock.
-SETTLED_NS = 2 * 10**9
+SETTLED_SECONDS = 2.0
 _READERS = {TAR: read_tar_members, ARROW: read_arrow_members}
 _KINDS = {TAR: "tar", ARROW: "Arrow file"}
 # What the files end with that pictures may lie in.
@@ -47,6 +47,11 @@ def stamp_of(status: os.stat_result) -> Stamp:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
+def is_settled(changed_ns: int) -> bool:
+    """Whether a file whose last change was then, in nanoseconds, could not change again without other times."""
+    return changed_ns < time.time_ns() - SETTLED_SECONDS * 10**9
+
+
 def read_member_index(path: Path) -> MemberIndex:
     """The index of a tar or an Arrow file, from the cache if the file is as it was then; else it is read.
 
@@ -60,12 +65,12 @@ def read_member_index(path: Path) -> MemberIndex:
             if (arrays := kept(remembered_at, str(stamp))) is not None:
                 return _index(stamp, _members(arrays))
             members = _READERS[path.suffix](file, stamp[0], place)
-            is_settled = stamp_of(os.fstat(file.fileno())) == stamp and max(stamp[1:]) < time.time_ns() - SETTLED_NS
+            is_same = stamp_of(os.fstat(file.fileno())) == stamp
     except OSError as error:
         raise UserError(
             f"{place}: cannot be read ({error.strerror or error}); fetch it whole, or make it anew"
         ) from None
-    if is_settled:
+    if is_same and is_settled(max(stamp[1:])):
         keep(remembered_at, str(stamp), _arrays(members))
     return _index(stamp, members)
 

@@ -10,8 +10,7 @@ from artkv.config import Config, load_config
 from artkv.errors import UserError
 from artkv.evaluation.comparison import ComparedRun
 from artkv.reading import exists
-from artkv.run_folder.layout import CHECKPOINTS, METRICS
-from artkv.run_folder.state_record import STATE
+from artkv.run_folder.separation import holds_run
 
 # Names in a comparison, and of the folders behind the split's, of what a run is compared with of its own.
 ABLATIONS = {"off": "off", "shuffled": "shuffled", "blank": "on-blank"}
@@ -75,7 +74,7 @@ def open_run(folder: Path) -> Run:
     if not exists(path):
         raise UserError(f"{folder}: is no run's folder, there is no config.yaml in it; give a run.output_dir")
     # A person's config has that name too.
-    if not any(os.path.lexists(folder / name) for name in (STATE, METRICS, CHECKPOINTS, "eval")):
+    if not (holds_run(folder) or os.path.lexists(folder / "eval")):
         raise UserError(f"{folder}: holds no run, though a config.yaml; give a run.output_dir")
     return Run(folder, load_config(path))
 

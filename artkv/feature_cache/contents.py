@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import re
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -13,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from artkv.datasets.member_index import Stamp
+from artkv.datasets.member_index import Stamp, is_settled
 from artkv.datasets.picture_files import open_picture_file, picture_stamp
 from artkv.distributed import World
 from artkv.errors import UserError
@@ -24,16 +23,11 @@ from artkv.reading import parse_json, read_regular
 # The key of the blank picture of the question-only baseline, which is no file.
 BLANK = hashlib.sha256(b"the blank picture").hexdigest()
 
-# A file changed so shortly before it was hashed could change again within a tick of its file system's clock.
-SETTLED_SECONDS = 2.0
 _MAX_THREADS = 8
 # Of `pictures.json`, where a picture takes some 200.
 _MOST_BYTES = 2**30
 _SHA256, _FILES = "sha256", "files"
 _CONTENT = re.compile("[0-9a-f]{64}")
-
-# Of a file, or of the tar that it is in. The time of its inode moves even when a tool puts the others back.
-_State = Stamp
 
 
 class PictureMemo:
@@ -42,7 +36,7 @@ class PictureMemo:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._has_news = False
-        self._known: dict[str, tuple[_State | None, str]] = {}
+        self._known: dict[str, tuple[Stamp | None, str]] = {}
         files: Any = None
         with suppress(OSError, ValueError):  # absent or unreadable: all are hashed again
             files = parse_json(read_regular(path, _MOST_BYTES))
@@ -52,12 +46,12 @@ class PictureMemo:
         if isinstance(files, dict) and all(map(_is_remembered, files.values())):
             self._known = {name: ((entry[0], entry[1], entry[2]), entry[3]) for name, entry in files.items()}
 
-    def get(self, path: Path) -> tuple[_State | None, str] | None:
+    def get(self, path: Path) -> tuple[Stamp | None, str] | None:
         """State and SHA-256 of the file's bytes, if they are known and the file has not changed since."""
         known = self._known.get(str(path))
         return known if known is not None and known[0] == _state(path) else None
 
-    def add(self, contents: Mapping[str, tuple[_State | None, str]]) -> None:
+    def add(self, contents: Mapping[str, tuple[Stamp | None, str]]) -> None:
         """Remembers the files that had a state to tell a change by."""
         self._has_news |= any(self._known.get(name) != found for name, found in contents.items() if found[0])
         self._known |= {name: (state, content) for name, (state, content) in contents.items() if state is not None}
@@ -98,7 +92,7 @@ def picture_contents(paths: Sequence[Path], memo: PictureMemo, world: World) -> 
     return contents
 
 
-def _look_at(paths: Sequence[Path], memo: PictureMemo, show: bool) -> dict[str, tuple[_State | None, str]]:
+def _look_at(paths: Sequence[Path], memo: PictureMemo, show: bool) -> dict[str, tuple[Stamp | None, str]]:
     known = {str(path): memo.get(path) for path in paths}
     unknown = [name for name, found in known.items() if found is None]
     with ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as pool:
@@ -109,7 +103,7 @@ def _look_at(paths: Sequence[Path], memo: PictureMemo, show: bool) -> dict[str, 
         return {name: found for name, found in known.items() if found is not None} | dict(hashed)
 
 
-def _hash(name: str) -> tuple[str, tuple[_State | None, str]]:
+def _hash(name: str) -> tuple[str, tuple[Stamp | None, str]]:
     try:
         with open_picture_file(Path(name)) as opened:
             before = opened.stamp
@@ -117,11 +111,10 @@ def _hash(name: str) -> tuple[str, tuple[_State | None, str]]:
         after = picture_stamp(Path(name))
     except OSError as error:
         raise UserError(f"picture {name}: cannot be read ({error.strerror}); put it back") from None
-    is_settled = before == after and max(before[1:]) / 10**9 < time.time() - SETTLED_SECONDS
-    return name, (before if is_settled else None, content)
+    return name, (before if before == after and is_settled(max(before[1:])) else None, content)
 
 
-def _state(path: Path) -> _State | None:
+def _state(path: Path) -> Stamp | None:
     try:
         return picture_stamp(path)
     except OSError:

@@ -30,14 +30,11 @@ def check_is_apart(config: Config) -> None:
     A run that is there goes on where it is.
     """
     run_dir = config.run.output_dir
-    if _is_run(run_dir):
+    if holds_run(run_dir):
         return
-    here = Path(os.path.realpath(run_dir))
     for setting, folder in _read_folders(config):
-        other = Path(os.path.realpath(folder))
         # Around it is another matter: a run writes into no folder beside its own, and the quickstart's has all in it.
-        if here == other or other in here.parents:
-            how = "is" if here == other else "is inside"
+        if (how := how_within(run_dir, folder)) is not None:
             raise UserError(
                 f"run.output_dir = {printable(run_dir)}: {how} {setting} = {printable(folder)}, and the run's files "
                 f"would be mixed with those; {_REMEDY}"
@@ -58,7 +55,14 @@ def check_is_apart(config: Config) -> None:
         )
 
 
-def _is_run(folder: Path) -> bool:
+def how_within(folder: Path, other: Path) -> str | None:
+    """`is` or `is inside`, where a folder is the other one or lies in it, links followed; None elsewhere."""
+    here, there = Path(os.path.realpath(folder)), Path(os.path.realpath(other))
+    return "is" if here == there else "is inside" if there in here.parents else None
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a run has begun to write into the folder."""
     return any(os.path.lexists(folder / name) for name in (CHECKPOINTS, METRICS, STATE))
 
 
@@ -80,7 +84,7 @@ def _foreign_folders(run_dir: Path, read: Iterable[Path]) -> Iterator[str]:
         if not entry.is_dir() or entry.name.startswith(".") or entry.name in _JOBS_FOLDERS:
             continue
         folder = Path(entry.path)
-        if not (_is_run(folder) or Path(os.path.realpath(folder)) in leading or _is_a_jobs(folder)):
+        if not (holds_run(folder) or Path(os.path.realpath(folder)) in leading or _is_a_jobs(folder)):
             yield f"{entry.name}/"
 
 

@@ -1,6 +1,5 @@
 """Does the runs of a sweep: trains, answers with all ablations, and leaves alone what is done."""
 
-import os
 import time
 from collections.abc import Sequence
 from datetime import timedelta
@@ -16,9 +15,9 @@ from artkv.evaluation.results import METRICS_FILE, evaluation_folder
 from artkv.evaluation.run_roles import differing_settings
 from artkv.launching import launch
 from artkv.models.files.hub import local_folder
-from artkv.run_folder.layout import BEST, CHECKPOINTS, METRICS, best_checkpoint, checkpoints_newest_first
+from artkv.run_folder.layout import BEST, best_checkpoint, checkpoints_newest_first
 from artkv.run_folder.marker import MARKER
-from artkv.run_folder.separation import check_is_apart
+from artkv.run_folder.separation import check_is_apart, holds_run
 from artkv.run_folder.status import STATE, read_if_readable
 from artkv.sweep.plan import Sweep, SweepRun
 
@@ -38,7 +37,7 @@ def check_folders(sweep: Sweep) -> None:
 
     So it is if the sweep's folder is a run's. What the hub has of the models is fetched.
     """
-    if any(os.path.lexists(sweep.output_dir / name) for name in (CHECKPOINTS, METRICS, STATE)):
+    if holds_run(sweep.output_dir):
         raise UserError(f"sweep {sweep.path}: output_dir = {sweep.output_dir}: is the folder of a run; give another")
     for run in sweep.runs:
         try:

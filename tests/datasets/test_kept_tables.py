@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from artkv.config.paths import user_cache
-from artkv.datasets import checked_tables, kept_tables
+from artkv.datasets import checked_tables, kept_tables, member_index
 from artkv.datasets.checked_tables import read_checked_tables
 from artkv.datasets.table import QuestionTable, read_table
 from artkv.datasets.table_form import PLAIN, TableForm
@@ -41,7 +41,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def wait(monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.time_ns()
-    monkeypatch.setattr(kept_tables.time, "time_ns", lambda: now + 60 * 10**9)
+    monkeypatch.setattr(member_index.time, "time_ns", lambda: now + 60 * 10**9)
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ def test_small_wrong_and_young_ones_are_not_kept(folder: Path, monkeypatch: pyte
     monkeypatch.setattr(kept_tables, "FEWEST_ROWS", 7)
     read(folder)
     monkeypatch.setattr(kept_tables, "FEWEST_ROWS", 4)
-    monkeypatch.setattr(kept_tables.time, "time_ns", lambda: os.stat(folder / "images/a.png").st_ctime_ns + 10**9)
+    monkeypatch.setattr(member_index.time, "time_ns", lambda: os.stat(folder / "images/a.png").st_ctime_ns + 10**9)
     read(folder)
     wait(monkeypatch)
     (folder / "images/b.png").write_bytes(b"GIF89a")

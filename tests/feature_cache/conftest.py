@@ -26,7 +26,7 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     Its files are some seconds young at most, and are remembered all the same.
     """
     monkeypatch.setattr("artkv.feature_cache.filling.RECORDS_A_SHARD", SHARD_SIZE)
-    monkeypatch.setattr("artkv.feature_cache.contents.SETTLED_SECONDS", 0.0)
+    monkeypatch.setattr("artkv.datasets.member_index.SETTLED_SECONDS", 0.0)
 
 
 @pytest.fixture

@@ -81,7 +81,7 @@ def test_without_room_nothing_is_cached_and_the_line_says_why(
 
 def test_a_complete_cache_needs_no_room(automatic: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     # A file is hashed again within two seconds of its change.
-    monkeypatch.setattr("artkv.feature_cache.contents.SETTLED_SECONDS", 0.0)
+    monkeypatch.setattr("artkv.datasets.member_index.SETTLED_SECONDS", 0.0)
     folder = session(automatic).load().features.folder
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(100, 100, 0))
     assert session(automatic).load().features.folder == folder

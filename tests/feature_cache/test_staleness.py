@@ -253,7 +253,7 @@ def test_changed_picture_is_computed_anew(config: Config, encoded: list[tuple[st
 
 def test_just_written_picture_is_not_remembered(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """It could change again within a tick of the clock, with the same size and time."""
-    monkeypatch.setattr("artkv.feature_cache.contents.SETTLED_SECONDS", 3600.0)
+    monkeypatch.setattr("artkv.datasets.member_index.SETTLED_SECONDS", 3600.0)
     prepare(config)
     assert "pictures.json" not in files_of(config)
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import artkv.feature_cache.contents as contents
+import artkv.datasets.member_index as member_index
 import artkv.feature_cache.filling as filling
 from artkv.cli import main
 
@@ -20,7 +20,7 @@ def slow_cache(arguments: Sequence[str]) -> int:
         time.sleep(float(os.environ.get("WRITING_SECONDS", "0")))
 
     filling.RECORDS_A_SHARD = 2
-    contents.SETTLED_SECONDS = 0.0
+    member_index.SETTLED_SECONDS = 0.0
     filling.write_shard = write_slowly
     return main(arguments)
 

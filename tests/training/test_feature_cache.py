@@ -33,7 +33,7 @@ def forbid_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def settled(monkeypatch: pytest.MonkeyPatch) -> None:
     """The pictures of the tiny world are remembered, young as they are."""
-    monkeypatch.setattr("artkv.feature_cache.contents.SETTLED_SECONDS", 0.0)
+    monkeypatch.setattr("artkv.datasets.member_index.SETTLED_SECONDS", 0.0)
 
 
 def test_first_use_fills_and_the_weights_are_those_without(
