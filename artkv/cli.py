@@ -1,6 +1,7 @@
 """The command line: one function a verb, wiring only."""
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from artkv.failures import (
     DONE,
     RUN_FAILED,
     WRONG_INPUT,
+    check_surroundings,
     exit_code,
     flush_output,
     for_terminal,
@@ -30,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     let_output_pass()
     verb, debug = None, "--debug" in given
     try:
+        check_surroundings(os.environ)
         # The DeepSpeed launcher puts --local_rank=N before the verb; LOCAL_RANK says the same.
         options = parse_arguments(
             [word for word in given if not word.startswith("--local_rank=") and word != "--debug"]

@@ -56,6 +56,19 @@ _REMEDIES: Mapping[int, str] = {
     errno.EADDRINUSE: "give another port",
     errno.EADDRNOTAVAIL: "give an address of this machine",
 }
+_SECONDS = (r"\s*[0-9]{1,9}\s*", "a whole number of seconds")
+_PORT = "[0-9]{1,4}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]"
+# What these libraries take of their variables: a pattern, and how it is told.
+_VARIABLES: Mapping[str, tuple[str, str]] = {
+    "HF_HUB_ETAG_TIMEOUT": _SECONDS,
+    "HF_HUB_DOWNLOAD_TIMEOUT": _SECONDS,
+    "HF_ENDPOINT": (
+        rf"|https?://([^\s/:@\[\]]+|\[[0-9a-fA-F:.]+\])(:({_PORT}))?(/\S*)?",
+        "an address such as https://huggingface.co",
+    ),
+    "TORCH_DISTRIBUTED_DEBUG": ("(?i:OFF|INFO|DETAIL)", "OFF, INFO or DETAIL"),
+    "DS_ACCELERATOR": ("cuda|cpu|xpu|npu|mps|hpu|mlu|sdaa|supa|klxpu", "cuda or cpu"),
+}
 _LOWER = {
     "art-encoder": "--batch-size, --image-size or --workers",
     "serve": "evaluation.max_new_tokens, or give --set frozen.opt=stream",
@@ -108,6 +121,21 @@ def let_output_pass() -> None:
         if isinstance(stream, io.TextIOWrapper):
             with suppress(ValueError):
                 stream.reconfigure(errors="backslashreplace")
+
+
+def check_surroundings(environment: Mapping[str, str]) -> None:
+    """Raises `UserError` where the working folder is gone, or for a variable that a library would die of.
+
+    Here, before any of them is imported: they say no more than that some text is no number.
+    """
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UserError(f"the working folder: {error.strerror}; change to one that is there, with cd") from None
+    for name, (pattern, remedy) in _VARIABLES.items():
+        text = environment.get(name)
+        if text is not None and not re.fullmatch(pattern, text):
+            raise UserError(f"environment: {name}={text!r:.80}: is not understood; unset it, or give {remedy}")
 
 
 def exit_code(error: BaseException, verb: str | None, debug: bool) -> int:

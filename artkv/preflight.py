@@ -17,6 +17,7 @@ from artkv.datasets.tokenized_table import rows_with_long_answers
 from artkv.distributed import single_process
 from artkv.errors import UserError
 from artkv.feature_cache import check_cache
+from artkv.files import check_folder_writable
 from artkv.frozen.quantised import require_bitsandbytes
 from artkv.launcher_variables import check_environment
 from artkv.models.art_encoder import load_art_encoder
@@ -176,3 +177,6 @@ def _check_art_encoders(session: Session) -> list[str]:
 def _check_feature_cache(session: Session) -> None:
     if session.features.folder is not None:
         check_cache(session.cache_settings, session.world)
+        folder = session.features.folder
+        if not os.path.lexists(folder):  # one that is there may be whole, and need no writing
+            check_folder_writable(folder, f"frozen.feature_cache = {folder}")

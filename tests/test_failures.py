@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 import artkv.cli as cli
 from artkv.errors import Preempted, RunFailed, UserError
-from artkv.failures import exit_code, for_terminal
+from artkv.failures import check_surroundings, exit_code, for_terminal
 
 
 def raised(action: Callable[[], Any]) -> BaseException:
@@ -230,3 +230,39 @@ def test_a_rank_whose_peer_is_gone_says_so_in_one_line(
     monkeypatch.delenv("RANK")  # of one process it cannot be that
     assert exit_code(lost, "train", debug=True) == 3
     assert "nobody foresaw" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("HF_HUB_ETAG_TIMEOUT", "soon"), ("HF_HUB_DOWNLOAD_TIMEOUT", "x"), ("HF_HUB_DOWNLOAD_TIMEOUT", ""),
+        ("HF_HUB_DOWNLOAD_TIMEOUT", "1.5"), ("HF_ENDPOINT", "http://[::bad"), ("HF_ENDPOINT", "http://127.0.0.1:99999"),
+        ("HF_ENDPOINT", "ftp://x"), ("HF_ENDPOINT", "nonsense"), ("TORCH_DISTRIBUTED_DEBUG", "LOUD"),
+        ("DS_ACCELERATOR", "banana"),
+    ],
+)  # fmt: skip
+def test_a_variable_that_a_library_would_die_of_is_named(name: str, text: str) -> None:
+    with pytest.raises(UserError, match=f"^environment: {name}={re.escape(repr(text))}: .*; unset it, or give "):
+        check_surroundings({name: text})
+
+
+def test_variables_that_libraries_understand_pass() -> None:
+    for address in ("", "https://huggingface.co", "http://localhost:8080/", "http://[::1]:80/hub"):
+        check_surroundings(
+            {
+                "HF_ENDPOINT": address,
+                "HF_HUB_ETAG_TIMEOUT": "10",
+                "TORCH_DISTRIBUTED_DEBUG": "detail",
+                "DS_ACCELERATOR": "cpu",
+            }
+        )
+
+
+def test_a_working_folder_that_is_gone_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert cli.main(["status", str(tmp_path)]) == 1
+    assert "the working folder: No such file or directory; change to one that is there" in capsys.readouterr().err

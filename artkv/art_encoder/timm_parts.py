@@ -21,7 +21,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from artkv.errors import UserError
-from artkv.models.art_encoder import load_weights
+from artkv.models.art_encoder import check_whole_patches, load_weights
 from artkv.models.files.efficientnet_files import recorded_settings
 from artkv.models.timm_networks import accepted_options, create_network, first_line, normalisation
 
@@ -54,6 +54,8 @@ def create_classifier(
     if is_resized and not hasattr(model, "set_input_size"):
         is_resized = False
         model = create_network(architecture, num_classes, drop_rate, drop_path_rate, image_size)
+    if image_size is not None:
+        check_whole_patches(model, architecture, image_size, f"--image-size {image_size}")
     # timm draws the classifier from +-1/sqrt(classes), made for ImageNet's 1000: with 6 styles the first loss of
     # EfficientNet-B0 is 3.6 where ln(6) = 1.8 is chance, and the first steps go into unlearning it
     for layer in _classifier_layers(model, num_classes):

@@ -189,15 +189,20 @@ def create_art_network(config: ArtEncoderConfig) -> Any:
             f"efficientnet.architecture: {architecture!r} is a {type(backbone).__name__}, not an EfficientNet; "
             "use for instance efficientnet_b3, or give art_encoders, which may be of any kind"
         )
-    patch = getattr(getattr(backbone, "patch_embed", None), "patch_size", 1)
+    check_whole_patches(backbone, architecture, side, f"{place}.image_size = {side}")
+    return backbone
+
+
+def check_whole_patches(network: Any, architecture: str, side: int, given: str) -> None:
+    """Raises `UserError` where a network of patches would not see all of a picture; given: the setting, for errors."""
+    patch = getattr(getattr(network, "patch_embed", None), "patch_size", 1)
     patch = patch if isinstance(patch, int) else max(patch)
     if side % patch:
         nearest = max(1, round(side / patch)) * patch
         raise UserError(
-            f"{place}.image_size = {side}: {architecture} sees patches of {patch} pixels, and would not see the "
+            f"{given}: {architecture} sees patches of {patch} pixels, and would not see the "
             f"{side % patch} that are left over; give a multiple of {patch}, such as {nearest}"
         )
-    return backbone
 
 
 def art_source(config: ArtEncoderConfig) -> ArtSource:

@@ -34,6 +34,8 @@ FORMAT_VERSION = 1
 ADAPTER = "adapter.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 DESCRIPTION = "checkpoint.json"
+_OTHER = "give another one, such as an earlier step of the run"
+_DAMAGED = f"the checkpoint is damaged; {_OTHER}"
 _NO_RUN = "is an adapter and holds no optimizer state; resume from a checkpoint's folder"
 
 
@@ -104,7 +106,7 @@ class Checkpoint:
         """Weights and Adam's state, verified."""
         masters, moments = self._tensors(ADAPTER), self._tensors(OPTIMIZER)
         if moments.keys() != {f"{name}.{kind}" for name in masters for kind in ("exp_avg", "exp_avg_sq")}:
-            raise UserError(f"{self.path}: {OPTIMIZER} is not of {ADAPTER}; the checkpoint is damaged")
+            raise UserError(f"{self.path}: {OPTIMIZER} is not of {ADAPTER}; {_DAMAGED}")
         return TrainableState(
             masters,
             {name: moments[f"{name}.exp_avg"] for name in masters},
@@ -208,14 +210,14 @@ class Checkpoint:
     def _check_file(self, name: str) -> None:
         try:
             if not (self.path / name).is_file():
-                raise UserError(f"{self.path}: {name} is missing; the checkpoint is damaged")
+                raise UserError(f"{self.path}: {name} is missing; {_DAMAGED}")
             found = _file_sha256(self.path / name)
         except OSError as error:
             raise UserError(
                 f"{self.path}: {name} cannot be read ({reason_of(error)}); give permission, or look at the disk"
             ) from None
         if found != self.checksums[name]:
-            raise UserError(f"{self.path}: {name} does not match its checksum; the checkpoint is damaged")
+            raise UserError(f"{self.path}: {name} does not match its checksum; {_DAMAGED}")
 
     def _tensors(self, name: str) -> dict[str, "Tensor"]:
         from safetensors.torch import load_file
@@ -225,7 +227,7 @@ class Checkpoint:
         try:
             return load_file(self.path / name)
         except (OSError, SafetensorError) as error:
-            raise UserError(f"{self.path}: cannot be read ({error}); the checkpoint is damaged") from None
+            raise UserError(f"{self.path}: cannot be read ({error}); {_DAMAGED}") from None
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         path = self.path if self.run is None else self.path / ADAPTER
@@ -234,7 +236,7 @@ class Checkpoint:
             with safe_open(path, framework="pt") as file:
                 return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
-            raise UserError(f"{path}: cannot be read ({reason_of(error)}); the checkpoint is damaged") from None
+            raise UserError(f"{path}: cannot be read ({reason_of(error)}); {_DAMAGED}") from None
 
 
 def open_checkpoint(path: str | Path, to_resume: bool = False) -> Checkpoint:
@@ -337,9 +339,11 @@ def _read_description(path: Path) -> _Description:
         tree = parse_json(read_regular(path / DESCRIPTION))
         version, sums = tree["format_version"], tree["sha256"]
     except OSError as error:
-        raise UserError(f"{path}: {DESCRIPTION} cannot be read ({reason_of(error)}); no checkpoint there") from None
+        raise UserError(
+            f"{path}: {DESCRIPTION} cannot be read ({reason_of(error)}); no checkpoint there, {_OTHER}"
+        ) from None
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: {DESCRIPTION} is not valid; the checkpoint is damaged") from None
+        raise UserError(f"{path}: {DESCRIPTION} is not valid; {_DAMAGED}") from None
     own = sums.pop(DESCRIPTION, None) if isinstance(sums, dict) else None
     is_whole = own is not None and own == _description_sha256(tree)
     if version != FORMAT_VERSION:
@@ -349,15 +353,15 @@ def _read_description(path: Path) -> _Description:
             "use the version of artkv that wrote it"
         )
     if not is_whole:
-        raise UserError(f"{path}: {DESCRIPTION} does not match its checksum; the checkpoint is damaged")
+        raise UserError(f"{path}: {DESCRIPTION} does not match its checksum; {_DAMAGED}")
     description = _record(_Description, tree, path)
     if description.sha256.keys() != {ADAPTER, OPTIMIZER}:
-        raise UserError(f"{path}: {DESCRIPTION} has the checksums of other files; the checkpoint is damaged")
+        raise UserError(f"{path}: {DESCRIPTION} has the checksums of other files; {_DAMAGED}")
     return description
 
 
 def _record(kind: type[T], tree: dict[str, Any], path: Path) -> T:
-    return to_record(kind, tree, f"{path}: {DESCRIPTION}", "the checkpoint is damaged")
+    return to_record(kind, tree, f"{path}: {DESCRIPTION}", _DAMAGED)
 
 
 def _description_sha256(description: Mapping[str, Any]) -> str:

@@ -144,6 +144,12 @@ def _base(config: Config, given: str | None) -> tuple[str, str | None]:
             f"model.blip2 = {base!r}: is a file or folder of this machine; add --base-model with the id of the same "
             "weights on the hub"
         )
+    if Path(base).is_dir():
+        place = f"model.blip2 = {base!r}" if given is None else f"--base-model {base}"
+        raise UserError(
+            f"{place}: is a folder of this machine; give --base-model the id of the same weights on the hub, from "
+            "where no folder has that name"
+        )
     if not HUB_ID.fullmatch(base) or ".." in base:
         raise UserError(f"--base-model {base}: is no id of the hub; give one such as Salesforce/blip2-opt-2.7b")
     revision = config.model.revision

@@ -94,6 +94,14 @@ ART_ENCODER = Area(
                 ("--architecture test_maxvit: cannot take pictures of --image-size 100", "give another size"),
             ),
             (
+                "whose patches leave some of the picture over",
+                ("--architecture", "vit_tiny_patch16_224", "--image-size", "100"),
+                (
+                    "--image-size 100: vit_tiny_patch16_224 sees patches of 16 pixels",
+                    "give a multiple of 16, such as 96",
+                ),
+            ),
+            (
                 "with a rate that it does not take",
                 ("--architecture", "vgg11", "--drop-path-rate", "0.1"),
                 ("--drop-path-rate 0.1: vgg11 has no such thing; leave it out",),

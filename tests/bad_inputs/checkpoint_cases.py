@@ -125,7 +125,7 @@ def tokenized(change: Callable[[dict[str, Any]], object]) -> Make:
 
 
 _TOKENIZER = "was trained with another tokenizer, which makes other tokens of the same texts (hash "
-_DAMAGED = "the checkpoint is damaged"
+_DAMAGED = "the checkpoint is damaged; give another one, such as an earlier step of the run"
 _EXPORT = "the file is damaged, export it again"
 
 CHECKPOINTS = Area(
@@ -148,7 +148,7 @@ CHECKPOINTS = Area(
                 lambda folder: _edit(folder / "checkpoint.json"),
                 ("does not match its checksum",),
             ),
-            ("checkpoint.json is a pipe", pipe, ("no checkpoint there",)),
+            ("checkpoint.json is a pipe", pipe, ("no checkpoint there", "; give ")),
             (
                 "a checkpoint of a newer artkv",
                 described(lambda tree: tree.update(format_version=2)),

@@ -1,5 +1,7 @@
 """What cannot be shared on the hub, or is no id of it; nothing here asks the hub."""
 
+from pathlib import Path
+
 from tests.bad_inputs.cases import Area, BadInput, Make, Place
 
 BASE = ("--base-model", "Salesforce/blip2-opt-2.7b")
@@ -13,6 +15,11 @@ def push(*options: str, name: str = "user/painter") -> Make:
 def _damaged(place: Place) -> list[str]:
     (place.checkpoint() / "adapter.safetensors").write_bytes(b"damaged")
     return ["push", str(place.checkpoint()), "user/painter", *BASE, "--yes"]
+
+
+def _made(folder: Path) -> list[str]:
+    folder.mkdir(parents=True)
+    return []
 
 
 def _ask(checkpoint: str) -> Make:
@@ -56,6 +63,14 @@ HUB = Area(
             "a base model that is a folder of this machine",
             push("--yes"),
             ("model.blip2 = '{world}/blip2': is a file or folder of this machine; add --base-model",),
+        ),
+        BadInput(
+            "a base model that has the name of a folder",
+            lambda place: [
+                *push("--yes", "--base-model", "mine/blip2")(place),
+                *_made(place.folder / "mine" / "blip2"),
+            ],
+            ("--base-model mine/blip2: is a folder of this machine; give --base-model the id of the same weights",),
         ),
         BadInput(
             "a base model that is no id",

@@ -82,6 +82,17 @@ SET = Area(
             setting("frozen.feature_cache=none"),
             ("frozen.feature_cache = ", "none would be a folder's name; null is for no cache"),
         ),
+        *(
+            BadInput(
+                f"features {where}",
+                lambda place, folder=folder: ["check", *place.config(f"frozen.feature_cache={folder}")],
+                (f"frozen.feature_cache = {folder}: ", *says, "; give another place"),
+            )
+            for where, folder, says in [
+                ("below a file", "/etc/passwd/x", ("/etc/passwd is not a folder that can be written",)),
+                ("where nobody can write", "/proc/x", ("/proc cannot be written",)),
+            ]
+        ),
         BadInput(
             "a prompt with a second name in braces",
             setting("dataset.prompt=Question: {question} Answer: {answer}"),
