@@ -8,13 +8,11 @@ ruff check --quiet .
 ruff format --check --quiet .
 shellcheck launch/*.sh launch/*.sbatch .ci/run .ci/pythons tests/*.sh tests/system/cluster/*.sh
 mypy
-# First what can run side by side, then what needs the machine to itself: launchers, clusters, measurements.
+# First what can run side by side, then what disturbs others: launchers, clusters, measurements, in two lanes.
 exit_code=0
 for part in none only; do
-  options=(--quiet "--system=$part" --durations=15 --durations-min=20)
-  [ "$part" = none ] && options+=(--numprocesses=auto --maxprocesses=8)
   ended=0
-  pytest "${options[@]}" "$@" || ended=$?
+  pytest --quiet "--system=$part" --numprocesses=auto --maxprocesses=8 --durations=15 --durations-min=20 "$@" || ended=$?
   case $ended in
     0) found=yes ;;
     1) found=yes exit_code=1 ;;

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,7 +47,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--system",
         choices=["only", "none", "too"],
         default="too",
-        help="whether to run the tests marked `system`, beside which no others may run",
+        help="whether to run the tests marked `system`, beside which no others may run; by pytest-xdist's workers in "
+        "two lanes, those on the test cluster and those on this machine",
     )
 
 
@@ -56,6 +58,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out = {item for item in items if (item.get_closest_marker("system") is not None) != (wanted == "only")}
         config.hook.pytest_deselected(items=list(left_out))
         items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """One worker makes the test cluster and runs all tests on it; another runs the rest, which mostly wait, too.
+
+    Groups by `--dist loadgroup` would say the same, but pytest-xdist 3.8 writes them where pytest 9.2 does not look.
+    """
+    if config.getoption("--system") != "only":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Lanes(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "on the cluster" if nodeid.startswith("tests/system/cluster/") else "on this machine"
+
+    return Lanes(config, log)
 
 
 _FAULT_SECONDS: list[tuple[str, float]] = []

@@ -181,6 +181,11 @@ class _Crossings(TorchDispatchMode):
 
 def test_at_the_true_size_no_forward_pass_crosses_between_host_and_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """A graph would hold a copy from the host at an address that is gone; on fake CUDA tensors, which need no card."""
+    try:
+        with FakeTensorMode():
+            torch.zeros(1, device="cuda")[None, :]
+    except RuntimeError as error:  # torch 2.6: indexing sets the current device, of fake tensors too
+        pytest.skip(f"fake CUDA tensors of torch {torch.__version__} need a driver: {str(error).splitlines()[0]}")
     make_fake = shapes_module._make_fake
 
     def on_cuda(*arguments: Any) -> None:
