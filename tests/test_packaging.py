@@ -113,3 +113,31 @@ def test_the_version_is_the_same_wherever_it_stands(built: Path) -> None:
         ("CHANGELOG.md", r"^## \[(\S+)\]"),
     ):
         assert re.findall(form, (ROOT / name).read_text(encoding="utf-8"), re.M)[0] == artkv.__version__, name
+
+
+# Runs the Python of the version $0 with the arguments: the one of that name, or pyenv's, whose shims may refuse.
+PYTHONS = """
+for candidate in "python$0" "${PYENV_ROOT:-$HOME/.pyenv}/versions/$0".*/bin/python; do
+  "$candidate" -c '' 2>/dev/null && exec "$candidate" "$@"
+done
+exit 127
+"""
+PARSE = """
+import sys, warnings
+warnings.simplefilter("error")
+for path in sys.argv[1:]:
+    with open(path, encoding="utf-8") as file:
+        compile(file.read(), path, "exec")
+"""
+
+
+@pytest.mark.parametrize("version", ["3.10", "3.11", "3.12", "3.13"])
+def test_each_python_of_the_range_that_is_here_reads_every_module(version: str) -> None:
+    """`.ci/pythons` runs the tests under each, which takes half an hour and 6 GB a version; this takes a second."""
+    modules = [str(ROOT / name) for name in tracked("artkv", "tests", "benchmarks", "setup.py") if name.endswith(".py")]
+    read = subprocess.run(
+        ["bash", "-c", PYTHONS, version, "-c", PARSE, *modules], capture_output=True, text=True, check=False
+    )
+    if read.returncode == 127:
+        pytest.skip(f"no Python {version} here")
+    assert (read.returncode, read.stderr) == (0, "")
