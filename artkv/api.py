@@ -154,14 +154,19 @@ def _with_choices(session: Session, questions: QuestionSet, candidates: Candidat
 
 def draw_attention(session: Session, picture: Path | str, question: str, answer: str, file: Path) -> None:
     """Writes a PNG of the picture, of where the model looks in it with the prefix on and off, and of what it said."""
-    if os.path.lexists(file) and not _is_own_drawing(file):
-        raise UserError(f"--attention {file}: is there already, and no drawing of artkv ask; give another name")
-    check_writable(file, f"--attention {file}")
+    check_drawing(file)
     looks = looks_of(session.attention(picture), session.model.has_prefix)
     opened = open_picture(Path(picture), max_pixels=session.config.dataset.max_pixels)
     card = Image.fromarray(draw_card(AnsweredQuestion(opened, question, None, answer, looks)))
     with told(str(file), "give another file"):
         write_whole(file, lambda temporary: card.save(temporary, format="PNG", pnginfo=_drawn_here()))
+
+
+def check_drawing(file: Path) -> None:
+    """Raises `UserError` unless `draw_attention` may write `file`."""
+    if os.path.lexists(file) and not _is_own_drawing(file):
+        raise UserError(f"--attention {file}: is there already, and no drawing of artkv ask; give another name")
+    check_writable(file, f"--attention {file}")
 
 
 def _drawn_here() -> PngInfo:

@@ -4,6 +4,11 @@ import argparse
 import os
 import re
 from collections.abc import Callable
+from pathlib import Path
+
+from artkv.errors import UserError
+from artkv.files import check_writable
+from artkv.reading import printable
 
 
 def whole_number(least: int, most: int = 10**6) -> Callable[[str], int]:
@@ -32,9 +37,36 @@ def some_path(text: str) -> str:
     return os.path.abspath(expanded) if text.startswith("./~") else expanded
 
 
+def file_path(text: str) -> str:
+    """The path of a file that is to be written: none that ends in a slash, as a folder's may."""
+    try:
+        check_names_file(some_path(text), "")
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return some_path(text)
+
+
+def check_names_file(path: str, option: str) -> None:
+    """Raises `UserError` for a path that names a folder; its slash would be gone once the path is a `Path`.
+
+    option: what gave it, for the message.
+    """
+    if path.endswith("/"):
+        raise UserError(f"{f'{option} {printable(path)}'.strip():.300}: names a folder; give the name of a file")
+
+
+def check_plan_file(path: str | None) -> None:
+    """Raises `UserError` unless `artkv plan --write` can put its choice there; None: no file was named."""
+    if path is None:
+        raise UserError("--write: names no file, and --config is not given; give one of them")
+    if not os.path.exists(path):
+        raise UserError(f"--write {printable(path)}: no such file; give an existing YAML file, to put the choice into")
+    check_writable(Path(path), f"--write {printable(path)}")
+
+
 def png_path(text: str) -> str:
     """The path of a PNG."""
-    text = some_path(text)
+    text = file_path(text)
     if not text.lower().endswith(".png"):
         raise argparse.ArgumentTypeError(f"{text:.200}: would hold a PNG; give it a name that ends in .png")
     return text

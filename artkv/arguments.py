@@ -29,6 +29,8 @@ def parse_arguments(given: Sequence[str]) -> argparse.Namespace:
     parser = make_parser([] if chosen is None else [chosen])
     if chosen is not None and chosen not in VERBS:
         near = difflib.get_close_matches(chosen, VERBS, n=1)
+        if (later := next((word for word in given if word in VERBS), None)) is not None and given[0] != chosen:
+            parser.error(f"{given[0]} stands before the verb; give the verb first: artkv {later} {given[0]} ...")
         hint = f"did you mean {near[0]!r}?" if near else "see artkv --help"
         parser.error(f"no verb {chosen!r} among {', '.join(VERBS)}; {hint}")
     return parser.parse_args(given)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from artkv import shell
+from artkv.argument_values import check_names_file, check_plan_file
 from artkv.arguments import parse_arguments
 from artkv.failures import (
     DONE,
@@ -21,7 +22,7 @@ from artkv.failures import (
     rank,
     tell,
 )
-from artkv.files import check_folder_writable, check_writable
+from artkv.files import check_folder_writable
 from artkv.given_checkpoints import open_controls, open_given
 from artkv.launch_files.arguments import launch
 
@@ -30,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a verb and returns the exit code; what ends it early is one message and no traceback."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     let_output_pass()
+    shell.keep_bars_to_terminals()
     verb, debug = None, "--debug" in given
     try:
         check_surroundings(os.environ)
@@ -217,21 +219,9 @@ def report(options: argparse.Namespace) -> int:
 
 def ask(options: argparse.Namespace) -> int:
     """Answers one question about one picture."""
-    checkpoint, config = open_given(options, options.checkpoint)
-    if options.attention is not None:
-        check_writable(Path(options.attention), f"--attention {options.attention}")
+    from artkv.single_question import ask as ask_once
 
-    from artkv.api import draw_attention, load_model
-
-    session = load_model(config, checkpoint)
-    (answer,) = session.answers(options.picture, [options.question], options.prefix == "on")
-    _say(answer.text)
-    per_token = f"{answer.token_probability:.3f} a token"
-    print(f"probability {answer.probability:.3f}, {per_token}", file=sys.stderr)  # the answer stands alone, for a pipe
-    if options.attention is not None:
-        drawing = Path(options.attention)
-        draw_attention(session, options.picture, options.question, answer.text, drawing)
-        print(for_terminal(f"attention: {shell.seen_by_caller(drawing)}"), file=sys.stderr)
+    ask_once(options, _say)
     return DONE
 
 
@@ -282,6 +272,8 @@ def cache(options: argparse.Namespace) -> int:
 
 def export(options: argparse.Namespace) -> int:
     """Writes a checkpoint for others to load."""
+    if options.format != "transformers":
+        check_names_file(options.output, "--output")
     checkpoint, config = open_given(options, options.checkpoint)
 
     from artkv.export import export as write_export
@@ -328,6 +320,8 @@ def plan(options: argparse.Namespace) -> int:
     """Predicts memory and transfer."""
     from artkv.config import load_config, recipe_path
 
+    if options.write is not None:
+        check_plan_file(options.write or options.config)
     config = load_config(options.config or recipe_path("artquest.yaml"), options.set)
 
     from artkv.planning.table import run

@@ -30,7 +30,7 @@ _REMEDIES: Mapping[int, str] = {
     errno.ENOENT: "give a path that is there",
     errno.ENOSPC: "free some space, or write to another disk",
     errno.EDQUOT: "free some of your share of the disk, or write to another",
-    errno.EACCES: "give a path that this user may use",
+    errno.EACCES: "give this user permission (chmod u+rw, and u+x for the folders above it), or another path",
     errno.EPERM: "give a path that this user may use",
     errno.EROFS: "give a path on a file system that can be written",
     errno.ENAMETOOLONG: "give a shorter path",

@@ -89,7 +89,19 @@ def told(what: str, remedy: str) -> Iterator[None]:
     except OSError as error:
         if error.errno == errno.EFBIG:  # a limit of the user's on each file, whatever room there is
             remedy = "raise `ulimit -f`, or write to another file system"
+        remedy = remedy_for_writing(error, error.filename, remedy)
         raise UserError(f"{what}: cannot be written ({reason_of(error)}); {remedy}") from None
+
+
+def remedy_for_writing(error: OSError, place: object, otherwise: str) -> str:
+    """What to do where nothing can be written: `otherwise`, and first to give permission where that is what lacks.
+
+    place: the file or folder that the error is of; None where that is not known.
+    """
+    if error.errno != errno.EACCES:
+        return otherwise
+    where = "" if place is None else f" {place}"
+    return f"give this user permission to write there (chmod u+w{where}, and u+rwx for its folder), or {otherwise}"
 
 
 def reason_of(error: Exception) -> str:
@@ -115,6 +127,7 @@ def check_writable(path: Path, place: str) -> None:
     except (FileNotFoundError, NotADirectoryError):
         pass
     except OSError as error:
+        remedy = remedy_for_writing(error, path, remedy)
         raise UserError(f"{place}: {path} cannot be written ({reason_of(error)}); {remedy}") from None
     else:
         if stat.S_ISDIR(found.st_mode):
@@ -135,6 +148,7 @@ def check_folder_writable(folder: Path, place: str) -> None:
             file.write(b"\0" * _PROBE_BYTES)
     except OSError as error:
         # Not by the error's own name, which is the probe's.
+        remedy = remedy_for_writing(error, above, remedy)
         raise UserError(f"{place}: {above} cannot be written ({reason_of(error)}); {remedy}") from None
 
 

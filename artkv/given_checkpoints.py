@@ -19,6 +19,10 @@ def open_controls(
 
     checkpoint, config: of the run that they are compared with. `UserError` for one that is no control of it.
     """
+    if options.all_ablations and (options.prefix != ("on", None) or options.image != "on"):
+        given = ":".join(filter(None, options.prefix)) if options.image == "on" else options.image
+        option = "--prefix" if options.image == "on" else "--image"
+        raise UserError(f"{option} {given}: is one of what --all-ablations answers with; leave out one of the two")
     if options.control and not options.all_ablations:
         raise UserError("--control: is compared with all ablations; add --all-ablations")
 

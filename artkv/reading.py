@@ -79,7 +79,8 @@ def remedy_for(error: BaseException, otherwise: str) -> str:
     if not isinstance(error, PermissionError):
         return otherwise
     place = "it" if error.filename is None else printable(error.filename)
-    return f"give this user permission to read it (chmod u+r {place}, and u+x for each folder above it)"
+    mode = "u+r" if error.filename is None or not os.path.isdir(error.filename) else "u+rx"
+    return f"give this user permission to read it (chmod {mode} {place}, and u+x for each folder above it)"
 
 
 def exists(path: Path) -> bool:
@@ -117,7 +118,7 @@ def read_object(path: Path, remedy: str, most_bytes: int = MOST_JSON_BYTES) -> d
     except OSError as error:
         if isinstance(error, FileNotFoundError) and not os.path.lexists(path):
             return None
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}); {remedy}") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}); {remedy_for(error, remedy)}") from None
     except ValueError:
         tree = None
     if not isinstance(tree, dict):
@@ -212,6 +213,21 @@ def to_record(record: type[T], tree: Any, place: str, remedy: str) -> T:
     return record(**{name: getattr(read, name) for name in names})
 
 
+def object_at(tree: Any, key: str, record: type | None = None) -> dict[str, Any]:
+    """The object under a key of what somebody may have written; `ValueError` that names the key for anything else.
+
+    record: the dataclass whose fields it has, each and no other; None for whatever it holds.
+    """
+    if not isinstance(tree, dict) or key not in tree:
+        raise ValueError(f"it lacks {key!r:.80}")
+    if not isinstance(value := tree[key], dict):
+        raise ValueError(f"{key} = {value!r:.80}, where an object belongs")
+    names = value if record is None else [field.name for field in dataclasses.fields(record)]
+    if sorted(value) != sorted(names):
+        raise ValueError(f"{key} has {', '.join(sorted(value)) or 'nothing'}, not {', '.join(names)}")
+    return value
+
+
 def from_written(make: Callable[[Any], T], tree: Any, place: str, remedy: str) -> T:
     """The dataclass that `make` makes of JSON that another `make` wrote, each value of its field's type at any depth.
 
@@ -221,8 +237,12 @@ def from_written(make: Callable[[Any], T], tree: Any, place: str, remedy: str) -
         made = make(tree)
         plain = dataclasses.asdict(made)  # type: ignore[call-overload]
         return to_record(type(made), plain, place, remedy)
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise UserError(f"{place}: cannot be read ({type(error).__name__}: {error}); {remedy}") from None
+    except KeyError as error:
+        raise UserError(f"{place}: cannot be read (it lacks {error}); {remedy}") from None
+    except ValueError as error:
+        raise UserError(f"{place}: cannot be read ({error!s:.300}); {remedy}") from None
+    except (TypeError, AttributeError, RecursionError):  # of Python's own, which tell nothing to who wrote the file
+        raise UserError(f"{place}: cannot be read (it is not what artkv writes there); {remedy}") from None
 
 
 @cache

@@ -25,6 +25,15 @@ def has_person() -> bool:
     return os.environ.get(_PATH) != ""
 
 
+def keep_bars_to_terminals() -> None:
+    """Keeps the hub's progress bars, which move the cursor, out of logs and pipes; call it before its first import.
+
+    Who sets HF_HUB_DISABLE_PROGRESS_BARS has it as it was set.
+    """
+    if not (sys.stderr is not None and sys.stderr.isatty()):
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
 def agrees(question: str) -> bool:
     """Whether a person at a terminal answers yes; False where there is nobody to ask."""
     if not sys.stdin.isatty():

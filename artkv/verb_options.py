@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from artkv.argument_values import png_path, some_path, some_prefix, some_text, whole_number
+from artkv.argument_values import file_path, png_path, some_path, some_prefix, some_text, whole_number
 
 SPLITS = ("train", "val", "test")
 # Of an option that is another spelling of a `--set`; argparse gives all that share a place one list.
@@ -236,7 +236,7 @@ def plan(verb: argparse.ArgumentParser) -> None:
     _add_config(verb, is_required=False)
     verb.add_argument(
         "--write",
-        type=lambda text: some_path(text) if text else text,
+        type=lambda text: file_path(text) if text else text,
         nargs="?",
         const="",
         metavar="FILE",
@@ -277,7 +277,7 @@ def report(verb: argparse.ArgumentParser) -> None:
         help="folders of runs that were trained without a prefix",
     )
     verb.add_argument("--split", choices=SPLITS, help="whose answers (default: test, val or train, the first answered)")
-    verb.add_argument("--output", type=some_path, metavar="FILE", help="the HTML file (default: report.html in RUN)")
+    verb.add_argument("--output", type=file_path, metavar="FILE", help="the HTML file (default: report.html in RUN)")
     verb.add_argument(
         "--pictures",
         type=whole_number(0),

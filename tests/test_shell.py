@@ -64,3 +64,17 @@ def test_a_program_that_calls_artkv_is_shown_nothing(project: Path, monkeypatch:
         monkeypatch.setenv(name, value)
     assert not shell.has_person()
     assert os.environ["PATH"] == "/usr/bin:/bin"
+
+
+@pytest.mark.parametrize(
+    ("is_terminal", "before", "after"), [(False, None, "1"), (False, "0", "0"), (True, None, None)]
+)
+def test_bars_of_the_hub_are_for_terminals(
+    is_terminal: bool, before: str | None, after: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", before or "")  # so that what is set here is taken back
+    if before is None:
+        monkeypatch.delenv("HF_HUB_DISABLE_PROGRESS_BARS")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: is_terminal, raising=False)
+    shell.keep_bars_to_terminals()
+    assert os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS") == after

@@ -212,7 +212,8 @@ def _read_style_folders(root: Path, problems: list[str]) -> list[Picture]:
     try:
         folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     except OSError as error:
-        problems.append(f"{printable(root)}: cannot be listed ({error.strerror}); give a folder that may be read")
+        remedy = remedy_for(error, "give a folder that may be read")
+        problems.append(f"{printable(root)}: cannot be listed ({error.strerror}); {remedy}")
         return []
     if not folders:
         problems.append(f"{root}: holds no folders; it must hold one folder of pictures for each style")

@@ -17,7 +17,7 @@ from artkv.files import check_folder_writable, check_writable
 from artkv.models.files.efficientnet_files import recorded_settings
 from artkv.models.timm_networks import is_efficientnet, normalisation
 from artkv.monitoring.tensorboard_log import TensorBoardLog
-from artkv.reading import parse_json, read_regular
+from artkv.reading import parse_json, read_regular, remedy_for
 from artkv.run_folder.separation import how_within
 
 _STATE = "state.safetensors"
@@ -101,7 +101,9 @@ class ArtEncoderFolder:
         try:
             lines = read_regular(self._metrics, _MOST_METRICS_BYTES).splitlines(keepends=True)
         except OSError as error:
-            raise UserError(f"{self._metrics}: cannot be read ({error.strerror}); {_OTHER_PLACE}") from None
+            raise UserError(
+                f"{self._metrics}: cannot be read ({error.strerror}); {remedy_for(error, _OTHER_PLACE)}"
+            ) from None
         for number, line in enumerate(lines, start=1):
             try:
                 tree = parse_json(line)

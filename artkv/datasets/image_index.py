@@ -30,14 +30,15 @@ class ImageIndex:
     itself: a link to a parent, or to `/`, leads to what is no part of the pictures.
 
     root: the folder that names are relative to. max_pixels: most of a picture that is decoded. unreadable: folders
-    below it that could not be listed, each with the reason.
+    below it that could not be listed, each with the reason. called: how messages name what gave the root.
 
     Raises `UserError` if `root` is not a folder that can be listed, or holds more than twenty million files.
     """
 
-    def __init__(self, root: Path, max_pixels: int = MAX_PIXELS) -> None:
+    def __init__(self, root: Path, max_pixels: int = MAX_PIXELS, called: str = "dataset.image_root") -> None:
         self.root = folder_of_names(Path(root))
         self.max_pixels = max_pixels
+        self.called = called
         self.unreadable: list[str] = []
         self._relative_paths: set[str] = set()
         self._places_of_name: dict[str, list[str]] = {}
@@ -95,13 +96,13 @@ class ImageIndex:
 
     def _remedy(self, relative: str) -> str:
         if os.path.isabs(relative) or relative.split(os.sep)[0] == os.pardir:
-            return "give its path below dataset.image_root, which must hold it"
+            return f"give its path below {self.called}, which must hold it"
         if near := self._nearly(relative):
             return f"did you mean {quoted(near)}? names must match in case, accents and folder"
-        return "add the picture, correct the name, or correct dataset.image_root"
+        return f"add the picture, correct the name, or correct {self.called}"
 
     def _check_root(self) -> None:
-        place = f"dataset.image_root {printable(self.root)}"
+        place = f"{self.called} {printable(self.root)}"
         if (what := whole_system(self.root)) is not None:  # minutes of listing, and none of it pictures
             raise UserError(f"{place}: is {what}; give the folder that holds the pictures")
         try:
@@ -134,7 +135,7 @@ class ImageIndex:
                 has_pictures = has_pictures or os.path.splitext(file)[1].lower() in PICTURE_SUFFIXES
             if len(self) > _MOST_FILES:
                 raise UserError(
-                    f"dataset.image_root {printable(self.root)}: holds more than {_MOST_FILES:,} files; "
+                    f"{self.called} {printable(self.root)}: holds more than {_MOST_FILES:,} files; "
                     "give the folder of the pictures alone"
                 )
 

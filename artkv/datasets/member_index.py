@@ -12,7 +12,7 @@ from artkv.datasets.kept_arrays import keep, kept, kept_at
 from artkv.datasets.members import Members
 from artkv.datasets.tar_members import TAR, read_tar_members
 from artkv.errors import UserError
-from artkv.reading import open_regular, printable
+from artkv.reading import open_regular, printable, remedy_for
 
 # To be raised with any change of what is taken for a member, or of the arrays.
 _FORMAT = 2
@@ -67,9 +67,8 @@ def read_member_index(path: Path) -> MemberIndex:
             members = _READERS[path.suffix](file, stamp[0], place)
             is_same = stamp_of(os.fstat(file.fileno())) == stamp
     except OSError as error:
-        raise UserError(
-            f"{place}: cannot be read ({error.strerror or error}); fetch it whole, or make it anew"
-        ) from None
+        remedy = remedy_for(error, "fetch it whole, or make it anew")
+        raise UserError(f"{place}: cannot be read ({error.strerror or error}); {remedy}") from None
     if is_same and is_settled(max(stamp[1:])):
         keep(remembered_at, str(stamp), _arrays(members))
     return _index(stamp, members)

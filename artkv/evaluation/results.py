@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from artkv.datasets.shards import folder_of_names
 from artkv.errors import UserError
 from artkv.evaluation.scores import Choice, Scores, exact_match, score_pairs, token_f1
 from artkv.files import check_writable, reason_of, told, write_together
-from artkv.reading import from_written, read_object, read_regular
+from artkv.reading import from_written, printable, read_object, read_regular, remedy_for
 
 if TYPE_CHECKING:  # torch takes seconds, which a comparison of what was written need not wait for
     from artkv.datasets.table import QuestionTable
@@ -29,7 +30,10 @@ _READ = ("question_id", "image", "question", "answer", "question_type", "predict
 CHOICE, CHOICE_PROBABILITY, GOLD_PROBABILITY = "choice", "choice_probability", "gold_probability"
 # Whose prefix a shuffled painting got.
 PREFIX_OF = "prefix_of"
+EXACT_MATCH = "exact_match"
 _READ_IF_THERE = (PREFIX_OF, CHOICE, CHOICE_PROBABILITY, GOLD_PROBABILITY)
+# As `_rounded` writes it.
+_PROBABILITY = re.compile(r"[0-9](\.[0-9]+)?(e-[0-9]{2})?")
 _MOST_PREDICTIONS_BYTES = 2 * 2**30
 # Of the splits that a run has answered, the first of these, where none is asked for.
 _SPLITS = ("test", "val", "train")
@@ -78,7 +82,7 @@ class Answers:
             "answer": list(table.answers),
             "prediction": list(self.answers),
             "question_type": list(table.question_types),
-            "exact_match": [int(exact_match(prediction, answer)) for prediction, answer in pairs],
+            EXACT_MATCH: [int(exact_match(prediction, answer)) for prediction, answer in pairs],
             "token_f1": [round(token_f1(prediction, answer), 4) for prediction, answer in pairs],
             PREFIX_OF: [sources[painting] for painting in table.painting_of_row],
         }
@@ -167,7 +171,8 @@ def read_predictions(folder: Path) -> Predictions:
         names = [*_READ, *(name for name in _READ_IF_THERE if name in (reader.fieldnames or ()))]
         rows = list(reader)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({reason_of(error)}); evaluate again") from None
+        remedy = remedy_for(error, "evaluate again")
+        raise UserError(f"{path}: cannot be read ({reason_of(error)}); {remedy}") from None
     except (ValueError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read ({type(error).__name__}: {error}); evaluate again") from None
     metrics = _read_metrics(folder / METRICS_FILE)
@@ -186,8 +191,24 @@ def read_predictions(folder: Path) -> Predictions:
         raise UserError(
             f"{path}: has {len(rows)} rows, the last maybe cut, and {METRICS_FILE} {scored}; evaluate again"
         )
+    _check_scored(path, rows)
     columns = {name: [row[name] or "" for row in rows] for name in names}
     return Predictions(path, columns, Path(checkpoint).name, candidates)
+
+
+def _check_scored(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    """Raises `UserError` with the first row whose scores are not those of what it says was answered and chosen."""
+    for number, row in enumerate(rows, start=1):
+        if EXACT_MATCH in row:
+            expected = str(int(exact_match(row["prediction"], row["answer"])))
+            if row[EXACT_MATCH] != expected:
+                raise UserError(
+                    f"{path}: row {number}: {EXACT_MATCH} = {row[EXACT_MATCH]!r:.80}, and its prediction and answer "
+                    f"make {expected}: the file was changed; evaluate again"
+                )
+        for name in (CHOICE_PROBABILITY, GOLD_PROBABILITY):
+            if (given := row.get(name)) and not (_PROBABILITY.fullmatch(given) and float(given) <= 1):
+                raise UserError(f"{path}: row {number}: {name} = {given!r:.80} is no probability; evaluate again")
 
 
 def read_scores(folder: Path) -> Scores:
@@ -200,6 +221,12 @@ def _read_metrics(path: Path) -> dict[str, Any]:
     tree = read_object(path, _EVALUATE)
     if tree is None:
         raise UserError(f"{path}: cannot be read (No such file or directory); {_EVALUATE}")
+    split = tree.get("split", "")
+    if not isinstance(split, str) or (split and not path.parent.name.startswith(f"{split}-")):
+        raise UserError(
+            f"{path}: split = {split!r:.80}, and it lies in the folder {printable(path.parent.name)}; put that split's "
+            f"own file there, or {_EVALUATE}"
+        )
     return tree
 
 

@@ -17,6 +17,7 @@ from typing_extensions import Self
 from artkv.evaluation.calibration import Calibration, calibrate
 from artkv.evaluation.extra_scores import EXTRA_METRICS, score_extras
 from artkv.evaluation.resampling import mean_intervals, sum_by_painting
+from artkv.reading import object_at
 
 if TYPE_CHECKING:  # torch takes seconds
     from artkv.datasets.table import QuestionTable
@@ -105,8 +106,8 @@ class ChoiceGroup:
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> Self:
         """What `to_json` gave."""
-        estimates = (Estimate(**tree[ACCURACY]), Estimate(**tree["exact_match"]))
-        return cls(tree["count"], tree["clusters"], *estimates, Calibration.from_json(tree))
+        accuracy, matches = (Estimate(**object_at(tree, name, Estimate)) for name in (ACCURACY, "exact_match"))
+        return cls(tree["count"], tree["clusters"], accuracy, matches, Calibration.from_json(tree))
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ class ChoiceScores:
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> Self:
         """What `to_json` gave."""
-        by_type = {name: ChoiceGroup.from_json(given) for name, given in tree["by_type"].items()}
+        by_type = {name: ChoiceGroup.from_json(given) for name, given in object_at(tree, "by_type").items()}
         return cls(ChoiceGroup.from_json(tree["overall"]), by_type, tree["candidates"], tree["not_candidates"])
 
 
@@ -161,12 +162,13 @@ class Scores:
     def from_json(cls, tree: Mapping[str, Any]) -> Self:
         """What `to_json` gave."""
 
-        def group(given: Mapping[str, Any]) -> GroupScores:
+        def group(given: dict[str, Any]) -> GroupScores:
             metrics = [*METRICS, *(metric for metric in EXTRA_METRICS if metric in given)]
-            return GroupScores(**{**given, **{metric: Estimate(**given[metric]) for metric in metrics}})
+            return GroupScores(**given | {metric: Estimate(**object_at(given, metric, Estimate)) for metric in metrics})
 
-        choices = ChoiceScores.from_json(tree["choices"]) if "choices" in tree else None
-        return cls(group(tree["overall"]), {name: group(given) for name, given in tree["by_type"].items()}, choices)
+        choices = ChoiceScores.from_json(object_at(tree, "choices")) if "choices" in tree else None
+        types = object_at(tree, "by_type")
+        return cls(group(object_at(tree, "overall")), {name: group(object_at(types, name)) for name in types}, choices)
 
 
 def exact_match(prediction: str, answer: str) -> float:

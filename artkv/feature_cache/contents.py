@@ -18,7 +18,7 @@ from artkv.distributed import World
 from artkv.errors import UserError
 from artkv.feature_cache.shared_files import write_shared
 from artkv.files import file_sha256
-from artkv.reading import parse_json, read_regular
+from artkv.reading import parse_json, read_regular, remedy_for
 
 # The key of the blank picture of the question-only baseline, which is no file.
 BLANK = hashlib.sha256(b"the blank picture").hexdigest()
@@ -110,7 +110,8 @@ def _hash(name: str) -> tuple[str, tuple[Stamp | None, str]]:
             content = file_sha256(opened.file)
         after = picture_stamp(Path(name))
     except OSError as error:
-        raise UserError(f"picture {name}: cannot be read ({error.strerror}); put it back") from None
+        remedy = remedy_for(error, "put it back")
+        raise UserError(f"picture {name}: cannot be read ({error.strerror}); {remedy}") from None
     return name, (before if before == after and is_settled(max(before[1:])) else None, content)
 
 

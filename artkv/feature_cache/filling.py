@@ -29,6 +29,7 @@ from artkv.feature_cache import fingerprint
 from artkv.feature_cache.contents import BLANK
 from artkv.feature_cache.shards import RECORDS_A_SHARD, write_shard
 from artkv.feature_cache.store import SHARDS, store_folder
+from artkv.reading import remedy_for
 
 # Part of the format: another number rounds differently.
 RECORDS_A_BATCH = 16
@@ -172,7 +173,8 @@ def _views(content: str, path_of: Mapping[str, Path | None], transform: _Transfo
         with open_picture_file(path) as opened:
             data = opened.file.read(opened.num_bytes)
     except OSError as error:
-        raise UserError(f"picture {path}: cannot be read ({error.strerror}); put it back") from None
+        remedy = remedy_for(error, "put it back")
+        raise UserError(f"picture {path}: cannot be read ({error.strerror}); {remedy}") from None
     if hashlib.sha256(data).hexdigest() != content:
         raise UserError(f"picture {path}: changed while it was being cached; start again")
     with decoded(path, data, transform.max_pixels) as picture:

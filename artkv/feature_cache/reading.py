@@ -23,7 +23,7 @@ from artkv.batch import PaintingFeatures
 from artkv.datasets.columns import PathColumn
 from artkv.errors import UserError
 from artkv.feature_cache.shards import Shard
-from artkv.reading import check_regular
+from artkv.reading import check_regular, remedy_for
 
 # Files kept open: a part of what the system allows a process.
 _MAX_OPEN_FILES = 256
@@ -119,7 +119,8 @@ class Records:
             check_regular(path)
             self._files[shard] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror}); run `artkv cache` again") from None
+            remedy = remedy_for(error, "run `artkv cache` again")
+            raise UserError(f"{path}: cannot be read ({error.strerror}); {remedy}") from None
         return self._files[shard]
 
     def close(self) -> None:

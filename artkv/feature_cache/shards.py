@@ -23,7 +23,7 @@ from torch import Tensor
 from artkv.errors import UserError
 from artkv.feature_cache.shared_files import write_shared
 from artkv.files import reason_of
-from artkv.reading import Count, open_regular, parse_json, to_record
+from artkv.reading import Count, open_regular, parse_json, remedy_for, to_record
 
 # A file of 46 MB of ViT-g's bf16 features; a kill loses at most that.
 RECORDS_A_SHARD = 64
@@ -123,6 +123,8 @@ def read_header(path: Path) -> Shard:
             blocks[_FEATURES],
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, UserError) as error:
+        if isinstance(error, PermissionError):
+            raise _forbidden(path, error) from None
         raise _damaged(path, f"cannot be read ({type(error).__name__}: {reason_of(error)})") from None
     if size != end:
         raise _damaged(path, f"has {size} bytes, its header says {end}")
@@ -149,7 +151,13 @@ def verify(shard: Shard) -> None:
                 if _checksum(file.read(shard.features.record_bytes)) != checksum:
                     raise _damaged(shard.path, f"record {row} (picture {content[:12]}...) is not what was written")
     except OSError as error:
+        if isinstance(error, PermissionError):
+            raise _forbidden(shard.path, error) from None
         raise _damaged(shard.path, f"cannot be read ({reason_of(error)})") from None
+
+
+def _forbidden(path: Path, error: PermissionError) -> UserError:
+    return UserError(f"{path}: cannot be read ({reason_of(error)}); {remedy_for(error, '')}")
 
 
 def _damaged(path: Path, what: str) -> UserError:

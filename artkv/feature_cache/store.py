@@ -13,9 +13,11 @@ its header; so a lost or old index costs time and nothing else. The index spares
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from artkv.errors import UserError
 from artkv.feature_cache import fingerprint
 from artkv.feature_cache.shards import Block, Shard, read_header
 from artkv.feature_cache.shared_files import write_shared
-from artkv.reading import parse_json, read_regular
+from artkv.reading import parse_json, read_regular, remedy_for
 
 SHARDS = "shards"
 _DESCRIPTION = "cache.json"
@@ -87,13 +89,15 @@ def check_root(root: Path) -> bool:
     """Whether there is a cache; `UserError` if the folder is no cache and not empty, or of another format."""
     try:
         is_there, is_folder = root.exists(), root.is_dir()
+        names = os.listdir(root) if is_folder else []
     except OSError as error:  # a name that is too long, or one that must not be looked at
-        raise UserError(f"frozen.feature_cache = {root}: cannot be read ({error.strerror}); give another") from None
+        remedy = remedy_for(error, "give another")
+        raise UserError(f"frozen.feature_cache = {root}: cannot be read ({error.strerror}); {remedy}") from None
     if is_there and not is_folder:
         raise UserError(f"frozen.feature_cache = {root}: is a file; give a folder")
     description = root / _DESCRIPTION
     if not description.is_file():
-        if any(not path.name.startswith(".") for path in root.glob("*")):
+        if any(not name.startswith(".") for name in names):
             raise UserError(f"frozen.feature_cache = {root}: holds something else; give a new or an empty folder")
         return False
     fingerprint.check_root(description)
@@ -107,7 +111,16 @@ def store_folder(root: Path, identity: EncoderIdentity) -> Path:
 
 def shard_paths(root: Path) -> list[Path]:
     """The shards of all encoders, sorted."""
-    return sorted(root.glob(f"*/{SHARDS}/features-*.safetensors"))
+    return [path for folder in sorted(root.iterdir()) if folder.is_dir() for path in _shards_in(folder / SHARDS)]
+
+
+def _shards_in(folder: Path) -> list[Path]:
+    """Those of one encoder, sorted; `OSError` where they may not be seen, which `glob` takes for none."""
+    try:
+        names = sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return []
+    return [folder / name for name in names if fnmatchcase(name, "features-*.safetensors")]
 
 
 def open_store(root: Path, identity: EncoderIdentity) -> FeatureStore:
@@ -123,7 +136,7 @@ def open_store(root: Path, identity: EncoderIdentity) -> FeatureStore:
         raise UserError(f"{description}: describes another encoder than its folder's name; delete {folder}")
     indexed = _read_index(folder)
     shards = []
-    for path in sorted((folder / SHARDS).glob("features-*.safetensors")):
+    for path in _shards_in(folder / SHARDS):
         entry = indexed.get(path.name)
         # Renamed into place when complete: one that the index knows by its size needs no second look.
         shard = _from_index(path, entry) if entry and entry["bytes"] == path.stat().st_size else read_header(path)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from artkv.errors import UserError
-from artkv.files import reason_of, write_whole
+from artkv.files import reason_of, remedy_for_writing, write_whole
 from artkv.monitoring.appended_file import AppendedFile
 from artkv.reading import parse_json
 
@@ -71,7 +71,8 @@ class MetricsLog:
             yield
         except OSError as error:
             raise UserError(
-                f"{self._path}: cannot be written ({reason_of(error)}); make room, or give another run.output_dir"
+                f"{self._path}: cannot be written ({reason_of(error)}); "
+                f"{remedy_for_writing(error, self._path, 'make room, or give another run.output_dir')}"
             ) from None
 
     def _belongs(self, line: bytes, step: int, redo_validation: bool) -> bool:

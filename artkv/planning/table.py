@@ -11,7 +11,6 @@ from artkv.config import Config
 from artkv.config.editing import write_settings, yaml_scalar
 from artkv.config.sizes import parse_size
 from artkv.errors import UserError
-from artkv.files import check_writable
 from artkv.planning.device import ask_device
 from artkv.planning.gpus import GPUS, MATMUL_EFFICIENCY, PCIE_EFFICIENCY, gpu_of_device
 from artkv.planning.modes import FEATURES
@@ -36,10 +35,6 @@ _PART_NAMES = {
 def run(config: Config, options: argparse.Namespace) -> None:
     """Prints the plan of `config` with the options of `artkv plan`, and writes its choice down where that is wanted."""
     path = None if options.write is None else options.write or options.config
-    if options.write is not None:
-        if path is None:
-            raise UserError("--write: names no file, and --config is not given; give one of them")
-        check_writable(Path(path), f"--write {path}")
     memory_bytes = None if options.gpu_memory is None else _gpu_memory_bytes(options.gpu_memory)
     gpu = options.gpu
     if gpu is None and memory_bytes is None:
@@ -203,7 +198,10 @@ def _assumptions() -> list[str]:
 def _recommendation(plan: Plan) -> list[str]:
     found = plan.recommendation
     if found is None or plan.usable_bytes is None or plan.gpu_memory_bytes is None:
-        return ["No recommendation: this machine has no GPU; give --gpu-memory or --gpu."]
+        return [
+            "No recommendation: this machine has no GPU; give --gpu-memory or --gpu.",
+            "What each way of placing the weights would take of one, to choose by hand:",
+        ]
     best, shortfall = found.choice.prediction, found.choice.shortfall_bytes
     room = f"{_gib(plan.gpu_memory_bytes)} GiB, of which {_gib(plan.usable_bytes)} may be used"
     if shortfall:

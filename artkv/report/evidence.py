@@ -144,7 +144,7 @@ def read_evidence(run_dir: Path, controls: Sequence[Path] = (), split: str | Non
     evaluations += _read_controls(config, controls, split)
     for evaluation in evaluations[1:]:
         check_same_questions(evaluations[0].predictions, evaluation.predictions)
-    training, validations = read_metrics(run_dir / METRICS)
+    training, validations = read_metrics(run_dir / METRICS, tells=False)  # read_status has told it
     return Evidence(
         run_dir=run_dir,
         status=status,

@@ -54,7 +54,8 @@ def write_report(settings: ReportSettings) -> Path:
 
     Raises:
         UserError: if the folder holds no run or no evaluation, a control did not answer the same questions, the output
-            is a folder or a file that is no report, or attention was asked for and the model cannot be loaded.
+            is a folder or a file that is no report, or attention was asked for and the model cannot be loaded, or an
+            override is why it cannot.
     """
     output = settings.output or settings.run_dir / REPORT
     if output.is_dir():
@@ -126,6 +127,12 @@ def _notes(evidence: Evidence, settings: ReportSettings) -> list[Note]:
     return notes
 
 
+def _is_of(error: UserError, overrides: Sequence[str]) -> bool:
+    """Whether an error tells of what an override gives: by its key, or its value."""
+    pairs = [override.partition("=")[::2] for override in overrides]
+    return any(key in str(error) or (value and value in str(error)) for key, value in pairs)
+
+
 def _attention(
     settings: ReportSettings, evidence: Evidence, config: Config, cases: Sequence[Case]
 ) -> tuple["list[PaintingAttention]", Note | None]:
@@ -141,6 +148,8 @@ def _attention(
     except UserError as error:
         if settings.attention is not None:
             raise
+        if _is_of(error, settings.overrides):  # which was meant, and is wrong
+            raise UserError(f"{error}; or give --attention 0, for a report without maps") from None
         first_line = without_folders(str(error).splitlines()[0])
         print(f"artkv: no attention maps: {error}", file=sys.stderr)
         return [], Note(

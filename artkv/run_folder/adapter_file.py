@@ -17,9 +17,10 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
 from artkv.config import Config
+from artkv.config.explaining import explain
 from artkv.errors import UserError
 from artkv.files import reason_of, save_tensors
-from artkv.reading import Count, OtherVersion, check_regular, parse_json, to_record
+from artkv.reading import Count, OtherVersion, check_regular, parse_json, remedy_for, to_record
 
 if TYPE_CHECKING:  # torch takes seconds, which a wrong --checkpoint need not wait for
     from torch import Tensor
@@ -101,7 +102,8 @@ def read_description(path: Path) -> dict[str, Any]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: not a readable safetensors file ({reason_of(error)}); export it again") from None
+        remedy = remedy_for(error, "export it again")
+        raise UserError(f"{path}: not a readable safetensors file ({reason_of(error)}); {remedy}") from None
     if not {"format_version", "frozen_hash", "sha256", "model"} <= metadata.keys():
         raise UserError(
             f"{path}: is no adapter of artkv export (its metadata has {sorted(metadata)[:5]!r:.300}); "
@@ -147,9 +149,12 @@ def adapter_config(path: Path, description: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise OtherVersion(
-            f"{path}: its settings are not this version's ({error}); use the artkv that wrote it"
-        ) from None
+        raise OtherVersion(explain(error, Config, other_settings(path, "export it again"))) from None
+
+
+def other_settings(path: Path, remedy: str) -> str:
+    """What is told above the settings that this version does not take, each on a line of its own."""
+    return f"{path}: its settings are not this version's; use the artkv that wrote it, or {remedy}:"
 
 
 def adapter_tensors(path: Path, sha256: str) -> dict[str, "Tensor"]:

@@ -18,10 +18,11 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
 from artkv.config import Config, dump_config
+from artkv.config.explaining import explain
 from artkv.errors import UserError
 from artkv.files import file_sha256, reason_of, save_tensors, write_whole
-from artkv.reading import Count, OtherVersion, check_regular, parse_json, read_regular, to_record
-from artkv.run_folder.adapter_file import KV_PREFIX, adapter_config, adapter_tensors, read_description
+from artkv.reading import Count, OtherVersion, check_regular, parse_json, printable, read_regular, remedy_for, to_record
+from artkv.run_folder.adapter_file import KV_PREFIX, adapter_config, adapter_tensors, other_settings, read_description
 from artkv.run_folder.layout import CHECKPOINTS, LATEST, checkpoints_newest_first
 from artkv.run_folder.state import Identity, Progress, TrainableState
 
@@ -257,7 +258,8 @@ def open_checkpoint(path: str | Path, to_resume: bool = False) -> Checkpoint:
             if to_resume
             else "a checkpoint's folder, a run's, or an exported adapter"
         )
-        raise UserError(f"{path}: cannot be read ({reason_of(error)}); give {kinds}") from None
+        remedy = remedy_for(error, f"give {kinds}")
+        raise UserError(f"{path}: cannot be read ({reason_of(error)}); {remedy}") from None
     if found.is_file():
         if to_resume:
             raise UserError(f"{found}: {_NO_RUN}")
@@ -270,9 +272,7 @@ def open_checkpoint(path: str | Path, to_resume: bool = False) -> Checkpoint:
     try:
         config = Config.model_validate(description.config)
     except ValidationError as error:
-        raise OtherVersion(
-            f"{found}: its settings are not this version's ({error}); use the artkv that wrote it"
-        ) from None
+        raise OtherVersion(explain(error, Config, other_settings(found, "train it again"))) from None
     run = SavedRun(progress, identity, description.adam_step)
     return Checkpoint(found, config, identity.frozen_hash, progress.step, description.sha256, run)
 
@@ -327,10 +327,25 @@ def _resolve(path: Path, to_resume: bool) -> Path:
     if not (path / DESCRIPTION).is_file():
         more = ", or latest or auto for run.output_dir's newest" if to_resume else ", or an exported adapter"
         raise UserError(
-            f"{path}: no checkpoint there (no {DESCRIPTION}); give a folder such as "
+            f"{path}: no checkpoint there ({_why_none(path)}); give a folder such as "
             f"outputs/demo/checkpoints/step_00000500, outputs/demo/best or outputs/demo{more}"
         )
     return path.resolve()
+
+
+def _why_none(path: Path) -> str:
+    """What is the matter with a path that leads to no checkpoint."""
+    is_folder = path.is_dir()
+    place, name = (path / DESCRIPTION, f"{DESCRIPTION} ") if is_folder else (path, "")
+    if place.is_symlink() and not place.exists():
+        return f"{name}is a link to {printable(os.readlink(place))}, which is not there"
+    if not os.path.lexists(place):
+        return f"no {DESCRIPTION}" if is_folder else "no such file or folder"
+    try:
+        check_regular(place)
+    except OSError as error:
+        return f"{name}{reason_of(error)}"
+    return "a file, and no adapter by its name: rename it to .safetensors if it is one"
 
 
 def _read_description(path: Path) -> _Description:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from artkv.errors import UserError
 from artkv.files import reason_of
+from artkv.reading import remedy_for
 
 CHECKPOINTS = "checkpoints"
 LATEST = "latest"
@@ -49,9 +50,9 @@ def checkpoints_newest_first(run_dir: Path) -> list[str]:
         if isinstance(error, FileNotFoundError) and not os.path.lexists(folder):
             return []
         link = f"is a link to {os.readlink(folder)}, which " if folder.is_symlink() else ""
+        remedy = remedy_for(error, "mount its disk")
         raise UserError(
-            f"{folder}: {link}cannot be listed ({reason_of(error)}); mount its disk or give permission: what "
-            "it holds is not known"
+            f"{folder}: {link}cannot be listed ({reason_of(error)}); {remedy}: what it holds is not known"
         ) from None
     return sorted(names, key=lambda name: step_of(name) or 0, reverse=True)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from artkv.config import load_config
 from artkv.errors import UserError
 from artkv.files import check_folder_writable, reason_of
+from artkv.reading import remedy_for
 from artkv.run_folder.layout import (
     CHECKPOINTS,
     CONFIG,
@@ -40,7 +41,8 @@ def check_output_folder(output_dir: Path) -> None:
             _check_folder(output_dir / name, place)
     except OSError as error:
         raise UserError(
-            f"{place}: {error.filename or output_dir} cannot be read ({reason_of(error)}); give another folder"
+            f"{place}: {error.filename or output_dir} cannot be read ({reason_of(error)}); "
+            f"{remedy_for(error, 'give another folder')}"
         ) from None
 
 

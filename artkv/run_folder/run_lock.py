@@ -6,6 +6,7 @@ count, which moves or does not; clocks of two hosts are never compared. On the s
 looked for.
 """
 
+import errno
 import json
 import os
 import socket
@@ -139,10 +140,11 @@ class RunLock:
         try:
             return self._take_or_look()
         except OSError as error:
-            raise UserError(
-                f"run.output_dir = {self._path.parent}: cannot be locked ({reason_of(error)}); give a folder that "
-                "can be written, on a file system with hard links"
-            ) from None
+            folder = self._path.parent
+            remedy = "give a folder that can be written, on a file system with hard links"
+            if error.errno == errno.EACCES:
+                remedy = f"give this user permission to write there (chmod u+rwx {folder}, and u+rw {self._path})"
+            raise UserError(f"run.output_dir = {folder}: cannot be locked ({reason_of(error)}); {remedy}") from None
 
     def _take_or_look(self) -> bool:
         if not self._path.parent.is_dir():

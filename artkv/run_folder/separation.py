@@ -7,7 +7,7 @@ from pathlib import Path
 from artkv.config import Config
 from artkv.errors import UserError
 from artkv.files import reason_of
-from artkv.reading import printable
+from artkv.reading import printable, remedy_for
 from artkv.run_folder.layout import CHECKPOINTS, METRICS
 from artkv.run_folder.state_record import STATE
 
@@ -45,7 +45,8 @@ def check_is_apart(config: Config) -> None:
         return
     except OSError as error:
         raise UserError(
-            f"run.output_dir = {printable(run_dir)}: cannot be listed ({reason_of(error)}); {_REMEDY}"
+            f"run.output_dir = {printable(run_dir)}: cannot be listed ({reason_of(error)}); "
+            f"{remedy_for(error, _REMEDY)}"
         ) from None
     if foreign:
         shown = ", ".join(map(printable, foreign[:3])) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else "")

@@ -10,7 +10,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from annotated_types import Ge, Le
 
 from artkv.errors import Preempted, UserError
 from artkv.files import reason_of, told, write_small
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from artkv.distributed import World
 
 STATE = "status.json"
+# A moment after 1970, within the next three thousand years.
+UnixSeconds = Annotated[float, Ge(0), Le(10**11)]
 # The first, in which no version was written, had no `saved_step`.
 FORMAT_VERSION, WITHOUT_SAVED_STEP = 2, 1
 _REMEDY = "give the run.output_dir of a run, or remove the file"
@@ -51,8 +55,8 @@ class StateRecord:
     ranks: Positive
     hosts: list[str]
     job: str | None
-    started: float
-    ended: float | None
+    started: UnixSeconds
+    ended: UnixSeconds | None
     error: str | None
     saved_step: Count | None
 

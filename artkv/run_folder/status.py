@@ -13,7 +13,7 @@ from typing import Any
 
 from artkv.errors import UserError
 from artkv.files import reason_of
-from artkv.reading import parse_json, printable, read_object, read_regular
+from artkv.reading import parse_json, printable, read_object, read_regular, remedy_for
 from artkv.run_folder.layout import METRICS, best_checkpoint, checkpoints_newest_first, step_of
 from artkv.run_folder.marker import Marker, read_marker
 from artkv.run_folder.restarts import read_restarts
@@ -111,7 +111,9 @@ def format_status(status: RunStatus) -> str:
         lines.append(("rate", f"{status.steps_per_second:.4g} steps/s{questions}"))
     if status.seconds_left is not None and status.state == "running":
         lines.append(("left", str(timedelta(seconds=min(round(status.seconds_left), _MOST_SECONDS)))))
-    lines.append(("checkpoint", status.last_checkpoint or "none yet"))
+    lines.append(
+        ("checkpoint", status.last_checkpoint or ("none yet" if status.state in ("starting", "running") else "none"))
+    )
     if status.exact_match is not None:
         lines.append(("score", f"validation exact match {status.exact_match:.3f} at step {status.validation_step}"))
     if status.best is not None:
@@ -129,7 +131,8 @@ def check_is_folder(run_dir: Path) -> None:
         if run_dir.is_dir():
             return
     except OSError as error:
-        raise UserError(f"{run_dir}: cannot be read ({reason_of(error)}); give the run.output_dir of a run") from None
+        remedy = remedy_for(error, "give the run.output_dir of a run")
+        raise UserError(f"{run_dir}: cannot be read ({reason_of(error)}); {remedy}") from None
     raise UserError(f"{run_dir}: is no folder; give the run.output_dir of a run")
 
 
@@ -153,7 +156,8 @@ def _read_lock(run_dir: Path) -> LockRecord | None:
     try:
         return read_lock(run_dir)
     except OSError as error:
-        raise UserError(f"{run_dir / LOCK}: cannot be read ({reason_of(error)}); give permission to read it") from None
+        remedy = remedy_for(error, "remove it if nothing trains there")
+        raise UserError(f"{run_dir / LOCK}: cannot be read ({reason_of(error)}); {remedy}") from None
 
 
 def _is_alive(run_dir: Path, lock: LockRecord, wait_seconds: float) -> bool:
@@ -179,11 +183,11 @@ def read_if_readable(path: Path) -> Mapping[str, Any] | None:
     return None
 
 
-def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def read_metrics(path: Path, tells: bool = True) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The records of training and of validations; a last line that is just being written is left out.
 
-    Other lines that are no records, as a power failure leaves, are left out and told. Each record has `step` and
-    `time`; all metrics are numbers or None. Raises `UserError` if the file cannot be read.
+    Other lines that are no records, as a power failure leaves, are left out, and told if `tells`. Each record has
+    `step` and `time`; all metrics are numbers or None. Raises `UserError` if the file cannot be read.
     """
     records: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
     try:
@@ -191,9 +195,8 @@ def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
     except FileNotFoundError:
         return records["train"], records["validation"]
     except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({reason_of(error)}); restore it, or remove it to do without its records"
-        ) from None
+        remedy = remedy_for(error, "restore it, or remove it to do without its records")
+        raise UserError(f"{path}: cannot be read ({reason_of(error)}); {remedy}") from None
     damaged = []
     if not (lines[-1][:1] or b"{").startswith(b"{") or b"\0" in lines[-1]:  # nothing that is being written
         lines.append(b"")
@@ -203,7 +206,7 @@ def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
             damaged.append(number)
         else:
             records[record["kind"]].append(record)
-    if damaged:
+    if damaged and tells:
         told = ", ".join(map(str, damaged[:3])) + (" and more" if len(damaged) > 3 else "")
         print(f"artkv: {path}: {len(damaged)} lines are no records and left out: {told}", file=sys.stderr)
     return records["train"], records["validation"]

@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from artkv.argument_values import some_path, some_text, whole_number
+from artkv.argument_values import file_path, some_path, some_text, whole_number
 from artkv.errors import UserError
 from artkv.reading import printable, remedy_for, whole_system
 
@@ -44,7 +44,7 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
     )
     verb.add_argument(
         "--output",
-        type=some_path,
+        type=file_path,
         default="my.yaml",
         metavar="FILE",
         help="the config; must not be there yet (default my.yaml)",

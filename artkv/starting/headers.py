@@ -21,6 +21,8 @@ _NAMES = {
     ),
     "question_id": ("question_id", "questionid", "qid"),
 }  # fmt: skip
+# What is told of a table that is one of captions.
+CAPTIONS = "captions, no questions"
 _CAPTIONS = ("description", "caption", "captions", "comment", "text", "title")
 NEEDED = ("image", "question", "answer")
 # Options of the command line by what they are for.
@@ -67,7 +69,7 @@ def why_no_questions(header: Sequence[str], columns: Mapping[str, str]) -> str:
     plain = {_plain(name) for name in header}
     missing = [role for role in NEEDED if role not in columns]
     if "question" in missing and "answer" in missing and plain & set(_CAPTIONS):
-        return "captions, no questions"
+        return CAPTIONS
     found = ", ".join(quoted(name) for name in header[:12]) + (" ..." if len(header) > 12 else "")
     return f"no column of {' or '.join(missing)} among {found or 'no names at all'}"
 

@@ -19,9 +19,9 @@ from artkv.models.files.hub import is_hub_id
 from artkv.models.files.hub_ids import did_you_mean
 from artkv.reading import printable
 from artkv.starting.arguments import InitOptions
-from artkv.starting.headers import NEEDED, OPTIONS, check_given, find_columns, others_like, why_no_questions
+from artkv.starting.headers import CAPTIONS, NEEDED, OPTIONS, check_given, find_columns, others_like, why_no_questions
 from artkv.starting.questions import Question, have_own_ids, paintings, read_questions
-from artkv.starting.splits import by_split, share_out
+from artkv.starting.splits import by_split, share_out, split_of
 from artkv.starting.survey import Survey, picture_roots, share_found, survey
 from artkv.starting.tables import Table, check_encoding, open_table
 from artkv.starting.writing import Start, write_start
@@ -51,9 +51,13 @@ def init(options: InitOptions) -> Report:
     pictures = seen if options.images is None else survey(options.images, "--images")
     top = options.images or options.folder
     if not pictures.num_pictures:
-        raise UserError(f"{printable(top)}: no pictures below it; give the folder that holds them with --images")
+        raise UserError(
+            f"{printable(top)}: no pictures below it{pictures.told_of_others()}; give the folder that holds them with "
+            "--images"
+        )
     report = Report([], [], [])
-    indices = [ImageIndex(root) for root in picture_roots(pictures, top)]
+    called = "FOLDER or --images" if options.images is None else "--images"
+    indices = [ImageIndex(root, called=called) for root in picture_roots(pictures, top)]
     tables = _tables_of_questions(options, seen, indices, report)
     images = max(indices, key=lambda images: _share(tables, images))
     questions, dropped = _read_all(by_split(tables), images, options, report)
@@ -71,9 +75,7 @@ def init(options: InitOptions) -> Report:
         paths = {split: table.path for split, table in by_split(tables).items()}
         for path in paths.values():
             read_table(path, images, form)  # as a training will; whatever is wrong with it is told
-    blip2: str | Path = options.blip2 or _BLIP2
-    if isinstance(blip2, str) and os.path.exists(blip2):
-        blip2 = Path(blip2)
+    blip2 = _blip2(options.blip2, report)
     start = Start(paths, form, images.root, blip2, options.art_encoder, report.found, report.assumed)
     write_start(options.output, start, folder, new)
     return report
@@ -118,6 +120,16 @@ def _check_blip2(given: str | None) -> None:
         raise UserError(f"{place}: is no folder; give a folder of BLIP-2, or leave it out for the hub's")
 
 
+def _blip2(given: str | None, report: Report) -> str | Path:
+    """The model of the config: a path where there is something, else a hub id, which nobody has asked the hub about."""
+    if given is None:
+        return _BLIP2
+    if os.path.exists(given):
+        return Path(given)
+    report.assumed.append(f"--blip2 {printable(given)}: is no path here, so it is the hub's; artkv check looks it up")
+    return given
+
+
 def _tables_of_questions(
     options: InitOptions, seen: Survey, indices: Sequence[ImageIndex], report: Report
 ) -> list[Table]:
@@ -141,15 +153,36 @@ def _tables_of_questions(
         place = printable(options.folder)
         if not unused:
             raise UserError(
-                f"{place}: no CSV or JSON file below it; give the folder of the questions, and --images for the "
-                "pictures"
+                f"{place}: no CSV or JSON file below it{seen.told_of_others()}; give the folder of the questions, and "
+                "--images for the pictures"
             )
         told = "\n".join(f"{printable(path)}: {why}" for path, why in list(unused.items())[:_MOST_SHOWN])
         if (why := _misleading_options(options, seen, indices)) is not None:
             raise UserError(f"{told}\n{place}: no table of questions there; {why}")
-        known = ", ".join(OPTIONS.values())
-        raise UserError(f"{told}\n{place}: no table of questions there; give {known} where headers have other names")
+        has_headers = any(isinstance(table, Table) for table in opened.values())
+        remedy = f"give {', '.join(OPTIONS.values())} where headers have other names" if has_headers else _TABLES
+        raise UserError(f"{told}\n{place}: no table of questions there; {remedy}")
+    _check_splits(tables, unused)
     return tables
+
+
+_TABLES = (
+    "put them into CSV with a header, image,question,answer, or into JSON with a list of one object for each, "
+    '[{"image": ..., "question": ..., "answer": ...}, ...]'
+)
+
+
+def _check_splits(tables: Sequence[Table], unused: Mapping[Path, str]) -> None:
+    """Raises `UserError` for a file that is no table, and is by its name and kind a split that no table is."""
+    splits = {split_of(table.path) for table in tables}
+    kinds = {table.items is not None for table in tables}
+    for path, why in unused.items():
+        split, is_like = split_of(path), (path.suffix.lower() == ".json") in kinds
+        if split is not None and is_like and why != CAPTIONS and split not in splits and splits <= {*SPLITS}:
+            raise UserError(
+                f"{printable(path)}: {why}, and by its name it is the table of {split}, which no other is; correct it, "
+                "or move it elsewhere to do without it"
+            )
 
 
 def _columns(table: Table, given: Mapping[str, str], indices: Sequence[ImageIndex]) -> dict[str, str]:
@@ -208,7 +241,10 @@ def _read_all(
         questions[split], wrong = read_questions(table, images)
         problems += wrong
         if not questions[split] and options.leaves_out:
-            raise UserError(f"{format_problems(wrong)}\n{printable(table.path)}: no row of it is right")
+            raise UserError(
+                f"{format_problems(wrong)}\n{printable(table.path)}: no row of it is right, and --leave-out-wrong "
+                "would leave none; correct them"
+            )
     if problems and not options.leaves_out:
         number = f"{len(problems):,} problem{'s' * (len(problems) > 1)}"
         raise UserError(

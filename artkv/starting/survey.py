@@ -1,6 +1,8 @@
 """What lies in a folder: pictures, and files that may be tables."""
 
 import os
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,20 +16,32 @@ TABLES = frozenset((".csv", ".tsv", ".json"))
 # A file of this name, in a folder that init made, begins so.
 ORIGIN, ORIGIN_BEGINS = "origin.txt", "Written by artkv init"
 _MOST_TABLES = 200
+_MOST_ENDINGS = 6
 _MOST_FILES = 20_000_000
 
 
 @dataclass(frozen=True)
 class Survey:
-    """Files below a folder. pictures: how many lie in each folder that has any. tables: in the order of their names."""
+    """Files below a folder.
+
+    pictures: how many lie in each folder that has any. tables: in the order of their names. others: of the other files,
+    how many have each ending.
+    """
 
     pictures: dict[Path, int]
     tables: tuple[Path, ...]
+    others: Mapping[str, int]
 
     @property
     def num_pictures(self) -> int:
         """All of them."""
         return sum(self.pictures.values())
+
+    def told_of_others(self) -> str:
+        """Which endings the other files have, in parentheses for a message; empty where there are none."""
+        common = sorted(self.others, key=lambda suffix: (-self.others[suffix], suffix))[:_MOST_ENDINGS]
+        names = ", ".join(printable(suffix) for suffix in common)
+        return f" (its other files end in {names}, which are not read)" if names else ""
 
     @property
     def picture_folder(self) -> Path:
@@ -42,6 +56,7 @@ def survey(folder: Path, option: str) -> Survey:
     """
     pictures: dict[Path, int] = {}
     tables: list[Path] = []
+    others: Counter[str] = Counter()
     num_files = 0
     visited: set[str] = set()
     check_folder(folder, option)
@@ -59,12 +74,13 @@ def survey(folder: Path, option: str) -> Survey:
         if found := sum(suffix in PICTURE_SUFFIXES for _, suffix in suffixes):
             pictures[Path(place)] = found
         tables += [Path(place, name) for name, suffix in suffixes if suffix in TABLES]
+        others.update(suffix for _, suffix in suffixes if suffix and suffix not in TABLES | PICTURE_SUFFIXES)
     if len(tables) > _MOST_TABLES:
         raise UserError(
             f"{option} {printable(folder)}: holds {len(tables):,} CSV and JSON files, of {_MOST_TABLES} at most; give "
             "the folder of the questions, and --images for the pictures"
         )
-    return Survey(pictures, tuple(tables))
+    return Survey(pictures, tuple(tables), others)
 
 
 def picture_roots(found: Survey, top: Path) -> list[Path]:

@@ -109,10 +109,20 @@ def _open_json(path: Path) -> Table | str:
         return _unreadable(path, error)
     except ValueError as error:
         return f"is no JSON ({error!s:.200})"
-    if not isinstance(tree, list) or not tree or not all(isinstance(item, dict) for item in tree):
-        return "is no list of objects"
+    if not isinstance(tree, list):
+        return f"holds {_json_kind(tree)} where a list of objects belongs, one for each question"
+    if not tree:
+        return "is an empty list"
+    for number, item in enumerate(tree, start=1):
+        if not isinstance(item, dict):
+            return f"item {number:,} of its list is {_json_kind(item)} where an object belongs, as for each question"
     header = tuple(dict.fromkeys(key for item in tree[:_MOST_SAMPLED] for key in item))
     return Table(path, header, TableForm(section=None), False, tuple(tree))
+
+
+def _json_kind(value: object) -> str:
+    kinds = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    return kinds.get(type(value), "a number")
 
 
 def _rows_of_items(

@@ -110,6 +110,21 @@ def away(place: Place) -> list[str]:
     return _export(str(run))
 
 
+def _renamed(make: Callable[[Path], object]) -> Make:
+    """`artkv export` of something that is called a.bin."""
+
+    def given(place: Place) -> list[str]:
+        make(place.folder / "a.bin")
+        return _export("a.bin")
+
+    return given
+
+
+def _named_folder(place: Place) -> list[str]:
+    (place.folder / "a.safetensors").mkdir()
+    return _export("a.safetensors")
+
+
 def tokenized(change: Callable[[dict[str, Any]], object]) -> Make:
     """`artkv ask` beside a tokenizer with the vocabulary of training, which makes other tokens of texts."""
 
@@ -148,7 +163,17 @@ CHECKPOINTS = Area(
                 lambda folder: _edit(folder / "checkpoint.json"),
                 ("does not match its checksum",),
             ),
-            ("checkpoint.json is a pipe", pipe, ("no checkpoint there", "; give ")),
+            ("checkpoint.json is a pipe", pipe, ("no checkpoint there (checkpoint.json is a pipe, where", "; give ")),
+            (
+                "checkpoint.json is a folder",
+                lambda folder: ((folder / "checkpoint.json").unlink(), (folder / "checkpoint.json").mkdir()),
+                ("no checkpoint there (checkpoint.json is a folder, where a regular file belongs); give ",),
+            ),
+            (
+                "settings of a wrong kind",
+                described(lambda tree: tree["config"]["training"].update(seed=-1)),
+                ("this version's; use the artkv that wrote it, or train it again:", "training.seed = -1: ", "; give "),
+            ),
             (
                 "a checkpoint of a newer artkv",
                 described(lambda tree: tree.update(format_version=2)),
@@ -239,6 +264,11 @@ CHECKPOINTS = Area(
                 metadata(training='{"seed": NaN}'),
                 ("'training' is not valid", _EXPORT),
             ),
+            (
+                "an adapter with a seed below zero",
+                metadata(training='{"seed": -1}'),
+                ("this version's; use the artkv that wrote it, or export it again:", "training.seed = -1: ", "; give "),
+            ),
             ("a file of another program", metadata(frozen_hash=None), ("is no adapter of artkv export",)),
         ]
     ]
@@ -253,6 +283,23 @@ CHECKPOINTS = Area(
     ]
     + [
         BadInput("weights that are a pipe", asked, ("adapter.safetensors: cannot be read (is a pipe", _DAMAGED)),
+        BadInput("a pipe for a checkpoint", _renamed(os.mkfifo), ("a.bin: no checkpoint there (is a pipe, where",)),
+        BadInput(
+            "an adapter of another ending",
+            _renamed(lambda path: path.write_bytes(bytes(9))),
+            ("a.bin: no checkpoint there (a file, and no adapter by its name: rename it to .safetensors if",),
+        ),
+        BadInput(
+            "a link to a checkpoint that is gone",
+            _renamed(lambda path: path.symlink_to("gone")),
+            ("a.bin: no checkpoint there (is a link to gone, which is not there); give a folder such as",),
+        ),
+        BadInput("a folder named as an adapter is", _named_folder, ("a.safetensors: no checkpoint there (no ",)),
+        BadInput(
+            "a folder's name for an adapter to write",
+            lambda place: [*_export(str(place.trained))[:-1], "out.safetensors/"],
+            ("--output out.safetensors/: names a folder; give the name of a file",),
+        ),
         BadInput("a run without checkpoints", emptied, ("this run has no checkpoint yet",)),
         BadInput("a run whose checkpoints are away", away, ("checkpoints: is a link to /mnt/away, which cannot be",)),
         BadInput(

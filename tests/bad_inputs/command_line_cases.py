@@ -66,6 +66,13 @@ COMMAND_LINE = Area(
     "The command line",
     [
         usage("a verb with a letter missing", "trai", says=("no verb 'trai'", "did you mean 'train'?")),
+        usage(
+            "an option before the verb",
+            "--config",
+            "my.yaml",
+            "check",
+            says=("--config stands before the verb; give the verb first: artkv check --config",),
+        ),
         usage("a verb that controls a terminal", "\x1b[2J", says=("no verb '\\x1b[2J'",)),
         usage("an option that controls a terminal", "status", "x", "--\x1b[2J", says=("--\\x1b[2J",)),
         usage("an empty path", "check", "--config", "", says=("--config", "is empty")),
@@ -114,11 +121,31 @@ COMMAND_LINE = Area(
             ("--control {folder}/", "was trained with a prefix; give --control a run without one"),
         ),
         BadInput(
+            "all ablations and one of them",
+            lambda place: ["evaluate", "--checkpoint", str(place.run()), "--all-ablations", "--prefix", "off"],
+            ("--prefix off: is one of what --all-ablations answers with; leave out one of the two",),
+        ),
+        BadInput(
+            "all ablations and a blank picture",
+            lambda place: ["evaluate", "--checkpoint", str(place.run()), "--all-ablations", "--image", "blank"],
+            ("--image blank: is one of what --all-ablations answers with; leave out one of the two",),
+        ),
+        BadInput(
             "controls without ablations to be compared with",
             lambda place: ["evaluate", "--checkpoint", str(place.run()), "--control", "a", "--control", "b"],
             ("--control: is compared with all ablations; add --all-ablations",),
         ),
         usage("no such split", "evaluate", "--checkpoint", "x", "--split", "all", says=("--split", "invalid choice")),
+        BadInput(
+            "a file to write the plan into that is not there",
+            lambda place: ["plan", "--gpu-memory", "8GiB", "--write", "none.yaml"],
+            ("--write none.yaml: no such file; give an existing YAML file",),
+        ),
+        BadInput(
+            "no file to write the plan into",
+            lambda place: ["plan", "--gpu-memory", "8GiB", "--write"],
+            ("--write: names no file, and --config is not given; give one of them",),
+        ),
         usage("no paintings", "plan", "--paintings", "0", says=("--paintings", "whole number")),
         BadInput(
             "more memory than there is", typed("plan", "--gpu-memory", 400 * "9" + "GB"), ("is no size of memory",)

@@ -88,9 +88,7 @@ INIT = Area(
             folder({"all.csv": ROWS}, "--images", "none"),
             ("--images none: cannot be listed (No such file",),
         ),
-        BadInput(
-            "pictures without questions", folder({"notes.txt": ROWS}), ("mine: no CSV or JSON file below it; give",)
-        ),
+        BadInput("pictures without questions", folder({"notes": ROWS}), ("mine: no CSV or JSON file below it; give",)),
         BadInput(
             "captions for questions",
             folder({"semart_train.csv": "IMAGE_FILE\tDESCRIPTION\tAUTHOR\ntrain0.png\tA saint.\tA\n"}),
@@ -147,7 +145,11 @@ INIT = Area(
         BadInput(
             "no row that is right",
             folder({"all.csv": HEADER + "none.png,What?,oil\n"}, "--leave-out-wrong"),
-            ("all.csv:2: picture 'none.png' is missing", "all.csv: no row of it is right"),
+            (
+                "all.csv:2: picture 'none.png' is missing",
+                "correct the name, or correct FOLDER or --images",
+                "all.csv: no row of it is right, and --leave-out-wrong would leave none; correct them",
+            ),
         ),
         BadInput(
             "two paintings for three splits",
@@ -174,8 +176,41 @@ INIT = Area(
             folder({"train.json": _items(RIGHT, {**RIGHT, "answer": ["oil"]})}),
             ("train.json:2: 'answer' of the item is \"['oil']\"; give it a text",),
         ),
-        BadInput("JSON that is cut", folder({"train.json": _items(RIGHT)[:-3]}), ("train.json: is no JSON (",)),
-        BadInput("JSON of another kind", folder({"train.json": '{"a": 1}'}), ("train.json: is no list of objects",)),
+        BadInput(
+            "JSON that is cut",
+            folder({"train.json": _items(RIGHT)[:-3]}),
+            ("train.json: is no JSON (", "no table of questions there; put them into CSV with a header"),
+        ),
+        BadInput(
+            "JSON of another kind",
+            folder({"train.json": '{"a": 1}'}),
+            ("train.json: holds an object where a list of objects belongs", 'a list of one object for each, [{"image"'),
+        ),
+        BadInput(
+            "a list of texts",
+            folder({"train.json": _items(RIGHT, "What?")}),
+            ("train.json: item 2 of its list is a text where an object belongs",),
+        ),
+        BadInput(
+            "questions in a spreadsheet",
+            folder({"questions.xlsx": "PK", "more.jsonl": "{}"}),
+            ("no CSV or JSON file below it (its other files end in .jsonl, .xlsx, which are not read); give",),
+        ),
+        BadInput(
+            "pictures of another format",
+            folder({"all.csv": ROWS, "one.heic": "x"}, pictures=False),
+            ("no pictures below it (its other files end in .heic, which are not read); give",),
+        ),
+        BadInput(
+            "an empty table of a split beside a right one",
+            folder({"train.csv": ROWS, "val.csv": ""}),
+            ("mine/val.csv: is empty, and by its name it is the table of val", "correct it, or move it elsewhere"),
+        ),
+        BadInput(
+            "a mistyped header in the table of a split",
+            folder({"train.csv": ROWS, "val.csv": ROWS.replace("question", "qestion")}),
+            ("mine/val.csv: no column of question among", "is the table of val, which no other is; correct it"),
+        ),
         BadInput(
             "100,000 lists in one another",
             folder({"train.json": "[" * 100_000}),

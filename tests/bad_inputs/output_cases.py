@@ -223,6 +223,11 @@ PLACES = Area(
                 ("where its own name is taken", None, "report.html", "<html>mine</html>", "{folder}/run/report.html"),
             ]
         ),
+        BadInput(
+            "a report of a CSV file that is not there",
+            lambda place: [*report()(place), "--set", "dataset.val=none.csv"],
+            ("none.csv: cannot be read (No such file", "; or give --attention 0, for a report without maps"),
+        ),
         BadInput("a report to a folder", report("."), ("--output .: is a folder; give a file in it",)),
         BadInput(
             "a report to where nobody can write", report("/proc/r.html"), ("--output /proc/r.html: ", "cannot be")
@@ -251,7 +256,37 @@ PLACES = Area(
                 "scores lack all else",
                 METRICS,
                 '{"checkpoint": "step_00000009"}',
-                ("cannot be read (KeyError: 'overall')",),
+                ("cannot be read (it lacks 'by_type')", _AGAIN),
+            ),
+            (
+                "scores are a text",
+                METRICS,
+                json.dumps({"checkpoint": "c", "overall": GROUP | {"exact_match": "high"}, "by_type": {}}),
+                ("cannot be read (exact_match = 'high', where an object belongs)", _AGAIN),
+            ),
+            (
+                "scores are null",
+                METRICS,
+                json.dumps({"checkpoint": "c", "overall": None, "by_type": {}}),
+                ("cannot be read (overall = None, where an object belongs)", _AGAIN),
+            ),
+            (
+                "scores have other names",
+                METRICS,
+                json.dumps({"checkpoint": "c", "overall": GROUP | {"exact_match": {"mean": 1}}, "by_type": {}}),
+                ("cannot be read (exact_match has mean, not value, low, high)", _AGAIN),
+            ),
+            (
+                "scores are of another split",
+                METRICS,
+                json.dumps({"checkpoint": "c", "split": "test", "overall": GROUP, "by_type": {}}),
+                ("split = 'test', and it lies in the folder val-on; put that split's own file there", _AGAIN),
+            ),
+            (
+                "predictions have another score",
+                "eval/val-on/predictions.csv",
+                "question_id,image,question,answer,prediction,question_type,exact_match\nq,p.png,What?,oil,oil,thing,yes\n",
+                ("row 1: exact_match = 'yes', and its prediction and answer make 1: the file was changed; evaluate",),
             ),
             ("checkpoint is a number", METRICS, '{"checkpoint": 9}', ("lacks checkpoint, a text", _AGAIN)),
             (

@@ -188,10 +188,42 @@ PICTURES = Area(
             ("picture 'train0.png' is ambiguous: 'a/train0.png', 'b/train0.png'", "give one of these paths"),
         ),
         BadInput(
-            "a question about no picture", ask("none.png", "What?"), ("picture none.png: no such file; put it back",)
+            "a question about no picture", ask("none.png", "What?"), ("IMAGE none.png: no such file; give the path of",)
         ),
         BadInput(
-            "a question about a folder", ask("{world}", "What?"), ("picture {world}: cannot be read (is a folder",)
+            "the question first",
+            lambda place: ask("What?", str(place.world / "images/train0.png"))(place),
+            ("IMAGE What?: no such file, while QUESTION", "is one; give IMAGE first"),
+        ),
+        BadInput(
+            "standard input for the picture",
+            ask("-", "What?"),
+            ("IMAGE -: standard input is not read; save",),
+        ),
+        BadInput(
+            "a picture's address",
+            ask("https://example.com/a.jpg", "What?"),
+            ("IMAGE https://example.com/a.jpg: is an address, and none is fetched; save",),
+        ),
+        BadInput(
+            "a pattern that no shell has filled in",
+            ask("{world}/images/*.jpeg", "What?"),
+            ("images/*.jpeg: no such file, and a pattern is not looked for; give the path of one",),
+        ),
+        BadInput(
+            "a folder of pictures for one",
+            ask("{world}/images", "What?"),
+            ("images: is a folder; give the path",),
+        ),
+        BadInput(
+            "a drawing in place of a picture of one's own",
+            lambda place: [*ask(_ONE, "What?")(place), "--attention", str(place.copy("images/train0.png"))],
+            ("train0.png: is there already, and no drawing of artkv ask; give another name",),
+        ),
+        BadInput(
+            "a question about a folder",
+            ask("{world}", "What?"),
+            ("IMAGE {world}: is a folder; give the path of one picture in it",),
         ),
         BadInput(
             "a question about a text",

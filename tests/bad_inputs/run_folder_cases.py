@@ -140,6 +140,12 @@ STATUS = Area(
             ("status.json", "holds NaN", replaced("status.json", '{"started": NaN}'), ("is not what artkv writes",)),
             ("status.json", "nests without an end", replaced("status.json", '{"a":' * 50_000), ("is not what",)),
             ("status.json", "lacks the state", changed("status.json", state=...), ("lacks state",)),
+            (
+                "status.json",
+                "began before there were computers",
+                changed("status.json", started=-1e300),
+                ("started = ",),
+            ),
             ("status.json", "has an unknown state", changed("status.json", state="asleep"), ("state = 'asleep'",)),
             ("status.json", "has steps in a text", changed("status.json", total_steps="9"), ("total_steps = '9'",)),
             ("status.json", "has fewer than no steps", changed("status.json", saved_step=-1), ("saved_step = -1",)),

@@ -11,6 +11,10 @@ import pytest
 from PIL import Image
 
 import artkv.cli as cli
+from artkv.config import load_config
+from artkv.distributed import World
+from artkv.training.run import train
+from tests.bad_inputs.output_cases import evaluated
 
 # linux/capability.h: CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, and the version of the calls.
 _OVERRIDE, _READ_SEARCH, _VERSION = 1, 2, 0x20080522
@@ -45,6 +49,10 @@ def told(arguments: list[str], forbidden: Path, capsys: pytest.CaptureFixture[st
     return message
 
 
+# Of a folder that is listed. What lies in the folder of a model is told by its own path.
+MODES = {"images": "u+rx"}
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -61,7 +69,7 @@ def test_an_input_that_may_not_be_read_is_told_so(
     output = ["--set", f"run.output_dir={tmp_path / 'run'}"]
     message = told(["check", "--config", str(copied / "config.yaml"), *output, *more], copied / name, capsys)
     assert "Permission denied" in message
-    assert f"give this user permission to read it (chmod u+r {copied / name}" in message
+    assert f"give this user permission to read it (chmod {MODES.get(name, 'u+r')} {copied / name}" in message
     assert "put it back" not in message
 
 
@@ -87,3 +95,58 @@ def test_a_style_that_may_not_be_listed_is_not_one_without_pictures(
     message = told(arguments, tmp_path / "data" / "Pop", capsys)
     assert f"{tmp_path}/data/Pop: cannot be listed (Permission denied); give this user permission" in message
     assert "has no pictures" not in message
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory, one_process: World) -> Path:
+    """A run that has a cache of features."""
+    folder = tmp_path_factory.mktemp("trained")
+    sets = [f"run.output_dir={folder / 'run'}", "training.num_epochs=1", f"frozen.feature_cache={folder / 'cache'}"]
+    train(load_config(tiny_world / "config.yaml", sets), None, one_process)
+    evaluated(folder / "run")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "verb"),
+    [
+        ("run", "status"), ("run/status.json", "status"), ("run/checkpoints", "status"),
+        ("run/metrics.jsonl", "status"),
+        ("run", "report"), ("run/status.json", "report"), ("run/environment.json", "report"),
+        ("run/eval/val-on/predictions.csv", "report"), ("run/eval/val-on/metrics.json", "report"),
+        ("run/eval/val-on", "report"), ("run/eval", "report"), ("run/metrics.jsonl", "report"),
+        ("run/eval/val-on/predictions.csv", "compare"), ("run/eval/val-off/metrics.json", "compare"),
+        ("run/eval", "compare"), ("run/eval/val-off", "compare"), ("run", "compare"), ("run/config.yaml", "compare"),
+        ("run", "export"), ("run/checkpoints", "export"), ("run/checkpoints/step_00000009", "export"),
+
+        ("adapter.safetensors", "export it"),
+        ("run/metrics.jsonl", "train"), ("run/checkpoints", "train"),
+
+        ("cache", "cache"), ("cache/cache.json", "cache"), ("cache/*", "cache"), ("cache/*/shards", "cache"),
+        ("cache/*/shards/*", "cache --verify"), ("cache/*/shards", "cache --verify"),
+    ],
+)  # fmt: skip
+def test_a_file_of_a_run_that_may_not_be_read_is_told_so(
+    name: str, verb: str, trained: Path, tiny_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, in_process: None,
+) -> None:  # fmt: skip
+    copied = Path(shutil.copytree(trained, tmp_path / "copy", symlinks=True))
+    monkeypatch.chdir(copied)
+    run = copied / "run"
+    config = ["--config", str(tiny_world / "config.yaml"), "--set", f"frozen.feature_cache={copied / 'cache'}"]
+    config += ["--set", f"run.output_dir={run}"]
+    export = ["export", "--format", "adapter", "--output", str(tmp_path / "new.safetensors"), "--checkpoint"]
+    if name == "adapter.safetensors":
+        assert cli.main([*export[:4], str(copied / name), *export[5:], str(run)]) == 0
+    forbidden = next(path for path in sorted(copied.glob(name)) if path.suffix != ".json" or "*" not in name)
+    arguments = {
+        "export": [*export, str(run)], "export it": [*export, str(forbidden)],
+        "train": ["train", *config, "--resume", "auto", "--epochs", "2"],
+        "cache": ["cache", *config], "cache --verify": ["cache", *config, "--verify"],
+    }.get(verb, [verb, str(run)])  # fmt: skip
+    capsys.readouterr()
+    message = told(arguments, forbidden, capsys)
+    assert "Permission denied" in message, message
+    assert "chmod" in message, message
+    assert str(forbidden.relative_to(copied)) in message, message
+    assert "chmod u+r" in message or "give this user permission" in message, message

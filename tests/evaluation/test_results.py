@@ -84,10 +84,15 @@ def test_what_cannot_be_read_is_named_with_the_remedy(tmp_path: Path) -> None:
             ("predictions.csv", "question,answer\nx,y\n", "predictions.csv: has no column question_id; evaluate again"),
             ("metrics.json", "{", "metrics.json: is not what artkv writes; run artkv evaluate again"),
             ("metrics.json", json.dumps({"split": "test"}), "cannot be read .*checkpoint.*; run artkv evaluate again"),
+            (
+                "metrics.json",
+                json.dumps({"split": "val"}),
+                "metrics.json: split = 'val', and it lies in the folder test-on; put that split's own file there, or",
+            ),
             ("metrics.json", None, "cannot be read .*No such file.*evaluate again"),
         ]
     ):
-        folder = tmp_path / f"copy {number}"
+        folder = tmp_path / f"copy {number}" / "test-on"
         shutil.copytree(whole, folder)
         (folder / name).unlink()
         if content is not None:

@@ -101,6 +101,8 @@ def test_without_what_is_no_more_than_nice_to_have_there_is_a_report(make_run: M
 def test_the_split_that_matters_most_is_taken_first(make_run: MakeRun) -> None:
     run = make_run(ablations=["on"])
     shutil.copytree(run / "eval" / "test-on", run / "eval" / "val-on")
+    metrics = run / "eval" / "val-on" / "metrics.json"
+    metrics.write_text(metrics.read_text().replace('"split": "test"', '"split": "val"'))
     assert read_evidence(run).split == "test"
     assert read_evidence(run, split="val").split == "val"
     shutil.rmtree(run / "eval" / "test-on")
@@ -112,6 +114,14 @@ def test_a_line_that_is_just_being_written_is_no_record(make_run: MakeRun) -> No
     with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps({"kind": "train", "step": 310})[:-5])
     assert [record["step"] for record in read_evidence(run).training] == list(range(10, 301, 10))
+
+
+def test_a_line_that_is_no_record_is_told_once(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run()
+    with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write("garbage\n")
+    read_evidence(run)
+    assert capsys.readouterr().err.count("1 lines are no records and left out") == 1
 
 
 def test_bytes_in_texts_that_are_no_utf8_are_read(make_run: MakeRun) -> None:

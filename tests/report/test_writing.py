@@ -64,12 +64,21 @@ def test_a_trained_runs_report_has_its_hashes_curves_and_attention(
             assert np.abs(found / 255 * shares.max() - shares).max() < shares.max() / 500  # half a byte
 
 
+def _no_model(*_: object) -> None:
+    raise UserError("model.blip2 = gone: no such folder; give one")
+
+
 def test_where_the_model_cannot_be_loaded_the_report_says_what_is_missing(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gone = f"model.blip2={tmp_path / 'gone'}"
     output = tmp_path / "report.html"
-    assert cli.main(["report", str(trained), "--output", str(output), "--set", gone]) == 0
+    assert cli.main(["report", str(trained), "--output", str(output), "--set", gone]) == 1
+    assert re.search(r"gone.*; or give --attention 0, for a report without maps\n", capsys.readouterr().err)
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(writing, "read_attention", _no_model)
+        moved = "dataset.image_root=moved"  # where the model is not, either
+        assert cli.main(["report", str(trained), "--output", str(output), "--set", moved]) == 0
     assert "no attention maps: " in capsys.readouterr().err
     text = output.read_text(encoding="utf-8")
     assert "There are no attention maps, for which the model is needed" in text

@@ -42,7 +42,9 @@ def test_what_cannot_be_listed_is_no_empty_folder(tmp_path: Path, monkeypatch: p
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr("artkv.run_folder.layout.os.scandir", refused)  # root may list everything
-    with pytest.raises(UserError, match=r"cannot be listed \(Permission denied\); mount its disk or give permission"):
+    with pytest.raises(
+        UserError, match=r"cannot be listed \(Permission denied\); give this user permission to read it \(chmod u\+rx "
+    ):
         checkpoints_newest_first(tmp_path)
 
 

@@ -28,9 +28,9 @@ def test_an_encoding_is_guessed(encoding: str) -> None:
         ("a.json", b"{", "is no JSON"),
         ("a.json", b'[{"a": NaN}]', "is no JSON (NaN"),
         ("a.json", b"[" * 100_000, "nest too deeply"),
-        ("a.json", b"{}", "is no list of objects"),
-        ("a.json", b"[]", "is no list of objects"),
-        ("a.json", b'[{"a": 1}, 2]', "is no list of objects"),
+        ("a.json", b"{}", "holds an object where a list of objects belongs"),
+        ("a.json", b"[]", "is an empty list"),
+        ("a.json", b'[{"a": 1}, 2]', "item 2 of its list is a number where an object belongs"),
         ("a.json", b"\xff\xfe", "is no JSON"),
     ],
 )
