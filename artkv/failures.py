@@ -5,6 +5,7 @@ import errno
 import io
 import os
 import re
+import resource
 import sys
 import tempfile
 import time
@@ -81,6 +82,10 @@ _IS_MEMORY = re.compile(
     r"can't allocate memory|out of memory|Cannot allocate memory|Unable to allocate|STATUS_ALLOC_FAILED|bad_alloc|"
     r"Storage size calculation overflowed|Invalid buffer size|can't start new thread"
 )
+_OUTPUT = "standard output"
+_NAMES: Mapping[int, str] = {1: _OUTPUT, 2: "standard error"}
+# How the dynamic linker says that a library found no room: it is loaded before any setting is read.
+_IS_NO_ROOM = re.compile(r"failed to map segment|cannot create shared object descriptor|cannot allocate memory", re.I)
 # Rust's way to tell what the system said, as safetensors and tokenizers do.
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 # Marks that change the direction of a line, so that it reads otherwise than it is, and what has no width and no use:
@@ -107,7 +112,10 @@ class ArgumentParser(argparse.ArgumentParser):
 
 def tell(text: str) -> None:
     """A message on stderr, as artkv's."""
-    print(for_terminal(f"artkv: {text}"), file=sys.stderr, flush=True)
+    try:
+        print(for_terminal(f"artkv: {text}"), file=sys.stderr, flush=True)
+    except OSError:  # full, or closed: the exit code still tells
+        _forget(sys.stderr)
 
 
 def rank() -> str:
@@ -115,12 +123,43 @@ def rank() -> str:
     return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
 
 
+class _NamedOutput(io.FileIO):
+    """A standard stream whose errors name it, as those of a file that was opened by its path do."""
+
+    def write(self, data: Any, /) -> Any:
+        try:
+            return super().write(data)
+        except BrokenPipeError:  # whose reader has gone: no error of the user's
+            raise
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, _NAMES[self.fileno()]) from None
+
+
 def let_output_pass() -> None:
-    """Lets stdout take any text, whatever the locale, and see at once that nobody reads it any more."""
-    for stream in (sys.stdout, sys.stderr):
+    """Lets stdout and stderr take any text, whatever the locale, and name themselves where they cannot be written."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
-            with suppress(ValueError):
+            with suppress(OSError, ValueError):
                 stream.reconfigure(errors="backslashreplace")
+                if stream is getattr(sys, f"__{name}__") and stream.fileno() in _NAMES:
+                    setattr(sys, name, _named(stream))
+
+
+def _named(stream: io.TextIOWrapper) -> io.TextIOWrapper:
+    """The same stream, on a `_NamedOutput`."""
+    stream.flush()
+    raw = _NamedOutput(stream.fileno(), "w", closefd=False)
+    raw.name = stream.name
+    is_unbuffered = isinstance(stream.buffer, io.RawIOBase)  # by PYTHONUNBUFFERED or python -u
+    return io.TextIOWrapper(
+        raw if is_unbuffered else io.BufferedWriter(raw),  # type: ignore[type-var]
+        stream.encoding,
+        stream.errors,
+        newline="\n",
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
 
 
 def check_surroundings(environment: Mapping[str, str]) -> None:
@@ -158,8 +197,10 @@ def exit_code(error: BaseException, verb: str | None, debug: bool) -> int:
             tell("interrupted")
         return INTERRUPTED
     if isinstance(error, BrokenPipeError) and error.filename is None:
-        _forget_output()
+        _forget(sys.stdout)
         return _OUTPUT_CLOSED
+    if isinstance(error, OSError) and error.filename == _OUTPUT:
+        _forget(sys.stdout)
     if debug:
         traceback.print_exception(error)
     if isinstance(error, RunFailed):
@@ -191,11 +232,24 @@ def _told_of_memory(error: BaseException, verb: str | None) -> str | None:
     text = (str(error).strip().splitlines() or [""])[0]
     by_type = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     by_text = isinstance(error, (RuntimeError, OSError)) and _IS_MEMORY.search(text)
-    if not (by_type or by_text):
+    by_linker = isinstance(error, (ImportError, OSError)) and ".so" in text and _IS_NO_ROOM.search(text)
+    if not (by_type or by_text or by_linker):
         return None
-    where = "of the GPU" if "CUDA" in text or type(error).__name__ == "OutOfMemoryError" else "of this machine"
+    is_gpu = "CUDA" in text or type(error).__name__ == "OutOfMemoryError"
+    where = "of the GPU" if is_gpu else "of this machine"
     detail = f" ({text:.300})" if text else ""
-    return f"run failed: the memory {where} is not enough{detail}; lower {_LOWER.get(verb or '', _LOWER_OF_ANY)}"
+    remedies = [] if is_gpu else [f"raise `ulimit -v`, which is {limit:,} KiB here" for limit in _memory_limit()]
+    if by_linker:
+        remedies = remedies or ["close other programs, or give the job more memory"]
+    else:
+        remedies.append(f"lower {_LOWER.get(verb or '', _LOWER_OF_ANY)}")
+    return f"run failed: the memory {where} is not enough{detail}; {', or '.join(remedies)}"
+
+
+def _memory_limit() -> list[int]:
+    """KiB of addresses that this process may have; nothing where there is no limit."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return [] if limit == resource.RLIM_INFINITY else [limit // 1024]
 
 
 def _told_by_system(error: BaseException) -> str | None:
@@ -235,11 +289,11 @@ def _own_folder() -> Path:
     return folder
 
 
-def _forget_output() -> None:
+def _forget(stream: Any) -> None:
     """Keeps Python from trying once more, at its end, to write to whom has gone."""
     with suppress(OSError, ValueError, AttributeError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
+        os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
 
 
@@ -253,5 +307,5 @@ def flush_output() -> None:
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             raise
-        _forget_output()
-        raise OSError(error.errno, error.strerror, "standard output") from None
+        _forget(stream)
+        raise OSError(error.errno, error.strerror, _OUTPUT) from None

@@ -47,9 +47,11 @@ def find_obstacles(config: Config, note: Callable[[str], None] = lambda text: No
         _check_output_folder,
         _check_trackers,
         _check_deepspeed,
+        _check_splits,  # before the pictures, which may not be set either
         lambda session: _check_data(session, tables, note),
         lambda session: _check_warmup(session, tables),
         lambda session: _note_shared_pictures(tables, note),
+        lambda session: _note_lost_characters(tables, note),
         _check_art_encoders,
         lambda session: _check_blip2_and_texts(session, tables, note),  # from the hub it may take long
         _check_feature_cache,
@@ -92,6 +94,16 @@ def _check_deepspeed(session: Session) -> None:
     fill_deepspeed_config(tree, training, training.gradient_accumulation_steps, 1, is_bf16, 1)
 
 
+def _check_splits(session: Session) -> list[str]:
+    obstacles = []
+    for needed in (lambda: csv_path(session.config.dataset, "train"), lambda: training_splits(session.config)):
+        try:
+            needed()
+        except UserError as error:
+            obstacles.append(str(error))
+    return obstacles
+
+
 def _check_data(session: Session, tables: dict[str, QuestionTable], note: Callable[[str], None]) -> list[str]:
     config = session.config
     images = ImageIndex(pictures_folder(config.dataset), config.dataset.max_pixels)
@@ -99,11 +111,6 @@ def _check_data(session: Session, tables: dict[str, QuestionTable], note: Callab
         note(f"{len(images.unreadable)} folders below {images.root} are not listed: {images.unreadable[0]}")
     form = TableForm.of(config.dataset)
     obstacles = []
-    for needed in (lambda: csv_path(config.dataset, "train"), lambda: training_splits(config)):
-        try:
-            needed()
-        except UserError as error:
-            obstacles.append(str(error))
     for split in SPLITS:
         path = getattr(config.dataset, split)
         if path is not None:
@@ -131,6 +138,18 @@ def _note_shared_pictures(tables: Mapping[str, QuestionTable], note: Callable[[s
                 f"{len(shared)} of the {tables[split].num_paintings} pictures of dataset.{split} are pictures of "
                 f"dataset.train too, the first {printable(shared[0][0])} = {printable(shared[0][1])}: "
                 f"scores on {split} tell what was learnt by heart; keep each painting in one split"
+            )
+
+
+def _note_lost_characters(tables: Mapping[str, QuestionTable], note: Callable[[str], None]) -> None:
+    """Tells of texts with U+FFFD, which programs put where they could not read a character."""
+    for table in tables.values():
+        texts = zip(table.questions, table.answers, strict=True)
+        rows = [row for row, pair in enumerate(texts) if any("\ufffd" in text for text in pair)]
+        if rows:
+            note(
+                f"{table.place(rows[0])}: the first of {len(rows)} rows of the file with U+FFFD, which stands where a "
+                "character was lost when the file was made; make it anew from its source"
             )
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import stat
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -26,6 +27,11 @@ MOST_JSON_BYTES = 16 * 2**20
 
 # Letters, marks and symbols of Unicode that have nothing to show: joiners, fillers, variation selectors, a blank.
 _UNSEEN = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0" + "".join(map(chr, range(0xFE00, 0xFE10))))
+
+# In JSON's texts: an escaped backslash, a pair that is one character, or a half without the other.
+_ESCAPES = re.compile(
+    r"\\\\|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(?P<half>\\u[dD][89a-fA-F][0-9a-fA-F]{2})"
+)
 
 _KINDS = {
     stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
@@ -166,13 +172,37 @@ def _is_unseen(character: str) -> bool:
 def parse_json(content: bytes | str, once: bool = False) -> Any:
     """What RFC 8259 calls JSON, in UTF-8; `ValueError` for anything else.
 
-    NaN and Infinity, which Python's reader takes, are refused, and so is what nests deeper than its stack. once: refuse
-    a key that an object has twice too, of which Python's reader keeps the last.
+    NaN and Infinity, which Python's reader takes, are refused, and so is what nests deeper than its stack. once: for
+    what a person wrote; refuse a key that an object has twice too, of which Python's reader keeps the last, and half of
+    a character, which no UTF-8 has.
     """
     try:
-        return json.loads(content, parse_constant=_refuse_constant, object_pairs_hook=_unique if once else None)
+        if once:
+            _check_whole_characters(content)
+        return json.loads(
+            content,
+            parse_constant=_refuse_constant,
+            parse_int=_integer,
+            object_pairs_hook=_unique if once else None,
+        )
     except RecursionError:
         raise ValueError("lists or objects nest too deeply") from None
+
+
+def _integer(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:  # Python's own advice is to raise a limit of its own
+        raise ValueError(f"the number {text[:20]}... has {len(text):,} digits") from None
+
+
+def _check_whole_characters(content: bytes | str) -> None:
+    r"""Raises `ValueError`, with the line, for an escape such as \ud800 that is no half of a pair."""
+    text = content if isinstance(content, str) else content.decode("utf-8", "replace")
+    for found in _ESCAPES.finditer(text):
+        if found["half"] is not None:
+            line = text.count("\n", 0, found.start()) + 1
+            raise ValueError(f"line {line} has {found[0]}, which is half of a character")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

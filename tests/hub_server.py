@@ -20,11 +20,15 @@ TOKEN = "hf_of_the_owner"
 
 @dataclass
 class Repository:
-    """private: only the owner's token reads it. commits: the files of each, by name. branches: their commits."""
+    """private: only the owner's token reads it. commits: the files of each, by name. branches: their commits.
+
+    config: what the hub tells of the model's config.json; None: nothing.
+    """
 
     private: bool = False
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
+    config: dict[str, str] | None = None
 
     def commit(self, branch: str, files: dict[str, bytes]) -> str:
         whole = {**self.files(branch), **files}
@@ -42,7 +46,7 @@ class Hub:
     """repositories: by id. status: answered to everything, if not None. requests: what was asked, in order."""
 
     def __init__(self) -> None:
-        self.repositories: dict[str, Repository] = {}
+        self.repositories = {"Salesforce/blip2-opt-2.7b": Repository(branches={"main": ""})}
         self.blobs: dict[str, bytes] = {}
         self.status: int | None = None
         self.requests: list[str] = []
@@ -119,9 +123,8 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 if sha not in repository.commits and revision != "main":
                     return self.answer(404, {"error": "none"}, X_Error_Code="RevisionNotFound")
                 siblings = [{"rfilename": n, "size": len(d)} for n, d in repository.files(revision).items()]
-                return self.answer(
-                    200, {"id": name, "modelId": name, "sha": sha, "private": repository.private, "siblings": siblings}
-                )
+                told = {"id": name, "modelId": name, "sha": sha, "private": repository.private, "siblings": siblings}
+                return self.answer(200, told if repository.config is None else told | {"config": repository.config})
             if kind == "tree":
                 files = repository.files(rest or "main").items()
                 entries = [

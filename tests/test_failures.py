@@ -60,6 +60,12 @@ def full() -> None:
         ),
         (lambda: torch.empty(10**15), 3, "the memory of this machine is not enough"),
         (lambda: torch.zeros(2**62, 2**62), 3, "the memory of this machine is not enough"),
+        (
+            lambda: (_ for _ in ()).throw(ImportError("libtorch_cpu.so: failed to map segment from shared object")),
+            3,
+            "run failed: the memory of this machine is not enough (libtorch_cpu.so: failed to map segment from shared "
+            "object); close other programs, or give the job more memory\n",
+        ),
         (lambda: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory. Tried")), 3, "memory of the GPU"),
         (lambda: (_ for _ in ()).throw(MemoryError()), 3, "memory of this machine is not enough; lower training.batch"),
         (lambda: (_ for _ in ()).throw(UserError("place: wrong; remedy")), 1, "artkv: place: wrong; remedy\n"),
@@ -148,7 +154,21 @@ def test_wrong_usage_is_printable_too(capsys: pytest.CaptureFixture[str]) -> Non
         assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", capsys.readouterr().err)
 
 
-def artkv(code: str, **options: Any) -> subprocess.Popen[str]:
+def test_a_limit_of_memory_is_told_with_what_raises_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda kind: (1_500_000 * 1024, -1))
+    assert exit_code(ImportError("libtorch_cpu.so: failed to map segment from shared object"), "check", False) == 3
+    assert capsys.readouterr().err.endswith("; raise `ulimit -v`, which is 1,500,000 KiB here\n")
+    assert exit_code(MemoryError(), "check", False) == 3
+    assert "raise `ulimit -v`, which is 1,500,000 KiB here, or lower training.batch_size" in capsys.readouterr().err
+    assert exit_code(torch.OutOfMemoryError("CUDA out of memory. Tried"), "check", False) == 3
+    assert "ulimit" not in capsys.readouterr().err
+    assert exit_code(ImportError("cannot import name 'x'"), "check", True) == 3
+    assert "nobody foresaw" in capsys.readouterr().err
+
+
+def artkv(code: str, unbuffered: str = "", **options: Any) -> subprocess.Popen[str]:
     """`artkv status x`, whose command is this Python."""
     program = (
         "import signal, sys, time, os\nimport artkv.cli as cli\n"
@@ -158,7 +178,7 @@ def artkv(code: str, **options: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", program],
         **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options,
-        env={**os.environ, "PYTHONUNBUFFERED": ""},
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
     )
 
 
@@ -171,13 +191,23 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     assert process.returncode == 141
 
 
-def test_an_output_that_is_full_is_told() -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("code", ["print('x')", "print('x', flush=True)", "print('x' * 100_000)"])
+def test_an_output_that_is_full_is_told(code: str, unbuffered: str) -> None:
     with open("/dev/full", "w") as full_disk:
-        process = artkv("print('x')", stdout=full_disk)
+        process = artkv(code, unbuffered, stdout=full_disk)
         assert process.communicate()[1] == (
             "artkv: standard output: No space left on device; free some space, or write to another disk\n"
         )
     assert process.returncode == 1
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_the_exit_code_tells_where_no_message_can_be_written(unbuffered: str) -> None:
+    with open("/dev/full", "w") as full_disk:
+        process = artkv("from artkv.errors import RunFailed; raise RunFailed('diverged')", unbuffered, stderr=full_disk)
+        process.communicate()
+    assert process.returncode == 3
 
 
 def test_control_c_ends_a_command_with_one_line() -> None:

@@ -42,6 +42,17 @@ def test_answers_that_cannot_be_given_whole_are_noted_and_stop_nothing(tiny_conf
     assert notes == []
 
 
+def test_texts_with_a_lost_character_are_noted_and_stop_nothing(tiny_config: Config, tmp_path: Path) -> None:
+    lost = tmp_path / "lost.csv"
+    lost.write_text("image,question,answer\nval0.png,What?,oil\nval1.png,What\ufffd,oil\nval1.png,Who?,D\ufffdrer\n")
+    notes: list[str] = []
+    assert find_obstacles(override_config(tiny_config, [f"dataset.val={lost}"]), notes.append) == []
+    assert [note for note in notes if "U+FFFD" in note] == [
+        f"{lost}:3: the first of 2 rows of the file with U+FFFD, which stands where a character was lost when the file "
+        "was made; make it anew from its source"
+    ]
+
+
 def test_lavis_files_are_checked_like_a_folder(
     tiny_config: Config, tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:

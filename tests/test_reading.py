@@ -90,3 +90,22 @@ def test_what_cannot_be_seen_is_told_by_its_code_point() -> None:
     assert is_blank("\u200b \u2060\u3164\n")
     assert is_blank("")
     assert not is_blank("\u200b0")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (r'{"a\ud800": 1}', r"line 1 has \ud800, which is half of a character"),
+        ('{\n"a": "\\uDC00\\ud83d"}', r"line 2 has \uDC00, which is half of a character"),
+        (r'{"a": "\\\ud83d"}', r"line 1 has \ud83d"),
+        ('{"a": ' + 5000 * "1" + "}", "the number 11111111111111111111... has 5,000 digits"),
+    ],
+)
+def test_what_a_person_wrote_is_of_whole_characters_and_numbers(text: str, message: str) -> None:
+    with pytest.raises(ValueError) as raised:
+        parse_json(text, once=True)
+    assert message in str(raised.value)
+
+
+def test_a_pair_that_is_one_character_is_read() -> None:
+    assert parse_json(r'{"a": "\ud83c\udfa8 \\ud800"}', once=True) == {"a": "\U0001f3a8 \\ud800"}

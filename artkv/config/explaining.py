@@ -58,7 +58,7 @@ def _line(
         key = str(problem["loc"][-1])
         if (unseen := unseen_character(key)) is not None:
             return f"{printable(dotted)} = {value}: the key holds {unseen}, which cannot be seen; type it anew"
-        why = unsupported.get(dotted) or f"unknown key; {_hint(root, section, key)}"
+        why = unsupported.get(dotted) or _of_dots(section, key) or f"unknown key; {_hint(root, section, key)}"
         return f"{dotted} = {value}: {why}"
     if problem["type"] == "missing" and (field is None or problem["loc"][-1] == field):
         return f"{dotted}: is missing; give {'it' if field is None else section.model_fields[field].description}"
@@ -68,6 +68,14 @@ def _line(
         first = next(iter(section.model_fields))
         return f"{dotted} = {value}: is a section; give keys under it, such as {dotted}.{first}"
     return f"{dotted + ': ' if dotted else ''}{message}"
+
+
+def _of_dots(section: type[BaseModel], key: str) -> str | None:
+    """Of a key such as training.seed, which `--set` takes, and which no file has: what to write; None for any other."""
+    first, _, rest = key.partition(".")
+    if not rest or first not in dict(sections_of(section)):
+        return None
+    return f"a key with a dot is no way into a section; write {rest!r:.80} as a key of its own under {first!r}"
 
 
 def _hint(root: type[BaseModel], section: type[BaseModel], key: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from artkv.config.explaining import explain, sections_of
-from artkv.config.overrides import merge, parse_overrides
+from artkv.config.overrides import check_entries, merge, parse_overrides
 from artkv.config.paths import resolve_paths
 from artkv.config.schema import Config
 from artkv.config.yaml_text import dump_yaml, parse_yaml, read_text
@@ -47,6 +47,7 @@ class Settings:
         """As `load_config` makes it."""
         tree, override_tree = copy.deepcopy(self._tree), parse_overrides(overrides)
         resolve_paths(override_tree, Path.cwd())
+        check_entries(tree, override_tree)
         merge(tree, override_tree)
         try:
             return Config.model_validate(tree)

@@ -8,9 +8,10 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
+from artkv.config.art_encoders import EfficientNetConfig
 from artkv.config.schema import Config
 from artkv.config.section import entry_of, is_section
-from artkv.config.yaml_text import has_comment, load_yaml, unwanted_character
+from artkv.config.yaml_text import NoYaml, has_comment, load_yaml, unwanted_character
 from artkv.errors import UserError
 
 _NULLS = ("", "~", "null", "Null", "NULL")
@@ -46,6 +47,22 @@ def merge(base: dict[str, Any], extra: dict[str, Any], dotted: str = "") -> None
             )
         else:
             base[key] = value
+
+
+def check_entries(base: dict[str, Any], extra: dict[str, Any]) -> None:
+    """Raises `UserError` where `extra` means an entry, by its number, of a list that `base` does not have."""
+    for key, value in extra.items():
+        if isinstance(value, dict) and entry_of(_kind_of(key)) is not None and base.get(key) is None:
+            number, settings = next(iter(value.items()), ("", None))
+            if not str(number).isdecimal():
+                continue
+            inner = next(iter(settings), None) if isinstance(settings, dict) else None
+            given = f"--set {key}.{number}" if inner is None else f"--set {key}.{number}.{inner}"
+            is_short = inner in EfficientNetConfig.model_fields
+            remedy = f"name efficientnet.{inner}, or write" if is_short else "write"
+            raise UserError(
+                f"{given}: the config has no list {key} to change; {remedy} the list there in place of efficientnet"
+            )
 
 
 def _merged_entries(entries: Sequence[Any], extra: dict[str, Any], here: str) -> list[Any]:
@@ -153,10 +170,10 @@ def _yaml(value: str, override: str) -> Any:
     try:
         tree = load_yaml(value)
         is_cut = has_comment(value)
-    except ValueError:
+    except NoYaml as error:
         raise UserError(
-            f"--set {override!r:.200}: {value!r:.200} is not a YAML value; give one such as 3, true, [opt] or "
-            "{opt: stream}"
+            f"--set {override!r:.200}: {value!r:.200} is not a YAML value ({error.problem:.200}); give one such as 3, "
+            "true, [opt] or {opt: stream}"
         ) from None
     if is_cut:
         raise UserError(f"--set {override!r:.200}: YAML takes what follows the '#' for a comment; leave it out")

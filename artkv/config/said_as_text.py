@@ -21,3 +21,10 @@ def no_switch(folder: Path | str | None) -> Path | str | None:
     if isinstance(folder, Path) and folder.name.lower() in _SWITCHES:
         raise ValueError(f"{folder.name} would be a folder's name; null is for no cache, and auto for one")
     return folder
+
+
+def each_once(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names; `ValueError` where one of them is there twice."""
+    if len(set(names)) < len(names):
+        raise ValueError("names one of them twice")
+    return names

@@ -19,7 +19,7 @@ from artkv.config.art_encoders import (
 )
 from artkv.config.dataset_schema import DatasetConfig
 from artkv.config.kv_modulation_schema import KVModulationConfig
-from artkv.config.said_as_text import no_switch
+from artkv.config.said_as_text import each_once, no_switch
 from artkv.config.section import Bool, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
 from artkv.config.sizes import parse_size
 
@@ -71,9 +71,12 @@ class ModelConfig(Section):
 class LoraConfig(Section):
     """LoRA adapters, through peft."""
 
-    targets: tuple[Literal["qformer", "opt"], ...] = Field(default=(), description="a list from: qformer, opt")
+    targets: tuple[Literal["qformer", "opt"], ...] = Field(
+        default=(), description="a list from: qformer, opt, each once at most"
+    )
     rank: PositiveInt = Field(default=8, le=16_384, description="a whole number of 1 to 16384")
     alpha: PositiveFloat = Field(default=16.0, le=10**6, description="a number above 0, of a million at most")
+    _no_target_twice = field_validator("targets")(each_once)
 
 
 class TrainableConfig(Section):
@@ -246,12 +249,7 @@ class RunConfig(Section):
         description="minutes before a Slurm job's end to save and stop at, a quarter of its time at most; or null",
     )
 
-    @field_validator("trackers")
-    @classmethod
-    def _each_once(cls, trackers: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(trackers)) < len(trackers):
-            raise ValueError("names one of them twice")
-        return trackers
+    _no_tracker_twice = field_validator("trackers")(each_once)
 
 
 class DistributedConfig(Section):

@@ -92,6 +92,12 @@ class _Loader(yaml.SafeLoader):
         text = self.construct_scalar(node)
         if len(text) > MOST_DIGITS:
             raise _problem(f"a number of {len(text):,} characters", node.start_mark)
+        if re.search(r"^[-+]?0b|[0-9a-fA-F]_|_[0-9a-fA-F]", text):
+            plain = text.replace("_", "") if re.fullmatch("[0-9_]+", text) else "decimal digits alone"
+            raise _problem(
+                f"{text!r} is a number in YAML 1.1 and a text in 1.2; write {plain}, or put it in quotes",
+                node.start_mark,
+            )
         if ":" in text or re.match(r"[-+]?0[0-9_]*[0-9]$", text):
             raise _problem(
                 f"{text!r} is another number in YAML 1.1 than in 1.2; write it in decimal digits, or in quotes",
@@ -118,6 +124,14 @@ class _Loader(yaml.SafeLoader):
         return text
 
 
+class NoYaml(ValueError):
+    """A text that is no YAML, or none of settings. problem: what is wrong, on one line and without its place."""
+
+    def __init__(self, text: str, problem: str) -> None:
+        super().__init__(text)
+        self.problem = problem
+
+
 class _Dumper(yaml.SafeDumper):
     """Quotes what `_Loader` would not read back as text."""
 
@@ -140,16 +154,23 @@ _Loader.yaml_implicit_resolvers = {
 def load_yaml(text: str) -> Any:
     """The one document of a text, of mappings, lists, texts, numbers, true, false and null.
 
-    Raises `ValueError`, with the line where there is one, for anything else.
+    Raises `NoYaml`, with the line where there is one, for anything else.
     """
     if len(text) > MOST_BYTES:
-        raise ValueError(f"has {len(text):,} characters, more than the {MOST_BYTES:,} that settings have")
+        many = f"has {len(text):,} characters, more than the {MOST_BYTES:,} that settings have"
+        raise NoYaml(many, many)
     loader = None
     try:
         loader = _Loader(text)
         return loader.get_single_data()
+    except yaml.reader.ReaderError as error:  # of a whole text it knows the character's place in it
+        problem = f"{text[error.position]!r} stands there, and {error.reason}"
+        line = text.count("\n", 0, error.position) + 1
+        column = error.position - text.rfind("\n", 0, error.position)
+        raise NoYaml(f"{problem}\n  in line {line}, column {column}", problem) from None
     except _NOT_YAML as error:
-        raise ValueError(str(error) or type(error).__name__) from None
+        told = str(error) or type(error).__name__
+        raise NoYaml(told, getattr(error, "problem", None) or " ".join(told.split())) from None
     finally:
         if loader is not None:
             loader.dispose()
@@ -183,7 +204,10 @@ def read_text(path: Path, kind: str = "config") -> str:
     """The text of a config file, or of another kind of file that is called so; `UserError` if it cannot be read."""
     remedy = f"give an existing {kind} file"  # which an option, a sweep's file or a run's folder names
     try:
-        return read_regular(path, MOST_BYTES).decode("utf-8")
+        data = read_regular(path, MOST_BYTES)
+        if len(data) > 3 and any(set(data[half:64:2]) == {0} for half in (0, 1)):
+            raise UserError(f"{kind} {path}: not UTF-8 text (every second byte is NUL, as in UTF-16); save it as UTF-8")
+        return data.decode("utf-8")
     except OSError as error:
         raise UserError(f"{kind} {path}: cannot be read ({error.strerror}); {remedy_for(error, remedy)}") from None
     except UnicodeDecodeError as error:

@@ -3,6 +3,7 @@
 import codecs
 import csv
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -78,19 +79,13 @@ def read_records(
     records = []
     for line, row in rows:
         if len(row) != len(header):
-            between = next(name for name, character in DELIMITERS.items() if character == delimiter)
-            problems.append(
-                Problem(
-                    path,
-                    line,
-                    f"the row has {len(row)} fields, the header {len(header)}; "
-                    f"put double quotes around a text that holds a {between}",
-                )
-            )
+            counts = f"the row has {len(row)} fields, the header {len(header)}"
+            problems.append(Problem(path, line, f"{counts}; {_of_fields(row, header, delimiter)}"))
         elif line not in unreadable:
             records.append(Record(line, {role: row[place].strip() for role, place in places}))
     if not records and not problems:
-        problems.append(Problem(path, header_line, "no rows below the header; add at least one question"))
+        what = "question" if "question" in required else "row"
+        problems.append(Problem(path, header_line, f"no rows below the header; add at least one {what}"))
     return Records(tuple(names), records, problems, sha256)
 
 
@@ -110,6 +105,11 @@ def _open_table(
         return None
     decoded = decode_lines(path, data, form, problems)
     if decoded is None:
+        return None
+    first = "".join(decoded[0][:1])
+    if re.fullmatch(r"sep=.?\s*", first):
+        told = f"the line {first.strip()} is for Excel alone, and no header; delete it"
+        problems.append(Problem(path, 1, told))
         return None
     return *decoded, delimiter_of(decoded[0], form, required), hashlib.sha256(data).hexdigest()
 
@@ -169,6 +169,16 @@ def _rows(path: Path, lines: list[str], delimiter: str, problems: list[Problem])
             num_broken += 1
         else:
             return
+
+
+def _of_fields(row: Sequence[str], header: Sequence[str], delimiter: str) -> str:
+    """What to do about a row of more or fewer fields than the header has."""
+    between = {character: name for name, character in DELIMITERS.items()}
+    for other, name in between.items():
+        if len(row) == 1 and other != delimiter and len(header_fields(row, other)) == len(header):
+            return f"its fields stand between {name}s, the header's between {between[delimiter]}s; write one throughout"
+    lacking = ", or add the fields that are missing" if len(row) < len(header) else ""
+    return f"put double quotes around a text that holds a {between[delimiter]}{lacking}"
 
 
 def _too_long(reading: _Reading, longest: int) -> str:

@@ -1,6 +1,7 @@
 """The questions of one CSV file, checked, in compact columns."""
 
 import os
+import re
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -24,6 +25,8 @@ __all__ = ["ImageIndex", "QuestionTable", "find_problems", "read_table"]
 # Decoding releases the interpreter lock. More threads than this would only hold more pictures in memory.
 _MAX_DECODING_THREADS = 8
 _MAX_LINES_SHOWN = 10
+# What controls a terminal, or is left of another encoding; those that count as white space are read as such.
+_CONTROLS = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")
 
 
 @dataclass(frozen=True)
@@ -169,6 +172,15 @@ def _text_problems(csv_path: Path, content: Records) -> list[Problem]:
             )
             for name, cell in record.cells.items()
             if cell and is_blank(cell)
+        )
+        problems.extend(
+            Problem(
+                csv_path,
+                record.line,
+                f"{name} {quoted(cell)} holds the control character {found[0]!r}; write the text without it",
+            )
+            for name, cell in record.cells.items()
+            if name != "image" and (found := _CONTROLS.search(cell)) is not None
         )
         answer = record.cells.get("answer", "")
         if "\n" in answer or "\r" in answer:

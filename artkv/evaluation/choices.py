@@ -106,14 +106,15 @@ def row_choices(candidates: Candidates, questions: QuestionSet, tokenizer: Token
     if not names:
         raise UserError(
             f"{candidates.source}: has candidates for none of the types of {table.path}; "
-            f"{candidates.describe(table.question_types)}"
+            f"{candidates.describe(table.question_types)}; give its question_type one of the table's, or leave that "
+            "column out"
         )
     sets = []
     for name in names:
         encoded = encode_answers(tokenizer, candidates.by_type[name])
         for text, ids in zip(candidates.by_type[name], encoded, strict=True):
             if isinstance(ids, UserError):
-                raise UserError(f"{candidates.source}: candidate {text!r} of type {name}: {ids}")
+                raise UserError(f"{candidates.source}: candidate {quoted(text)} of type {name}: {ids}")
         sets.append(tuple(tuple(ids) for ids in encoded if not isinstance(ids, UserError)))
     number_of = {name: number for number, name in enumerate(names)}
     set_of_row = np.array([number_of.get(name, -1) for name in types], dtype=np.int64)
@@ -124,8 +125,8 @@ def row_choices(candidates: Candidates, questions: QuestionSet, tokenizer: Token
         answers = sets[set_of_row[row]]
         text = candidates.of(table.question_types[row])[int(np.argmax([len(answer) for answer in answers]))]
         raise UserError(
-            f"{table.place(row)}: with the candidate {text!r} of {candidates.source} the question has {needed[row]} "
-            f"tokens, the language model has room for {longest}; shorten one of them"
+            f"{table.place(row)}: with the candidate {quoted(text)} of {candidates.source} the question has "
+            f"{needed[row]} tokens, the language model has room for {longest}; shorten one of them"
         )
     return RowChoices(tuple(sets), set_of_row)
 

@@ -21,7 +21,17 @@ from artkv.config import Config, dump_config
 from artkv.config.explaining import explain
 from artkv.errors import UserError
 from artkv.files import file_sha256, reason_of, save_tensors, write_whole
-from artkv.reading import Count, OtherVersion, check_regular, parse_json, printable, read_regular, remedy_for, to_record
+from artkv.reading import (
+    Count,
+    OtherVersion,
+    check_regular,
+    exists,
+    parse_json,
+    printable,
+    read_regular,
+    remedy_for,
+    to_record,
+)
 from artkv.run_folder.adapter_file import KV_PREFIX, adapter_config, adapter_tensors, other_settings, read_description
 from artkv.run_folder.layout import CHECKPOINTS, LATEST, checkpoints_newest_first
 from artkv.run_folder.state import Identity, Progress, TrainableState
@@ -214,9 +224,8 @@ class Checkpoint:
                 raise UserError(f"{self.path}: {name} is missing; {_DAMAGED}")
             found = _file_sha256(self.path / name)
         except OSError as error:
-            raise UserError(
-                f"{self.path}: {name} cannot be read ({reason_of(error)}); give permission, or look at the disk"
-            ) from None
+            remedy = remedy_for(error, "look at the disk")
+            raise UserError(f"{self.path}: {name} cannot be read ({reason_of(error)}); {remedy}") from None
         if found != self.checksums[name]:
             raise UserError(f"{self.path}: {name} does not match its checksum; {_DAMAGED}")
 
@@ -237,7 +246,7 @@ class Checkpoint:
             with safe_open(path, framework="pt") as file:
                 return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
-            raise UserError(f"{path}: cannot be read ({reason_of(error)}); {_DAMAGED}") from None
+            raise UserError(f"{path}: cannot be read ({reason_of(error)}); {remedy_for(error, _DAMAGED)}") from None
 
 
 def open_checkpoint(path: str | Path, to_resume: bool = False) -> Checkpoint:
@@ -253,11 +262,7 @@ def open_checkpoint(path: str | Path, to_resume: bool = False) -> Checkpoint:
     try:
         found = _resolve(Path(os.path.expanduser(path)), to_resume)  # leaves ~nobody as it is, where pathlib raises
     except OSError as error:
-        kinds = (
-            "a checkpoint's folder, or a run's"
-            if to_resume
-            else "a checkpoint's folder, a run's, or an exported adapter"
-        )
+        kinds = "a checkpoint's folder, " + ("or a run's" if to_resume else "a run's, or an exported adapter")
         remedy = remedy_for(error, f"give {kinds}")
         raise UserError(f"{path}: cannot be read ({reason_of(error)}); {remedy}") from None
     if found.is_file():
@@ -315,7 +320,8 @@ def _resolve(path: Path, to_resume: bool) -> Path:
     """The checkpoint's folder, or an exported adapter's file, that `path` names."""
     if (path / KV_PREFIX).is_file():
         path = path / KV_PREFIX
-    if path.is_file() and path.suffix == ".safetensors":
+    if path.suffix == ".safetensors" and exists(path) and not path.is_dir():
+        check_regular(path)
         return path.resolve()
     if path.name == LATEST and not path.is_dir():
         path = path.parent.parent if path.parent.name == CHECKPOINTS else path.parent
@@ -324,7 +330,7 @@ def _resolve(path: Path, to_resume: bool) -> Path:
         if not names:
             raise UserError(f"{path}: this run has no checkpoint yet; wait for the first one")
         path = path / CHECKPOINTS / names[0]
-    if not (path / DESCRIPTION).is_file():
+    if not (exists(path / DESCRIPTION) and (path / DESCRIPTION).is_file()):
         more = ", or latest or auto for run.output_dir's newest" if to_resume else ", or an exported adapter"
         raise UserError(
             f"{path}: no checkpoint there ({_why_none(path)}); give a folder such as "
@@ -354,9 +360,8 @@ def _read_description(path: Path) -> _Description:
         tree = parse_json(read_regular(path / DESCRIPTION))
         version, sums = tree["format_version"], tree["sha256"]
     except OSError as error:
-        raise UserError(
-            f"{path}: {DESCRIPTION} cannot be read ({reason_of(error)}); no checkpoint there, {_OTHER}"
-        ) from None
+        remedy = remedy_for(error, f"no checkpoint there, {_OTHER}")
+        raise UserError(f"{path}: {DESCRIPTION} cannot be read ({reason_of(error)}); {remedy}") from None
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path}: {DESCRIPTION} is not valid; {_DAMAGED}") from None
     own = sums.pop(DESCRIPTION, None) if isinstance(sums, dict) else None

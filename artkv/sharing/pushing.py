@@ -13,6 +13,7 @@ from artkv.files import file_sha256, save_tensors, told
 from artkv.models.art_encoder import read_weights
 from artkv.models.files.foreign_files import check_regular
 from artkv.models.files.hub import COMMIT
+from artkv.models.files.hub_failures import why_not_from_hub
 from artkv.reading import printable
 from artkv.report.evidence import Evidence, read_evidence
 from artkv.report.facts import names_alone
@@ -31,7 +32,10 @@ from artkv.sharing.shared_files import (
     SCORES,
     Description,
     art_encoder_file,
+    read_description,
 )
+
+_BLIP2 = "Salesforce/blip2-opt-2.7b"
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ def push(options: PushOptions, agrees: Callable[[], bool], say: Callable[[str], 
         say(f"to {options.name}, {'private' if options.private else 'for all to see'}: {sizes}")
         if not agrees():
             raise UserError(f"{options.name}: nothing was uploaded; answer y, or add --yes")
+        _check_base(read_description(Path(folder) / DESCRIPTION, str(options.name)), options.base_model is not None)
         say(f"uploaded: {upload(options, Path(folder))}\nload it: load_model({str(options.name)!r})")
 
 
@@ -151,12 +156,34 @@ def _base(config: Config, given: str | None) -> tuple[str, str | None]:
             "where no folder has that name"
         )
     if not HUB_ID.fullmatch(base) or ".." in base:
-        raise UserError(f"--base-model {base}: is no id of the hub; give one such as Salesforce/blip2-opt-2.7b")
+        raise UserError(f"--base-model {base}: is no id of the hub; give one such as {_BLIP2}")
     revision = config.model.revision
     if revision is None or not COMMIT.fullmatch(revision):
         found = try_to_load_from_cache(base, "config.json", revision=revision) if "/" in base else None
         revision = Path(found).parent.name if isinstance(found, str) else None
     return base, revision if revision is not None and COMMIT.fullmatch(revision) else None
+
+
+def _check_base(description: Description, is_given: bool) -> None:
+    """Raises `UserError` unless the hub has the base model, and it is a BLIP-2 as far as the hub knows.
+
+    is_given: whether --base-model named it. Nobody could load what is shared without it.
+    """
+    from huggingface_hub import HfApi
+
+    base, revision = description.base_model, description.base_revision
+    place = f"--base-model {base}" if is_given else f"model.blip2 = {base!r}"
+    try:
+        info = HfApi().model_info(base, revision=revision)
+    except Exception as error:
+        raise UserError(
+            f"{place}: cannot be found on the hub: {why_not_from_hub(error, revision, sends=True)}"
+        ) from None
+    kind = (info.config or {}).get("model_type", "blip-2")
+    if kind != "blip-2":
+        raise UserError(
+            f"{place}: is {kind!r:.80}, expected blip-2; give the id of the frozen weights, such as {_BLIP2}"
+        )
 
 
 def _without_paths(config: Config, base: str, revision: str | None) -> Config:

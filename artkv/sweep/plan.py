@@ -152,6 +152,11 @@ def _read_file(path: Path) -> SweepFile:
             raise UserError(f"sweep {path}: {key} is empty; give a path")
     for where, settings in [*(("grid", grid) for grid in file.grid), *(("runs", settings) for settings in file.runs)]:
         for key in settings:
+            if key != key.strip() or unseen_character(key) is not None:
+                unseen = unseen_character(key) or "a blank at its end or start"
+                raise UserError(
+                    f"sweep {path}: {where}: the key {key!r:.80} holds {unseen}; write {printable(key.strip())!r:.80}"
+                )
             if names_section(key):
                 raise UserError(
                     f"sweep {path}: {where}.{key}: is a section of settings; name one of its keys, such as "

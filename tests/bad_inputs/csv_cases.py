@@ -203,7 +203,48 @@ CSV = Area(
             ("4 fields, the header 3; put double",),
         ),
         BadInput(
-            "a row that is too short", row("train0.png,What?\n"), (_AT + "3: the row has 2 fields, the header 3",)
+            "a row that is too short",
+            row("train0.png,What?\n"),
+            (_AT + "3: the row has 2 fields, the header 3", ", or add the fields that are missing"),
+        ),
+        *(
+            BadInput(
+                f"a row of {name}s below a header of semicolons",
+                table(f"image;question;answer\ntrain0.png{between}What?{between}oil\n"),
+                (f"my.csv:2: the row has 1 fields, the header 3; its fields stand between {name}s, the header's",),
+            )
+            for name, between in [("comma", ","), ("tab", "\t"), ("pipe", "|")]
+        ),
+        *(
+            BadInput(
+                f"Excel's line {line}", table(f"{line}\n{HEADER}{ROW}"), (f"my.csv:1: the line {line} is for Excel",)
+            )
+            for line in ("sep=;", "sep=,")
+        ),
+        *(
+            BadInput(
+                f"a {name} with {shown}",
+                row(text),
+                (f"my.csv:3: {name} {quoted} holds the control character '{shown}'; write the text without it",),
+            )
+            for name, text, quoted, shown in [
+                ("question", "train0.png,Wh\x1b[2Jat?,oil\n", r"'Wh\x1b[2Jat?'", r"\x1b"),
+                ("answer", "train0.png,What?,o\x92il\n", r"'o\x92il'", r"\x92"),
+            ]
+        ),
+        BadInput(
+            "a config without any settings",
+            lambda place: [
+                "check",
+                "--config",
+                str(place.write("my.yaml", "# model:\n")),
+                "--set",
+                f"model.blip2={place.world / 'blip2'}",
+            ],
+            (
+                "dataset.train is not set; give the CSV file to train on",
+                "dataset.image_root is not set; give the folder",
+            ),
         ),
         BadInput("no answer", row("train0.png,What?,\n"), (_AT + "3: empty answer; fill it in or remove the row",)),
         BadInput(

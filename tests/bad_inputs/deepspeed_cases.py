@@ -75,6 +75,25 @@ DEEPSPEED = Area(
             "a key given twice", content('{"bf16": {}, "bf16": {}}'), ("'bf16' is given twice", "correct the file")
         ),
         BadInput("NaN", content('{"optimizer": {"params": {"eps": NaN}}}'), ("NaN is no number of JSON",)),
+        *(
+            BadInput(
+                what,
+                content(text),
+                (
+                    f"training.deepspeed = {{folder}}/ds.json: not readable JSON (line 2 has {escape}, which is half",
+                    "correct",
+                ),
+            )
+            for what, text, escape in [
+                ("half of a character in a key", '{"bf16": {},\n "a\\ud800": 1}', r"\ud800"),
+                ("half of a character in a text", '{"bf16": {},\n "optimizer": {"type": "\\uDFFFx"}}', r"\uDFFF"),
+            ]
+        ),
+        BadInput(
+            "a number of 5,000 digits",
+            content(f'{{"steps_per_print": {5000 * "1"}}}'),
+            ("not readable JSON (the number 11111111111111111111... has 5,000 digits); correct the file",),
+        ),
         BadInput("100,000 lists in one another", content(100_000 * "["), ("nest too deeply",)),
         BadInput("a list", content("[]"), ("holds list, not an object",)),
         BadInput("half a file", content('{"bf16": '), ("not readable JSON",)),

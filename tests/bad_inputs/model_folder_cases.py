@@ -104,7 +104,7 @@ MODEL_FOLDERS = Area(
         BadInput(
             "a revision that leads elsewhere",
             blip2("model.revision=../../x"),
-            ("model.revision = '../../x': is no name of a commit, tag or branch"),
+            ("model.revision = '../../x': is no name of a commit, tag or branch",),
         ),
         BadInput(
             "an empty folder",
@@ -130,6 +130,42 @@ MODEL_FOLDERS = Area(
             "a config.json that nests without an end",
             text("config.json", '{"a":' * 100_000),
             ("config.json: cannot be read (lists or objects nest too deeply)",),
+        ),
+        *(
+            BadInput(
+                f"`{'.'.join(keys)}: {json.dumps(to)}` in config.json",
+                value("config.json", *keys, to=to),
+                (f"config.json: {'.'.join(keys)} = {to!r}: {says}", remedy),
+            )
+            for keys, to, says, remedy in [
+                *(
+                    (keys, to, "is no activation that transformers has, such as 'gelu'", "put the config there")
+                    for keys, to in [
+                        (("vision_config", "hidden_act"), "nope"),
+                        (("qformer_config", "hidden_act"), ""),
+                        (("text_config", "activation_function"), "evil"),
+                    ]
+                ),
+                (("qformer_config", "hidden_act"), "geluu", "is no activation", "did you mean 'gelu'?"),
+                (("text_config", "num_attention_heads"), 3, "must divide text_config.hidden_size", "put the config"),
+                (("vision_config", "num_attention_heads"), 5, "must divide vision_config.hidden_size", "put the"),
+                (("qformer_config", "num_attention_heads"), 7, "must divide qformer_config.hidden_size", "put the"),
+                *(
+                    (keys, {"quant_method": "gptq"}, "its weights are quantised", "frozen.opt: int8 or nf4")
+                    for keys in [("quantization_config",), ("text_config", "quantization_config")]
+                ),
+                (("dtype",), "int3", "must be one of float32", "or leave it out (model.dtype settles"),
+                (("text_config", "torch_dtype"), 16, "must be one of float32", "or leave it out"),
+                (("use_decoder_only_language_model",), False, "must be true", "put the model's own there"),
+            ]
+        ),
+        *(
+            BadInput(
+                f"`{step}: {json.dumps(to)}` in preprocessor_config.json",
+                value("preprocessor_config.json", step, to=to),
+                (f"its {step} is {json.dumps(to)}, and artkv", "put the model's own there"),
+            )
+            for step, to in [("do_normalize", "no"), ("do_resize", 0), ("do_center_crop", "no"), ("do_pad", [])]
         ),
         BadInput(
             "a config.json that is a pipe", pipe("config.json"), ("blip2/config.json: cannot be read (is a pipe",)
@@ -180,11 +216,6 @@ MODEL_FOLDERS = Area(
             ("text_config.word_embed_proj_dim = 40: must be text_config.hidden_size, which is 44; put",),
         ),
         BadInput(
-            "heads that do not divide the width",
-            value("config.json", "text_config", "num_attention_heads", to=7),
-            ("the config of model.blip2", "cannot be read (", "put the config there"),
-        ),
-        BadInput(
             "an epsilon of 0",
             value("config.json", "vision_config", "layer_norm_eps", to=0),
             ("vision_config.layer_norm_eps = 0: must be a number between 0 and 1",),
@@ -211,11 +242,6 @@ MODEL_FOLDERS = Area(
                 "language_model.lm_head.weight is missing, which config.json says is not tied",
                 "save_pretrained wrote it",
             ),
-        ),
-        BadInput(
-            "an activation that nobody knows",
-            value("config.json", "text_config", "activation_function", to="evil"),
-            ("cannot be read (", "put the config there that belongs to its weights"),
         ),
         BadInput(
             "text_config that is text",

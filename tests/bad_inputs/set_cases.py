@@ -32,7 +32,29 @@ SET = Area(
             ("training = 'batch_size:4': is a section, where --set training.num_epochs is to go",),
         ),
         BadInput(
-            "brackets that are never closed", setting("training.seed=[["), ("is not a YAML value; give one such",)
+            "brackets that are never closed",
+            setting("training.seed=[["),
+            ("'[[' is not a YAML value (expected the node content", "give one such as 3"),
+        ),
+        BadInput(
+            "an octal number",
+            setting("training.seed=010"),
+            ("'010' is another number in YAML 1.1 than in 1.2; write it in decimal digits, or in quotes",),
+        ),
+        BadInput(
+            "minutes and seconds",
+            setting("training.seed=1:30"),
+            ("'1:30' is another number in YAML 1.1 than in 1.2; write it in decimal digits",),
+        ),
+        BadInput(
+            "an entry of a list that the config has not",
+            setting("art_encoders.0.read=map"),
+            ("--set art_encoders.0.read: the config has no list art_encoders to change; write the list there",),
+        ),
+        BadInput(
+            "an entry of a list that the config has in its short form",
+            setting("art_encoders.0.image_size=64"),
+            ("has no list art_encoders to change; name efficientnet.image_size, or write the list there",),
         ),
         BadInput("aliases", setting("training.seed=*a"), ("is not a YAML value",)),
         BadInput("a NUL", setting("dataset.prompt=\0{question}"), ("holds the control character '\\x00'",)),

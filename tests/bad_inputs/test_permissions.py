@@ -13,11 +13,23 @@ from PIL import Image
 import artkv.cli as cli
 from artkv.config import load_config
 from artkv.distributed import World
+from artkv.run_folder.checkpoint import open_checkpoint
 from artkv.training.run import train
 from tests.bad_inputs.output_cases import evaluated
 
 # linux/capability.h: CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, and the version of the calls.
 _OVERRIDE, _READ_SEARCH, _VERSION = 1, 2, 0x20080522
+
+
+@pytest.fixture
+def trained(tiny_world: Path, tmp_path: Path, one_process: World) -> Path:
+    output = tmp_path / "run"
+    train(
+        load_config(tiny_world / "config.yaml", [f"run.output_dir={output}", "training.num_epochs=1"]),
+        None,
+        one_process,
+    )
+    return output
 
 
 @contextmanager
@@ -98,8 +110,8 @@ def test_a_style_that_may_not_be_listed_is_not_one_without_pictures(
 
 
 @pytest.fixture(scope="module")
-def trained(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory, one_process: World) -> Path:
-    """A run that has a cache of features."""
+def evaluated_run(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory, one_process: World) -> Path:
+    """A folder with a run that has answered, and its cache of features."""
     folder = tmp_path_factory.mktemp("trained")
     sets = [f"run.output_dir={folder / 'run'}", "training.num_epochs=1", f"frozen.feature_cache={folder / 'cache'}"]
     train(load_config(tiny_world / "config.yaml", sets), None, one_process)
@@ -127,10 +139,10 @@ def trained(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory, one_proc
     ],
 )  # fmt: skip
 def test_a_file_of_a_run_that_may_not_be_read_is_told_so(
-    name: str, verb: str, trained: Path, tiny_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    name: str, verb: str, evaluated_run: Path, tiny_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch, in_process: None,
 ) -> None:  # fmt: skip
-    copied = Path(shutil.copytree(trained, tmp_path / "copy", symlinks=True))
+    copied = Path(shutil.copytree(evaluated_run, tmp_path / "copy", symlinks=True))
     monkeypatch.chdir(copied)
     run = copied / "run"
     config = ["--config", str(tiny_world / "config.yaml"), "--set", f"frozen.feature_cache={copied / 'cache'}"]
@@ -150,3 +162,42 @@ def test_a_file_of_a_run_that_may_not_be_read_is_told_so(
     assert "chmod" in message, message
     assert str(forbidden.relative_to(copied)) in message, message
     assert "chmod u+r" in message or "give this user permission" in message, message
+
+
+@pytest.mark.parametrize("name", ["checkpoint.json", "adapter.safetensors", "."])
+def test_a_checkpoint_that_may_not_be_read_is_not_damaged(
+    name: str, trained: Path, tiny_world: Path, capsys: pytest.CaptureFixture[str], in_process: None
+) -> None:
+    forbidden = (trained / "best").resolve() / name
+    arguments = ["ask", "--checkpoint", str(trained / "best"), str(tiny_world / "images" / "val0.png"), "What?"]
+    message = told(arguments, forbidden, capsys)
+    assert f"cannot be read (Permission denied); give this user permission to read it (chmod u+r {trained}" in message
+    for wrong in ("damaged", "no checkpoint there", "give another"):
+        assert wrong not in message
+
+
+def test_an_exported_adapter_that_may_not_be_read_is_told_so(
+    trained: Path, tiny_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], in_process: None
+) -> None:
+    adapter = tmp_path / "adapter.safetensors"
+    assert cli.main(["export", "--checkpoint", str(trained), "--format", "adapter", "--output", str(adapter)]) == 0
+    arguments = ["ask", "--checkpoint", str(adapter), str(tiny_world / "images" / "val0.png"), "What?"]
+    message = told(arguments, adapter, capsys)
+    assert f"{adapter}: cannot be read (Permission denied); give this user permission to read it" in message
+
+
+def test_optimizer_state_that_may_not_be_read_is_told_so(
+    trained: Path, tiny_world: Path, capsys: pytest.CaptureFixture[str], in_process: None
+) -> None:
+    newest = open_checkpoint(trained).path
+    arguments = [
+        "train",
+        "--config",
+        str(trained / "config.yaml"),
+        "--resume",
+        str(newest),
+        "--set",
+        "training.num_epochs=2",
+    ]
+    message = told(arguments, newest / "optimizer.safetensors", capsys)
+    assert "optimizer.safetensors cannot be read (Permission denied); give this user permission" in message

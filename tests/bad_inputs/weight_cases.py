@@ -280,6 +280,30 @@ WEIGHTS = Area(
             changed_art("bn1.running_var", -1.0),
             ("art.safetensors holds negative variances: bn1.running_var; use another checkpoint",),
         ),
+        *(
+            BadInput(
+                what,
+                art("m.pth", lambda path, content=content: torch.save(content, path)),  # type: ignore[misc]
+                (
+                    f"m.pth{trail} is not a state dict of named tensors: it is empty; the weights are looked for",
+                    "save them",
+                ),
+            )
+            for what, content, trail in [
+                ("an art encoder's file of nothing", {}, ""),
+                ("a wrapper around nothing", {"state_dict": {}}, "['state_dict']"),
+            ]
+        ),
+        BadInput(
+            "a device for the art encoder",
+            lambda place: ["check", *place.config("efficientnet.checkpoint=/dev/urandom")],
+            ("efficientnet.checkpoint = /dev/urandom: cannot be read (is a device, where a regular file belongs)",),
+        ),
+        BadInput(
+            "a pipe for the art encoder",
+            art("m.safetensors", os.mkfifo),
+            ("efficientnet.checkpoint = {folder}/m.safetensors: cannot be read (is a pipe",),
+        ),
         BadInput(
             "an art encoder that is empty",
             art("art.pth", b""),

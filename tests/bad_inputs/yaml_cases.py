@@ -57,8 +57,58 @@ YAML = Area(
         BadInput("a tab as indentation", config("training:\n\tseed: 1"), (NOT_YAML, "line 2")),
         BadInput("a tag of Python", config("training: !!python/object:os.x {}"), (NOT_YAML, "tag")),
         BadInput("two documents", config("training: {}\n---\nmodel: {}"), (NOT_YAML, "single document")),
-        BadInput("a NUL", config(b"training: {seed: 1}\0"), (NOT_YAML, "special characters")),
-        BadInput("an escape sequence", config(b'dataset: {prompt: "\x1b[2J"}'), (NOT_YAML, "special characters")),
+        BadInput(
+            "a NUL",
+            config(b"training:\n  seed: 1\0"),
+            (NOT_YAML, r"'\x00' stands there", "special characters", "in line 2, column 10"),
+        ),
+        *(
+            BadInput(
+                f"{encoding} without its mark",
+                config("training: {seed: 1}".encode(encoding)),
+                ("config {folder}/my.yaml: not UTF-8 text (every second byte is NUL, as in UTF-16); save it as UTF-8",),
+            )
+            for encoding in ("utf-16-le", "utf-16-be")
+        ),
+        *(
+            BadInput(f"a number written {number}", config(f"training: {{seed: {number}}}"), (NOT_YAML, says))
+            for number, says in [
+                ("1_0_0_", "'1_0_0_' is a number in YAML 1.1 and a text in 1.2; write 100, or put it in quotes"),
+                ("0b101", "write decimal digits alone"),
+            ]
+        ),
+        *(
+            BadInput(
+                f"the dotted key {key}",
+                config(f"{key}: 3"),
+                (
+                    f"{key} = 3: a key with a dot is no way into a section; write '{rest}' as a key of its own",
+                    f"under '{first}'",
+                ),
+            )
+            for key, first, rest in [
+                ("training.seed", "training", "seed"),
+                ("trainable.lora.rank", "trainable", "lora.rank"),
+            ]
+        ),
+        BadInput(
+            "a dotted key in a section",
+            config("trainable: {lora.rank: 3}"),
+            (
+                "trainable.lora.rank = 3: a key with a dot is no way into a section; write 'rank' as a key of its own",
+                "under 'lora'",
+            ),
+        ),
+        BadInput(
+            "the same target of LoRA twice",
+            config("trainable: {lora: {targets: [opt, opt]}}"),
+            ("trainable.lora.targets = ['opt', 'opt']: names one of them twice; give a list from: qformer, opt, each",),
+        ),
+        BadInput(
+            "an escape sequence",
+            config(b'dataset: {prompt: "\x1b[2J"}'),
+            (NOT_YAML, "special characters", "in line 1, column 20"),
+        ),
         BadInput("an escape sequence, escaped", config('dataset: {prompt: "\\e[2J"}'), (NOT_YAML, "control character")),
         BadInput(
             "UTF-16", config("training: {seed: 1}".encode("utf-16")), ("config {folder}/my.yaml: not UTF-8", "save")

@@ -71,6 +71,7 @@ def test_a_type_with_too_many_answers_is_left_out_with_their_number(tmp_path: Pa
         (["question_type", "x"], r"c.csv:1: missing column 'answer'"),
         (["answer,question_type", "x,a", ",a"], r"c.csv:3: empty answer; give each candidate as one line of text"),
         (["answer,question_type", '"x\ny",a'], r"c.csv:2: answer 'x\\ny' holds a line break"),
+        (["answer"], r"c.csv:1: no rows below the header; add at least one row"),
         (["answer", "x,y"], r"c.csv:2: the row has 2 fields, the header 1"),
     ],
 )

@@ -155,7 +155,9 @@ def test_one_that_cannot_be_read_is_as_good_as_damaged(
     latest = RunCheckpoints(tmp_path).latest()
     assert latest is not None
     assert latest.progress.step == 5
-    assert "optimizer.safetensors cannot be read (Permission denied); give permission" in capsys.readouterr().err
+    assert (
+        "optimizer.safetensors cannot be read (Permission denied); give this user permission" in capsys.readouterr().err
+    )
 
 
 def test_one_of_a_newer_artkv_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,6 +150,32 @@ def test_the_file_that_is_not_there_is_named_and_not_the_folder_that_is_written_
     assert "TMPDIR" not in told
 
 
+def test_a_base_model_that_the_hub_does_not_have_is_told_before_anything_is_made(
+    run: Path, hub: Hub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(base: str) -> str:
+        assert cli.main(["push", str(run), "user/painter", "--base-model", base, "--yes"]) == 1
+        assert "user/painter" not in hub.repositories
+        return capsys.readouterr().err
+
+    for base in ("no/such", "not_an_id"):
+        before = len(hub.requests)
+        place = f"--base-model {base}: cannot be found on the hub"
+        assert f"{place}: the hub knows no such model, or it is private (404); check the name, and see" in told(base)
+        assert len(hub.requests) == before + 1
+    hub.repositories["my/blip2"] = Repository(private=True, branches={"main": ""})
+    monkeypatch.setenv("HF_TOKEN", "")
+    assert "or it is private (401); check the name, and log in" in told("my/blip2")
+    monkeypatch.setenv("HF_TOKEN", "hf_of_the_owner")
+    assert cli.main(["push", str(run), "user/painter", "--base-model", "my/blip2", "--yes"]) == 0
+    hub.repositories["my/gpt"] = Repository(branches={"main": ""}, config={"model_type": "gpt2"})
+    capsys.readouterr()
+    del hub.repositories["user/painter"]
+    assert "--base-model my/gpt: is 'gpt2', expected blip-2; give the id of the frozen weights" in told("my/gpt")
+    hub.status = 503
+    assert "--base-model no/such: cannot be found on the hub: the hub answers 503; try again" in told("no/such")
+
+
 def test_nothing_is_pushed_with_the_hub_switched_off(
     run: Path, hub: Hub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -78,6 +78,11 @@ def test_keys_that_end_alike_are_told_apart(tmp_path: Path) -> None:
         ("grid: {training.seeed: [1]}\n", r"run 0 \(seeed=1\):\n[^?]*did you mean 'seed'"),
         ("grid: {training.seed: [1]}\nruns: [{training.seed: 2}]\n", "training.seed is in grid and in runs"),
         ("grid: {training.seed: [one]}\n", "training.seed = 'one'"),
+        (
+            'grid: {"training.seed ": [1]}\n',
+            "grid: the key 'training.seed ' holds a blank at its end or start; write 'training.seed'",
+        ),
+        ('runs: [{"training.se\\u200bed": 1}]\n', r"runs: the key 'training.se\\u200bed' holds U\+200B"),
         ("split: validation\ngrid: {training.seed: [1]}\n", "split"),
     ],
 )

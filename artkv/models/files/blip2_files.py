@@ -328,11 +328,13 @@ def _normalisation(mean: Any, std: Any) -> tuple[tuple[float, float, float], tup
 def _check_processing(processor: Any) -> None:
     """`ValueError` where pictures are to be made otherwise than `PaintingTransform` makes them."""
     for step in ("do_resize", "do_rescale", "do_normalize"):
-        if getattr(processor, step) is False:
-            raise ValueError(f"its {step} is false, and artkv does it, as BLIP-2 wants")
+        if getattr(processor, step) not in (True, None):
+            value = json.dumps(getattr(processor, step))
+            raise ValueError(f"its {step} is {value:.80}, and artkv does it, as BLIP-2 wants")
     for step in ("do_center_crop", "do_pad"):
-        if getattr(processor, step, None):
-            raise ValueError(f"its {step} is true, and artkv takes pictures whole, as BLIP-2 wants")
+        if getattr(processor, step, None) not in (False, None):
+            value = json.dumps(getattr(processor, step))
+            raise ValueError(f"its {step} is {value:.80}, and artkv takes pictures whole, as BLIP-2 wants")
     if not math.isclose(processor.rescale_factor, 1 / 255, rel_tol=1e-6):
         raise ValueError(f"its rescale_factor is {processor.rescale_factor!r:.80}, expected 1/255")
     if processor.resample not in (None, Image.Resampling.BICUBIC):

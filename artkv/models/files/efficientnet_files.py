@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from artkv.errors import UserError
+from artkv.models.files.foreign_files import check_regular
 from artkv.models.files.pickled_files import check_sums, plain_tensors, read_pickle
 from artkv.models.files.weight_files import SafetensorsSource, not_finite
 from artkv.reading import printable
@@ -176,8 +177,10 @@ def _read_checkpoint(path: Path, place: str) -> dict[str, Tensor]:
         what = "is a folder" if path.is_dir() else "does not exist"
         raise UserError(f"{shown} {what}; {place}.checkpoint must name a .pth or .safetensors file")
     if path.suffix == ".safetensors":
+        check_regular(path, f"{place}.checkpoint = {shown}", "fetch it again")
         source = SafetensorsSource([path])
         return {name: source.tensor(name) for name in source.names()}
+    check_regular(path, f"{place}.checkpoint = {shown}", "give an existing one")
     tensors = _unwrap(read_pickle(path, plain_values=_plain_values()), path)
     check_sums(path)
     return tensors
@@ -208,9 +211,10 @@ def _unwrap(loaded: object, path: Path) -> dict[str, Tensor]:
         raise UserError(f"{printable(path)}{trail} holds a {type(loaded).__name__}, not a state dict of named tensors")
     others = sorted(str(name) for name, value in loaded.items() if not isinstance(value, Tensor))
     if others or not loaded:
+        what = f"it has other values under {_some(others)}" if others else "it is empty"
         raise UserError(
-            f"{printable(path)}{trail} is not a state dict of named tensors: it is empty or has other values under "
-            f"{_some(others)}; the weights are looked for at the top or under {', '.join(_WRAPPERS)}"
+            f"{printable(path)}{trail} is not a state dict of named tensors: {what}; the weights are looked for at the "
+            f"top or under {', '.join(_WRAPPERS)}: save them there, with torch.save(model.state_dict(), ...)"
         )
     return plain_tensors(loaded, path)
 

@@ -1,10 +1,13 @@
 """What `config.json` and the files beside it may say, before any library believes them."""
 
+import difflib
 import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from transformers.activations import ACT2FN
 
 from artkv.errors import UserError
 from artkv.models.files.foreign_files import check_regular, read_object, shown
@@ -27,6 +30,8 @@ _OBJECTS = (
 )  # fmt: skip
 _READ = (*_OBJECTS, "merges.txt", "vocab.txt", "tokenizer.model", "chat_template.jinja")
 _CODE = "auto_map"
+_PARTS = ("vision_config", "qformer_config", "text_config")
+_DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
 
 
 def check_settings_files(folder: Path, setting: str) -> None:
@@ -49,6 +54,7 @@ def check_settings_files(folder: Path, setting: str) -> None:
                 )
             if name == "config.json":
                 check_sizes(tree, path, remedy)
+                check_is_plain(tree, path)
                 check_tokens(tree, path, remedy)
 
 
@@ -71,9 +77,37 @@ def check_sizes(tree: dict[str, Any], path: Path, remedy: str) -> None:
         raise UserError(f"{shown(path)}: {shown(name)} = {value!r:.80}: {wrong}; {remedy}")
 
 
+def check_is_plain(tree: dict[str, Any], path: Path) -> None:
+    """Raises a `UserError` where weights are to be read otherwise than they stand in their files, or not OPT's way.
+
+    transformers reads those keys where it loads weights itself; artkv, which loads them tensor by tensor, does not.
+    """
+    for prefix, part in {"": tree, **{f"{name}.": tree.get(name) for name in _PARTS}}.items():
+        if not isinstance(part, dict):
+            continue
+        if part.get("quantization_config") is not None:
+            raise UserError(
+                f"{shown(path)}: {prefix}quantization_config = {part['quantization_config']!r:.80}: its weights are "
+                "quantised, and artkv reads plain ones; give the model as it was published, and quantise it with "
+                "frozen.opt: int8 or nf4"
+            )
+        for name in ("dtype", "torch_dtype"):
+            value = part.get(name)
+            if value is not None and (not isinstance(value, str) or value.removeprefix("torch.") not in _DTYPES):
+                raise UserError(
+                    f"{shown(path)}: {prefix}{name} = {value!r:.80}: must be one of {', '.join(_DTYPES)}; put the "
+                    "model's own there, or leave it out (model.dtype settles in what artkv computes)"
+                )
+    if tree.get("use_decoder_only_language_model", True) is not True:
+        raise UserError(
+            f"{shown(path)}: use_decoder_only_language_model = {tree['use_decoder_only_language_model']!r:.80}: must "
+            "be true, for artkv reads BLIP-2 with OPT; put the model's own there"
+        )
+
+
 def check_layers(config: Any, names: list[str], place: Path) -> None:
     """Raises a `UserError` where a config has more layers than its weights have tensors."""
-    for part in ("vision_config", "qformer_config", "text_config"):
+    for part in _PARTS:
         layers = getattr(config, part).num_hidden_layers
         if layers > len(names):
             raise UserError(
@@ -102,6 +136,22 @@ def check_agreement(config: Any, place: object, written: dict[str, Any] | None =
     for name, value, other, expected in pairs:
         if value != expected:
             raise UserError(f"{shown(place)}: {name} = {value:,}: must be {other}, which is {expected:,}; {remedy}")
+    for name, part in zip(_PARTS, (vision, qformer, text), strict=True):
+        heads = part.num_attention_heads
+        if part.hidden_size % heads:
+            raise UserError(
+                f"{shown(place)}: {name}.num_attention_heads = {heads:,}: must divide {name}.hidden_size, which is "
+                f"{part.hidden_size:,}; {remedy}"
+            )
+        key = "activation_function" if part is text else "hidden_act"
+        function = getattr(part, key)
+        if not isinstance(function, str) or function not in ACT2FN:
+            near = difflib.get_close_matches(str(function), ACT2FN, n=1)
+            meant = f"did you mean {near[0]!r}? " if near else ""
+            raise UserError(
+                f"{shown(place)}: {name}.{key} = {function!r:.80}: is no activation that transformers has, such as "
+                f"'gelu' or 'relu'; {meant}{remedy}"
+            )
     if vision.patch_size > vision.image_size:
         raise UserError(
             f"{shown(place)}: vision_config.patch_size = {vision.patch_size:,}: is more than vision_config.image_size, "

@@ -108,8 +108,8 @@ def nested(depth: int) -> dict[str, Any]:
         ),
         ([torch.zeros(1)], "holds a list, expected a dict"),
         (torch.zeros(1), "holds a Tensor, expected a dict"),
-        ({}, "is empty or has other values"),
-        ({"conv_stem.weight": "text"}, "is empty or has other values under conv_stem.weight"),
+        ({}, "it is empty; the weights"),
+        ({"conv_stem.weight": "text"}, "it has other values under conv_stem.weight"),
         ({"conv_stem.\x1b[31m": 3}, r"other values under conv_stem\.\\x1b\[31m"),
     ],
 )
