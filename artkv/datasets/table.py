@@ -177,7 +177,7 @@ def _text_problems(csv_path: Path, content: Records) -> list[Problem]:
             Problem(
                 csv_path,
                 record.line,
-                f"{name} {quoted(cell)} holds the control character {found[0]!r}; write the text without it",
+                f"{name} {quoted(cell)} holds the control character {found[0]!r}; {_remedy_for(found[0])}",
             )
             for name, cell in record.cells.items()
             if name != "image" and (found := _CONTROLS.search(cell)) is not None
@@ -199,6 +199,12 @@ def _text_problems(csv_path: Path, content: Records) -> list[Problem]:
                 message = f"question_id {quoted(question_id)} was used in line {first}; give each row its own"
                 problems.append(Problem(csv_path, record.line, message))
     return problems
+
+
+def _remedy_for(control: str) -> str:
+    """What to do about a control character: the second set of them is where Windows has its quotes and dashes."""
+    windows = ", or set dataset.encoding to cp1252 if Windows wrote the file" if control >= "\x80" else ""
+    return f"write the text without it{windows}"
 
 
 def _find_pictures(csv_path: Path, records: list[Record], images: ImageIndex) -> tuple[dict[str, Path], list[Problem]]:

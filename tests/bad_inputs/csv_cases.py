@@ -225,11 +225,11 @@ CSV = Area(
             BadInput(
                 f"a {name} with {shown}",
                 row(text),
-                (f"my.csv:3: {name} {quoted} holds the control character '{shown}'; write the text without it",),
+                (f"my.csv:3: {name} {quoted} holds the control character '{shown}'; write the text without it{more}",),
             )
-            for name, text, quoted, shown in [
-                ("question", "train0.png,Wh\x1b[2Jat?,oil\n", r"'Wh\x1b[2Jat?'", r"\x1b"),
-                ("answer", "train0.png,What?,o\x92il\n", r"'o\x92il'", r"\x92"),
+            for name, text, quoted, shown, more in [
+                ("question", "train0.png,Wh\x1b[2Jat?,oil\n", r"'Wh\x1b[2Jat?'", r"\x1b", ""),
+                ("answer", "train0.png,What?,o\x92il\n", r"'o\x92il'", r"\x92", ", or set dataset.encoding to cp1252"),
             ]
         ),
         BadInput(
