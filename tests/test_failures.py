@@ -168,6 +168,11 @@ def test_a_limit_of_memory_is_told_with_what_raises_it(
     assert "nobody foresaw" in capsys.readouterr().err
 
 
+def hear_control_c() -> None:
+    """As at a terminal, also where these tests run behind a script, which bash starts deaf to it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def artkv(code: str, unbuffered: str = "", **options: Any) -> subprocess.Popen[str]:
     """`artkv status x`, whose command is this Python."""
     program = (
@@ -175,9 +180,10 @@ def artkv(code: str, unbuffered: str = "", **options: Any) -> subprocess.Popen[s
         f"def command(options):\n    {code}\n    return 0\n"
         "cli._COMMANDS['status'] = command\nsys.exit(cli.main(['status', 'x']))\n"
     )
+    defaults = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "preexec_fn": hear_control_c}
     return subprocess.Popen(
         [sys.executable, "-c", program],
-        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options,
+        **defaults | options,
         env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
     )
 
