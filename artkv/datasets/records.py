@@ -177,8 +177,9 @@ def _of_fields(row: Sequence[str], header: Sequence[str], delimiter: str) -> str
     for other, name in between.items():
         if len(row) == 1 and other != delimiter and len(header_fields(row, other)) == len(header):
             return f"its fields stand between {name}s, the header's between {between[delimiter]}s; write one throughout"
-    lacking = ", or add the fields that are missing" if len(row) < len(header) else ""
-    return f"put double quotes around a text that holds a {between[delimiter]}{lacking}"
+    if len(row) < len(header):
+        return "add the fields that are missing, or put double quotes around a text that holds a line break"
+    return f"put double quotes around a text that holds a {between[delimiter]}"
 
 
 def _too_long(reading: _Reading, longest: int) -> str:

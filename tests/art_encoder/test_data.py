@@ -46,7 +46,8 @@ def test_all_problems_of_a_csv_come_at_once(folders: Path, tmp_path: Path) -> No
     assert str(error.value).splitlines()[1:] == [
         f"  {table}:4: empty style; fill it in or remove the row",
         f"  {table}:5: empty image; fill it in or remove the row",
-        f"  {table}:6: the row has 2 fields, the header 3; put double quotes around a text that holds a comma",
+        f"  {table}:6: the row has 2 fields, the header 3; add the fields that are missing, or put double quotes "
+        "around a text that holds a line break",
         f"  {table}:7: 'rows/0.png' is named in line 2 already; keep one of them",
         f"  {validation}:2: rows/0.png is also a training picture; keep it in one set",
         f"  {validation}:3: rows/3.png: the style 'cubism' does not occur in {table}",

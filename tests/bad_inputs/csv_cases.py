@@ -205,7 +205,7 @@ CSV = Area(
         BadInput(
             "a row that is too short",
             row("train0.png,What?\n"),
-            (_AT + "3: the row has 2 fields, the header 3", ", or add the fields that are missing"),
+            (_AT + "3: the row has 2 fields, the header 3", "; add the fields that are missing, or put double"),
         ),
         *(
             BadInput(
