@@ -141,6 +141,25 @@ COMMAND_LINE = Area(
             lambda place: ["plan", "--gpu-memory", "8GiB", "--write", "none.yaml"],
             ("--write none.yaml: no such file; give an existing YAML file",),
         ),
+        *(
+            BadInput(
+                f"{what} to write the plan into",
+                lambda place, text=text, name=name: [
+                    "plan",
+                    "--gpu-memory",
+                    "8GiB",
+                    "--write",
+                    str(place.write(name, text)),
+                ],
+                (f"{name}: holds no config of artkv (", key, "; give the file of one"),
+            )
+            for what, name, text, key in [
+                ("a run's status", "status.json", '{"format_version": 2, "state": "done"}', "format_version"),
+                ("a model's config", "config.json", '{"model_type": "blip-2", "text_config": {}}', "model_type"),
+                ("a sweep", "sweep.yaml", "config: my.yaml\ngrid: {training.seed: [1, 2]}\n", "config"),
+                ("a table", "train.csv", "image,question,answer\n1.png,What?,oil\n", "holds str"),
+            ]
+        ),
         BadInput(
             "no file to write the plan into",
             lambda place: ["plan", "--gpu-memory", "8GiB", "--write"],
