@@ -15,6 +15,7 @@ from typing import Annotated, Any, BinaryIO, NoReturn, TypeVar
 from annotated_types import Ge, Le
 
 from artkv.errors import UserError
+from artkv.file_kinds import START_BYTES, is_lfs_pointer, kind_of_file, no_text_kind
 
 T = TypeVar("T")
 
@@ -55,7 +56,10 @@ def read_regular(path: Path, most_bytes: int = MOST_JSON_BYTES) -> bytes:
 
 @contextmanager
 def open_regular(path: Path) -> Iterator[BinaryIO]:
-    """A regular file, open for reading; `OSError`, whose `strerror` says so, for a folder, a pipe or a device."""
+    """A regular file, open for reading; `OSError`, whose `strerror` says so, for a folder, a pipe or a device.
+
+    And `LfsPointer`, which is one, for what Git leaves in the place of a file that Git LFS keeps elsewhere.
+    """
     if "\0" in str(path):
         raise OSError(None, "its name holds a NUL character, which no file has", str(path))
     # A pipe that nobody writes to blocks whoever opens it, unless told not to.
@@ -65,10 +69,16 @@ def open_regular(path: Path) -> Iterator[BinaryIO]:
         if not stat.S_ISREG(found.st_mode):
             kind = _KINDS.get(stat.S_IFMT(found.st_mode), "no file")
             raise OSError(None, f"is {kind}, where a regular file belongs", str(path))
+        if found.st_size <= START_BYTES and is_lfs_pointer(os.pread(descriptor, START_BYTES, 0)):
+            raise LfsPointer(None, "is a pointer of Git LFS, not the file", str(path))
         with open(descriptor, "rb", closefd=False) as file:
             yield file
     finally:
         os.close(descriptor)
+
+
+class LfsPointer(OSError):
+    """Git has not fetched a file's content; `remedy_for` knows what to do."""
 
 
 def check_regular(path: Path) -> None:
@@ -77,11 +87,22 @@ def check_regular(path: Path) -> None:
         pass
 
 
+def kind_at(path: Path) -> str | None:
+    """What a file is by its first bytes, such as `a Parquet file`; None where they tell nothing, or cannot be read."""
+    try:
+        with open_regular(path) as file:
+            return kind_of_file(file.read(START_BYTES))
+    except OSError:
+        return None
+
+
 def remedy_for(error: BaseException, otherwise: str) -> str:
-    """What to do about a file or folder that cannot be read: permission is given, and nothing else of it is wrong.
+    """What to do about a file or folder that cannot be read: permission is given, or content fetched.
 
     otherwise: the remedy where something else is the matter.
     """
+    if isinstance(error, LfsPointer):
+        return "run git lfs pull"
     if not isinstance(error, PermissionError):
         return otherwise
     place = "it" if error.filename is None else printable(error.filename)
@@ -120,7 +141,10 @@ def read_object(path: Path, remedy: str, most_bytes: int = MOST_JSON_BYTES) -> d
     Raises `UserError` with the reason and `remedy` if the file cannot be read or holds anything else.
     """
     try:
-        tree = parse_json(read_regular(path, most_bytes))
+        content = read_regular(path, most_bytes)
+        if (kind := no_text_kind(content)) is not None:
+            raise UserError(f"{path}: is {kind}, and not what artkv writes; {remedy}")
+        tree = parse_json(content)
     except OSError as error:
         if isinstance(error, FileNotFoundError) and not os.path.lexists(path):
             return None
@@ -187,6 +211,11 @@ def parse_json(content: bytes | str, once: bool = False) -> Any:
         )
     except RecursionError:
         raise ValueError("lists or objects nest too deeply") from None
+    except ValueError:
+        start = content if isinstance(content, bytes) else content[:START_BYTES].encode("utf-8", "replace")
+        if (kind := no_text_kind(start)) is not None:
+            raise ValueError(f"it is {kind}") from None
+        raise
 
 
 def _integer(text: str) -> int:

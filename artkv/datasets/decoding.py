@@ -17,7 +17,8 @@ from PIL import Image, ImageFile, UnidentifiedImageError, features
 
 from artkv.datasets.picture_files import open_picture_file
 from artkv.errors import UserError
-from artkv.reading import printable
+from artkv.file_kinds import PICTURE, START_BYTES, kind_of_file
+from artkv.reading import printable, remedy_for
 
 # The default of dataset.max_pixels. Museum scans of 200 million pixels are real. PIL keeps 4 bytes a pixel.
 MAX_PIXELS = 300_000_000
@@ -161,13 +162,24 @@ def _decode(path: Path, content: bytes | None, max_pixels: int, small: bool, hel
         problem = str(error)
     except UnidentifiedImageError:
         # Whole in a format of another kind, or with a beginning that is lost.
-        problem = f"not a picture of a known format ({', '.join(PICTURE_FORMATS)}); convert it to one, or {_REPLACE}"
+        kind = _other_kind(path, content)
+        what = "not a picture" if kind is None else f"is {kind}, and no picture"
+        problem = f"{what} of a known format ({', '.join(PICTURE_FORMATS)}); convert it to one, or {_REPLACE}"
     except Image.DecompressionBombError:
         remedy = "scale it down, or raise dataset.max_pixels" if content is None else "scale it down"
         problem = f"more than {max_pixels:,} pixels; {remedy}"
     except Exception as error:  # the decoders raise OSError, SyntaxError, ValueError, struct.error, ...
         problem = f"damaged ({printable(error)[:_MOST_REASON] or type(error).__name__}); {_REPLACE}"
     raise UserError(f"picture {printable(path)}: {problem}") from None
+
+
+def _other_kind(path: Path, content: bytes | None) -> str | None:
+    """What a file that PIL does not know is instead, by its first bytes; None where these do not tell."""
+    if content is None:
+        with suppress(OSError), open_picture_file(path) as opened:
+            content = opened.file.read(START_BYTES)
+    kind = kind_of_file(content or b"")
+    return None if kind == PICTURE else kind
 
 
 @contextmanager
@@ -179,10 +191,9 @@ def _opened(path: Path, content: bytes | None, max_pixels: int) -> Iterator[IO[b
             opened = None if content is not None else held.enter_context(open_picture_file(path))
         except FileNotFoundError:
             raise UserError("no such file; put it back") from None
-        except PermissionError:
-            raise UserError("no permission to read it; chmod +r it") from None
         except OSError as error:
-            raise UserError(f"cannot be read ({error.strerror}); put a picture there") from None
+            remedy = remedy_for(error, "put a picture there")
+            raise UserError(f"cannot be read ({error.strerror}); {remedy}") from None
         num_bytes = len(content or b"") if opened is None else opened.num_bytes
         if num_bytes == 0:
             raise UserError(f"an empty file (0 bytes); {_REPLACE}")

@@ -9,13 +9,8 @@ from pathlib import Path
 from artkv.datasets.bytes_as_text import describe_damage
 from artkv.datasets.problems import Problem
 from artkv.datasets.table_form import DELIMITERS, TableForm
+from artkv.file_kinds import no_text_kind
 
-# How files begin that are given for a CSV, and what they are.
-_NO_TEXT = {
-    b"PK\x03\x04": "a zip archive, as spreadsheets are", b"\x1f\x8b": "compressed by gzip", b"\x89PNG": "a picture",
-    b"\xff\xd8\xff": "a picture", b"%PDF": "a PDF", codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32",
-    b"\xd0\xcf\x11\xe0": "a spreadsheet of an old kind", b"\x7fELF": "a program",
-}  # fmt: skip
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -26,7 +21,7 @@ def decode_lines(
 
     None where the file is no text of the form's encoding at all, which is a problem too.
     """
-    kind = next((kind for mark, kind in _NO_TEXT.items() if data.startswith(mark)), None)
+    kind = "UTF-32" if data.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)) else no_text_kind(data)
     if kind is not None:
         problems.append(Problem(path, 1, f"the file is {kind}; save the table as CSV, in UTF-8"))
         return None

@@ -19,8 +19,9 @@ from safetensors import SafetensorError, safe_open
 from artkv.config import Config
 from artkv.config.explaining import explain
 from artkv.errors import UserError
+from artkv.file_kinds import SAFETENSORS
 from artkv.files import reason_of, save_tensors
-from artkv.reading import Count, OtherVersion, check_regular, parse_json, remedy_for, to_record
+from artkv.reading import Count, OtherVersion, check_regular, kind_at, parse_json, remedy_for, to_record
 
 if TYPE_CHECKING:  # torch takes seconds, which a wrong --checkpoint need not wait for
     from torch import Tensor
@@ -33,6 +34,7 @@ KV_PREFIX = "kv_prefix.safetensors"
 _SECTIONS = ("model", "kv_modulation", "trainable", "frozen", "evaluation")
 # Either of them, as the config is written.
 _ENCODERS = ("efficientnet", "art_encoders")
+_GIVE = "give a checkpoint's folder, or a file that artkv export --format adapter wrote"
 _REMEDY = "the file is damaged, export it again"
 
 
@@ -102,12 +104,13 @@ def read_description(path: Path) -> dict[str, Any]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
     except (OSError, SafetensorError) as error:
+        if (kind := kind_at(path)) is not None and kind != SAFETENSORS:
+            raise UserError(f"{path}: is {kind}, and no adapter; {_GIVE}") from None
         remedy = remedy_for(error, "export it again")
         raise UserError(f"{path}: not a readable safetensors file ({reason_of(error)}); {remedy}") from None
     if not {"format_version", "frozen_hash", "sha256", "model"} <= metadata.keys():
         raise UserError(
-            f"{path}: is no adapter of artkv export (its metadata has {sorted(metadata)[:5]!r:.300}); "
-            "give a checkpoint's folder, or a file that artkv export --format adapter wrote"
+            f"{path}: is no adapter of artkv export (its metadata has {sorted(metadata)[:5]!r:.300}); {_GIVE}"
         )
     description: dict[str, Any] = {}
     for name, text in metadata.items():

@@ -222,6 +222,7 @@ class Checkpoint:
         try:
             if not (self.path / name).is_file():
                 raise UserError(f"{self.path}: {name} is missing; {_DAMAGED}")
+            check_regular(self.path / name)
             found = _file_sha256(self.path / name)
         except OSError as error:
             remedy = remedy_for(error, "look at the disk")

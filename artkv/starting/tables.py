@@ -11,7 +11,8 @@ from artkv.datasets.records import MOST_CSV_BYTES, Record, read_records
 from artkv.datasets.table_form import DELIMITERS, TableForm
 from artkv.datasets.table_text import decode_lines, header_fields, looks_like_utf16
 from artkv.errors import UserError
-from artkv.reading import parse_json, printable, read_regular, remedy_for
+from artkv.file_kinds import no_text_kind
+from artkv.reading import LfsPointer, parse_json, printable, read_regular, remedy_for
 
 # A list of a million questions has some hundred.
 _MOST_JSON_BYTES = 2**29
@@ -69,7 +70,7 @@ def open_table(path: Path, delimiter: str | None, encoding: str | None) -> Table
     form = TableForm(encoding=encoding or guess_encoding(data), section="dataset")
     problems: list[Problem] = []
     decoded = decode_lines(path, data, form, problems)
-    if decoded is None and encoding is not None:
+    if decoded is None and encoding is not None and no_text_kind(data) is None:
         return f"is not in the encoding that --encoding gives: {encoding}"
     if decoded is None or not any(line.strip() for line in decoded[0]):
         return problems[0].message if problems else "is empty"
@@ -83,7 +84,7 @@ def _unreadable(path: Path, error: OSError) -> str:
     """Why it is no table; `UserError` where it may well be one, without which another would be shared out."""
     reason = f"cannot be read ({error.strerror})"
     # A pipe, a device, what is far too large, a link that leads nowhere: no table.
-    if error.errno is None or isinstance(error, FileNotFoundError):
+    if (error.errno is None and not isinstance(error, LfsPointer)) or isinstance(error, FileNotFoundError):
         return reason
     remedy = remedy_for(error, "look at the disk")
     raise UserError(f"{printable(path)}: {reason}; {remedy}, or give a folder without it")

@@ -168,9 +168,7 @@ CSV = Area(
             table(b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 20),
             ("my.csv:1: the file is a picture; save the table as CSV",),
         ),
-        BadInput(
-            "a spreadsheet's file", table(b"PK\x03\x04" + bytes(200)), ("is a zip archive, as spreadsheets are; save",)
-        ),
+        BadInput("a spreadsheet's file", table(b"PK\x03\x04" + bytes(200)), ("is a zip archive, as spreadsheets and",)),
         BadInput("UTF-32", table((HEADER + ROW).encode("utf-32")), ("the file is UTF-32; save the table as CSV",)),
         BadInput(
             "a quote that is never closed",

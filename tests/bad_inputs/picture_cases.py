@@ -97,7 +97,9 @@ PICTURES = Area(
     [
         BadInput("an empty file", picture(b""), ("train.csv:2: picture ", _AT + "an empty file (0 bytes); replace")),
         BadInput(
-            "a web page", picture(b"<html>404</html>"), (_AT + "not a picture of a known format (JPEG, PNG,", "replace")
+            "a web page",
+            picture(b"<html>404</html>"),
+            (_AT + "is a web page, and no picture of a known format (JPEG,", "replace"),
         ),
         BadInput(
             "half a PNG", picture(_saved("PNG")[:60]), (_AT + "damaged (", "replace the file with an undamaged copy")
@@ -112,14 +114,18 @@ PICTURES = Area(
             BadInput(
                 f"{what} for a picture",
                 picture(content),
-                (_AT + "not a picture of a known format (", "convert it to one, or replace the file with an undamaged"),
+                (_AT + told, " of a known format (", "convert it to one, or replace the file with an undamaged"),
             )
-            for what, content in [
-                ("an SVG", b'<svg xmlns="http://www.w3.org/2000/svg"/>'),
-                ("a PDF", b"%PDF-1.7\n" + bytes(200)),
-                ("a HEIC", b"\0\0\0\x18ftypheic" + bytes(200)),
-                ("a drawing of Photoshop", b"8BPS\0\1" + bytes(200)),
-                ("an archive", b"PK\3\4" + bytes(200)),
+            for what, content, told in [
+                ("an SVG", b'<svg xmlns="http://www.w3.org/2000/svg"/>', "not a picture"),
+                ("a PDF", b"%PDF-1.7\n" + bytes(200), "is a PDF, and no picture"),
+                ("a HEIC", b"\0\0\0\x18ftypheic" + bytes(200), "not a picture"),
+                ("a drawing of Photoshop", b"8BPS\0\1" + bytes(200), "not a picture"),
+                (
+                    "an archive",
+                    b"PK\3\4" + bytes(200),
+                    "is a zip archive, as spreadsheets and PyTorch's files are, and",
+                ),
             ]
         ),
         BadInput("half a TIFF", picture(_saved("TIFF")[:2000]), (_AT, "replace the file with an undamaged copy")),

@@ -12,6 +12,7 @@ from tests.bad_inputs.export_cases import EXPORTS
 from tests.bad_inputs.hub_cases import HUB
 from tests.bad_inputs.init_cases import INIT
 from tests.bad_inputs.injection_cases import INJECTION
+from tests.bad_inputs.kind_cases import KINDS
 from tests.bad_inputs.launch_cases import LAUNCH
 from tests.bad_inputs.model_folder_cases import MODEL_FOLDERS
 from tests.bad_inputs.output_cases import PLACES
@@ -36,6 +37,7 @@ AREAS: list[Area] = [
     ARROWS,
     MODEL_FOLDERS,
     WEIGHTS,
+    KINDS,
     ENCODERS,
     OUTPUT,
     STATUS,

@@ -131,7 +131,7 @@ WEIGHTS = Area(
         BadInput(
             "Git LFS's pointer",
             text("model.safetensors", "version https://git-lfs.github.com/spec/v1\n"),
-            ("is not the file but Git LFS's pointer to it; fetch it with git lfs pull",),
+            ("is a pointer of Git LFS, not the file); run git lfs pull",),
         ),
         BadInput(
             "weights that are a pipe", pipe("model.safetensors"), ("model.safetensors: cannot be read (is a pipe",)

@@ -197,7 +197,10 @@ def test_what_is_no_file_is_told_and_not_waited_for(tmp_path: Path, monkeypatch:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(os, "open", forbidden)  # whoever runs this may be root, to whom nothing is forbidden
-    with pytest.raises(UserError, match=r"empty\.png: no permission to read it; chmod \+r it"):
+    with pytest.raises(
+        UserError,
+        match=r"empty\.png: cannot be read \(Permission denied\); give this user permission to read it \(chmod u\+r it",
+    ):
         open_picture(tmp_path / "empty.png")
 
 

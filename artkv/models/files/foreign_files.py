@@ -16,7 +16,6 @@ from artkv.reading import exists, open_regular, parse_json, printable, read_regu
 
 # Bytes. The largest is a tokenizer's vocabulary, of some 20 million at most.
 _MOST_SETTINGS_BYTES = 128 * 2**20
-_LFS = b"version https://git-lfs."
 _MOST_REASON = 300  # characters
 
 
@@ -51,15 +50,13 @@ def shown(name: object) -> str:
 def check_regular(path: Path, place: object, remedy: str) -> None:
     """Raises a `UserError` where `path` is no regular file that may be read; nothing is waited for."""
     try:
-        with open_regular(path) as file:
-            is_pointer = file.read(len(_LFS)) == _LFS
+        with open_regular(path):
+            pass
     except FileNotFoundError:
         raise UserError(f"{printable(place)}: no such file; {remedy}") from None
     except OSError as error:
         reason = f"cannot be read ({error.strerror}); {remedy_for(error, remedy)}"
         raise UserError(f"{printable(place)}: {reason}") from None
-    if is_pointer:
-        raise UserError(f"{printable(place)}: is not the file but Git LFS's pointer to it; fetch it with git lfs pull")
 
 
 def read_object(path: Path, remedy: str) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def test_a_file_of_something_else(content: object, message: str, tmp_path: Path)
     [
         ("", "is not a readable"),
         ("<html>404</html>", "is not a readable"),
-        ("version https://git-lfs.github.com/spec/v1", "Git LFS's pointer to it; fetch it with git lfs pull"),
+        ("version https://git-lfs.github.com/spec/v1", "is a pointer of Git LFS, not the file\\); run git lfs pull"),
     ],
 )
 def test_a_file_that_is_no_checkpoint(name: str, text: str, message: str, tmp_path: Path) -> None:
