@@ -7,6 +7,7 @@ from typing import NamedTuple
 START_BYTES = 1024
 PICTURE = "a picture"
 SAFETENSORS = "a safetensors file"
+TAR_ARCHIVE = "a tar archive"
 
 
 class _Kind(NamedTuple):
@@ -31,7 +32,7 @@ _KINDS = [
     _Kind("compressed by compress", rb"\x1f\x9d"),
     _Kind("a 7-Zip archive", rb"7z\xbc\xaf\x27\x1c"),
     _Kind("a RAR archive", rb"Rar!\x1a\x07"),
-    _Kind("a tar archive", rb"(?s:.{257})ustar"),
+    _Kind(TAR_ARCHIVE, rb"(?s:.{257})ustar"),
     _Kind("a pickle of Python", rb"\x80[\x02-\x05]"),
     _Kind("an array of NumPy", rb"\x93NUMPY"),
     _Kind("an HDF5 file", rb"\x89HDF\r\n\x1a\n"),
@@ -67,6 +68,11 @@ def kind_of_file(start: bytes) -> str | None:
     """
     start = start[:START_BYTES]
     return next((name for name, pattern in _PATTERNS if pattern.match(start)), None)
+
+
+def is_packed(kind: str) -> bool:
+    """Whether what `kind_of_file` tells is compressed, or an archive."""
+    return kind.startswith("compressed") or " archive" in kind
 
 
 def no_text_kind(start: bytes) -> str | None:

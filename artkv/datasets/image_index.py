@@ -2,12 +2,14 @@
 
 import hashlib
 import os
+import re
 import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 
 from artkv.datasets.arrow_members import ARROW
 from artkv.datasets.decoding import MAX_PIXELS, PICTURE_SUFFIXES
-from artkv.datasets.member_index import Stamp
+from artkv.datasets.member_index import SHARD_SUFFIXES, Stamp
 from artkv.datasets.picture_files import index_of, open_picture_file, picture_bytes
 from artkv.datasets.problems import quoted
 from artkv.datasets.shards import folder_of_names, shards_in, shards_of
@@ -16,6 +18,12 @@ from artkv.reading import printable, remedy_for, whole_system
 
 _MAX_PLACES_SHOWN = 5
 _MOST_FILES = 20_000_000
+# What files end with that many pictures are kept in.
+_ARCHIVES = (
+    *SHARD_SUFFIXES, ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".zip", ".7z", ".rar",
+    ".parquet", ".h5", ".hdf5", ".lmdb", ".mdb", ".tfrecord",
+)  # fmt: skip
+_ADDRESS = re.compile("[A-Za-z][A-Za-z0-9]{1,9}:/")
 
 
 class ImageIndex:
@@ -44,6 +52,8 @@ class ImageIndex:
         self._places_of_name: dict[str, list[str]] = {}
         self._stamps: list[Stamp] = []  # of the shards
         self._by_folded_name: dict[str, str] | None = None
+        self._loose_picture: str | None = None
+        self._archives: list[str] | None = None  # of any kind, that are no shards of these; None: not looked for yet
         shards = shards_of(Path(root))
         if shards is None:
             self._check_root()
@@ -78,8 +88,26 @@ class ImageIndex:
             more = f" and {len(places) - _MAX_PLACES_SHOWN} more" if len(places) > _MAX_PLACES_SHOWN else ""
             raise UserError(f"picture {quoted(name)} is ambiguous: {shown}{more} under {root}; give one of these paths")
         unlisted = f" (not listed: {', '.join(self.unreadable[:_MAX_PLACES_SHOWN])})" if self.unreadable else ""
-        remedy = self._remedy(relative)
-        raise UserError(f"picture {quoted(name)} is missing: no such file under {root}{unlisted}; {remedy}")
+        remedy = self._remedy(name, relative)
+        raise UserError(
+            f"picture {quoted(name)} is missing: no such file under {root}{unlisted}{self._aside()}; {remedy}"
+        )
+
+    def _aside(self) -> str:
+        """What lies below the root and may hold pictures, but is not looked into, and what to do; else nothing."""
+        if self._archives is None:
+            self._archives = _archives(self._relative_paths)
+        if not self._archives:
+            return ""
+        first = printable(self._archives[0])
+        count = f"{first} lies" if len(self._archives) == 1 else f"{len(self._archives):,} such as {first} lie"
+        if not first.endswith(SHARD_SUFFIXES):
+            way = "unpack what holds pictures"
+        elif self._loose_picture is None:
+            way = "move what holds pictures into the folder itself"
+        else:
+            way = f"for there are loose pictures, such as {printable(self._loose_picture)}; move those elsewhere"
+        return f" ({count} there and not looked into: {way})"
 
     def _repeat_one(self, places: list[str]) -> bool:
         """Whether these are rows about the same picture, which a dataset's files or splits may all hold."""
@@ -94,11 +122,15 @@ class ImageIndex:
                 contents.add(opened.file.read())
         return len(contents) == 1
 
-    def _remedy(self, relative: str) -> str:
+    def _remedy(self, name: str, relative: str) -> str:
+        if _ADDRESS.match(name):
+            return "it is an address, and none is fetched; download the pictures, and give their names"
+        if "\\" in name and (near := self._nearly(name.replace("\\", "/"))):
+            return f"did you mean {quoted(near)}? folders stand before a '/', and none before a '\\'"
         if os.path.isabs(relative) or relative.split(os.sep)[0] == os.pardir:
             return f"give its path below {self.called}, which must hold it"
         if near := self._nearly(relative):
-            return f"did you mean {quoted(near)}? names must match in case, accents and folder"
+            return f"did you mean {quoted(near)}? names must match in case, accents, folder and ending"
         return f"add the picture, correct the name, or correct {self.called}"
 
     def _check_root(self) -> None:
@@ -108,16 +140,21 @@ class ImageIndex:
         try:
             os.scandir(self.root).close()
         except FileNotFoundError:
+            if self.root.suffix in SHARD_SUFFIXES:
+                pattern = f"a pattern such as {{000..099}}{self.root.suffix}"
+                raise UserError(f"{place}: no such file; give the folder of them, one there, or {pattern}") from None
             raise UserError(f"{place}: no such folder; give the folder that holds the pictures") from None
         except NotADirectoryError:
-            raise UserError(f"{place}: is a file; give the folder that holds the pictures") from None
+            what = "a file"
+            if self.root.name.lower().endswith(_ARCHIVES):
+                what = "a file that is not looked into, as a plain .tar is; unpack it"
+            raise UserError(f"{place}: is {what}; give the folder that holds the pictures") from None
         except (OSError, ValueError) as error:  # the latter for a NUL character
             reason = getattr(error, "strerror", None) or error
             raise UserError(f"{place}: cannot be listed ({reason}); {remedy_for(error, 'give a folder')}") from None
 
     def _list_files(self) -> list[Path]:
         """Lists the folder; returns its shards instead where they hold the pictures."""
-        has_pictures = False
         visited: set[str] = set()
         holders = {str(folder) for folder in Path(os.path.realpath(self.root)).parents}
         for folder, subfolders, files in os.walk(self.root, followlinks=True, onerror=self._note):
@@ -132,15 +169,18 @@ class ImageIndex:
                 relative = file if prefix == "." else os.path.join(prefix, file)
                 self._relative_paths.add(relative)
                 self._places_of_name.setdefault(file, []).append(relative)
-                has_pictures = has_pictures or os.path.splitext(file)[1].lower() in PICTURE_SUFFIXES
+                if self._loose_picture is None and os.path.splitext(file)[1].lower() in PICTURE_SUFFIXES:
+                    self._loose_picture = relative
             if len(self) > _MOST_FILES:
                 raise UserError(
                     f"{self.called} {printable(self.root)}: holds more than {_MOST_FILES:,} files; "
                     "give the folder of the pictures alone"
                 )
 
-        shards = [] if has_pictures else shards_in(self.root, self._relative_paths)
+        shards = [] if self._loose_picture is not None else shards_in(self.root, self._relative_paths)
         if shards:
+            found = {os.path.relpath(shard, self.root) for shard in shards}
+            self._archives = _archives(self._relative_paths - found)
             self._relative_paths.clear()
             self._places_of_name.clear()
         return shards
@@ -167,10 +207,25 @@ class ImageIndex:
         self.unreadable.append(f"{printable(error.filename)} ({error.strerror})")
 
     def _nearly(self, relative: str) -> str | None:
-        """A file whose name differs only in case, in Unicode composition or in its folder."""
+        """A file whose name differs only in case, in Unicode composition, in its folder or in a picture's ending."""
         if self._by_folded_name is None:
             self._by_folded_name = {_folded(name): places[0] for name, places in self._places_of_name.items()}
-        return self._by_folded_name.get(_folded(os.path.basename(relative)))
+            stems = {_stem(name): place for name, place in self._by_folded_name.items() if _stem(name) != name}
+            self._by_folded_name = stems | self._by_folded_name
+        name = _folded(os.path.basename(relative))
+        return self._by_folded_name.get(name) or self._by_folded_name.get(_stem(name))
+
+
+def _stem(name: str) -> str:
+    """A folded name without what pictures' names end with."""
+    stem, ending = os.path.splitext(name)
+    return stem if ending in PICTURE_SUFFIXES else name
+
+
+def _archives(files: Iterable[str]) -> list[str]:
+    """Those of the files that may hold pictures and are none; what shards end with comes first."""
+    found = sorted(file for file in files if file.lower().endswith(_ARCHIVES))
+    return sorted(found, key=lambda file: not file.endswith(SHARD_SUFFIXES))
 
 
 def _folded(name: str) -> str:

@@ -78,7 +78,10 @@ def read_records(
     places = [(role, header.index(name)) for role, name in names.items()]
     records = []
     for line, row in rows:
-        if len(row) != len(header):
+        if 1 < len(row) == len(header) and [name.strip() for name in row] == header:
+            told = "the row is the header once more, as where one table was put behind another; remove it"
+            problems.append(Problem(path, line, told))
+        elif len(row) != len(header):
             counts = f"the row has {len(row)} fields, the header {len(header)}"
             problems.append(Problem(path, line, f"{counts}; {_of_fields(row, header, delimiter)}"))
         elif line not in unreadable:

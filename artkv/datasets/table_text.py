@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from artkv.datasets.bytes_as_text import describe_damage
+from artkv.datasets.bytes_as_text import describe_damage, likely_encoding
 from artkv.datasets.problems import Problem
 from artkv.datasets.table_form import DELIMITERS, TableForm
 from artkv.file_kinds import no_text_kind
@@ -113,8 +113,10 @@ def _unreadable(path: Path, lines: list[str], form: TableForm, problems: list[Pr
         first, is_last = lines[number - 1], number == len(lines)
         start = next(place for place, character in enumerate(first) if _is_byte(character))
         has_utf8 = any(ord(character) > 0x7F and not _is_byte(character) for line in lines for character in line)
-        what = describe_damage(first, start, is_last, has_utf8, len(not_utf8) - 1)
-        or_set = "" if has_utf8 else form.or_set("encoding: latin-1")
+        encoding = likely_encoding(lines[number - 1] for number in not_utf8)
+        what = describe_damage(first, start, is_last, has_utf8, len(not_utf8) - 1, encoding)
+        setting = "encoding to the one that it is in" if encoding is None else f"encoding: {encoding}"
+        or_set = "" if has_utf8 else form.or_set(setting)
         problems.append(Problem(path, number, f"{what}{or_set}"))
     return with_nul.union(not_utf8)
 

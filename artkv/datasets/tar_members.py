@@ -7,14 +7,13 @@ import numpy as np
 
 from artkv.datasets.members import MOST_MEMBERS, Members, checked_name
 from artkv.errors import UserError
+from artkv.file_kinds import TAR_ARCHIVE, is_packed, kind_of_file
 from artkv.reading import printable
 
 TAR = ".tar"
 _BLOCK = 512  # bytes
 _REMAKE = "make the tar anew"
 _FETCH = "fetch it whole, or make it anew"
-# What other kinds of compression begin with.
-_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK": "zip"}
 
 
 def read_tar_members(file: BinaryIO, num_bytes: int, place: str) -> Members:
@@ -23,9 +22,10 @@ def read_tar_members(file: BinaryIO, num_bytes: int, place: str) -> Members:
     num_bytes: of the tar. place: the tar, for messages.
     """
     begin = file.read(_BLOCK)
-    kind = next((name for magic, name in _COMPRESSED.items() if begin.startswith(magic)), None)
-    if kind is not None:
-        raise UserError(f"{place}: is compressed ({kind}), and has no places to read from; unpack it to a plain tar")
+    kind = kind_of_file(begin)
+    if kind not in (None, TAR_ARCHIVE):
+        remedy = "unpack it to a plain tar" if is_packed(kind) else _FETCH
+        raise UserError(f"{place}: is {kind}, and no tar whose members can be read in place; {remedy}")
     if not begin:
         raise UserError(f"{place}: is empty (0 bytes); {_FETCH}")
     file.seek(0)

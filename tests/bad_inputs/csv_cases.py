@@ -21,9 +21,9 @@ def table_with(content: str | bytes, setting: str) -> Make:
     ]
 
 
-def row(text: str) -> Make:
+def row(text: str | bytes) -> Make:
     """The same, with a right header and a right row before."""
-    return table(HEADER + ROW + text)
+    return table((HEADER + ROW).encode() + (text.encode() if isinstance(text, str) else text))
 
 
 def _pipe(place: Place) -> list[str]:
@@ -276,6 +276,42 @@ CSV = Area(
             "a picture in other case",
             row("TRAIN0.PNG,What?,oil\n"),
             ("picture 'TRAIN0.PNG' is missing", "did you mean 'train0.png'?"),
+        ),
+        BadInput(
+            "a picture's path as Windows writes it",
+            row("sub\\train1.png,What?,oil\n"),
+            (r"picture 'sub\\train1.png' is missing", "did you mean 'sub/train1.png'? folders stand before a '/', and"),
+        ),
+        BadInput(
+            "a picture's name with another ending",
+            row("train0.jpg,What?,oil\n"),
+            ("picture 'train0.jpg' is missing", "did you mean 'train0.png'? names must match in case, accents, folder"),
+        ),
+        BadInput(
+            "a picture's name without its ending", row("Train0,What?,oil\n"), ("did you mean 'train0.png'? names must",)
+        ),
+        BadInput(
+            "an address for a picture",
+            row("https://example.org/train0.png,What?,oil\n"),
+            (_AT + "3: picture 'https://example.org/train0.png' is missing", "it is an address, and none is fetched"),
+        ),
+        BadInput(
+            "a table behind another, with its header",
+            table((HEADER + ROW) * 2),
+            (_AT + "3: the row is the header once more, as where one table was put behind another; remove it",),
+        ),
+        *(
+            BadInput(
+                f"the {what} of Windows in a table that is to be UTF-8",
+                row(f"train0.png,{text},oil\n".encode("cp1252")),
+                ("is not UTF-8; save the file as UTF-8 (if it is Windows-1252: iconv -f cp1252", "encoding: cp1252"),
+            )
+            for what, text in [("apostrophe", "What\u2019s it?"), ("sign of the euro", "10 \u20ac?")]
+        ),
+        BadInput(
+            "an Asian encoding in a table that is to be UTF-8",
+            row("train0.png,\u30ad\u30e3\u30f3\u30d0\u30b9?,\u306f\n".encode("shift_jis")),
+            ("is not UTF-8; save the file as UTF-8, or set dataset.encoding to the one that it is in",),
         ),
         BadInput(
             "an absolute path of a picture",

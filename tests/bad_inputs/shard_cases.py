@@ -101,15 +101,37 @@ def _damaged_picture(place: Place) -> list[str]:
     return _check(place)
 
 
+def _beside(*names: str, tar: bool = True) -> Make:
+    """`artkv check` of a folder with files of these names beside the tar, or without it."""
+
+    def make(place: Place) -> list[str]:
+        if tar:
+            _shard(place)
+        for name in names:
+            place.write(f"shards/{name}", gzip.compress(name.encode()))
+        return _check(place)
+
+    return make
+
+
+def _in_folder(place: Place) -> list[str]:
+    path = _shard(place)
+    (path.parent / "sub").mkdir()
+    path.rename(path.parent / "sub" / path.name)
+    return _check(place)
+
+
+_PATTERN = "a pattern such as {000..099}.tar"
+
 SHARDS = Area(
     "Pictures in tar files",
     [
         BadInput("a tar that was cut off", changed(lambda content: content[:1500]), ("00.tar", "fetch it whole")),
         BadInput("a tar without its end mark", changed(lambda c: c.rstrip(b"\0")), ("00.tar", "fetch it whole")),
         BadInput("an empty tar", changed(lambda content: b""), ("00.tar: is empty (0 bytes)", "fetch it whole")),
-        BadInput("a page in place of a tar", changed(lambda c: b"<html>" * 200), ("00.tar: damaged", "fetch it whole")),
+        BadInput("a page in place of a tar", changed(lambda c: b"<html>" * 99), ("is a web page, and", "fetch it")),
         BadInput("a tar of zeros", changed(lambda c: bytes(len(c))), ("'train0.png' is missing", "add the picture")),
-        BadInput("a compressed tar", changed(gzip.compress), ("00.tar: is compressed (gzip)", "unpack it")),
+        BadInput("a compressed tar", changed(gzip.compress), ("is compressed by gzip, and no tar", "unpack it")),
         BadInput("a tar behind another", changed(lambda c: c + c), ("goes on after its end mark", "make the tar anew")),
         BadInput("a name twice", with_member(_entry("train0.png")), ("'train0.png' is there twice", "keep one")),
         BadInput("./name and name", with_member(_entry("./train0.png")), ("'train0.png' is there twice", "make")),
@@ -136,6 +158,30 @@ SHARDS = Area(
         BadInput("a pattern of very many", named("shards/{0..99999999}.tar"), ("{0..99999999}", "give {FIRST..LAST}")),
         BadInput("two patterns", named("{0..1}/{00..01}.tar"), ("has 2 patterns", "give the folder")),
         BadInput("a pattern of no tars", named("shards/{00..01}.zip"), ("a pattern names shards", "end it with .tar")),
-        BadInput("a pattern of words", named("shards/{a..b}.tar"), ("{a..b}.tar: no such folder", "give the folder")),
+        BadInput("a pattern of the shell", named("shards/*.tar"), ("*.tar: no such file; give the folder", _PATTERN)),
+        BadInput("three dots in a pattern", named("shards/{0...3}.tar"), ("{0...3}.tar: no such file;", _PATTERN)),
+        BadInput("a tar that is not there", named("shards/1.tar"), ("1.tar: no such file; give the", _PATTERN)),
+        BadInput(
+            "a loose picture beside tars", _beside("sub/cover.JPG"),
+            ("'train0.png' is missing", "(00.tar lies there and not looked into: for there are loose pictures, such as "
+             "sub/cover.JPG; move those elsewhere)"),
+        ),
+        BadInput(
+            "tars in a sub-folder", _in_folder,
+            ("(sub/00.tar lies there and not looked into: move what holds pictures into the folder itself)",),
+        ),
+        *(
+            BadInput(
+                f"a folder of {ending}", _beside(f"0{ending}", f"1{ending}", tar=False),
+                ("'train0.png' is missing", f"(2 such as 0{ending} lie there and not looked into: unpack what holds"),
+            )
+            for ending in (".tgz", ".tar.gz", ".zip", ".7z", ".h5")
+        ),
+        BadInput(
+            "a compressed tar for the folder",
+            lambda place: [*_beside("0.tgz", tar=False)(place)[:-1], f"dataset.image_root={place.folder}/shards/0.tgz"],
+            ("0.tgz: is a file that is not looked into, as a plain .tar is; unpack it; give the folder",),
+        ),
+        BadInput("a pattern of words", named("shards/{a..b}.tar"), ("{a..b}.tar: no such file; give the", _PATTERN)),
     ],
 )  # fmt: skip
