@@ -6,6 +6,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from artkv.config import mistyped
 from artkv.config.section import entry_of, is_section
 from artkv.reading import printable, unseen_character
 
@@ -58,15 +59,24 @@ def _line(
         key = str(problem["loc"][-1])
         if (unseen := unseen_character(key)) is not None:
             return f"{printable(dotted)} = {value}: the key holds {unseen}, which cannot be seen; type it anew"
-        why = unsupported.get(dotted) or _of_dots(section, key) or f"unknown key; {_hint(root, section, key)}"
-        return f"{dotted} = {value}: {why}"
+        if (foreign := mistyped.foreign_character(key)) is not None:
+            return f"{printable(dotted)} = {value}: the key holds {foreign}, which no key has; type it anew"
+        why = unsupported.get(dotted) or _of_dots(section, key) or _of_colons(root, key, problem["input"])
+        return f"{dotted} = {value}: {why or f'unknown key; {_hint(root, section, key)}'}"
     if problem["type"] == "missing" and (field is None or problem["loc"][-1] == field):
-        return f"{dotted}: is missing; give {'it' if field is None else section.model_fields[field].description}"
+        such = f"it, with keys such as {next(iter(section.model_fields))}"
+        return f"{dotted}: is missing; give {such if field is None else section.model_fields[field].description}"
+    if (
+        isinstance(problem["input"], str)
+        and (typed := mistyped.of_value(problem["input"], problem["type"])) is not None
+    ):
+        message += f" ({typed})"
     if field is not None:
         return f"{dotted} = {value}: {message}; give {section.model_fields[field].description}"
     if problem["type"] == "model_type":
         first = next(iter(section.model_fields))
-        return f"{dotted} = {value}: is a section; give keys under it, such as {dotted}.{first}"
+        spaced = ", each as `key: value` with a space" if ":" in str(problem["input"]) else ""
+        return f"{dotted} = {value}: is a section; give keys under it, such as {dotted}.{first}{spaced}"
     return f"{dotted + ': ' if dotted else ''}{message}"
 
 
@@ -76,6 +86,13 @@ def _of_dots(section: type[BaseModel], key: str) -> str | None:
     if not rest or first not in dict(sections_of(section)):
         return None
     return f"a key with a dot is no way into a section; write {rest!r:.80} as a key of its own under {first!r}"
+
+
+def _of_colons(root: type[BaseModel], key: str, value: object) -> str | None:
+    """Of a key with a colon, as in seed:1 and training:seed, what to write; None for any other."""
+    if (dotted := key.replace(":", ".")) != key and dotted in _all_keys(root):
+        return f"unknown key; did you mean {dotted!r}?"
+    return mistyped.spaceless(key) if value is None else None
 
 
 def _hint(root: type[BaseModel], section: type[BaseModel], key: str) -> str:

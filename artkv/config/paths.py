@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from artkv.config.mistyped import begins_with_quote
 from artkv.errors import UserError
 
 # Input paths, relative to the config file. run.output_dir is relative to the working directory.
@@ -29,6 +30,8 @@ _NONE_TAKEN = (
 # An input path of each entry.
 _ENCODERS_PATH = ("art_encoders", "checkpoint")
 
+# https://..., s3://..., hf://...
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _WRITTEN_AS_PATH = re.compile(r"(?:\.{0,2}|~[^/]*)/|\.{1,2}$")
 
 
@@ -94,6 +97,16 @@ def _resolve(values: Any, section: str, kind: tuple[str, str], base: Path) -> No
     if not text.strip():
         or_none = ", or null for none" if place in _NONE_TAKEN else ""
         raise UserError(f"{place} = {text!r:.200}: is empty; give {_WHAT.get(place, 'a path')}{or_none}")
+    if _ADDRESS.match(text):
+        raise UserError(
+            f"{place} = {text!r:.200}: is an address, and artkv fetches nothing from it; fetch the files, and give "
+            f"{_WHAT.get(place, 'a path')}"
+        )
+    if begins_with_quote(text) and not os.path.exists(base / text):
+        raise UserError(
+            f"{place} = {text!r:.200}: begins with the quote {text[0]}, which YAML takes for a part of the name; write "
+            "\" or ', or no quotes"
+        )
     expanded = expand_home(text, place)
     if kind in _OUTPUT_PATHS:
         values[key] = str(expanded)

@@ -76,15 +76,24 @@ class _Loader(yaml.SafeLoader):
         """As PyYAML does; a key that is no text, or is given twice, is an error."""
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
         seen: set[str] = set()
-        for key, _ in node.value:
+        before = ""  # the value that stands before a key, in one line of braces
+        for key, value in node.value:
             if key.tag == f"{_PREFIX}merge":
                 continue
             if key.tag != f"{_PREFIX}str":
+                if key.end_mark.index == value.start_mark.index and re.fullmatch(r"[0-9]+(e[-+]?[0-9]+)?", key.value):
+                    number = f"{before}.{key.value}" if re.fullmatch("[-+]?[0-9]+", before) else f"0.{key.value}"
+                    raise _problem(
+                        f"{key.value!r:.80} stands behind a comma, where a key and its value belong; a decimal number "
+                        f"has a point: write {number:.80}, if that is meant",
+                        key.start_mark,
+                    )
                 shown = f"{key.value!r:.80} " if isinstance(key, yaml.ScalarNode) else ""
                 raise _problem(f"the key {shown}is no text; put it in quotes", key.start_mark)
             if key.value in seen:
                 raise _problem(f"the key {key.value!r:.80} is given twice", key.start_mark)
             seen.add(key.value)
+            before = value.value if isinstance(value, yaml.ScalarNode) else ""
         return node
 
     def construct_number(self, node: yaml.ScalarNode) -> int | float:
@@ -100,8 +109,10 @@ class _Loader(yaml.SafeLoader):
                 node.start_mark,
             )
         if ":" in text or re.match(r"[-+]?0[0-9_]*[0-9]$", text):
+            plain = f" ({text.lstrip('0') or '0'})" if text.isdecimal() else ""
             raise _problem(
-                f"{text!r} is another number in YAML 1.1 than in 1.2; write it in decimal digits, or in quotes",
+                f"{text!r} is another number in YAML 1.1 than in 1.2; write a number in decimal digits{plain}, a "
+                "text in quotes",
                 node.start_mark,
             )
         number = self.construct_yaml_int if kind == "int" else self.construct_yaml_float
@@ -171,6 +182,8 @@ def load_yaml(text: str) -> Any:
         raise NoYaml(f"{problem}\n  in line {line}, column {column}", problem) from None
     except _NOT_YAML as error:
         told = str(error) or type(error).__name__
+        if "mapping values are not allowed here" in told:
+            told += "; or the line above it lacks the space behind its colon"
         raise NoYaml(told, getattr(error, "problem", None) or " ".join(told.split())) from None
     finally:
         if loader is not None:

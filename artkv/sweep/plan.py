@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from artkv.config import Config
 from artkv.config.loading import read_settings
+from artkv.config.mistyped import foreign_character
 from artkv.config.overrides import is_text, keys_of, names_section, text_override
 from artkv.config.paths import expand_home
 from artkv.config.yaml_text import parse_yaml, read_text
@@ -157,6 +158,10 @@ def _read_file(path: Path) -> SweepFile:
                 raise UserError(
                     f"sweep {path}: {where}: the key {key!r:.80} holds {unseen}; write {printable(key.strip())!r:.80}"
                 )
+            if (foreign := foreign_character(key)) is not None:
+                raise UserError(
+                    f"sweep {path}: {where}: the key {key!r:.80} holds {foreign}, which no key has; type it anew"
+                )
             if names_section(key):
                 raise UserError(
                     f"sweep {path}: {where}.{key}: is a section of settings; name one of its keys, such as "
@@ -177,7 +182,7 @@ def _explained(problem: Any, is_one_grid: bool) -> str:
         return f"  {place}: is missing; give {_GIVEN[first]}"
     told = f"  {place or 'the file'} = {problem['input']!r:.80}"
     if problem["type"] == "extra_forbidden":
-        unseen = unseen_character(place)
+        unseen = unseen_character(place) or foreign_character(place)
         why = "unknown key; leave it out" if unseen is None else f"the key holds {unseen}; type it anew"
         return f"{printable(told)}: {why}"
     return f"{told}: {problem['msg']}; give {_GIVEN.get(first, 'keys and values')}"

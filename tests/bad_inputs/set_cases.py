@@ -39,12 +39,12 @@ SET = Area(
         BadInput(
             "an octal number",
             setting("training.seed=010"),
-            ("'010' is another number in YAML 1.1 than in 1.2; write it in decimal digits, or in quotes",),
+            ("'010' is another number in YAML 1.1 than in 1.2; write a number in decimal digits (10), a text",),
         ),
         BadInput(
             "minutes and seconds",
             setting("training.seed=1:30"),
-            ("'1:30' is another number in YAML 1.1 than in 1.2; write it in decimal digits",),
+            ("'1:30' is another number in YAML 1.1 than in 1.2; write a number in decimal digits",),
         ),
         BadInput(
             "an entry of a list that the config has not",

@@ -161,5 +161,115 @@ YAML = Area(
             config('model: {backend: "transformers\u200b"}'),
             (r"model.backend = 'transformers\u200b', which holds U+200B (ZERO WIDTH SPACE)",),
         ),
+        *(
+            BadInput(
+                name,
+                config(text),
+                (f"{where}: the key holds '{letter}', {code}, which no key has; type it anew",),
+            )
+            for name, text, where, letter, code in [
+                (
+                    "a key with a Cyrillic letter",
+                    "training: {b\u0430tch_size: 4}",
+                    "training.b\u0430tch_size = 4",
+                    "\u0430",
+                    "U+0430 (CYRILLIC SMALL LETTER A)",
+                ),
+                (
+                    "a section with a Greek letter",
+                    "m\u03bfdel: {dtype: float32}",
+                    "m\u03bfdel = {'dtype': 'float32'}",
+                    "\u03bf",
+                    "U+03BF (GREEK SMALL LETTER OMICRON)",
+                ),
+                (
+                    "a key in quotes of a word processor",
+                    "training: {\u201cseed\u201d: 4}",
+                    "training.\u201cseed\u201d = 4",
+                    "\u201c",
+                    "U+201C (LEFT DOUBLE QUOTATION MARK)",
+                ),
+                (
+                    "a key with a wide letter",
+                    "\uff4dodel: {dtype: float32}",
+                    "\uff4dodel = {'dtype': 'float32'}",
+                    "\uff4d",
+                    "U+FF4D (FULLWIDTH LATIN SMALL LETTER M)",
+                ),
+            ]
+        ),
+        *(
+            BadInput(name, config(text), (says,))
+            for name, text, says in [
+                (
+                    "a choice with a Cyrillic letter",
+                    "model: {dtype: flo\u0430t32}",
+                    "(it holds '\u0430', U+0430 (CYRILLIC SMALL LETTER A)); give",
+                ),
+                (
+                    "a choice in quotes of a word processor",
+                    "model: {dtype: \u201cfloat32\u201d}",
+                    "(it holds '\u201c', U+201C (LEFT DOUBLE QUOTATION MARK)); give",
+                ),
+                (
+                    "a minus sign of a word processor",
+                    "training: {seed: \u22121}",
+                    "(it holds '\u2212', U+2212 (MINUS SIGN)); give",
+                ),
+                (
+                    "true in quotes",
+                    "training: {deterministic: 'true'}",
+                    "in quotes, which make a text of it; write it without",
+                ),
+                ("a number in quotes", "training: {batch_size: '4'}", "in quotes, which make a text of it"),
+                ("a decimal comma", "training: {learning_rate: 0,001}", "a decimal number has a point: write 0.001"),
+                (
+                    "a decimal comma, on a line of its own",
+                    "training:\n  learning_rate: 0,001\n",
+                    "training.learning_rate = '0,001': ",
+                ),
+                (
+                    "a decimal comma, on a line of its own, and what is meant",
+                    "training:\n  learning_rate: 0,5\n",
+                    "(a decimal number has a point, not a comma); give",
+                ),
+                (
+                    "no space behind the colons",
+                    "model:\n  blip2:blip2\n  dtype:float32\n",
+                    "such as model.backend, each as `key: value` with a space",
+                ),
+                (
+                    "no space behind a colon, in braces",
+                    "training: {seed:1}",
+                    "a colon parts a key from its value where a space is behind it; write `seed: 1`",
+                ),
+                (
+                    "no space behind one colon",
+                    "training:\n  seed:1\n  batch_size: 4\n",
+                    "the line above it lacks the space behind its colon",
+                ),
+                (
+                    "a colon for a dot",
+                    "training:seed: 1",
+                    "training:seed = 1: unknown key; did you mean 'training.seed'?",
+                ),
+                (
+                    "an address for a table",
+                    "dataset: {train: 'https://example.org/train.csv'}",
+                    "dataset.train = 'https://example.org/train.csv': is an address, and artkv fetches nothing from it",
+                ),
+                ("an address for a model", "model: {blip2: 's3://b/blip2'}", "give a hub id or a path"),
+                (
+                    "an address for a run",
+                    "run: {output_dir: 'gs://b/run'}",
+                    "run.output_dir = 'gs://b/run': is an address",
+                ),
+                (
+                    "a path in quotes of a word processor",
+                    "dataset: {train: \u201ctrain.csv\u201d}",
+                    "begins with the quote \u201c, which YAML takes for a part of the name",
+                ),
+            ]
+        ),
     ],
 )
