@@ -65,7 +65,7 @@ def create_classifier(
     if initial_checkpoint is None:
         _start_residual_blocks_as_identity(model)
         return model
-    load_weights(model, initial_checkpoint, architecture)
+    load_weights(model, initial_checkpoint, architecture, "")
     if is_resized and image_size is not None:
         try:
             model.set_input_size(img_size=(image_size, image_size))  # position embeddings are resampled

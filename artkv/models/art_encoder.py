@@ -22,7 +22,12 @@ from artkv.config import ArtEncoderConfig
 from artkv.config.art_encoders import BLIND
 from artkv.errors import UserError
 from artkv.kv_modulation.sources import ArtSource
-from artkv.models.files.efficientnet_files import EfficientNetFile, read_efficientnet_file, without_counters
+from artkv.models.files.efficientnet_files import (
+    EfficientNetFile,
+    read_efficientnet_file,
+    setting_of,
+    without_counters,
+)
 from artkv.models.timm_networks import (
     accepted_options,
     classifier_tensors,
@@ -328,9 +333,10 @@ def read_weights(path: Path, architecture: str, place: str) -> EfficientNetFile:
     found = read_efficientnet_file(path, classifier, place)
     recorded_architecture = found.recorded.get("architecture")
     if recorded_architecture is not None and _without_tag(recorded_architecture) != _without_tag(architecture):
+        setting = setting_of(place, "architecture")
         raise UserError(
-            f"{path} was trained as {recorded_architecture}, but {place}.architecture is {architecture}; "
-            f"set {place}.architecture: {recorded_architecture}"
+            f"{path} was trained as {recorded_architecture}, but {setting} is {architecture}; "
+            f"set {setting}: {recorded_architecture}"
         )
     if found.layout == "torchvision" and _without_tag(architecture) not in _TORCHVISION_ARCHITECTURES:
         # tf_efficientnet_b3, say, has the same shapes but pads otherwise: it would load, and be wrong.
@@ -371,7 +377,7 @@ def _architecture_remedy(weights: Mapping[str, Tensor], candidates: Iterable[str
     shapes = {name: tensor.shape for name, tensor in weights.items()}
     for architecture in candidates:
         if shapes == {n: shape for n, shape in tensor_shapes(architecture).items() if not n.endswith("_tracked")}:
-            return f"it seems to be {architecture}: set {place}.architecture: {architecture}"
+            return f"it seems to be {architecture}: set {setting_of(place, 'architecture')}: {architecture}"
     return "it is none of the architectures that artkv knows by shape; use the checkpoint of another training"
 
 

@@ -15,6 +15,7 @@ from tests.bad_inputs.injection_cases import INJECTION
 from tests.bad_inputs.kind_cases import KINDS
 from tests.bad_inputs.launch_cases import LAUNCH
 from tests.bad_inputs.model_folder_cases import MODEL_FOLDERS
+from tests.bad_inputs.other_weight_cases import OTHER_WEIGHTS
 from tests.bad_inputs.output_cases import PLACES
 from tests.bad_inputs.picture_cases import PICTURES
 from tests.bad_inputs.run_folder_cases import OUTPUT, STATUS
@@ -38,6 +39,7 @@ AREAS: list[Area] = [
     MODEL_FOLDERS,
     WEIGHTS,
     KINDS,
+    OTHER_WEIGHTS,
     ENCODERS,
     OUTPUT,
     STATUS,

@@ -24,6 +24,17 @@ _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "m
 _MOST_WRAPPERS = 8
 _PREFIXES = ("module.", "model.", "_orig_mod.")
 
+# How tensors of other files than an art encoder's begin, with and without what DataParallel puts before them.
+_OTHERS = {
+    "an adapter of artkv": ("kv_prefix_generator.", "kv_modulation."),
+    "a training of artkv art-encoder on its way": ("averaged.", "optimizer."),
+    "BLIP-2's weights": (
+        "Qformer.", "qformer.", "query_tokens", "language_model.", "language_projection.", "opt_model.", "opt_proj.",
+        "t5_model.", "ln_vision.",
+    ),
+    "OPT's weights": ("decoder.embed_tokens.", "model.decoder.embed_tokens."),
+}  # fmt: skip
+
 # torchvision numbers what timm names. Blocks of stage 1 have no expansion, they start with conv_dw.
 _TORCHVISION_ENDS = {
     "features.0.0": "conv_stem",
@@ -124,16 +135,24 @@ def read_efficientnet_file(
     """Reads a checkpoint, whatever its number of classes.
 
     classifier: the names of the tensors that classify, of another network than an EfficientNet, which has timm's layout
-    alone. place: of the settings, for errors.
+    alone. place: of the settings, for errors, as `setting_of` takes it.
 
     Raises UserError where the file cannot be read, or holds an EfficientNet in neither layout.
     """
-    found = without_counters(_strip_prefixes(_read_checkpoint(path, place)))
+    whole = _read_checkpoint(path, place)
+    named = f"{setting_of(place, 'checkpoint')} = {printable(path)}"
+    _check_is_encoder(whole, named)
+    found = without_counters(_strip_prefixes(whole))
     if classifier is not None:
         tensors = {name: tensor for name, tensor in found.items() if name not in classifier}
         return EfficientNetFile(path, "timm", tensors, recorded_settings(path))
     tensors = {name: tensor for name, tensor in found.items() if not name.startswith("classifier.")}
-    return EfficientNetFile(path, _layout(tensors, path), tensors, recorded_settings(path))
+    return EfficientNetFile(path, _layout(tensors, named), tensors, recorded_settings(path))
+
+
+def setting_of(place: str, key: str) -> str:
+    """What names a checkpoint or its architecture, for errors: a setting, or, where no place is named, an option."""
+    return f"{place}.{key}" if place else {"checkpoint": "--initial-checkpoint"}.get(key, f"--{key}")
 
 
 def timm_name(torchvision_name: str) -> str | None:
@@ -172,16 +191,16 @@ def recorded_settings(path: Path) -> dict[str, str]:
 
 def _read_checkpoint(path: Path, place: str) -> dict[str, Tensor]:
     """The state dict inside a file."""
-    shown = printable(path)
+    shown, setting = printable(path), setting_of(place, "checkpoint")
     if not os.path.lexists(path) or path.is_dir():
         what = "is a folder" if path.is_dir() else "does not exist"
-        raise UserError(f"{shown} {what}; {place}.checkpoint must name a .pth or .safetensors file")
+        raise UserError(f"{shown} {what}; {setting} must name a .pth or .safetensors file")
     if path.suffix == ".safetensors":
-        check_regular(path, f"{place}.checkpoint = {shown}", "fetch it again")
+        check_regular(path, f"{setting} = {shown}", "fetch it again")
         source = SafetensorsSource([path])
         return {name: source.tensor(name) for name in source.names()}
-    check_regular(path, f"{place}.checkpoint = {shown}", "give an existing one")
-    tensors = _unwrap(read_pickle(path, plain_values=_plain_values()), path)
+    check_regular(path, f"{setting} = {shown}", "give an existing one")
+    tensors = _unwrap(read_pickle(path, setting, plain_values=_plain_values(), is_lavis=False), path)
     check_sums(path)
     return tensors
 
@@ -230,15 +249,25 @@ def _strip_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
-def _layout(tensors: Mapping[str, Tensor], path: Path) -> Literal["timm", "torchvision"]:
+def _check_is_encoder(tensors: Collection[str], place: str) -> None:
+    """Raises UserError where a file holds nothing, or by its tensors' names another part of a model."""
+    if not tensors:
+        raise UserError(f"{place}: holds no tensors; give the art encoder's own checkpoint")
+    for what, beginnings in _OTHERS.items():
+        if any(name.startswith(beginnings) for name in tensors):
+            raise UserError(f"{place}: holds {what}, and no art encoder; give the art encoder's own checkpoint")
+
+
+def _layout(tensors: Mapping[str, Tensor], place: str) -> Literal["timm", "torchvision"]:
     if any(name.startswith(("conv_stem.", "blocks.")) for name in tensors):
         return "timm"
     if any(name.startswith("features.") for name in tensors):
         return "torchvision"
+    keys = f"its keys are {_some(sorted(tensors))}" if tensors else "it has a classifier alone"
     raise UserError(
-        f"{printable(path)} is an EfficientNet in neither timm's layout (conv_stem.weight, blocks.0.0....) nor "
-        f"torchvision's (features.0.0.weight, ...): its keys are {_some(sorted(tensors))}; save the state dict of the "
-        "network itself"
+        f"{place}: holds no EfficientNet, in neither timm's layout (conv_stem.weight, blocks.0.0....) nor "
+        f"torchvision's (features.0.0.weight, ...): {keys}; give the art encoder's checkpoint, which holds the state "
+        "dict of the network itself"
     )
 
 

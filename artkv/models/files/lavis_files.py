@@ -190,7 +190,8 @@ def _readers(tensors: Mapping[str, Tensor], path: Path, is_known: Callable[[str]
         if original.endswith(".self_attn.qkv.bias"):
             q_name, v_name = to_lavis(original)
             if len(names) == 1:
-                raise UserError(f"{path}: holds {names[0]} without its counterpart of {q_name} and {v_name}")
+                lacking = v_name if names == [q_name] else q_name
+                raise UserError(f"{path}: holds {names[0]} without its counterpart, {lacking}; fetch it again")
             readers[original] = partial(join_qkv_bias, tensors[q_name], tensors[v_name])
         else:
             readers[original] = partial(tensors.__getitem__, names[0])

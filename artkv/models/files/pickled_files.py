@@ -16,6 +16,7 @@ from artkv.reading import printable
 
 # How what `torch.save` wrote begins: a zip archive, and before torch 1.6 a pickle of protocol 2 or later.
 _ARCHIVE, _PICKLE = b"PK\x03\x04", b"\x80"
+WEIGHTS_NAME = "pytorch_model.bin"
 _LAVIS_FILE = "give the .pth as LAVIS has it"
 _BYTES_AT_ONCE = 2**20
 # The tensors of a file may share storages, as tied weights do; beyond so many times its bytes it means harm.
@@ -23,11 +24,15 @@ _MOST_SHARING = 4
 
 
 def read_pickle(
-    path: Path, setting: str | None = None, plain_values: Sequence[Callable[..., Any] | tuple[Any, str]] = ()
+    path: Path,
+    setting: str | None = None,
+    plain_values: Sequence[Callable[..., Any] | tuple[Any, str]] = (),
+    is_lavis: bool = True,
 ) -> dict[str, Any]:
     """What a PyTorch file holds, its tensors memory-mapped; `setting` names it in errors.
 
-    plain_values: harmless classes that may be in it beside what PyTorch allows.
+    plain_values: harmless classes that may be in it beside what PyTorch allows. is_lavis: where a setting names it,
+    LAVIS's file belongs there, and no safetensors.
 
     Raises:
         UserError: if there is no such file, it holds more than tensors and plain values, or is no dict.
@@ -35,11 +40,16 @@ def read_pickle(
     place = f"{setting} = {printable(path)}" if setting else printable(path)
     check_regular(path, place, "give an existing one")
     if (why := _no_checkpoint(path)) is not None:
-        renamed = path.with_suffix(".safetensors").name
+        # Of a model's folder transformers, and artkv with it, reads these two names alone.
+        renamed = "model.safetensors" if path.name == WEIGHTS_NAME else path.with_suffix(".safetensors").name
         is_other = why == "it holds safetensors"
         remedy = "fetch or write it again"
         if is_other:
-            remedy = f"if it belongs here, rename it to {printable(renamed)}" if setting is None else _LAVIS_FILE
+            remedy = (
+                f"if it belongs here, rename it to {printable(renamed)}"
+                if setting is None or not is_lavis
+                else _LAVIS_FILE
+            )
         raise UserError(f"{place}: is not a readable PyTorch checkpoint ({why}); {remedy}")
     try:
         is_archive = _is_archive(path)

@@ -18,7 +18,7 @@ from torch import Tensor
 from artkv.config.paths import expand_home, user_cache
 from artkv.errors import UserError
 from artkv.models.files.foreign_files import check_regular, read_object, reason_of, shown, told_as
-from artkv.models.files.pickled_files import begins_as_checkpoint, check_sums, plain_tensors, read_pickle
+from artkv.models.files.pickled_files import WEIGHTS_NAME, begins_as_checkpoint, check_sums, plain_tensors, read_pickle
 from artkv.reading import parse_json, read_regular
 
 # Among digests, that of what the tokenizer makes of texts.
@@ -47,9 +47,10 @@ class SafetensorsSource:
         for path in self.files:
             check_regular(path, path, _FETCH)
             if begins_as_checkpoint(path):
+                renamed = WEIGHTS_NAME if path.name == "model.safetensors" else path.with_suffix(".pth").name
                 raise UserError(
                     f"{shown(path)}: is no safetensors file but PyTorch's, as its first bytes say; if it belongs here, "
-                    f"rename it to {shown(path.with_suffix('.pth').name)}"
+                    f"rename it to {shown(renamed)}"
                 )
             try:
                 handle = safe_open(path, framework="pt")
