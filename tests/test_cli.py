@@ -389,7 +389,7 @@ DAMAGED_ROWS = [
     ("picture 'nowhere.png' is missing", "nowhere.png,What?,oil,2"),
     ("picture 'twice.png' is ambiguous", "twice.png,What?,oil,3"),
     ("cut.png: damaged", "cut.png,What?,oil,4"),
-    ("page.png: not a picture", "page.png,What?,oil,5"),
+    ("page.png: is a web page, and no picture", "page.png,What?,oil,5"),
     ("empty.png: an empty file", "empty.png,What?,oil,6"),
     ("empty question", "good.png,,oil,7"),
     ("empty answer", "good.png,What?,,8"),
