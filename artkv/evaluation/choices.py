@@ -104,10 +104,16 @@ def row_choices(candidates: Candidates, questions: QuestionSet, tokenizer: Token
     types = [name or UNTYPED for name in table.question_types]
     names = [name for name in candidates.by_type if name in set(types)]
     if not names:
+        remedy = "give its question_type one of the table's, or leave that column out"
+        if set(types) == {UNTYPED}:
+            has = ", ".join(list(candidates.by_type)[:5])
+            remedy = (
+                f"give the questions of {table.path.name} their types ({has}) in its column question_type, or give "
+                "--choices a CSV file with the column answer alone"
+            )
         raise UserError(
             f"{candidates.source}: has candidates for none of the types of {table.path}; "
-            f"{candidates.describe(table.question_types)}; give its question_type one of the table's, or leave that "
-            "column out"
+            f"{candidates.describe(table.question_types)}; {remedy}"
         )
     sets = []
     for name in names:

@@ -133,6 +133,11 @@ def read_description(path: Path) -> dict[str, Any]:
     return description
 
 
+def is_beside_model(path: Path) -> bool:
+    """Whether an adapter file is for the exported model that it was written beside; `UserError` if it is none."""
+    return str(read_description(path)["base_model"]).startswith("./")
+
+
 def adapter_config(path: Path, description: Mapping[str, Any]) -> Config:
     """The settings to use the adapter of `description` with; what the file does not say has its default.
 

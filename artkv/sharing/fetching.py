@@ -7,6 +7,7 @@ from pathlib import Path
 from artkv.config import Config
 from artkv.errors import UserError
 from artkv.files import file_sha256
+from artkv.reading import OtherVersion
 from artkv.run_folder.checkpoint import Checkpoint, open_checkpoint
 from artkv.sharing.hub_names import HubName, check_names_something, hub_name, told_by_hub
 from artkv.sharing.shared_files import (
@@ -40,9 +41,18 @@ def _open_fetched(name: HubName) -> Checkpoint:
         with files[file].open("rb") as opened:
             if file_sha256(opened) != description.sha256[file]:
                 raise UserError(
-                    f"{name}: {file} does not match its checksum; delete {files[file].parent}, and try again"
+                    f"{name}: {file} does not match its checksum; delete {files[file].parent}, and try again; if that "
+                    "does not help, ask its author to push it anew"
                 )
-    checkpoint = open_checkpoint(files[ADAPTER])
+    try:
+        checkpoint = open_checkpoint(files[ADAPTER])
+    except OtherVersion:
+        raise
+    except UserError as error:
+        # Without the place, which is of the cache, and the remedy, which is for who has the run.
+        reason = str(error).removeprefix(f"{files[ADAPTER].resolve()}: ").removeprefix(f"{files[ADAPTER]}: ")
+        reason = reason.rpartition("; ")[0] or reason
+        raise UserError(f"{name}: {ADAPTER}: {reason}; ask its author to push it again") from None
     if checkpoint.frozen_hash != description.frozen_hash:
         raise UserError(f"{name}: {ADAPTER} and {DESCRIPTION} are of two models; ask its author to push it again")
     results = Path.cwd() / "outputs" / name.repo.replace("/", "--")

@@ -17,7 +17,7 @@ from artkv.models.files.hub_failures import why_not_from_hub
 from artkv.reading import printable
 from artkv.report.evidence import Evidence, read_evidence
 from artkv.report.facts import names_alone
-from artkv.run_folder.adapter_file import write_adapter
+from artkv.run_folder.adapter_file import is_beside_model, write_adapter
 from artkv.run_folder.checkpoint import Checkpoint, open_checkpoint
 from artkv.run_folder.layout import BEST
 from artkv.sharing.card import card, scores_json
@@ -78,6 +78,7 @@ def write_shared(options: PushOptions, folder: Path) -> list[Path]:
     """
     run = Path(options.run)
     checkpoint = open_checkpoint(run / BEST if (run / BEST).exists() else run)
+    _check_alone(checkpoint)
     evidence = _evidence(checkpoint)
     base, revision = _base(checkpoint.config, options.base_model)
     config = _without_paths(checkpoint.config, base, revision)
@@ -139,6 +140,15 @@ def _evidence(checkpoint: Checkpoint) -> Evidence | None:
     return evidence
 
 
+def _check_alone(checkpoint: Checkpoint) -> None:
+    """Raises `UserError` for what stands beside an exported model, whose own weights it needs, which no hub id has."""
+    if checkpoint.run is None and is_beside_model(checkpoint.path):
+        raise UserError(
+            f"{checkpoint.path}: belongs to the exported model beside it, whose weights hold what was trained too, and "
+            "works with no others; give the run's folder, a checkpoint's, or a file of artkv export --format adapter"
+        )
+
+
 def _base(config: Config, given: str | None) -> tuple[str, str | None]:
     """The id of the frozen weights, and their commit where the hub's cache tells it."""
     from huggingface_hub import try_to_load_from_cache
@@ -179,6 +189,12 @@ def _check_base(description: Description, is_given: bool) -> None:
         raise UserError(
             f"{place}: cannot be found on the hub: {why_not_from_hub(error, revision, sends=True)}"
         ) from None
+    files = [file.rfilename for file in info.siblings or ()]
+    if files and not any(file.endswith((".safetensors", ".bin", ".pth")) for file in files):
+        raise UserError(
+            f"{place}: holds no weights ({', '.join(sorted(files)[:5]):.200}); give the id of the frozen weights, such "
+            f"as {_BLIP2}"
+        )
     kind = (info.config or {}).get("model_type", "blip-2")
     if kind != "blip-2":
         raise UserError(

@@ -213,3 +213,14 @@ def test_candidates_that_nobody_is_asked_for_or_that_do_not_fit_are_refused(tiny
     ):  # fmt: skip
         with pytest.raises(UserError, match=message):
             with_choices(session, candidates, longest)
+
+
+def test_a_table_without_types_is_to_get_them_or_candidates_without(tiny_config: Config, tmp_path: Path) -> None:
+    val = write(tmp_path / "val.csv", "image,question,answer", *(f"val{n}.png,What is it?,oil" for n in range(5)))
+    config = override_config(tiny_config, [f"dataset.val={val}"])
+    session = load(config, single_process(torch.device("cpu")))
+    remedy = (
+        r"give the questions of val\.csv their types \(artist\) in its column question_type, or give --choices a CSV"
+    )
+    with pytest.raises(UserError, match=remedy):
+        with_choices(session, replace(CANDIDATES, by_type={"artist": ("x",)}), 100)

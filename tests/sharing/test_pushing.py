@@ -1,5 +1,6 @@
 """A model that was pushed is loaded by its id, answers as the run does, and tells nothing of the author's disk."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -172,8 +173,32 @@ def test_a_base_model_that_the_hub_does_not_have_is_told_before_anything_is_made
     capsys.readouterr()
     del hub.repositories["user/painter"]
     assert "--base-model my/gpt: is 'gpt2', expected blip-2; give the id of the frozen weights" in told("my/gpt")
+    theirs = hub.repositories["my/notes"] = Repository(branches={"main": ""})
+    theirs.commit("main", {"README.md": b"a person's"})
+    assert "--base-model my/notes: holds no weights (README.md); give the id of the frozen weights" in told("my/notes")
     hub.status = 503
     assert "--base-model no/such: cannot be found on the hub: the hub answers 503; try again" in told("no/such")
+
+
+def test_what_an_exported_model_needs_is_not_pushed_without_it(
+    run: Path, hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["export", "--checkpoint", str(run), "--format", "transformers", "--output", "whole"]) == 0
+    assert push(Path("whole")) == 1
+    told = capsys.readouterr().err
+    assert "whole/kv_prefix.safetensors: belongs to the exported model beside it, whose weights hold what was" in told
+    assert "give the run's folder, a checkpoint's, or a file of artkv export --format adapter" in told
+    assert "user/painter" not in hub.repositories
+    assert cli.main(["export", "--checkpoint", str(run), "--format", "adapter", "--output", "a.safetensors"]) == 0
+    assert push(Path("a.safetensors")) == 0
+
+
+def test_a_token_that_the_hub_does_not_know_is_told_as_such(
+    run: Path, hub: Hub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_of_another_time")
+    assert push(run) == 1
+    assert "the hub does not accept the token in HF_TOKEN (401); copy one anew from" in capsys.readouterr().err
 
 
 def test_nothing_is_pushed_with_the_hub_switched_off(
@@ -218,6 +243,14 @@ def test_what_was_damaged_or_planted_is_refused(run: Path, hub: Hub) -> None:
             open_shared("user/painter")
     repository.commit("main", {**whole, "adapter.safetensors": whole["adapter.safetensors"][:-1] + b"\1"})
     with pytest.raises(UserError, match=r"adapter\.safetensors does not match its checksum; delete .*try again"):
+        open_shared("user/painter")
+    cut = whole["adapter.safetensors"][:-1]
+    sums = description["sha256"] | {"adapter.safetensors": hashlib.sha256(cut).hexdigest()}
+    described = json.dumps({**description, "sha256": sums}).encode()
+    repository.commit("main", {**whole, "adapter.safetensors": cut, "artkv.json": described})
+    with pytest.raises(
+        UserError, match=r"^user/painter: adapter\.safetensors: not a readable .*; ask its author to push"
+    ):
         open_shared("user/painter")
     repository.commit("main", {**whole, "artkv.json": b" " * 2**21})
     with pytest.raises(UserError, match=r"artkv\.json has 2,097,152 bytes, of 1,048,576 at most; it is not fetched"):

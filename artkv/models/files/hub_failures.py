@@ -15,6 +15,9 @@ _PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "HTTP_PROXY"
 # Where libraries look for the authorities whose certificates are trusted; httpx for the first two, requests the others.
 _AUTHORITIES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
+# What OpenSSL says where something else than TLS is answered.
+_NO_TLS = re.compile("WRONG_VERSION_NUMBER|RECORD_LAYER|PACKET_LENGTH_TOO_LONG|HTTP_REQUEST|UNEXPECTED_EOF")
+
 
 def why_not_from_hub(error: BaseException, revision: str | None, sends: bool = False) -> str:
     """Why the hub gave nothing, and the remedy.
@@ -31,6 +34,10 @@ def why_not_from_hub(error: BaseException, revision: str | None, sends: bool = F
         return f"the hub has no revision {revision!r} of it; give a commit, tag or branch that it has"
     if isinstance(error, errors.GatedRepoError):
         return f"its owner grants access to it one by one; ask on its page, and {_log_in()}"
+    if status == 401 and (name := _wrong_token()) is not None:
+        return _of_wrong_token(name)
+    if status == 401 and sends and (refused := _refused_token()) is not None:
+        return refused
     if status == 403:
         return "the token may not do that (403); give one that may, with HF_TOKEN"
     # Before what is told by its status: it is a 404 too.
@@ -61,7 +68,7 @@ def _without_an_answer(error: BaseException, sends: bool) -> str:
                 "that can be written"
             )
     if (name := _wrong_token()) is not None:
-        return f"{name} holds a blank or a character that no token has; copy the token anew, or unset it"
+        return _of_wrong_token(name)
     said = _without_tokens(f"{type(chain[-1]).__name__}: {reason_of(chain[-1])}")
     return f"the hub is not reached ({said}); {_remedy(chain, sends)}"
 
@@ -72,6 +79,12 @@ def _remedy(chain: Sequence[BaseException], sends: bool) -> str:
     wrong = [name for name, value in addresses.items() if not _is_address(value, name)]
     if not wrong and (about_authorities := _of_authorities(chain)) is not None:
         return about_authorities
+    if not wrong and any(isinstance(one, ssl.SSLError) or _NO_TLS.search(str(one)) for one in chain):
+        for name, value in addresses.items():
+            if value.startswith("https:"):
+                form = "http://HOST" if name == "HF_ENDPOINT" else "http://HOST:PORT"
+                told = "what answers there does not speak TLS as it should; if it speaks none"
+                return f"{name} is {_shown(value)}, and {told}, give it as {form}; else correct it, or unset it"
     for name in (*wrong, *(name for name, value in addresses.items() if value)):
         form = "https://HOST" if name == "HF_ENDPOINT" else "http://HOST:PORT"
         return f"{name} is {_shown(addresses[name])}: give it as {form}, or unset it"
@@ -91,7 +104,9 @@ def _is_address(text: str, name: str) -> bool:
 
 def _of_authorities(chain: Sequence[BaseException]) -> str | None:
     """Where certificates are what the errors are about: the variable that names those to trust; else None."""
-    is_distrust = any(isinstance(one, ssl.SSLError) or "CERTIFICATE_VERIFY_FAILED" in str(one) for one in chain)
+    is_distrust = any(
+        isinstance(one, ssl.SSLCertVerificationError) or "CERTIFICATE_VERIFY_FAILED" in str(one) for one in chain
+    )
     is_bundle = any("CA certificate bundle" in str(one) for one in chain)
     # What httpx cannot load keeps it from any address; the others are requests', which says what it misses.
     names = [name for name in _AUTHORITIES if os.environ.get(name)]
@@ -124,6 +139,22 @@ def _log_in() -> str:
 def _wrong_token() -> str | None:
     """The variable whose token cannot be sent, as where it was copied with a blank inside, or from a text in bold."""
     return next((name for name in _TOKENS if re.search(r"[^!-~]", os.environ.get(name, "").strip())), None)
+
+
+def _of_wrong_token(name: str) -> str:
+    return f"{name} holds a blank or a character that no token has; copy the token anew, or unset it"
+
+
+def _refused_token() -> str | None:
+    """What to do where a token was sent and the hub asks for one; None where there is none."""
+    from huggingface_hub import constants, get_token
+
+    if not get_token():
+        return None
+    if (name := next((name for name in _TOKENS if os.environ.get(name)), None)) is not None:
+        page = f"{constants.ENDPOINT}/settings/tokens"
+        return f"the hub does not accept the token in {name} (401); copy one anew from {page}, with the right to write"
+    return "the hub does not accept the token of `hf auth login` (401); log in anew, or set HF_TOKEN"
 
 
 def _without_tokens(text: str) -> str:

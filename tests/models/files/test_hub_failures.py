@@ -104,3 +104,50 @@ def test_what_failed_is_told_and_the_token_is_not(
     told = why_not_from_hub(error, None, sends)
     assert message in told
     assert "secret" not in told
+
+
+class _Answer(Exception):
+    """What huggingface_hub raises, with the hub's answer."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__("Invalid username or password.")
+        self.response = type("Response", (), {"status_code": status})()
+
+
+@pytest.mark.parametrize(
+    ("token", "message"),
+    [
+        ("hf_other", "the hub does not accept the token in HF_TOKEN (401); copy one anew from https://"),
+        ("hf_ot her", "HF_TOKEN holds a blank or a character that no token has; copy the token anew"),
+    ],
+)
+def test_a_token_that_the_hub_refuses_is_what_keeps_a_model_from_being_sent(
+    token: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", token)
+    told = why_not_from_hub(_Answer(401), None, sends=True)
+    assert told.startswith(message)
+    assert "other" not in told
+
+
+def test_without_a_token_a_model_that_is_hidden_may_be_private(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_TOKEN", "")
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    assert "or it is private (401); check the name, and log in" in why_not_from_hub(_Answer(401), None, sends=True)
+
+
+@pytest.mark.parametrize(
+    "said", ["[SSL: WRONG_VERSION_NUMBER] wrong version number", "[SSL: RECORD_LAYER_FAILURE]", "[SSL] UNEXPECTED_EOF"]
+)
+@pytest.mark.parametrize("name", ["HF_ENDPOINT", "HTTPS_PROXY"])
+def test_a_server_without_tls_is_no_matter_of_certificates(
+    name: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for other in _of_the_machine():
+        monkeypatch.delenv(other)
+    monkeypatch.setenv("SSL_CERT_FILE", ssl.get_default_verify_paths().cafile or "")
+    monkeypatch.setenv(name, "https://me:secret@10.0.0.1:80")
+    told = why_not_from_hub(ssl.SSLError(1, said), None)
+    assert f"{name} is '10.0.0.1:80', and what answers there does not speak TLS as it should; if it speaks none" in told
+    assert "SSL_CERT_FILE" not in told
+    assert "secret" not in told
