@@ -8,6 +8,10 @@ START_BYTES = 1024
 PICTURE = "a picture"
 SAFETENSORS = "a safetensors file"
 TAR_ARCHIVE = "a tar archive"
+_PICKLE = "a pickle of Python"
+_ZIP = "a zip archive, as spreadsheets and PyTorch's files are"
+# What files of weights are: safetensors, and PyTorch's of each age.
+WEIGHTS = (SAFETENSORS, _ZIP, _PICKLE)
 
 
 class _Kind(NamedTuple):
@@ -23,7 +27,7 @@ _KINDS = [
     _Kind("an Avro file", rb"Obj\x01"),
     _Kind("a Feather file", rb"FEA1"),
     _Kind("an SQLite database", rb"SQLite format 3\0"),
-    _Kind("a zip archive, as spreadsheets and PyTorch's files are", rb"PK(?:\x03\x04|\x05\x06)"),
+    _Kind(_ZIP, rb"PK(?:\x03\x04|\x05\x06)"),
     _Kind("compressed by gzip", rb"\x1f\x8b"),
     _Kind("compressed by bzip2", rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)"),
     _Kind("compressed by xz", rb"\xfd7zXZ\0"),
@@ -33,7 +37,7 @@ _KINDS = [
     _Kind("a 7-Zip archive", rb"7z\xbc\xaf\x27\x1c"),
     _Kind("a RAR archive", rb"Rar!\x1a\x07"),
     _Kind(TAR_ARCHIVE, rb"(?s:.{257})ustar"),
-    _Kind("a pickle of Python", rb"\x80[\x02-\x05]"),
+    _Kind(_PICKLE, rb"\x80[\x02-\x05]"),
     _Kind("an array of NumPy", rb"\x93NUMPY"),
     _Kind("an HDF5 file", rb"\x89HDF\r\n\x1a\n"),
     _Kind(SAFETENSORS, rb"(?s:.{5})\0\0\0\{"),

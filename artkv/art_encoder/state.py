@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from artkv.art_encoder.scores import ArtEncoderScores
 from artkv.errors import UserError
 from artkv.files import reason_of, save_tensors, told, write_whole
-from artkv.reading import check_regular, parse_json
+from artkv.reading import check_regular, parse_json, remedy_for
 
 
 @dataclass
@@ -81,7 +81,10 @@ def load_state(path: Path, run: Mapping[str, Any], learnt: Learnt) -> tuple[Stan
     try:
         check_regular(path)
         with safe_open(path, framework="pt", device="cpu") as file:
-            metadata = file.metadata()
+            metadata = file.metadata() or {}
+            if not {"run", "progress"} <= metadata.keys():
+                told = "is no state of artkv art-encoder; move it elsewhere, or give another --output-dir"
+                raise UserError(f"{path}: {told}")
             saved_run, saved = parse_json(metadata["run"]), parse_json(metadata["progress"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         _check_same_run(path, run, saved_run)
@@ -92,7 +95,8 @@ def load_state(path: Path, run: Mapping[str, Any], learnt: Learnt) -> tuple[Stan
             module.load_state_dict(_group(tensors, name))
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = (reason_of(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path} is damaged ({reason:.300}); delete it and start again") from error
+        remedy = remedy_for(error, "delete it and start again")
+        raise UserError(f"{path} is damaged ({reason:.300}); {remedy}") from error
     learnt.optimizer.load_state_dict({"state": moments, "param_groups": learnt.optimizer.state_dict()["param_groups"]})
     return standing, stopped
 

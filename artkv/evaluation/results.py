@@ -187,6 +187,9 @@ def read_predictions(folder: Path) -> Predictions:
             )
         candidates = choices.candidates
     scored = _scores(metrics, folder / METRICS_FILE).overall.count
+    if any(None in row for row in rows):  # where csv puts what has no name
+        number = next(number for number, row in enumerate(rows, start=1) if None in row)
+        raise UserError(f"{path}: row {number} has more fields than the header: the file was changed; evaluate again")
     if len(rows) != scored or any(row[name] is None for row in rows for name in names):
         raise UserError(
             f"{path}: has {len(rows)} rows, the last maybe cut, and {METRICS_FILE} {scored}; evaluate again"

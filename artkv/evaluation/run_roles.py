@@ -71,6 +71,8 @@ class Roles:
 def open_run(folder: Path) -> Run:
     """The run of a folder; `UserError` if it is none."""
     path = folder / "config.yaml"
+    if not exists(folder):
+        raise UserError(f"{folder}: no such folder; give the run.output_dir of a run")
     if not exists(path):
         raise UserError(f"{folder}: is no run's folder, there is no config.yaml in it; give a run.output_dir")
     # A person's config has that name too.

@@ -13,11 +13,12 @@ from artkv.datasets.problems import Problem, format_problems, kind_of, quoted
 from artkv.datasets.table import read_table
 from artkv.datasets.table_form import TableForm
 from artkv.errors import UserError
+from artkv.file_kinds import WEIGHTS
 from artkv.files import check_writable
 from artkv.models.files.foreign_files import check_is_there
 from artkv.models.files.hub import is_hub_id
 from artkv.models.files.hub_ids import did_you_mean
-from artkv.reading import printable
+from artkv.reading import kind_at, printable
 from artkv.starting.arguments import InitOptions
 from artkv.starting.headers import CAPTIONS, NEEDED, OPTIONS, check_given, find_columns, others_like, why_no_questions
 from artkv.starting.questions import Question, have_own_ids, paintings, read_questions
@@ -98,10 +99,19 @@ def _check_options(options: InitOptions, folder: Path) -> None:
             raise UserError(f"--output {options.output}: {path} is there already; give another name, or remove it")
         check_writable(path, f"--output {options.output}")
     _check_blip2(options.blip2)
-    if options.art_encoder is not None and not options.art_encoder.is_file():
-        raise UserError(
-            f"--art-encoder {options.art_encoder}: no such file; give a .pth or .safetensors, or leave it out"
-        )
+    if options.art_encoder is not None:
+        _check_art_encoder(options.art_encoder)
+
+
+def _check_art_encoder(path: Path) -> None:
+    """Raises `UserError` for what cannot be weights, by the first bytes."""
+    what = "is a folder" if path.is_dir() else "no such file"
+    if path.is_file():
+        kind = kind_at(path)
+        if kind in WEIGHTS:
+            return
+        what = f"is {kind or 'no file of weights'}"
+    raise UserError(f"--art-encoder {printable(path)}: {what}; give a .pth or .safetensors, or leave it out")
 
 
 def _check_blip2(given: str | None) -> None:
@@ -159,7 +169,8 @@ def _tables_of_questions(
         told = "\n".join(f"{printable(path)}: {why}" for path, why in list(unused.items())[:_MOST_SHOWN])
         if (why := _misleading_options(options, seen, indices)) is not None:
             raise UserError(f"{told}\n{place}: no table of questions there; {why}")
-        has_headers = any(isinstance(table, Table) for table in opened.values())
+        # Of captions, and of what is no table, no header has another name.
+        has_headers = any(isinstance(opened[path], Table) and why != CAPTIONS for path, why in unused.items())
         remedy = f"give {', '.join(OPTIONS.values())} where headers have other names" if has_headers else _TABLES
         raise UserError(f"{told}\n{place}: no table of questions there; {remedy}")
     _check_splits(tables, unused)

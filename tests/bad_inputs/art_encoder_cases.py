@@ -224,7 +224,7 @@ ART_ENCODER = Area(
             (
                 "whose state is of something else",
                 resumed(lambda out: save_file({"x": torch.zeros(1)}, out / "state.safetensors")),
-                DAMAGED,
+                ("state.safetensors: is no state of artkv art-encoder; move it elsewhere, or give another",),
             ),
             ("whose state's records are lists", resumed(state([], [])), DAMAGED),
             ("whose state lacks the settings", resumed(state({}, {})), DAMAGED),

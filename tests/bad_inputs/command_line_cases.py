@@ -65,6 +65,11 @@ def own_control(place: Place) -> list[str]:
 COMMAND_LINE = Area(
     "The command line",
     [
+        BadInput(
+            "a run that is not there, for `compare`",
+            lambda place: ["compare", str(place.run()), "contrl"],
+            ("contrl: no such folder; give the run.output_dir of a run",),
+        ),
         usage("a verb with a letter missing", "trai", says=("no verb 'trai'", "did you mean 'train'?")),
         usage(
             "an option before the verb",

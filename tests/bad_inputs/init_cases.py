@@ -92,7 +92,7 @@ INIT = Area(
         BadInput(
             "captions for questions",
             folder({"semart_train.csv": "IMAGE_FILE\tDESCRIPTION\tAUTHOR\ntrain0.png\tA saint.\tA\n"}),
-            ("semart_train.csv: captions, no questions", "mine: no table of questions there; give --image-column"),
+            ("semart_train.csv: captions, no questions", "mine: no table of questions there; put them into CSV with"),
         ),
         BadInput(
             "headers that say nothing",
@@ -295,6 +295,18 @@ INIT = Area(
             "an art encoder that is not there",
             folder({"all.csv": ROWS}, "--art-encoder", "none.pth"),
             ("--art-encoder none.pth: no such file; give a .pth or .safetensors",),
+        ),
+        *(
+            BadInput(
+                f"{what} for the art encoder",
+                folder({"all.csv": ROWS, "pdf": b"%PDF-1.7"}, "--art-encoder", given),
+                (f"--art-encoder {given}: {told}; give a .pth or .safetensors, or leave it out",),
+            )
+            for what, given, told in [
+                ("a folder", "mine", "is a folder"),
+                ("a table", "mine/all.csv", "is no file of weights"),
+                ("a PDF", "mine/pdf", "is a PDF"),
+            ]
         ),
         BadInput("no name for a column", folder({"all.csv": ROWS}, "--image-column", ""), ("is empty",), exit_code=2),
         BadInput("a seed that is none", folder({"all.csv": ROWS}, "--seed", "-1"), ("--seed",), exit_code=2),

@@ -82,6 +82,11 @@ def test_what_cannot_be_read_is_named_with_the_remedy(tmp_path: Path) -> None:
     for number, (name, content, message) in enumerate(
         [
             ("predictions.csv", "question,answer\nx,y\n", "predictions.csv: has no column question_id; evaluate again"),
+            (
+                "predictions.csv",
+                (whole / "predictions.csv").read_text().rstrip("\n") + ",more\n",
+                "predictions.csv: row [0-9]+ has more fields than the header: the file was changed; evaluate again",
+            ),
             ("metrics.json", "{", "metrics.json: is not what artkv writes; run artkv evaluate again"),
             ("metrics.json", json.dumps({"split": "test"}), "cannot be read .*checkpoint.*; run artkv evaluate again"),
             (
