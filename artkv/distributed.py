@@ -309,6 +309,8 @@ def _device_name(device: torch.device) -> str:
 def rank_device(local_rank: int) -> torch.device:
     """The device of this host's rank of that number; raises UserError where there are fewer GPUs."""
     if not torch.cuda.is_available():
+        if os.environ.get("DS_ACCELERATOR") == "cuda":
+            raise UserError("environment: DS_ACCELERATOR=cuda, and no GPU is found here; unset it, or give cpu")
         return torch.device("cpu")
     count = torch.cuda.device_count()
     # Where each task sees its own GPU alone, as with `srun --gpus-per-task=1`, that one is number 0 to all. Whether

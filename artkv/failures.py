@@ -68,7 +68,7 @@ _VARIABLES: Mapping[str, tuple[str, str]] = {
         "an address such as https://huggingface.co",
     ),
     "TORCH_DISTRIBUTED_DEBUG": ("(?i:OFF|INFO|DETAIL)", "OFF, INFO or DETAIL"),
-    "DS_ACCELERATOR": ("cuda|cpu|xpu|npu|mps|hpu|mlu|sdaa|supa|klxpu", "cuda or cpu"),
+    "DS_ACCELERATOR": ("cuda|cpu", "cuda or cpu"),
 }
 _LOWER = {
     "art-encoder": "--batch-size, --image-size or --workers",

@@ -31,6 +31,15 @@ def test_two_ranks_on_one_gpu_and_a_rank_without_one_are_told() -> None:
         check_devices([("gpu-a", "n1"), ("cpu", "n2")])
 
 
+def test_deepspeed_is_not_told_to_look_for_a_gpu_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("DS_ACCELERATOR", "cuda")
+    with pytest.raises(UserError, match="environment: DS_ACCELERATOR=cuda, and no GPU is found here; unset it, or"):
+        distributed.rank_device(0)
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    assert distributed.rank_device(0) == torch.device("cpu")
+
+
 @pytest.mark.parametrize(("count", "local_rank", "index"), [(1, 0, 0), (1, 3, 0), (4, 3, 3)])
 def test_a_task_that_sees_one_gpu_takes_it_whatever_its_local_rank(
     monkeypatch: pytest.MonkeyPatch, count: int, local_rank: int, index: int

@@ -274,7 +274,7 @@ def test_a_rank_whose_peer_is_gone_says_so_in_one_line(
         ("HF_HUB_ETAG_TIMEOUT", "soon"), ("HF_HUB_DOWNLOAD_TIMEOUT", "x"), ("HF_HUB_DOWNLOAD_TIMEOUT", ""),
         ("HF_HUB_DOWNLOAD_TIMEOUT", "1.5"), ("HF_ENDPOINT", "http://[::bad"), ("HF_ENDPOINT", "http://127.0.0.1:99999"),
         ("HF_ENDPOINT", "ftp://x"), ("HF_ENDPOINT", "nonsense"), ("TORCH_DISTRIBUTED_DEBUG", "LOUD"),
-        ("DS_ACCELERATOR", "banana"),
+        ("DS_ACCELERATOR", "banana"), ("DS_ACCELERATOR", "xpu"),
     ],
 )  # fmt: skip
 def test_a_variable_that_a_library_would_die_of_is_named(name: str, text: str) -> None:
