@@ -63,6 +63,10 @@ def check_plan_file(path: str | None) -> None:
         raise UserError(f"--write {printable(path)}: no such file; give an existing YAML file, to put the choice into")
     check_writable(Path(path), f"--write {printable(path)}")
 
+    from artkv.config.editing import check_is_config
+
+    check_is_config(Path(path), "--write")
+
 
 def png_path(text: str) -> str:
     """The path of a PNG."""

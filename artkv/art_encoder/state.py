@@ -82,9 +82,11 @@ def load_state(path: Path, run: Mapping[str, Any], learnt: Learnt) -> tuple[Stan
         check_regular(path)
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
-            if not {"run", "progress"} <= metadata.keys():
-                told = "is no state of artkv art-encoder; move it elsewhere, or give another --output-dir"
-                raise UserError(f"{path}: {told}")
+            if not {"run", "progress"} & metadata.keys():
+                raise UserError(
+                    f"{path}: is not what artkv art-encoder keeps of a training; move it away, or give another "
+                    "--output-dir"
+                )
             saved_run, saved = parse_json(metadata["run"]), parse_json(metadata["progress"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         _check_same_run(path, run, saved_run)

@@ -6,11 +6,29 @@ from pathlib import Path
 
 import yaml
 
+from artkv.config.schema import Config
 from artkv.config.yaml_text import dump_yaml, parse_yaml, read_text
 from artkv.errors import UserError
 from artkv.files import told, write_whole
 
 Scalar = str | int | bool | None
+
+
+def check_is_config(path: Path, place: str) -> None:
+    """Raises `UserError` where a file holds anything but sections of settings; what it holds would be ruined.
+
+    place: what named the file, such as an option.
+    """
+    tree = parse_yaml(read_text(path, place), path, place)
+    if unknown := [key for key in tree if key not in Config.model_fields]:
+        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+        listed = ", ".join(f"{key!r:.80}" for key in unknown[:3])
+        raise UserError(
+            f"{place} {path}: holds {listed}{more}, so it is no config of artkv; give a config, to put the choice into"
+        )
+    for key, value in tree.items():
+        if value is not None and not isinstance(value, dict):
+            raise UserError(f"{place} {path}: {key} = {value!r:.80}: is a section; give keys under it")
 
 
 def write_settings(path: Path, settings: Mapping[str, Scalar]) -> bool:

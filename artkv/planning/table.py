@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from artkv.config import Config, load_config
+from artkv.config import Config
 from artkv.config.editing import write_settings, yaml_scalar
 from artkv.config.sizes import parse_size
 from artkv.errors import UserError
@@ -35,8 +35,6 @@ _PART_NAMES = {
 def run(config: Config, options: argparse.Namespace) -> None:
     """Prints the plan of `config` with the options of `artkv plan`, and writes its choice down where that is wanted."""
     path = None if options.write is None else options.write or options.config
-    if path is not None:
-        _check_is_config(path)
     memory_bytes = None if options.gpu_memory is None else _gpu_memory_bytes(options.gpu_memory)
     gpu = options.gpu
     if gpu is None and memory_bytes is None:
@@ -49,17 +47,6 @@ def run(config: Config, options: argparse.Namespace) -> None:
         raise UserError(f"--write {path}: there is no choice to write; give --gpu-memory, or more of it")
     kept = write_settings(Path(path), found.recommendation.settings)
     print(f"\nwritten into {path}{'' if kept else '; its comments are lost'}")
-
-
-def _check_is_config(path: str) -> None:
-    """Raises `UserError` for a file of something else, which settings would ruin: a sweep's, a model's, a run's."""
-    try:
-        load_config(path)
-    except UserError as error:
-        what, *more = str(error).splitlines()
-        raise UserError(
-            f"--write {path}: holds no config of artkv ({' '.join([what, *more[:1]])[:300]}); give the file of one"
-        ) from None
 
 
 def _own_gpu() -> tuple[str | None, int | None]:

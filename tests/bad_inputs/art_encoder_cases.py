@@ -56,6 +56,7 @@ def state(run: object, progress: object, **tensors: torch.Tensor) -> Prepare:
 
 ROWS = "A/0.png,a,x\nA/2.png,a,y\nB/1.png,b,x\nB/3.png,b,y\n"
 HEADS = ("--heads", "style,genre")
+NO_STATE = ("{folder}/out/state.safetensors: is not what artkv art-encoder keeps", "move it away, or give another")
 DAMAGED = ("{folder}/out/state.safetensors is damaged", "delete it and start again")
 
 ART_ENCODER = Area(
@@ -224,10 +225,15 @@ ART_ENCODER = Area(
             (
                 "whose state is of something else",
                 resumed(lambda out: save_file({"x": torch.zeros(1)}, out / "state.safetensors")),
-                ("state.safetensors: is no state of artkv art-encoder; move it elsewhere, or give another",),
+                NO_STATE,
             ),
             ("whose state's records are lists", resumed(state([], [])), DAMAGED),
             ("whose state lacks the settings", resumed(state({}, {})), DAMAGED),
+            (
+                "whose state is an adapter",
+                resumed(lambda out: save_file({"kv.x": torch.zeros(1)}, out / "state.safetensors", {"format": "pt"})),
+                NO_STATE,
+            ),
             (
                 "whose state is of other settings",
                 resumed(state({"settings": {"epochs": 1}, "data": "x"}, {})),

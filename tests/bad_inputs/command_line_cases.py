@@ -149,20 +149,28 @@ COMMAND_LINE = Area(
         *(
             BadInput(
                 f"{what} to write the plan into",
-                lambda place, text=text, name=name: [
+                lambda place, text=text: [
                     "plan",
                     "--gpu-memory",
                     "8GiB",
                     "--write",
-                    str(place.write(name, text)),
+                    str(place.write("other.json", text)),
                 ],
-                (f"{name}: holds no config of artkv (", key, "; give the file of one"),
+                ("--write {folder}/other.json", says),
             )
-            for what, name, text, key in [
-                ("a run's status", "status.json", '{"format_version": 2, "state": "done"}', "format_version"),
-                ("a model's config", "config.json", '{"model_type": "blip-2", "text_config": {}}', "model_type"),
-                ("a sweep", "sweep.yaml", "config: my.yaml\ngrid: {training.seed: [1, 2]}\n", "config"),
-                ("a table", "train.csv", "image,question,answer\n1.png,What?,oil\n", "holds str"),
+            for what, text, says in [
+                (
+                    "a run's status",
+                    '{"format_version": 1, "state": "x"}',
+                    "holds 'format_version', 'state', so it is no",
+                ),
+                (
+                    "a sweep",
+                    "config: a.yaml\ngrid: {training.seed: [1]}\n",
+                    "so it is no config of artkv; give a config",
+                ),
+                ("a table", "image,question\na.png,Who?\n", "holds str, expected keys such as 'model:'"),
+                ("a list for a section", "training: [1]\n", ": training = [1]: is a section; give keys under it"),
             ]
         ),
         BadInput(

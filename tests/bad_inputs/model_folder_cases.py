@@ -246,7 +246,7 @@ MODEL_FOLDERS = Area(
         BadInput(
             "text_config that is text",
             value("config.json", "text_config", to="opt"),
-            ("config.json: cannot be read (", "put BLIP-2's there"),
+            ("config.json: has no object for text_config", "put the model's own there"),
         ),
         BadInput(
             "NaN in a config.json",
@@ -301,7 +301,7 @@ MODEL_FOLDERS = Area(
         BadInput(
             "a tokenizer.json of something else",
             text("tokenizer.json", '{"version": "1.0"}'),
-            ("blip2: the tokenizer: cannot be read (", "put OPT's tokenizer files there"),
+            ("blip2/tokenizer.json: lacks added_tokens and model", "put OPT's tokenizer files there"),
         ),
         BadInput(
             "a tokenizer_config.json that is a number",

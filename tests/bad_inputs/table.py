@@ -15,6 +15,7 @@ from tests.bad_inputs.injection_cases import INJECTION
 from tests.bad_inputs.kind_cases import KINDS
 from tests.bad_inputs.launch_cases import LAUNCH
 from tests.bad_inputs.model_folder_cases import MODEL_FOLDERS
+from tests.bad_inputs.model_settings_cases import MODEL_SETTINGS
 from tests.bad_inputs.other_weight_cases import OTHER_WEIGHTS
 from tests.bad_inputs.output_cases import PLACES
 from tests.bad_inputs.picture_cases import PICTURES
@@ -40,6 +41,7 @@ AREAS: list[Area] = [
     WEIGHTS,
     KINDS,
     OTHER_WEIGHTS,
+    MODEL_SETTINGS,
     ENCODERS,
     OUTPUT,
     STATUS,

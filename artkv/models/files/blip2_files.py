@@ -21,7 +21,7 @@ from artkv.models.files import foreign_files
 from artkv.models.files.foreign_files import check_is_there, check_regular, expanded, read_object, told_as
 from artkv.models.files.hub import SETTINGS_FILES, local_folder
 from artkv.models.files.lavis_files import IMAGE_MEAN, IMAGE_STD, LN_VISION_EPS, LavisSource, lavis_config
-from artkv.models.files.model_configs import check_agreement, check_layers, check_settings_files
+from artkv.models.files.model_configs import check_agreement, check_layers, check_settings_files, check_tokenizer_files
 from artkv.models.files.tokenizer_digest import tokenization_digest
 from artkv.models.files.weight_files import TOKENIZATION, TensorSource, digests, open_weights
 
@@ -276,6 +276,7 @@ def _load_tokenizer(folder: Path, config: Any) -> Any:
     for name in ("tokenizer.json", "vocab.json", "merges.txt"):
         if os.path.lexists(folder / name):  # transformers tells a file that may not be read as one of another kind
             check_regular(folder / name, folder / name, "put OPT's tokenizer files there")
+    check_tokenizer_files(folder, "put OPT's tokenizer files there")
     with told_as(f"{folder}: the tokenizer", "put OPT's tokenizer files there"):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         tokenizer.get_vocab(), tokenizer("a\nb", add_special_tokens=False)  # what would fail later, fails here
@@ -299,6 +300,8 @@ def _image_settings(folder: Path, vit_size: int) -> ImageSettings:
     if not os.path.lexists(path):
         raise UserError(f"{folder}: no preprocessor_config.json of a BlipImageProcessor; put the model's there")
     check_regular(path, path, "put the model's own there")
+    if "size" not in read_object(path, "put the model's own there"):  # transformers would take another model's
+        raise UserError(f"{path}: has no size of the ViT's pictures; put the model's own there")
     with told_as(path, "put the model's own there"):
         processor: Any = BlipImageProcessor.from_pretrained(folder, trust_remote_code=False)
         height, width = processor.size["height"], processor.size["width"]
@@ -322,6 +325,12 @@ def _normalisation(mean: Any, std: Any) -> tuple[tuple[float, float, float], tup
             raise ValueError(f"its {name} is {values!r:.100}, expected three numbers")
     if min(std) <= 0:
         raise ValueError(f"its std is {std!r:.100}, expected three numbers above 0")
+    for name, values in (("mean", mean), ("std", std)):
+        if min(values) < 0 or max(values) > 1:
+            told = (
+                "of pixels from 0 to 1 it has numbers of 0 to 1, and of pixels from 0 to 255 it is to be divided by 255"
+            )
+            raise ValueError(f"its {name} is {values!r:.100}: {told}")
     return tuple(mean), tuple(std)  # type: ignore[return-value]
 
 

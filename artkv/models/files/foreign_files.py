@@ -36,6 +36,8 @@ def told_as(place: object, remedy: str) -> Iterator[None]:
 def reason_of(error: BaseException) -> str:
     """What a library says is wrong, on one line, without its advice to trust a file."""
     text = printable(" ".join(str(error).split()))
+    if text and isinstance(error, KeyError):  # which is told by the key alone
+        text = f"the key {text} is missing or unknown"
     sentences = [s for s in re.split(r"(?<=[.!?:]) ", text) if not re.search("weights_only|trust_remote_code", s)]
     text = " ".join(sentences)
     return (text if len(text) <= _MOST_REASON else f"{text[:_MOST_REASON]}...") or type(error).__name__

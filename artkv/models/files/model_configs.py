@@ -53,9 +53,27 @@ def check_settings_files(folder: Path, setting: str) -> None:
                     "be a model of transformers itself, such as Salesforce/blip2-opt-2.7b"
                 )
             if name == "config.json":
+                _check_parts(tree, path, remedy)
                 check_sizes(tree, path, remedy)
                 check_is_plain(tree, path)
                 check_tokens(tree, path, remedy)
+
+
+def check_tokenizer_files(folder: Path, remedy: str) -> None:
+    """Raises a `UserError` for a tokenizer's files that lack what its library tells by one word, or not at all."""
+    path = folder / "tokenizer.json"
+    if not os.path.lexists(path):
+        if not os.path.lexists(folder / "merges.txt"):
+            raise UserError(f"{shown(folder)}: has vocab.json without merges.txt, which belongs to it; {remedy}")
+        return
+    tree = read_object(path, remedy)
+    model = tree.get("model")
+    lacking = [
+        *(name for name, kind in (("added_tokens", list), ("model", dict)) if not isinstance(tree.get(name), kind)),
+        *(["model.vocab"] if isinstance(model, dict) and not isinstance(model.get("vocab"), dict | list) else []),
+    ]
+    if lacking:
+        raise UserError(f"{shown(path)}: lacks {' and '.join(lacking)}, which a tokenizer.json has; {remedy}")
 
 
 def check_sizes(tree: dict[str, Any], path: Path, remedy: str) -> None:
@@ -114,6 +132,15 @@ def check_layers(config: Any, names: list[str], place: Path) -> None:
                 f"{shown(place)}: {part}.num_hidden_layers = {layers:,}: the weights have {len(names):,} tensors in "
                 "all; put the config there that belongs to them"
             )
+
+
+def _check_parts(tree: dict[str, Any], path: Path, remedy: str) -> None:
+    """Raises a `UserError` where BLIP-2's config lacks a part, which transformers fills with another model's sizes."""
+    if tree.get("model_type") != "blip-2":
+        return
+    lacking = [name for name in _PARTS if not isinstance(tree.get(name), dict)]
+    if lacking:
+        raise UserError(f"{shown(path)}: has no object for {', '.join(lacking)}; {remedy}")
 
 
 def check_agreement(config: Any, place: object, written: dict[str, Any] | None = None) -> None:

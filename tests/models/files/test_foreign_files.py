@@ -132,4 +132,5 @@ def test_a_librarys_advice_to_trust_a_file_is_left_out() -> None:
     )
     assert reason_of(advice) == "It is broken. Read on."
     assert reason_of(KeyError()) == "KeyError"
+    assert reason_of(KeyError("vocab")) == "the key 'vocab' is missing or unknown"
     assert len(reason_of(ValueError("x" * 5000))) < 400
