@@ -97,7 +97,7 @@ def _resolve(values: Any, section: str, kind: tuple[str, str], base: Path) -> No
     if not text.strip():
         or_none = ", or null for none" if place in _NONE_TAKEN else ""
         raise UserError(f"{place} = {text!r:.200}: is empty; give {_WHAT.get(place, 'a path')}{or_none}")
-    if _ADDRESS.match(text) and kind != ("model", "blip2"):  # which the hub's own addresses are looked for in
+    if _ADDRESS.match(text) and kind not in (("model", "blip2"), ("model", "opt")):  # whose may be of the hub
         raise UserError(
             f"{place} = {text!r:.200}: is an address, and artkv fetches nothing from it; fetch the files, and give "
             f"{_WHAT.get(place, 'a path')}"

@@ -258,7 +258,11 @@ YAML = Area(
                     "dataset: {train: 'https://example.org/train.csv'}",
                     "dataset.train = 'https://example.org/train.csv': is an address, and artkv fetches nothing from it",
                 ),
-                ("an address for a model", "model: {blip2: 's3://b/blip2'}", "give a hub id or a path"),
+                (
+                    "an address for a model",
+                    "model: {blip2: 's3://b/blip2'}",
+                    "no such folder, and no hub id; give an id such as",
+                ),
                 (
                     "an address for a run",
                     "run: {output_dir: 'gs://b/run'}",
