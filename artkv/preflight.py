@@ -25,7 +25,7 @@ from artkv.models.backbone.backends import open_backbone, resolve_dtype
 from artkv.models.backbone.blip2_backbone import RESIDENT
 from artkv.models.files.hub import local_folder, moving_revision
 from artkv.monitoring.trackers import check_trackers
-from artkv.reading import printable
+from artkv.reading import check_regular, printable, remedy_for
 from artkv.run_folder.output_folder import check_output_folder
 from artkv.run_folder.separation import check_is_apart
 from artkv.session import Session, csv_path, pictures_folder, training_splits
@@ -106,7 +106,10 @@ def _check_splits(session: Session) -> list[str]:
 
 def _check_data(session: Session, tables: dict[str, QuestionTable], note: Callable[[str], None]) -> list[str]:
     config = session.config
-    images = ImageIndex(pictures_folder(config.dataset), config.dataset.max_pixels)
+    try:
+        images = ImageIndex(pictures_folder(config.dataset), config.dataset.max_pixels)
+    except UserError as error:  # which is no reason to tell of the tables only the next time
+        return [str(error), *_unreadable_tables(config)]
     if images.unreadable:
         note(f"{len(images.unreadable)} folders below {images.root} are not listed: {images.unreadable[0]}")
     form = TableForm.of(config.dataset)
@@ -125,6 +128,20 @@ def _check_data(session: Session, tables: dict[str, QuestionTable], note: Callab
             if not checked.problems:
                 checked.keep(images, form)
     return obstacles
+
+
+def _unreadable_tables(config: Config) -> list[str]:
+    """A line for each table that is no file, or may not be read."""
+    problems = []
+    for split in SPLITS:
+        path = getattr(config.dataset, split)
+        try:
+            if path is not None:
+                check_regular(path)
+        except OSError as error:
+            remedy = remedy_for(error, "give the path of a CSV file")
+            problems.append(f"dataset.{split}: {printable(path)}: cannot be read ({error.strerror}); {remedy}")
+    return problems
 
 
 def _note_shared_pictures(tables: Mapping[str, QuestionTable], note: Callable[[str], None]) -> None:

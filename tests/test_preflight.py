@@ -53,6 +53,19 @@ def test_texts_with_a_lost_character_are_noted_and_stop_nothing(tiny_config: Con
     ]
 
 
+def test_a_wrong_image_root_hides_no_table_that_cannot_be_read(tiny_config: Config, tmp_path: Path) -> None:
+    settings = [
+        f"dataset.image_root={tmp_path / 'none'}",
+        f"dataset.train={tmp_path}",
+        f"dataset.val={tmp_path}/no.csv",
+    ]
+    told = "\n".join(find_obstacles(override_config(tiny_config, settings), lambda note: None))
+    assert f"dataset.image_root {tmp_path / 'none'}" in told
+    assert f"dataset.train: {tmp_path}: cannot be read (is a folder" in told
+    assert f"dataset.val: {tmp_path}/no.csv: cannot be read (No such file" in told
+    assert told.count("give the path of a CSV file") == 2
+
+
 def test_lavis_files_are_checked_like_a_folder(
     tiny_config: Config, tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:

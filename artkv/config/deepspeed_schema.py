@@ -124,6 +124,7 @@ _STAGE_3 = "is of ZeRO's stage 3, and artkv trains with stage 2; leave it out"
 UNSUPPORTED = {
     "scheduler": "artkv's schedule is warm-up and linear decay by training.warmup_steps and training.num_epochs; leave "
     "it out",
+    "deepspeed": "the settings stand at the top of the file; take them out of it",
     "bfloat16": "unknown key; did you mean 'bf16'?",
     "activation_checkpointing": "training.activation_checkpointing of the YAML settles it; leave it out",
     "gradient_allreduce_op": "artkv weighs each answer token alike, which needs DeepSpeed's mean; leave it out",

@@ -146,37 +146,23 @@ COMMAND_LINE = Area(
             lambda place: ["plan", "--gpu-memory", "8GiB", "--write", "none.yaml"],
             ("--write none.yaml: no such file; give an existing YAML file",),
         ),
-        *(
-            BadInput(
-                f"{what} to write the plan into",
-                lambda place, text=text: [
-                    "plan",
-                    "--gpu-memory",
-                    "8GiB",
-                    "--write",
-                    str(place.write("other.json", text)),
-                ],
-                ("--write {folder}/other.json", says),
-            )
-            for what, text, says in [
-                (
-                    "a run's status",
-                    '{"format_version": 1, "state": "x"}',
-                    "holds 'format_version', 'state', so it is no",
-                ),
-                (
-                    "a sweep",
-                    "config: a.yaml\ngrid: {training.seed: [1]}\n",
-                    "so it is no config of artkv; give a config",
-                ),
-                ("a table", "image,question\na.png,Who?\n", "holds str, expected keys such as 'model:'"),
-                ("a list for a section", "training: [1]\n", ": training = [1]: is a section; give keys under it"),
-            ]
-        ),
         BadInput(
             "no file to write the plan into",
             lambda place: ["plan", "--gpu-memory", "8GiB", "--write"],
             ("--write: names no file, and --config is not given; give one of them",),
+        ),
+        usage(
+            "an option with one dash",
+            "check",
+            "-config",
+            "x",
+            says=("-config: options have two dashes; write --config",),
+        ),
+        usage(
+            "an option's value with one dash",
+            "train",
+            "-set=a.b=c",
+            says=("options have two dashes; write --set=a.b=c",),
         ),
         usage("no paintings", "plan", "--paintings", "0", says=("--paintings", "whole number")),
         BadInput(

@@ -46,6 +46,11 @@ ZERO = "zero_optimization"
 DEEPSPEED = Area(
     "DeepSpeed's file",
     [
+        BadInput(
+            "settings in a section called deepspeed",
+            content(json.dumps({"deepspeed": LEAST})),
+            ("zero_optimization: is missing; give it, with keys such as stage", "stand at the top of the file; take"),
+        ),
         case(f"{ZERO}.reduce_bucket_size", -1, "give elements"),
         case(f"{ZERO}.reduce_bucket_size", "5e8", "give elements"),
         case(f"{ZERO}.reduce_bucket_size", 0.5, "give elements"),

@@ -19,6 +19,7 @@ from tests.bad_inputs.model_settings_cases import MODEL_SETTINGS
 from tests.bad_inputs.other_weight_cases import OTHER_WEIGHTS
 from tests.bad_inputs.output_cases import PLACES
 from tests.bad_inputs.picture_cases import PICTURES
+from tests.bad_inputs.plan_file_cases import PLAN_FILES
 from tests.bad_inputs.run_folder_cases import OUTPUT, STATUS
 from tests.bad_inputs.set_cases import SET
 from tests.bad_inputs.shard_cases import SHARDS
@@ -42,6 +43,7 @@ AREAS: list[Area] = [
     KINDS,
     OTHER_WEIGHTS,
     MODEL_SETTINGS,
+    PLAN_FILES,
     ENCODERS,
     OUTPUT,
     STATUS,

@@ -175,6 +175,17 @@ def _check_archive(path: Path, place: str) -> None:
     """Refuses compressed parts, which `torch.save` never makes, and which may unpack to fill the memory."""
     with zipfile.ZipFile(path) as archive:
         parts = archive.infolist()
+    names = [part.filename for part in parts]
+    if any("/code/" in name or name.endswith("/constants.pkl") for name in names):
+        raise UserError(
+            f"{place}: is TorchScript, which holds code; not read, have the tensors saved alone, with "
+            "torch.save(model.state_dict(), ...)"
+        )
+    if not any(name.endswith("data.pkl") for name in names):
+        held = f"it holds {shown(names[0])}" if names else "it is empty"
+        raise UserError(
+            f"{place}: is a zip archive, and none of torch.save ({held}); unpack it, and give what belongs here"
+        )
     if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
         raise UserError(f"{place}: its parts are compressed, as torch.save never does; not read, save it anew")
 

@@ -143,6 +143,20 @@ def test_compressed_parts_are_refused(tmp_path: Path) -> None:
         read_pickle(bomb)
 
 
+def test_an_archive_of_something_else_is_told(tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), str(tmp_path / "script.pth"))
+    with pytest.raises(
+        UserError, match=r"is TorchScript, which holds code; not read, .*torch\.save\(model\.state_dict"
+    ):
+        read_pickle(tmp_path / "script.pth")
+    with zipfile.ZipFile(tmp_path / "table.pth", "w", zipfile.ZIP_DEFLATED) as target:
+        target.writestr("train.csv", "image,question\n")
+    with pytest.raises(
+        UserError, match=r"is a zip archive, and none of torch\.save \(it holds train\.csv\); unpack it"
+    ):
+        read_pickle(tmp_path / "table.pth")
+
+
 def test_nothing_is_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.pth")
     os.symlink("loop.pth", tmp_path / "loop.pth")
