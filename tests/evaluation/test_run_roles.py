@@ -83,7 +83,7 @@ def test_what_cannot_be_compared_is_refused_with_the_remedy(runs: list[Run], mes
 
 
 def test_a_runs_folder_is_opened_and_no_other(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="contrl: is no run's folder, there is nothing of that name; give a run"):
+    with pytest.raises(UserError, match="contrl: no such folder; give the run.output_dir"):
         open_run(tmp_path / "contrl")
     with pytest.raises(UserError, match="is no run's folder, there is no config.yaml in it; give a run.output_dir"):
         open_run(tmp_path)
