@@ -12,6 +12,12 @@ SETTINGS_FILES = ["*.json", "*.txt", "*.model"]
 
 # Few are without a user's name, such as gpt2.
 _HUB_ID = re.compile(rf"{PART}(/{PART})?")
+# What a repository of BLIP-2 must have at least, by its names of files.
+_PARTS = {
+    "config.json": ("config.json",),
+    "weights (*.safetensors, or *.bin)": ("*.safetensors", "*.bin"),
+    "a tokenizer (tokenizer.json, or vocab.json)": ("tokenizer.json", "vocab.json"),
+}
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -44,17 +50,24 @@ def local_folder(name: str, setting: str, revision: str | None = None) -> Path:
         )
     from huggingface_hub import snapshot_download
 
+    at = "" if revision is None else f" at model.revision = {revision!r}"
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*SETTINGS_FILES, "*.safetensors"]))
         if not any(folder.glob("*.safetensors")):  # a repository may hold the weights in both formats
             folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*SETTINGS_FILES, "*.bin"]))
-        return folder
     except Exception as error:
-        at = "" if revision is None else f" at model.revision = {revision!r}"
         raise UserError(
             f"{setting} = {name!r}{at}: no such folder, and not to be had from the hub: "
             f"{why_not_from_hub(error, revision)}; or download it and give its folder"
         ) from None
+    # Told here, where the id is known, and not the cache's folder alone. Of OPT less may do.
+    lacks = [what for what, patterns in _PARTS.items() if not any(any(folder.glob(one)) for one in patterns)]
+    if lacks and setting == "model.blip2":
+        raise UserError(
+            f"{setting} = {name!r}{at}: the hub has it, without {' and without '.join(lacks)}; give the id of a whole "
+            "model, such as Salesforce/blip2-opt-2.7b, or a folder"
+        )
+    return folder
 
 
 def moving_revision(revision: str | None, folder: Path) -> str | None:

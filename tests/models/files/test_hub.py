@@ -18,7 +18,8 @@ def test_the_revision_is_asked_of_the_hub(tmp_path: Path, monkeypatch: pytest.Mo
     def snapshot_download(name: str, revision: str | None, allow_patterns: list[str]) -> str:
         asked.append((name, revision))
         (tmp_path / COMMIT).mkdir(exist_ok=True)
-        (tmp_path / COMMIT / "model.safetensors").touch()
+        for file in ("config.json", "model.safetensors", "tokenizer.json"):
+            (tmp_path / COMMIT / file).touch()
         assert not any(pattern.endswith(".py") for pattern in allow_patterns)
         return str(tmp_path / COMMIT)
 
@@ -27,6 +28,28 @@ def test_the_revision_is_asked_of_the_hub(tmp_path: Path, monkeypatch: pytest.Mo
     for revision in ("v1", COMMIT, None):
         assert local_folder("some/model", "model.blip2", revision) == tmp_path / COMMIT
     assert asked == [("some/model", "v1"), ("some/model", COMMIT), ("some/model", None)]
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        (["config.json", "tokenizer.json"], r"without weights \(\*\.safetensors, or \*\.bin\); give the id of a whole"),
+        (["config.json", "pytorch_model.bin"], r"without a tokenizer \(tokenizer\.json, or vocab\.json\); give"),
+        (["README.md"], r"without config\.json and without weights .* and without a tokenizer"),
+    ],
+)
+def test_what_a_repository_lacks_is_told_by_its_id(
+    files: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = tmp_path / COMMIT
+    cached.mkdir()
+    for file in files:
+        (cached / file).touch()
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(cached))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=rf"^model\.blip2 = 'some/model': the hub has it, {told}"):
+        local_folder("some/model", "model.blip2")
+    assert local_folder("some/model", "model.opt") == cached
 
 
 def test_a_branch_moves_and_a_commit_does_not(tmp_path: Path) -> None:
