@@ -488,7 +488,7 @@ def test_help_imports_nothing_that_takes_time(verb: str | None) -> None:
         ("check --config nowhere.yaml", 1, "config nowhere.yaml: cannot be read"),
         ("plan --config nowhere.yaml", 1, "config nowhere.yaml: cannot be read"),
         ("evaluate --checkpoint nowhere", 1, "nowhere: no checkpoint there"),
-        ("compare nowhere", 1, "nowhere: is no run's folder"),
+        ("compare nowhere", 1, "nowhere: no such folder"),
         ("ask --checkpoint nowhere x.png What?", 1, "nowhere: no checkpoint there"),
         ("serve --checkpoint nowhere", 1, "nowhere: no checkpoint there"),
         ("export --checkpoint nowhere --format adapter --output x", 1, "nowhere: no checkpoint there"),
