@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
@@ -129,6 +130,7 @@ def test_unknown_shapes_are_the_users_error(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config\.json: cannot be read"):
         read_blip2_config(ModelConfig(blip2=str(tmp_path)))
-    (tmp_path / "config.json").write_text('{"model_type": "blip-2", "text_config": {"model_type": "t5"}}')
+    parts = {"vision_config": {}, "qformer_config": {}, "text_config": {"model_type": "t5"}}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "blip-2", **parts}))
     with pytest.raises(UserError, match="is blip-2 with t5, expected"):
         read_blip2_config(ModelConfig(blip2=str(tmp_path)))

@@ -79,7 +79,7 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpa
         (b"", "an empty file"),
         (
             b"<html>404</html>",
-            r"not a picture of a known format \(JPEG, PNG, .*\); convert it to one, or replace the file",
+            r"is a web page, and no picture of a known format \(JPEG, PNG, .*\); convert it to one, or replace",
         ),
         (EPS, "not a picture of a known format"),  # which PIL would have Ghostscript run
         (png_of(8, 8), "damaged .*; replace the file"),
