@@ -153,12 +153,12 @@ def _read_file(path: Path) -> SweepFile:
             raise UserError(f"sweep {path}: {key} is empty; give a path")
     for where, settings in [*(("grid", grid) for grid in file.grid), *(("runs", settings) for settings in file.runs)]:
         for key in settings:
-            if key != key.strip() or unseen_character(key) is not None:
-                unseen = unseen_character(key) or "a blank at its end or start"
+            if key != key.strip():
                 raise UserError(
-                    f"sweep {path}: {where}: the key {key!r:.80} holds {unseen}; write {printable(key.strip())!r:.80}"
+                    f"sweep {path}: {where}: the key {key!r:.80} holds a blank at its end or start; write "
+                    f"{printable(key.strip())!r:.80}"
                 )
-            if (foreign := foreign_character(key)) is not None:
+            if (foreign := unseen_character(key) or foreign_character(key)) is not None:
                 raise UserError(
                     f"sweep {path}: {where}: the key {key!r:.80} holds {foreign}, which no key has; type it anew"
                 )
