@@ -82,7 +82,10 @@ def test_keys_that_end_alike_are_told_apart(tmp_path: Path) -> None:
             'grid: {"training.seed ": [1]}\n',
             "grid: the key 'training.seed ' holds a blank at its end or start; write 'training.seed'",
         ),
-        ('runs: [{"training.se\\u200bed": 1}]\n', r"runs: the key 'training.se\\u200bed' holds U\+200B .*; type it anew"),
+        (
+            'runs: [{"training.se\\u200bed": 1}]\n',
+            r"runs: the key 'training.se\\u200bed' holds U\+200B .*; type it anew",
+        ),
         (
             "grid:\n  \u201ctraining.seed\u201d: [1]\n",
             r"grid: the key '\u201ctraining.seed\u201d' holds '\u201c', U\+201C \(LEFT DOUBLE QUOTATION MARK\)",
