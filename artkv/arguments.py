@@ -35,12 +35,14 @@ def parse_arguments(given: Sequence[str]) -> argparse.Namespace:
             parser.error(f"{given[0]} stands before the verb; give the verb first: artkv {later} {given[0]} ...")
         hint = f"did you mean {near[0]!r}?" if near else "see artkv --help"
         parser.error(f"no verb {chosen!r} among {', '.join(VERBS)}; {hint}")
-    if chosen is not None:
+    own = itertools.takewhile(lambda word: word != "--", given)  # another command's are behind it
+    one_dash = [word for word in own if re.match("-[a-z]{2}", word)]
+    if chosen is not None and one_dash:
         known_options = ArgumentParser(add_help=False)
         VERBS[chosen].add_options(known_options)
         known = re.findall(r"--[a-z][a-z-]+", known_options.format_help())
-        for word in itertools.takewhile(lambda word: word != "--", given):  # another command's are behind it
-            if re.match("-[a-z]{2}", word) and (meant := f"-{word}").split("=")[0] in known:
+        for word in one_dash:
+            if (meant := f"-{word}").split("=")[0] in known:
                 parser.error(f"{word}: options have two dashes; write {meant}")
     return parser.parse_args(given)
 

@@ -85,6 +85,11 @@ def no_text_kind(start: bytes) -> str | None:
     return kind_of_file(start) or ("binary data" if _is_binary(start) else None)
 
 
+def every_second_byte_is_nul(start: bytes) -> bool:
+    """Whether it begins as Latin letters do in UTF-16."""
+    return any(set(start[half:64:2]) == {0} for half in (0, 1))
+
+
 def _is_binary(start: bytes) -> bool:
     """Whether it has more control characters than a damaged text has, and is not UTF-8 either."""
     try:
@@ -93,7 +98,7 @@ def _is_binary(start: bytes) -> bool:
     except UnicodeDecodeError as error:
         if error.start > len(start) - 7:
             return False
-    if start.startswith(_UTF16) or any(set(start[half:64:2]) == {0} for half in (0, 1)):
+    if start.startswith(_UTF16) or every_second_byte_is_nul(start):
         return False  # a text in which NUL bytes are half of a character
     num_wrong = sum(byte in _NO_TEXT for byte in start)
     return num_wrong >= max(_FEWEST_OF_DATA, _LEAST_SHARE_OF_DATA * len(start))

@@ -122,6 +122,11 @@ def exists(path: Path) -> bool:
     return True
 
 
+def is_address(text: str) -> bool:
+    """Whether what was given as a path is one of the web, of a bucket or the like; `Path` leaves one slash of two."""
+    return re.match("[A-Za-z][A-Za-z0-9]{1,9}:/", text) is not None
+
+
 def whole_system(folder: Path) -> str | None:
     """What a folder is that no data lie in: the root of all, or what the kernel makes up; None for any other."""
     real = os.path.realpath(folder)

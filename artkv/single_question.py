@@ -12,7 +12,7 @@ from artkv.errors import UserError
 from artkv.failures import for_terminal
 from artkv.files import check_writable
 from artkv.given_checkpoints import open_given
-from artkv.reading import exists, printable
+from artkv.reading import exists, is_address, printable
 
 
 def check_picture(given: str, question: str) -> None:
@@ -23,7 +23,7 @@ def check_picture(given: str, question: str) -> None:
     place = f"IMAGE {printable(given)}"
     if given == "-":
         raise UserError(f"{place}: standard input is not read; save the picture as a file, and give its path")
-    if re.match("[A-Za-z][A-Za-z0-9]{1,9}:/", given):
+    if is_address(given):
         raise UserError(f"{place}: is an address, and none is fetched; save the picture as a file, and give its path")
     if os.path.isdir(given):
         raise UserError(f"{place}: is a folder; give the path of one picture in it")

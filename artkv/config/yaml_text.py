@@ -13,7 +13,7 @@ import yaml
 from yaml.constructor import ConstructorError
 
 from artkv.errors import UserError
-from artkv.file_kinds import no_text_kind
+from artkv.file_kinds import every_second_byte_is_nul, no_text_kind
 from artkv.reading import read_regular, remedy_for
 
 # A config has some thousand bytes, a sweep of ten thousand runs a million.
@@ -219,7 +219,7 @@ def read_text(path: Path, kind: str = "config") -> str:
     remedy = f"give an existing {kind} file"  # which an option, a sweep's file or a run's folder names
     try:
         data = read_regular(path, MOST_BYTES)
-        if len(data) > 3 and any(set(data[half:64:2]) == {0} for half in (0, 1)):
+        if len(data) > 3 and every_second_byte_is_nul(data):
             raise UserError(f"{kind} {path}: not UTF-8 text (every second byte is NUL, as in UTF-16); save it as UTF-8")
         if (other := no_text_kind(data)) is not None:
             raise UserError(f"{kind} {path}: is {other}, and no text; {remedy}, in YAML")

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import re
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +13,7 @@ from artkv.datasets.picture_files import index_of, open_picture_file, picture_by
 from artkv.datasets.problems import quoted
 from artkv.datasets.shards import folder_of_names, shards_in, shards_of
 from artkv.errors import UserError
-from artkv.reading import printable, remedy_for, whole_system
+from artkv.reading import is_address, printable, remedy_for, whole_system
 
 _MAX_PLACES_SHOWN = 5
 _MOST_FILES = 20_000_000
@@ -23,7 +22,6 @@ _ARCHIVES = (
     *SHARD_SUFFIXES, ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".zip", ".7z", ".rar",
     ".parquet", ".h5", ".hdf5", ".lmdb", ".mdb", ".tfrecord",
 )  # fmt: skip
-_ADDRESS = re.compile("[A-Za-z][A-Za-z0-9]{1,9}:/")
 
 
 class ImageIndex:
@@ -123,7 +121,7 @@ class ImageIndex:
         return len(contents) == 1
 
     def _remedy(self, name: str, relative: str) -> str:
-        if _ADDRESS.match(name):
+        if is_address(name):
             return "it is an address, and none is fetched; download the pictures, and give their names"
         if "\\" in name and (near := self._nearly(name.replace("\\", "/"))):
             return f"did you mean {quoted(near)}? folders stand before a '/', and none before a '\\'"

@@ -11,6 +11,7 @@ from artkv.config import ArtEncoderConfig, Config
 from artkv.errors import UserError
 from artkv.files import file_sha256, save_tensors, told
 from artkv.models.art_encoder import read_weights
+from artkv.models.files.blip2_files import BLIP2_OPT_2_7B
 from artkv.models.files.foreign_files import check_regular
 from artkv.models.files.hub import COMMIT
 from artkv.models.files.hub_failures import why_not_from_hub
@@ -34,8 +35,6 @@ from artkv.sharing.shared_files import (
     art_encoder_file,
     read_description,
 )
-
-_BLIP2 = "Salesforce/blip2-opt-2.7b"
 
 
 @dataclass(frozen=True)
@@ -166,7 +165,7 @@ def _base(config: Config, given: str | None) -> tuple[str, str | None]:
             "where no folder has that name"
         )
     if not HUB_ID.fullmatch(base) or ".." in base:
-        raise UserError(f"--base-model {base}: is no id of the hub; give one such as {_BLIP2}")
+        raise UserError(f"--base-model {base}: is no id of the hub; give one such as {BLIP2_OPT_2_7B}")
     revision = config.model.revision
     if revision is None or not COMMIT.fullmatch(revision):
         found = try_to_load_from_cache(base, "config.json", revision=revision) if "/" in base else None
@@ -193,12 +192,12 @@ def _check_base(description: Description, is_given: bool) -> None:
     if files and not any(file.endswith((".safetensors", ".bin", ".pth")) for file in files):
         raise UserError(
             f"{place}: holds no weights ({', '.join(sorted(files)[:5]):.200}); give the id of the frozen weights, such "
-            f"as {_BLIP2}"
+            f"as {BLIP2_OPT_2_7B}"
         )
     kind = (info.config or {}).get("model_type", "blip-2")
     if kind != "blip-2":
         raise UserError(
-            f"{place}: is {kind!r:.80}, expected blip-2; give the id of the frozen weights, such as {_BLIP2}"
+            f"{place}: is {kind!r:.80}, expected blip-2; give the id of the frozen weights, such as {BLIP2_OPT_2_7B}"
         )
 
 
