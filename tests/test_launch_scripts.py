@@ -124,6 +124,30 @@ def test_other_jobs_get_every_word_as_it_is(launch: Launch, script: str) -> None
     assert (str(launch.config) if script == "cache.sbatch" else "a b'") in given
 
 
+def test_a_sweeps_run_that_saves_as_soon_as_it_is_told_is_requeued(launch: Launch) -> None:
+    """Bash can lose the status of a program that ends while a signal ends the wait for it; ten times, as they race."""
+    signals_the_script_and_ends = """#!/bin/bash
+[ "$1" = -m ] || exit 0
+kill -TERM "$(awk '/^PPid/ {print $2}' /proc/$PPID/status)"
+exit 75
+"""
+    (launch.programs / "python").write_text(signals_the_script_and_ends)
+    for _ in range(10):
+        launch.told.unlink(missing_ok=True)
+        result = launch.run("sweep.sbatch", SWEEP="sweep.yaml", SLURM_ARRAY_TASK_ID="3")
+        assert result.returncode == 75, result.stderr
+        assert launch.given("scontrol", "requeue") == ["scontrol", "requeue", "7"]
+
+
+@pytest.mark.parametrize(("ending", "code"), [("exit 0", 0), ("exit 3", 3), ("kill -KILL $$", 137)])
+def test_a_sweeps_job_ends_as_its_run_does(launch: Launch, ending: str, code: int) -> None:
+    (launch.programs / "python").write_text(f'#!/bin/bash\n[ "$1" = -m ] || exit 0\necho "$*"\n{ending}\n')
+    result = launch.run("sweep.sbatch", "--debug", SWEEP="a sweep'.yaml", SLURM_ARRAY_TASK_ID="3")
+    assert result.returncode == code, result.stderr
+    assert result.stdout == "-m artkv sweep a sweep'.yaml --run 3 --debug\n"
+    assert not launch.told.exists()
+
+
 def test_several_nodes_refuse_what_pdsh_cannot_carry(launch: Launch, tmp_path: Path) -> None:
     hostfile = launch.root / "launch" / "hostfile"
     assert "hostfile: no such file; copy launch/hostfile.example" in launch.run("train_multinode.sh", "x").stderr
