@@ -55,6 +55,15 @@ def check_names_file(path: str, option: str) -> None:
         raise UserError(f"{f'{option} {printable(path)}'.strip():.300}: names a folder; give the name of a file")
 
 
+def check_export_output(path: str, format_name: str) -> None:
+    """Raises `UserError` for a file's name where the format is a folder, and a folder's where it is a file."""
+    if format_name != "transformers":
+        check_names_file(path, "--output")
+    elif path.endswith(".safetensors"):
+        what = "--format transformers writes a folder; give a folder's name, or another --format"
+        raise UserError(f"--output {printable(path):.300}: names a file, and {what}")
+
+
 def check_plan_file(path: str | None) -> None:
     """Raises `UserError` unless `artkv plan --write` can put its choice there; None: no file was named."""
     if path is None:

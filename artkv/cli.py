@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from artkv import shell
-from artkv.argument_values import check_names_file, check_plan_file
+from artkv.argument_values import check_export_output, check_plan_file
 from artkv.arguments import parse_arguments
 from artkv.failures import (
     DONE,
@@ -272,8 +272,7 @@ def cache(options: argparse.Namespace) -> int:
 
 def export(options: argparse.Namespace) -> int:
     """Writes a checkpoint for others to load."""
-    if options.format != "transformers":
-        check_names_file(options.output, "--output")
+    check_export_output(options.output, options.format)
     checkpoint, config = open_given(options, options.checkpoint)
 
     from artkv.export import export as write_export

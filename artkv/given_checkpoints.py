@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from artkv import shell
 from artkv.errors import UserError
 from artkv.failures import rank, tell
+from artkv.reading import printable
 
 if TYPE_CHECKING:  # a verb that opens none need not wait for them
     from artkv.config import Config
@@ -55,12 +56,19 @@ def _no_control(options: argparse.Namespace, given: str, config: "Config", its_c
 
 
 def open_given(options: argparse.Namespace, given: str) -> "tuple[Checkpoint, Config]":
-    """The checkpoint that an option means, and its config with --set; says on stderr which one it is."""
+    """The checkpoint that an option means, and its config with --set; says on stderr which one it is.
+
+    `UserError` for a setting that would put its answers elsewhere than beside their checkpoint.
+    """
     from artkv.config import override_config
     from artkv.run_folder.layout import BEST, best_checkpoint, checkpoints_newest_first
     from artkv.sharing.fetching import open_shared
 
-    checkpoint, sets = open_shared(given), list(options.set)
+    sets = list(options.set)
+    elsewhere = next((setting for setting in sets if setting.startswith("run.output_dir=")), None)
+    if elsewhere is not None:
+        raise UserError(f"--set {printable(elsewhere)}: is where a run trains, and its checkpoints stay; leave it out")
+    checkpoint = open_shared(given)
     if any(setting.startswith("model.blip2=") for setting in sets):
         sets.insert(0, "model.revision=null")  # of the one that is replaced
     config = override_config(checkpoint.config, sets)

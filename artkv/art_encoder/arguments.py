@@ -251,13 +251,14 @@ def settings_from_arguments(arguments: argparse.Namespace) -> ArtEncoderSettings
     except ValidationError as error:
         lines = []
         for problem in error.errors():
+            what = problem["msg"].removeprefix("Value error, ")
             name = str(problem["loc"][0]) if problem["loc"] else ""
             if name:
                 accepted = ArtEncoderSettings.model_fields[name].description
                 flag = f"--{name.replace('_', '-')}"
-                lines.append(f"{flag} {problem['input']!s:.200}: {problem['msg']}; it is: {accepted}")
+                lines.append(f"{flag} {problem['input']!s:.200}: {what}; it is: {accepted}")
             else:
-                lines.append(problem["msg"].removeprefix("Value error, "))
+                lines.append(what)
         raise UserError("art-encoder: " + "\n".join(lines)) from None
 
 

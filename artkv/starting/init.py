@@ -20,6 +20,7 @@ from artkv.models.files.hub import is_hub_id
 from artkv.models.files.hub_ids import did_you_mean
 from artkv.reading import kind_at, printable
 from artkv.starting.arguments import InitOptions
+from artkv.starting.art_encoder import art_encoder_at
 from artkv.starting.headers import CAPTIONS, NEEDED, OPTIONS, check_given, find_columns, others_like, why_no_questions
 from artkv.starting.questions import Question, have_own_ids, paintings, read_questions
 from artkv.starting.splits import by_split, share_out, split_of
@@ -63,8 +64,14 @@ def init(options: InitOptions) -> Report:
     images = max(indices, key=lambda images: _share(tables, images))
     questions, dropped = _read_all(by_split(tables), images, options, report)
     _tell_pictures(pictures, images, questions, report)
-    art = f"{printable(options.art_encoder)} was trained as efficientnet below says"
-    report.assumed.append(_NO_ART_ENCODER if options.art_encoder is None else art)
+    art_encoder = art_encoder_at(options.art_encoder)
+    if art_encoder.is_recorded:
+        report.found.append(
+            f"{printable(options.art_encoder)}: {art_encoder.architecture}, as its training recorded it"
+        )
+    else:
+        art = f"{printable(options.art_encoder)} was trained as efficientnet below says"
+        report.assumed.append(_NO_ART_ENCODER if options.art_encoder is None else art)
     form = None if dropped or "all" in questions else _common_form(list(by_split(tables).values()), questions, options)
     new: dict[str, list[Question]] = {}
     if form is None:
@@ -77,7 +84,7 @@ def init(options: InitOptions) -> Report:
         for path in paths.values():
             read_table(path, images, form)  # as a training will; whatever is wrong with it is told
     blip2 = _blip2(options.blip2, report)
-    start = Start(paths, form, images.root, blip2, options.art_encoder, report.found, report.assumed)
+    start = Start(paths, form, images.root, blip2, art_encoder, report.found, report.assumed)
     write_start(options.output, start, folder, new)
     return report
 

@@ -2,7 +2,6 @@
 
 import csv
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from artkv.datasets.table_form import TableForm
 from artkv.errors import UserError
 from artkv.files import remove, told, write_whole
 from artkv.reading import printable
+from artkv.starting.art_encoder import ArtEncoder
 from artkv.starting.questions import Question, have_own_ids
 from artkv.starting.survey import ORIGIN, ORIGIN_BEGINS
 
@@ -31,7 +31,7 @@ class Start:
     form: TableForm
     images: Path
     blip2: str | Path
-    art_encoder: Path | None
+    art_encoder: ArtEncoder
     found: Sequence[str]
     assumed: Sequence[str]
 
@@ -69,12 +69,7 @@ def config_text(output: Path, start: Start) -> str:
         "model:",
         f"  blip2: {_path(start.blip2, base)}"
         + ("   # fetched at the first start; 15 GB" if isinstance(start.blip2, str) else ""),
-        "efficientnet:                # the frozen art encoder",
-        f"  checkpoint: {_path(start.art_encoder or 'checkpoints/efficientnet_b3_wikiart.pth', base)}",
-        f"  architecture: {_architecture(start.art_encoder)}",
-        "  image_size: 300            # these three as the checkpoint was trained",
-        "  mean: [0.485, 0.456, 0.406]",
-        "  std: [0.229, 0.224, 0.225]",
+        *_art_encoder(start.art_encoder, base),
         "dataset:",
         *(f"  {split}: {_path(path, base)}" for split, path in start.tables.items()),
         f"  image_root: {_path(start.images, base)}",
@@ -114,10 +109,18 @@ def _write_tables(folder: Path, new: Mapping[str, Sequence[Question]], start: St
     (folder / ORIGIN).write_text("\n".join(origin) + "\n", encoding="utf-8")
 
 
-def _architecture(art_encoder: Path | None) -> str:
-    """What the file's name says, as `artkv art-encoder` gives it; else the usual one."""
-    named = re.match(r"efficientnet_b[0-8]", "" if art_encoder is None else art_encoder.name)
-    return named[0] if named else "efficientnet_b3"
+def _art_encoder(encoder: ArtEncoder, base: Path) -> list[str]:
+    entry, begins = ("efficientnet:", "  ") if encoder.is_efficientnet else ("art_encoders:", "- ")
+    path = _path(encoder.checkpoint or "checkpoints/efficientnet_b3_wikiart.pth", base)
+    by = "the checkpoint records" if encoder.is_recorded else "the checkpoint was trained"
+    return [
+        f"{entry:<28} # the frozen art encoder",
+        f"{begins}checkpoint: {path}",
+        f"  architecture: {_text(encoder.architecture)}",
+        f"  {f'image_size: {encoder.image_size}':<26} # these three as {by}",
+        f"  mean: {list(encoder.mean)}",
+        f"  std: {list(encoder.std)}",
+    ]
 
 
 def _comment(text: str) -> list[str]:

@@ -26,6 +26,8 @@ def test_wrong_arguments_are_named_together() -> None:
         parse("--data", "wikiart", "--epochs", "zero", "--validation-fraction", "1.5")
     assert "--epochs zero: " in str(error.value)
     assert "--validation-fraction 1.5: " in str(error.value)
+    with pytest.raises(UserError, match="^art-encoder: --data  : is empty, or holds a NUL; it is: "):
+        parse("--data", " ")
     with pytest.raises(UserError, match="batch_size is 7: it must be even with mixup"):
         parse("--data", "wikiart", "--batch-size", "7")
     assert parse("--data", "wikiart", "--batch-size", "7", "--mixup", "0", "--cutmix", "0").batch_size == 7

@@ -300,6 +300,24 @@ CHECKPOINTS = Area(
             lambda place: [*_export(str(place.trained))[:-1], "out.safetensors/"],
             ("--output out.safetensors/: names a folder; give the name of a file",),
         ),
+        BadInput(
+            "an export that is a folder, to a file's name",
+            lambda place: [
+                "export",
+                "--checkpoint",
+                str(place.run()),
+                "--format",
+                "transformers",
+                "--output",
+                "out.safetensors",
+            ],
+            ("--output out.safetensors: names a file, and --format transformers writes a folder; give a folder's",),
+        ),
+        BadInput(
+            "an evaluation that is to lie elsewhere",
+            lambda place: ["evaluate", "--checkpoint", str(place.run()), "--set", "run.output_dir=elsewhere"],
+            ("--set run.output_dir=elsewhere: is where a run trains, and its checkpoints stay; leave it out",),
+        ),
         BadInput("a run without checkpoints", emptied, ("this run has no checkpoint yet",)),
         BadInput("a run whose checkpoints are away", away, ("checkpoints: is a link to /mnt/away, which cannot be",)),
         BadInput(

@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import artkv.cli as cli
 from artkv.config import Config, load_config
@@ -108,6 +110,36 @@ def test_one_table_with_other_names_is_split_by_painting_and_passes_check(
     comments = (tmp_path / "my.yaml").read_text(encoding="utf-8")
     assert "# - fragen.csv, semicolon-separated, latin-1" in comments
     assert "shared out by seed 1337" in comments
+
+
+RECORDED = {"architecture": "test_efficientnet", "image_size": "32", "classes": "[]", "epoch": "1", "top1": "0.5"}
+
+
+IMAGENETS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@pytest.mark.parametrize(
+    ("metadata", "wanted"),
+    [
+        (RECORDED, ("efficientnet", "test_efficientnet", 32, *IMAGENETS)),
+        (
+            RECORDED | {"architecture": "test_vit", "mean": "[0.5, 0.5, 0.5]", "std": "[0.25, 0.5, 0.5]"},
+            ("art_encoders", "test_vit", 32, (0.5, 0.5, 0.5), (0.25, 0.5, 0.5)),
+        ),
+        ({"format": "pt"}, ("efficientnet", "efficientnet_b2", 300, *IMAGENETS)),
+    ],
+)
+def test_what_an_art_encoders_file_records_is_written(
+    tiny_world: Path, folder: Path, tmp_path: Path, metadata: dict[str, str], wanted: tuple[object, ...]
+) -> None:
+    art_encoder = tmp_path / "efficientnet_b2.safetensors"
+    save_file({"x": torch.zeros(1)}, art_encoder, metadata)
+    write_csv(folder / "all.csv", ["image", "question", "answer"], [[f"train{n}.png", "Who?", "Me"] for n in range(4)])
+    config, _ = started(folder, tmp_path / "my.yaml", art_encoder=art_encoder)
+    encoder = config.used_encoders[0]
+    assert encoder.checkpoint == art_encoder
+    section = "efficientnet" if config.art_encoders is None else "art_encoders"
+    assert (section, encoder.architecture, encoder.image_size, encoder.mean, encoder.std) == wanted
 
 
 def test_copies_of_a_painting_come_into_one_split(tiny_world: Path, folder: Path, tmp_path: Path) -> None:
