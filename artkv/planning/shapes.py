@@ -14,7 +14,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import Blip2Config, Blip2QFormerConfig, Blip2VisionConfig, OPTConfig
 
 from artkv.config import Config, ModelConfig
-from artkv.errors import UserError
 from artkv.models.art_encoder import ArtEncoder, art_shapes, art_source
 from artkv.models.assembly import assemble
 from artkv.models.backbone.transformers_backend import TransformersBackbone
@@ -27,6 +26,7 @@ from artkv.models.files.blip2_files import (
     stock_blip2,
 )
 from artkv.models.files.foreign_files import expanded, is_folder
+from artkv.models.files.hub import local_folder
 from artkv.models.kv_modulated_blip2 import KVModulatedBlip2
 
 
@@ -146,28 +146,12 @@ def read_blip2_config(model: ModelConfig) -> Any:
     """
     if model.is_lavis_file:
         return read_lavis_config(model)
-    folder = expanded(model.blip2, "model.blip2")
-    if is_folder(folder, "model.blip2"):
+    if model.blip2 != BLIP2_OPT_2_7B or is_folder(expanded(model.blip2, "model.blip2"), "model.blip2"):
+        folder = local_folder(model.blip2, "model.blip2", model.revision, with_weights=False)
         return read_folder_config(folder, model.blip2)
-    if model.blip2 != BLIP2_OPT_2_7B:
-        return _published_config(model.blip2, model.revision)
     config = _blip2_opt_2_7b()
     config._attn_implementation = "sdpa"
     return config
-
-
-def _published_config(blip2: str, revision: str | None) -> Any:
-    """The config.json of another model on the hub, or of the hub's cache; no weights are fetched."""
-    from huggingface_hub import hf_hub_download
-
-    try:
-        folder = Path(hf_hub_download(blip2, "config.json", revision=revision)).parent
-    except Exception as error:
-        raise UserError(
-            f"model.blip2 = {blip2!r}: its shapes are not known ({type(error).__name__}); give a folder that holds its "
-            f"config.json, or {BLIP2_OPT_2_7B}"
-        ) from None
-    return read_folder_config(folder, blip2)
 
 
 def _blip2_opt_2_7b() -> Any:

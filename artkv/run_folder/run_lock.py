@@ -121,7 +121,7 @@ class RunLock:
             restart=int(restart) if restart.isdecimal() else 0, beat=0, time=time.time(),
         )  # fmt: skip
         self._temporary = self._path.with_name(f".{LOCK}.{self._record.token}.tmp")
-        self._made_folder = False
+        self._made_folders: list[Path] = []  # the innermost first
         self._watched: tuple[str, int] | None = None
         self._watched_since = 0.0
         self._predecessor_seconds = predecessor_seconds
@@ -147,9 +147,10 @@ class RunLock:
             raise UserError(f"run.output_dir = {folder}: cannot be locked ({reason_of(error)}); {remedy}") from None
 
     def _take_or_look(self) -> bool:
-        if not self._path.parent.is_dir():
+        absent = [folder for folder in self._path.parents if not folder.exists()]
+        if absent:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._made_folder = True
+            self._made_folders = absent
         self._write()
         if self._link():
             self._thread = threading.Thread(target=self._beat, name="run lock", daemon=True)
@@ -197,9 +198,9 @@ class RunLock:
             # What the run has come to is no matter of this: a lock that does not beat is taken over.
             reason = reason_of(error) if isinstance(error, OSError) else str(error)
             print(f"artkv: {self._path}: cannot be given back ({reason})", file=sys.stderr)
-        if self._made_folder:
-            with suppress(OSError):  # a run that was refused leaves no empty folder
-                self._path.parent.rmdir()
+        with suppress(OSError):  # a run that was refused leaves no empty folder
+            for folder in self._made_folders:
+                folder.rmdir()
 
     def _link(self) -> bool:
         """Makes the temporary file the lock, if there is none."""

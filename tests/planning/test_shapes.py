@@ -116,17 +116,26 @@ def test_lavis_files_have_the_shapes_of_the_transformers_folder(
 def test_shapes_of_another_hub_id_are_those_of_its_config(
     tiny_blip2_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda name, file, revision: str(tiny_blip2_folder / file))
-    assert read_blip2_config(ModelConfig(blip2="some/model")).text_config.hidden_size == 40
+    asked = []
+
+    def fetch(name: str, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append((name, revision, allow_patterns))
+        return str(tiny_blip2_folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    assert read_blip2_config(ModelConfig(blip2="some/model", revision="main")).text_config.hidden_size == 40
+    assert asked == [("some/model", "main", ["config.json"])]  # no weights
 
 
 def test_unknown_shapes_are_the_users_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent(*_: str, revision: str | None) -> str:
+    def absent(*_: str, **__: object) -> str:
         raise OSError("no network")
 
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", absent)
-    with pytest.raises(UserError, match="some/model.*its shapes are not known"):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", absent)
+    with pytest.raises(UserError, match="some/model.*not to be had from the hub: the hub is not reached .*no network"):
         read_blip2_config(ModelConfig(blip2="some/model"))
+    with pytest.raises(UserError, match="model.blip2 = './some': no such folder; give a hub id or an existing folder"):
+        read_blip2_config(ModelConfig(blip2="./some"))
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config\.json: cannot be read"):
         read_blip2_config(ModelConfig(blip2=str(tmp_path)))

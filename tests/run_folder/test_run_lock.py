@@ -94,6 +94,22 @@ def test_a_living_run_of_this_host_is_named_at_once_and_a_finished_one_is_gone(l
     assert locks.new().try_take()
 
 
+def test_folders_that_were_made_for_it_go_with_it_while_they_are_empty(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    for written, left in (("there/run", []), ("new/other/run", ["new", "new/other", "new/other/run"])):
+        for is_used in (False, True):
+            run_dir = tmp_path / written
+            lock = RunLock(run_dir)
+            assert lock.try_take()
+            if is_used:
+                (run_dir / "status.json").touch()
+            lock.release()
+            assert run_dir.exists() is is_used
+            assert (tmp_path / "there").exists()
+            if not is_used:
+                assert not any((tmp_path / folder).exists() for folder in left)
+
+
 def test_a_beating_lock_of_another_host_is_refused(locks: Locks) -> None:
     record = locks.leave()
     ended = threading.Event()

@@ -26,10 +26,10 @@ def is_hub_id(name: str) -> bool:
     return _HUB_ID.fullmatch(name) is not None and ".." not in name and "--" not in name
 
 
-def local_folder(name: str, setting: str, revision: str | None = None) -> Path:
+def local_folder(name: str, setting: str, revision: str | None = None, with_weights: bool = True) -> Path:
     """The folder that `setting = name` means; what the hub has of it is fetched, or taken from its cache.
 
-    revision: a commit, tag or branch of the hub; None: what is newest there.
+    revision: a commit, tag or branch of the hub; None: what is newest there. with_weights: False for its config alone.
 
     Raises:
         UserError: if there is neither such a folder nor such an id, or a revision was given for a folder.
@@ -51,9 +51,10 @@ def local_folder(name: str, setting: str, revision: str | None = None) -> Path:
     from huggingface_hub import snapshot_download
 
     at = "" if revision is None else f" at model.revision = {revision!r}"
+    wanted = [*SETTINGS_FILES, "*.safetensors"] if with_weights else ["config.json"]
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*SETTINGS_FILES, "*.safetensors"]))
-        if not any(folder.glob("*.safetensors")):  # a repository may hold the weights in both formats
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+        if with_weights and not any(folder.glob("*.safetensors")):  # a repository may hold the weights in both formats
             folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*SETTINGS_FILES, "*.bin"]))
     except Exception as error:
         raise UserError(
@@ -61,7 +62,8 @@ def local_folder(name: str, setting: str, revision: str | None = None) -> Path:
             f"{why_not_from_hub(error, revision)}; or download it and give its folder"
         ) from None
     # Told here, where the id is known, and not the cache's folder alone. Of OPT less may do.
-    lacks = [what for what, patterns in _PARTS.items() if not any(any(folder.glob(one)) for one in patterns)]
+    parts = _PARTS if with_weights else {"config.json": _PARTS["config.json"]}
+    lacks = [what for what, patterns in parts.items() if not any(any(folder.glob(one)) for one in patterns)]
     if lacks and setting == "model.blip2":
         raise UserError(
             f"{setting} = {name!r}{at}: the hub has it, without {' and without '.join(lacks)}; give the id of a whole "
