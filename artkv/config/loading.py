@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from artkv.config.explaining import explain, sections_of
+from artkv.config.other_files import other_kind
 from artkv.config.overrides import check_entries, merge, parse_overrides
 from artkv.config.paths import resolve_paths
 from artkv.config.schema import Config
@@ -59,6 +60,8 @@ def read_settings(path: str | Path) -> Settings:
     """Reads a config file; `UserError` if it holds no sections of settings, or cannot be read."""
     path = Path(path)
     tree = parse_yaml(read_text(path), path)
+    if (other := other_kind(tree, Config.model_fields)) is not None:
+        raise UserError(f"config {path}: {other}")
     _open_empty_sections(tree, Config)
     resolve_paths(tree, Path(os.path.realpath(path.parent)))
     return Settings(tree, path)

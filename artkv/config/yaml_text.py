@@ -245,7 +245,11 @@ def parse_yaml(text: str, path: Path, kind: str = "config", key: str = "model") 
         return {}
     if not isinstance(tree, dict):
         expected = "sections" if kind == "config" else "keys"
-        raise UserError(f"{kind} {path}: holds {type(tree).__name__}, expected {expected} such as '{key}:'")
+        held = "a list" if isinstance(tree, list) else "a text" if isinstance(tree, str) else "a single value"
+        begins = " ".join(str(tree).split())
+        raise UserError(
+            f"{kind} {path}: holds {held} alone, {begins!r:.60}, and no {expected} such as '{key}:'; give another file"
+        )
     return tree
 
 

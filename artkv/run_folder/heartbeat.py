@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -29,6 +30,8 @@ _LENGTH = 2048
 _LONGEST_ERROR = 300
 # Between two writes in one phase: a step may take milliseconds, and the folder may be on a file server.
 _SECONDS_BETWEEN_WRITES = 0.5
+# Between two pulses.
+PULSE_SECONDS = 5.0
 
 Phase = Literal["starting", "caching", "training", "saving", "validating", "ended"]
 
@@ -38,9 +41,10 @@ class Beat:
     """What a rank said last.
 
     count: its signs of life so far. step: optimizer steps done; first_step: before this start. longest: seconds between
-    two signs, by phase. machine, pid, pid_start: which process; see `processes.py`. slurm_step: such as 17.0, under
-    srun. error: what it ended with, "" where it is not at its end or that was good. is_wrong_input: another start would
-    find the same.
+    two signs, by phase. pulse: goes up every `PULSE_SECONDS` while the process runs at all, however long what it is at
+    takes; one that is stopped, or whose host is lost, has none. machine, pid, pid_start: which process; see
+    `processes.py`. slurm_step: such as 17.0, under srun. error: what it ended with, "" where it is not at its end or
+    that was good. is_wrong_input: another start would find the same.
     """
 
     rank: int
@@ -49,6 +53,7 @@ class Beat:
     step: int
     first_step: int
     longest: dict[str, float]
+    pulse: int
     host: str
     machine: str
     pid: int
@@ -79,10 +84,13 @@ class Heartbeat:
         self._path = None if folder is None else beat_path(folder, rank)
         self._written = 0.0
         self._last = time.monotonic()
+        self._pulse = 0
+        self._ended = threading.Event()
+        self._file = threading.Lock()
         job, step = environment.get("SLURM_JOB_ID"), environment.get("SLURM_STEP_ID")
         self._beat = Beat(
-            rank=rank, count=0, phase="starting", step=0, first_step=0, longest={}, host=socket.gethostname(),
-            machine=machine(), pid=os.getpid(), pid_start=process_start(os.getpid()),
+            rank=rank, count=0, phase="starting", step=0, first_step=0, longest={}, pulse=0,
+            host=socket.gethostname(), machine=machine(), pid=os.getpid(), pid_start=process_start(os.getpid()),
             slurm_step=None if job is None or step is None else f"{job}.{step}", error="", is_wrong_input=False,
         )  # fmt: skip
         if self._path is not None:
@@ -90,6 +98,7 @@ class Heartbeat:
                 self._stacks = stacks_file(self._path).open("w", encoding="utf-8")  # stays open: faulthandler needs it
                 faulthandler.register(STACKS_SIGNAL, file=self._stacks)
             self.beat("starting")
+            threading.Thread(target=self._go_on, name="pulse", daemon=True).start()
 
     @property
     def phase(self) -> Phase:
@@ -122,12 +131,18 @@ class Heartbeat:
             text = "" if error is None else f"{type(error).__name__}: {first_line}"[:_LONGEST_ERROR]
             self._beat = replace(self._beat, error=text, is_wrong_input=isinstance(error, UserError))
             self.beat("ended")
+            self._ended.set()
+
+    def _go_on(self) -> None:
+        while not self._ended.wait(PULSE_SECONDS):
+            self._pulse += 1
+            self._write()
 
     def _write(self) -> None:
         assert self._path is not None
-        text = json.dumps(asdict(self._beat)).encode().ljust(_LENGTH - 1) + b"\n"
         # A disk on which not even this can be written is the supervisor's too, which then counts no silence.
-        with suppress(OSError):
+        with self._file, suppress(OSError):
+            text = json.dumps(asdict(replace(self._beat, pulse=self._pulse))).encode().ljust(_LENGTH - 1) + b"\n"
             descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT, 0o666)
             try:
                 os.pwrite(descriptor, text, 0)

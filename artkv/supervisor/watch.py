@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from artkv.run_folder.heartbeat import Beat, Phase
+from artkv.run_folder.heartbeat import PULSE_SECONDS, Beat, Phase
 
 # Seconds that a phase may be silent for before anything is known of it: weights of a size and a disk never seen.
 _UNLEARNED = 600.0
@@ -11,14 +11,30 @@ _UNLEARNED = 600.0
 _QUIET = 5.0
 # How much longer than ever before it may last.
 _FACTOR = 3.0
+# What is learned of the seconds between two pulses, beside the phases. While it starts a rank may have none for long:
+# Python's lock is held while a library is loaded.
+_PULSE = "pulse"
 
 
 @dataclass(frozen=True)
 class Silence:
-    """A rank that has been silent for too long. beat: what it said last. seconds: since then."""
+    """A rank that has been silent for too long. beat: what it said last. seconds: since then.
+
+    has_pulse: whether its process runs all the same.
+    """
 
     beat: Beat
     seconds: float
+    has_pulse: bool
+
+
+@dataclass(frozen=True)
+class _Heard:
+    """What a rank said last, and the looks at which that, and its last pulse, were new."""
+
+    beat: Beat
+    look: int
+    pulse_look: int
 
 
 class Watch:
@@ -32,7 +48,7 @@ class Watch:
         self._least = least
         self._interval = interval
         self._longest: dict[str, float] = {}
-        self._last: dict[int, tuple[Beat, int]] = {}
+        self._last: dict[int, _Heard] = {}
         self._looks = 0
 
     def begin(self) -> None:
@@ -48,29 +64,42 @@ class Watch:
     def look(self, beats: Mapping[int, Beat]) -> Silence | None:
         """Takes note of what the ranks said last, and returns the one that is silent too long, if there is one.
 
-        Of several it is the one that fell silent first: the others wait for it.
+        Of several it is the one without a pulse, or that fell silent first: the others wait for it.
         """
         self._looks += 1
         for rank, beat in beats.items():
-            if rank not in self._last:
+            last = self._last.get(rank)
+            if last is None:
                 self._learn("starting", self._looks * self._interval)
-            elif beat.count == self._last[rank][0].count:
-                continue
-            for phase, seconds in beat.longest.items():
-                self._learn(phase, seconds)
-            self._last[rank] = (beat, self._looks)
-        too_long = [
-            Silence(beat, seconds)
-            for beat, since in self._last.values()
-            if (seconds := (self._looks - since) * self._interval) > self.allowed(beat.phase)
-        ]
-        return max(too_long, key=lambda silence: (silence.seconds, -silence.beat.rank), default=None)
+            elif beat.pulse != last.beat.pulse and beat.phase != "starting":
+                self._learn(_PULSE, self._seconds(last.pulse_look))
+            if last is None or beat.count != last.beat.count:
+                for phase, seconds in beat.longest.items():
+                    self._learn(phase, seconds)
+                self._last[rank] = _Heard(beat, self._looks, self._looks)
+            elif beat.pulse != last.beat.pulse:
+                self._last[rank] = _Heard(beat, last.look, self._looks)
+        found = [silence for heard in self._last.values() if (silence := self._silence_of(heard)) is not None]
+        return max(
+            found, key=lambda silence: (not silence.has_pulse, silence.seconds, -silence.beat.rank), default=None
+        )
+
+    def _silence_of(self, heard: _Heard) -> Silence | None:
+        phase, seconds, without_pulse = heard.beat.phase, self._seconds(heard.look), self._seconds(heard.pulse_look)
+        most = max(self._least, _FACTOR * self._longest.get(_PULSE, PULSE_SECONDS))
+        if phase not in ("starting", "ended") and without_pulse > most:
+            return Silence(heard.beat, without_pulse, has_pulse=False)
+        return Silence(heard.beat, seconds, has_pulse=True) if seconds > self.allowed(phase) else None
+
+    def _seconds(self, since: int) -> float:
+        """From a look until the last one."""
+        return (self._looks - since) * self._interval
 
     @property
     def is_quiet(self) -> bool:
         """Whether some rank, or all of them since the start, have said nothing for a while."""
-        since = min((since for _, since in self._last.values()), default=0)
-        return (self._looks - since) * self._interval > min(_QUIET, self._least / 2)
+        since = min((heard.look for heard in self._last.values()), default=0)
+        return self._seconds(since) > min(_QUIET, self._least / 2)
 
     @property
     def is_silent_from_the_first(self) -> bool:
@@ -79,7 +108,7 @@ class Watch:
 
     def was_alive(self, silence: Silence) -> None:
         """Learns that a rank was well though it was silent: from now on twice as long is allowed there."""
-        self._learn(silence.beat.phase, 2 * silence.seconds / _FACTOR)
+        self._learn(silence.beat.phase if silence.has_pulse else _PULSE, 2 * silence.seconds / _FACTOR)
 
     def _learn(self, phase: str, seconds: float) -> None:
         self._longest[phase] = max(seconds, self._longest.get(phase, 0.0))

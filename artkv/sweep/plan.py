@@ -140,6 +140,9 @@ def read_sweep(path: Path) -> Sweep:
 
 def _read_file(path: Path) -> SweepFile:
     tree = parse_yaml(read_text(path, "sweep"), path, "sweep", "grid")
+    if "model" in tree or "dataset" in tree:
+        remedy = f"write a sweep's file that names it, as config: {path.name}"
+        raise UserError(f"sweep {path}: is the config of one training, by its sections; {remedy}")
     try:
         file = SweepFile.model_validate(tree, strict=True)
     except ValidationError as error:

@@ -265,7 +265,12 @@ COMMAND_LINE = Area(
         BadInput(
             "a sweep that is no table",
             lambda place: ["sweep", str(place.write("sweep.yaml", "a,b\n1,2\n")), "--list"],
-            ("sweep {folder}/sweep.yaml: holds str, expected keys such as 'grid:'",),
+            ("sweep {folder}/sweep.yaml: holds a text alone, ", "and no keys such as 'grid:'; give another file"),
+        ),
+        BadInput(
+            "a config for a sweep",
+            lambda place: ["sweep", str(place.world / "config.yaml")],
+            (".yaml: is the config of one training, by its sections; write a sweep's file that names it, as config: ",),
         ),
         BadInput(
             "a sweep that is not there",

@@ -28,7 +28,11 @@ PLAN_FILES = Area(
                     "config: a.yaml\ngrid: {training.seed: [1]}\n",
                     "so it is no config of artkv; give a config",
                 ),
-                ("a table", "image,question\na.png,Who?\n", "holds str, expected keys such as 'model:'"),
+                (
+                    "a table",
+                    "image,question\na.png,Who?\n",
+                    "holds a text alone, 'image,question a.png,Who?', and no keys such as 'model:'",
+                ),
                 ("a list for a section", "training: [1]\n", ": training = [1]: is a section; give keys under it"),
             ]
         ),

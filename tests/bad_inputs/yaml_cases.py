@@ -115,7 +115,36 @@ YAML = Area(
         ),
         BadInput("Latin-1", config("dataset: {train: Gemälde}".encode("latin-1")), ("not UTF-8 text",)),
         BadInput("a file of 3 MB", config(b"# " + bytes(3_000_000)), ("cannot be read (has 3,000,002 bytes",)),
-        BadInput("a list of sections", config("- training"), ("holds list, expected sections",)),
+        BadInput(
+            "a list of sections",
+            config("- training"),
+            ("holds a list alone, \"['training']\", and no sections such as 'model:'; give another",),
+        ),
+        *(
+            BadInput(f"instead of a config, {what}", config(text), ("config {folder}/my.yaml: is ", says))
+            for what, text, says in [
+                (
+                    "a sweep",
+                    "config: a.yaml\ngrid: {training.seed: [1]}",
+                    "by its key grid; give it to artkv sweep, or",
+                ),
+                (
+                    "DeepSpeed's config",
+                    '{"bf16": {"enabled": true}}',
+                    "key bf16; give a config, and name this file in it as",
+                ),
+                (
+                    "a model's config",
+                    '{"model_type": "blip-2"}',
+                    "by its key model_type; give a config, and name the folder",
+                ),
+                (
+                    "a run's status",
+                    '{"format_version": 2, "state": "x"}',
+                    "run wrote, by its key format_version; give the",
+                ),
+            ]
+        ),
         BadInput("a section that is a number", config("training: 3"), ("training = 3: is a section",)),
         BadInput("a pipe", pipe, ("config {folder}/my.yaml: cannot be read (is a pipe",)),
         BadInput("a circle of symbolic links", loop, ("config {folder}/my.yaml: cannot be read",)),

@@ -215,7 +215,7 @@ def test_unreadable_files(folder: Path) -> None:
     assert "cannot be read" in error_of(folder / "absent.yaml")
     assert "cannot be read" in error_of(folder)
     assert "not valid YAML" in error_of(write(folder, "training: {seed: 1\n"))
-    assert "expected sections" in error_of(write(folder, "- 1\n"))
+    assert "and no sections such as 'model:'" in error_of(write(folder, "- 1\n"))
     (folder / "latin.yaml").write_bytes("dataset: {train: caf\u00e9.csv}\n".encode("latin-1"))
     assert "not UTF-8" in error_of(folder / "latin.yaml")
 

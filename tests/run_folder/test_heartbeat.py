@@ -86,3 +86,20 @@ def test_without_a_supervisor_nothing_is_written(tmp_path: Path) -> None:
     with heartbeat(None, 0) as alive:
         alive.beat("training", 1)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_has_a_pulse_while_it_says_nothing_and_none_after_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("artkv.run_folder.heartbeat.PULSE_SECONDS", 0.02)
+    alive = Heartbeat(tmp_path, 0, {})
+    alive.beat("saving", 7)
+    deadline = time.monotonic() + 20
+    while (beat := read_beats(tmp_path).get(0)) is None or beat.pulse < 3:
+        assert time.monotonic() < deadline
+    assert (beat.count, beat.phase, beat.step) == (2, "saving", 7)
+    alive.end(None)
+    time.sleep(0.1)
+    pulse = read_beats(tmp_path)[0].pulse
+    time.sleep(0.2)
+    assert read_beats(tmp_path)[0].pulse == pulse

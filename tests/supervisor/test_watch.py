@@ -8,8 +8,8 @@ from artkv.run_folder.heartbeat import Beat
 from artkv.supervisor.watch import Watch
 
 BEAT = Beat(
-    rank=0, count=1, phase="training", step=5, first_step=0, longest={}, host="n1", machine="n1", pid=11, pid_start=1,
-    slurm_step=None, error="", is_wrong_input=False,
+    rank=0, count=1, phase="training", step=5, first_step=0, longest={}, pulse=0, host="n1", machine="n1", pid=11,
+    pid_start=1, slurm_step=None, error="", is_wrong_input=False,
 )  # fmt: skip
 
 
@@ -49,12 +49,6 @@ def test_of_several_it_is_the_one_that_fell_silent_first() -> None:
     assert silence.seconds == 5.5
 
 
-def test_a_phase_that_is_not_known_may_take_long() -> None:
-    watch = Watch(least=30.0, interval=0.5)
-    watch.look({0: replace(BEAT, phase="training", longest={"training": 0.1})})
-    assert looks_until_silent(watch, {0: replace(BEAT, count=2, phase="validating")}) == 1202
-
-
 def test_a_start_that_says_nothing_at_all_is_noticed_and_may_take_three_times_as_long_as_the_one_before() -> None:
     watch = Watch(least=30.0, interval=0.5)
     for _ in range(40):
@@ -71,7 +65,8 @@ def test_a_start_that_says_nothing_at_all_is_noticed_and_may_take_three_times_as
 def test_a_rank_that_was_well_may_be_silent_for_twice_as_long_from_then_on() -> None:
     watch = Watch(least=30.0, interval=0.5)
     beat = replace(BEAT, longest={"training": 0.1})
-    silence = next(found for found in (watch.look({0: beat}) for _ in range(100)) if found is not None)
+    looks = (watch.look({0: replace(beat, pulse=look)}) for look in range(100))
+    silence = next(found for found in looks if found is not None)
     watch.was_alive(silence)
     assert watch.allowed("training") == pytest.approx(2 * silence.seconds)
 
@@ -85,3 +80,38 @@ def test_who_says_nothing_for_five_seconds_is_quiet_and_so_is_a_start_of_which_n
         assert not watch.is_quiet
     quiet = [watch.is_quiet for _ in range(12) if watch.look({0: replace(BEAT, count=29)}) is None]
     assert quiet == [False] * 10 + [True] * 2
+
+
+def test_a_rank_without_a_pulse_is_silent_soon_in_a_phase_that_is_not_known_and_before_those_who_wait_for_it() -> None:
+    watch = Watch(least=30.0, interval=0.5)
+    stopped, waiting = (replace(BEAT, rank=rank, phase="saving") for rank in (1, 0))
+    for look in range(1, 200):
+        silence = watch.look({1: stopped, 0: replace(waiting, pulse=look // 10)})
+        if silence is not None:
+            break
+    assert silence is not None
+    assert (look, silence.beat.rank, silence.seconds, silence.has_pulse) == (62, 1, 30.5, False)
+
+
+def test_a_phase_that_is_not_known_may_take_long_with_a_pulse_and_a_start_without_one() -> None:
+    watch = Watch(least=30.0, interval=0.5)
+    for look in range(1, 1202):
+        assert watch.look({0: replace(BEAT, phase="saving", pulse=look // 10)}) is None
+    silence = watch.look({0: replace(BEAT, phase="saving", pulse=120)})
+    assert silence is not None
+    assert silence.has_pulse
+    watch = Watch(least=30.0, interval=0.5)
+    assert (
+        looks_until_silent(watch, {0: replace(BEAT, phase="starting")}) == 62
+    )  # what its first beat took, and the least
+
+
+def test_between_two_pulses_there_may_be_three_times_what_was_ever_between_them() -> None:
+    watch = Watch(least=30.0, interval=0.5)
+    beat = replace(BEAT, phase="saving")
+    assert [watch.look({0: replace(beat, pulse=number)}) for number in (0, *50 * [1], *50 * [2])] == 101 * [None]
+    assert looks_until_silent(watch, {0: replace(beat, pulse=3)}) == 152  # 25 s, three times over
+    silence = watch.look({0: replace(beat, pulse=3)})
+    assert silence is not None
+    watch.was_alive(silence)
+    assert watch.look({0: replace(beat, pulse=3)}) is None
