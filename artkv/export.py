@@ -20,6 +20,8 @@ from artkv.models.files.weight_files import frozen_hash, tensor_digest
 from artkv.models.frozen_encoders import art_encoder_digests
 from artkv.run_folder.adapter_file import KV_PREFIX, write_adapter
 from artkv.run_folder.checkpoint import Checkpoint
+from artkv.run_folder.layout import CHECKPOINTS
+from artkv.run_folder.separation import how_within
 
 Format = Literal["adapter", "transformers", "lavis"]
 Part = Literal["vit", "opt"]
@@ -55,6 +57,9 @@ def export(
         if os.path.lexists(path):
             raise UserError(f"--output {output}: {path} is there already; remove it or give another name")
         check_writable(path, f"--output {output}")
+    if (how := how_within(output, checkpoint.run_dir / CHECKPOINTS)) is not None:
+        where = f"{how} {checkpoint.run_dir / CHECKPOINTS}"
+        raise UserError(f"--output {output}: {where}, of which a training removes the older ones; give another place")
     trained = checkpoint.adapter()
     if format == "adapter":
         _write(output, lambda path: write_adapter(path, trained, config, checkpoint.frozen_hash, checkpoint.step))

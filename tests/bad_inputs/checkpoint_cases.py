@@ -314,6 +314,14 @@ CHECKPOINTS = Area(
             ("--output out.safetensors: names a file, and --format transformers writes a folder; give a folder's",),
         ),
         BadInput(
+            "an export into a checkpoint",
+            lambda place: [*_export(run := str(place.run()))[:-1], f"{run}/checkpoints/adapter_of_mine.safetensors"],
+            (
+                "checkpoints/adapter_of_mine.safetensors: is inside ",
+                "of which a training removes the older ones; give another",
+            ),
+        ),
+        BadInput(
             "an evaluation that is to lie elsewhere",
             lambda place: ["evaluate", "--checkpoint", str(place.run()), "--set", "run.output_dir=elsewhere"],
             ("--set run.output_dir=elsewhere: is where a run trains, and its checkpoints stay; leave it out",),
