@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from artkv.run_folder.heartbeat import PULSE_SECONDS, Beat, Phase
 
@@ -11,9 +12,11 @@ _UNLEARNED = 600.0
 _QUIET = 5.0
 # How much longer than ever before it may last.
 _FACTOR = 3.0
-# What is learned of the seconds between two pulses, beside the phases. While it starts a rank may have none for long:
-# Python's lock is held while a library is loaded.
-_PULSE = "pulse"
+# What is learned of the seconds between two pulses, beside the phases. While it starts a rank may have none for long,
+# since Python's lock is held while a library is loaded: how long, the first start has to show.
+_PULSE, _STARTING_PULSE = "pulse", "pulse while starting"
+# The seconds until the first sign of all: short, since a rank says something before it loads anything.
+_LAUNCH: Literal["launch"] = "launch"
 
 
 @dataclass(frozen=True)
@@ -30,11 +33,15 @@ class Silence:
 
 @dataclass(frozen=True)
 class _Heard:
-    """What a rank said last, and the looks at which that, and its last pulse, were new."""
+    """What a rank said last, and the looks at which that, and its last pulse, were new.
+
+    longest_pause: seconds between two pulses, or other signs, of this start.
+    """
 
     beat: Beat
     look: int
     pulse_look: int
+    longest_pause: float = 0.0
 
 
 class Watch:
@@ -56,7 +63,7 @@ class Watch:
         self._last = {}
         self._looks = 0
 
-    def allowed(self, phase: Phase) -> float:
+    def allowed(self, phase: Phase | Literal["launch"]) -> float:
         """Seconds for which a rank may be silent in a phase."""
         longest = self._longest.get(phase)
         return max(self._least, _UNLEARNED if longest is None else _FACTOR * longest)
@@ -69,26 +76,33 @@ class Watch:
         self._looks += 1
         for rank, beat in beats.items():
             last = self._last.get(rank)
-            if last is None:
-                self._learn("starting", self._looks * self._interval)
-            elif beat.pulse != last.beat.pulse and beat.phase != "starting":
-                self._learn(_PULSE, self._seconds(last.pulse_look))
-            if last is None or beat.count != last.beat.count:
+            is_new = last is None or beat.count != last.beat.count
+            if is_new:
                 for phase, seconds in beat.longest.items():
                     self._learn(phase, seconds)
+            if last is None:
+                self._learn(_LAUNCH, self._looks * self._interval)
                 self._last[rank] = _Heard(beat, self._looks, self._looks)
-            elif beat.pulse != last.beat.pulse:
-                self._last[rank] = _Heard(beat, last.look, self._looks)
+            elif is_new or beat.pulse != last.beat.pulse:
+                self._last[rank] = self._heard_again(last, beat, is_new)
         found = [silence for heard in self._last.values() if (silence := self._silence_of(heard)) is not None]
         return max(
             found, key=lambda silence: (not silence.has_pulse, silence.seconds, -silence.beat.rank), default=None
         )
 
+    def _heard_again(self, last: _Heard, beat: Beat, is_new: bool) -> _Heard:
+        pause = max(last.longest_pause, self._seconds(last.pulse_look))
+        if beat.phase != "starting":
+            self._learn(_STARTING_PULSE if last.beat.phase == "starting" else _PULSE, pause)
+            pause = 0.0
+        return _Heard(beat, self._looks if is_new else last.look, self._looks, pause)
+
     def _silence_of(self, heard: _Heard) -> Silence | None:
-        phase, seconds, without_pulse = heard.beat.phase, self._seconds(heard.look), self._seconds(heard.pulse_look)
-        most = max(self._least, _FACTOR * self._longest.get(_PULSE, PULSE_SECONDS))
-        if phase not in ("starting", "ended") and without_pulse > most:
-            return Silence(heard.beat, without_pulse, has_pulse=False)
+        phase, seconds, pause = heard.beat.phase, self._seconds(heard.look), self._seconds(heard.pulse_look)
+        usual = self._longest.get(_STARTING_PULSE if phase == "starting" else _PULSE)
+        is_judged = phase != "ended" and (phase != "starting" or usual is not None)
+        if is_judged and pause > max(self._least, _FACTOR * max(usual or 0.0, PULSE_SECONDS)):
+            return Silence(heard.beat, pause, has_pulse=False)
         return Silence(heard.beat, seconds, has_pulse=True) if seconds > self.allowed(phase) else None
 
     def _seconds(self, since: int) -> float:
@@ -104,11 +118,14 @@ class Watch:
     @property
     def is_silent_from_the_first(self) -> bool:
         """Whether no rank has said anything since the start, for longer than a start may take."""
-        return not self._last and self._looks * self._interval > self.allowed("starting")
+        return not self._last and self._looks * self._interval > self.allowed(_LAUNCH)
 
     def was_alive(self, silence: Silence) -> None:
         """Learns that a rank was well though it was silent: from now on twice as long is allowed there."""
-        self._learn(silence.beat.phase if silence.has_pulse else _PULSE, 2 * silence.seconds / _FACTOR)
+        phase: str = silence.beat.phase
+        if not silence.has_pulse:
+            phase = _STARTING_PULSE if phase == "starting" else _PULSE
+        self._learn(phase, 2 * silence.seconds / _FACTOR)
 
     def _learn(self, phase: str, seconds: float) -> None:
         self._longest[phase] = max(seconds, self._longest.get(phase, 0.0))
