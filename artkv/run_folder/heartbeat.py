@@ -33,6 +33,10 @@ _SECONDS_BETWEEN_WRITES = 0.5
 # Between two pulses.
 PULSE_SECONDS = 5.0
 
+# The phase whose signs are all of one kind. In others the first may come soon and the next late, as in a start, which
+# imports and then reads weights: what is usual is known once a rank has got through them.
+_EVEN = "training"
+
 Phase = Literal["starting", "caching", "training", "saving", "validating", "ended"]
 
 
@@ -40,11 +44,11 @@ Phase = Literal["starting", "caching", "training", "saving", "validating", "ende
 class Beat:
     """What a rank said last.
 
-    count: its signs of life so far. step: optimizer steps done; first_step: before this start. longest: seconds between
-    two signs, by phase. pulse: goes up every `PULSE_SECONDS` while the process runs at all, however long what it is at
-    takes; one that is stopped, or whose host is lost, has none. machine, pid, pid_start: which process; see
-    `processes.py`. slurm_step: such as 17.0, under srun. error: what it ended with, "" where it is not at its end or
-    that was good. is_wrong_input: another start would find the same.
+    count: its signs of life so far. step: optimizer steps done; first_step: before this start. longest: seconds
+    between two signs, by phase, of those that it has got through and of training. pulse: goes up every `PULSE_SECONDS`
+    while the process runs at all, however long what it is at takes; one that is stopped, or whose host is lost, has
+    none. machine, pid, pid_start: which process; see `processes.py`. slurm_step: such as 17.0, under srun. error: what
+    it ended with, "" where it is not at its end or that was good. is_wrong_input: another start would find the same.
     """
 
     rank: int
@@ -84,6 +88,7 @@ class Heartbeat:
         self._path = None if folder is None else beat_path(folder, rank)
         self._written = 0.0
         self._last = time.monotonic()
+        self._longest_here = 0.0  # between two signs since the phase began
         self._pulse = 0
         self._ended = threading.Event()
         self._file = threading.Lock()
@@ -110,10 +115,13 @@ class Heartbeat:
         if self._path is None:
             return
         before, now = self._beat, time.monotonic()
-        longest = before.longest
-        if now - self._last > longest.get(before.phase, 0.0):
-            longest = longest | {before.phase: round(now - self._last, 3)}
+        self._longest_here = max(self._longest_here, now - self._last)
         self._last = now
+        longest, is_through = before.longest, phase not in (None, before.phase)
+        if (is_through or before.phase == _EVEN) and self._longest_here > longest.get(before.phase, 0.0):
+            longest = longest | {before.phase: round(self._longest_here, 3)}
+        if is_through:
+            self._longest_here = 0.0
         done = step or before.step
         first_step = done if before.phase == "starting" else before.first_step
         self._beat = replace(

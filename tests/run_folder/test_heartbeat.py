@@ -37,6 +37,24 @@ def test_the_longest_time_between_two_signs_is_told_for_each_phase(tmp_path: Pat
     assert 0.05 <= longest["saving"] < longest["training"]
 
 
+def test_of_a_phase_of_several_parts_the_longest_is_told_once_it_is_over(tmp_path: Path) -> None:
+    """A start that has imported says nothing yet of how long it will read weights."""
+    alive = Heartbeat(tmp_path, 0, {})
+    alive.beat()
+    time.sleep(0.05)
+    alive.beat()
+    alive.beat("starting", 3)
+    assert alive._beat.longest == {}
+    alive.beat("training", 3)
+    assert alive._beat.longest["starting"] >= 0.05
+    alive.beat(step=4)
+    assert alive._beat.longest.keys() == {"starting", "training"}
+    alive.beat("saving")
+    alive.beat("starting")
+    alive.beat("training")
+    assert alive._beat.longest["starting"] >= 0.05  # of the longer one
+
+
 def test_many_signs_are_few_writes_of_one_length(tmp_path: Path) -> None:
     alive = Heartbeat(tmp_path, 0, {})
     alive.beat("training", 1)

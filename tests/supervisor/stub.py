@@ -1,7 +1,8 @@
 """A rank without a model: says that it lives, does one step, and then what the next line of `script` says.
 
 Called as `stub.py RUN_DIR artkv train ...`. A start takes one line off the file RUN_DIR/../script: die, stop, hang,
-error, wrong, asked or done. What it was started with is appended to RUN_DIR/../starts.
+error, wrong, asked, done, load (for long, before its step) or stop_first (where it has never been before). What it was
+started with is appended to RUN_DIR/../starts.
 """
 
 import os
@@ -28,14 +29,18 @@ def main(run_dir: Path, arguments: list[str]) -> None:
     with starts.open("a") as file:
         file.write(" ".join(arguments) + "\n")
     with heartbeat(Path(arguments[arguments.index("--supervised") + 1]), rank=0) as alive:
+        if line == "load":
+            time.sleep(10)
         alive.beat("training", 0)
         alive.beat(step=1)
-        alive.beat("saving")
-        alive.beat()
+        for phase in ("saving", "training", "saving"):  # the first time is not yet usual
+            alive.beat(phase)
         time.sleep(0.6)  # for a look of the supervisor's
         if line == "die":
             os.kill(os.getpid(), signal.SIGKILL)
-        if line == "stop":
+        if line == "stop_first":
+            alive.beat("validating")
+        if line in ("stop", "stop_first"):
             os.kill(os.getpid(), signal.SIGSTOP)
         if line == "hang":
             signal.signal(signal.SIGTERM, lambda *_: asked_to_stop(run_dir))

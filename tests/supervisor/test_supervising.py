@@ -90,6 +90,21 @@ def test_a_training_that_stands_still_is_ended_with_its_stacks_and_goes_on(super
         assert "stub.py" in stacks
 
 
+def test_a_training_that_is_stopped_where_nothing_is_known_yet_has_no_pulse_and_goes_on(supervised: Supervised) -> None:
+    """Ten minutes are allowed there, which `SECONDS` are not."""
+    code, told = supervised.run(["stop_first", "done"])
+    assert code == 0, told
+    (cause,) = supervised.causes()
+    assert "is stopped (SIGSTOP), and the ranks are silent for " in cause
+    assert " while validating, after step 1; stacks: " in cause
+
+
+def test_a_start_that_loads_for_long_after_its_first_sign_is_left_alone(supervised: Supervised) -> None:
+    code, told = supervised.run(["load"])
+    assert code == 0, told
+    assert len(supervised.starts()) == 1
+
+
 def test_an_error_that_comes_back_ends_it(supervised: Supervised) -> None:
     code, told = supervised.run(["error", "error", "done"])
     assert code == 3
