@@ -172,13 +172,14 @@ def sweep(options: argparse.Namespace) -> int:
     from artkv.sweep.reporting import report_on
     from artkv.sweep.running import check_folders, check_split, describe, do_runs, is_answered
 
+    if not options.report:
+        check_split(plan)
     if options.list:
         _say("\n".join(describe(plan)))
         return DONE
     failed: dict[int, str] = {}
     check_folder_writable(plan.output_dir, f"sweep {plan.path}: output_dir = {plan.output_dir}")
     if not options.report:
-        check_split(plan)
         check_folders(plan)
         failed = do_runs(plan, plan.runs if options.run is None else [plan.run(options.run)], options.ranks)
     # Where all failed there is nothing to report, and why they did is told.

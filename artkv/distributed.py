@@ -266,10 +266,23 @@ def _in_time(meet: Callable[[], dist.Store], timeout: timedelta) -> dist.Store:
     try:
         result = ended.get(timeout=timeout.total_seconds() + _SECONDS_FOR_TORCHS_OWN_MESSAGE)
     except queue.Empty:
-        raise dist.DistNetworkError("something listens there and gives no answer: is it another program?") from None
+        raise dist.DistNetworkError(_why_silent()) from None
     if isinstance(result, BaseException):
         raise result
     return result
+
+
+def _why_silent() -> str:
+    """Why there was no answer at MASTER_ADDR and MASTER_PORT, as far as it is seen now."""
+    try:
+        with socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), timeout=2):
+            return "something listens there and gives no answer: is it another program?"
+    except socket.gaierror as error:
+        return f"MASTER_ADDR is the name of no host ({error.strerror})"
+    except ConnectionRefusedError:
+        return "nobody listens there: was rank 0 started?"
+    except OSError as error:
+        return f"it is not reached ({error.strerror or error})"
 
 
 def check_devices(devices: list[tuple[str, str]]) -> None:

@@ -62,6 +62,8 @@ def export(
         raise UserError(f"--output {output}: {where}, of which a training removes the older ones; give another place")
     trained = checkpoint.adapter()
     if format == "adapter":
+        if (config.model, config.used_encoders) != (checkpoint.config.model, checkpoint.config.used_encoders):
+            _Merging(checkpoint, config, trained)  # what its metadata will name is what it was trained on
         _write(output, lambda path: write_adapter(path, trained, config, checkpoint.frozen_hash, checkpoint.step))
         return [output]
 

@@ -69,6 +69,7 @@ _VARIABLES: Mapping[str, tuple[str, str]] = {
     ),
     "TORCH_DISTRIBUTED_DEBUG": ("(?i:OFF|INFO|DETAIL)", "OFF, INFO or DETAIL"),
     "DS_ACCELERATOR": ("cuda|cpu", "cuda or cpu"),
+    "ARTKV_CUDA_GRAPHS": ("[01]", "0 or 1"),
 }
 _LOWER = {
     "art-encoder": "--batch-size, --image-size or --workers",
@@ -235,6 +236,8 @@ def _told_of_memory(error: BaseException, verb: str | None) -> str | None:
     by_linker = isinstance(error, (ImportError, OSError)) and ".so" in text and _IS_NO_ROOM.search(text)
     if not (by_type or by_text or by_linker):
         return None
+    if "can't start new thread" in text and (limit := resource.getrlimit(resource.RLIMIT_NPROC)[0]) >= 0:
+        return f"run failed: no more threads can be started ({text:.300}); raise `ulimit -u`, which is {limit:,} here"
     is_gpu = "CUDA" in text or type(error).__name__ == "OutOfMemoryError"
     where = "of the GPU" if is_gpu else "of this machine"
     detail = f" ({text:.300})" if text else ""
@@ -255,6 +258,9 @@ def _memory_limit() -> list[int]:
 def _told_by_system(error: BaseException) -> str | None:
     """The message where the system refused a file or the like, None for any other error."""
     number, reason, path = None, None, None
+    if isinstance(error, UnicodeEncodeError) and sys.getfilesystemencoding() != "utf-8":
+        text = ascii(error.object)[1:-1]
+        return f"{text:.200}: cannot be written in this locale, whose encoding is {error.encoding}; set LC_ALL=C.UTF-8"
     if isinstance(error, OSError):
         number, reason, path = error.errno, error.strerror, error.filename
     elif code := _OS_ERROR.search(str(error)):

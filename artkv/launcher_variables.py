@@ -59,6 +59,12 @@ def launched_place(environment: Mapping[str, str]) -> Place | None:
             f"environment: LOCAL_RANK={environment['LOCAL_RANK']} is set but RANK, WORLD_SIZE are not; start through "
             "`deepspeed`, `torchrun` or `srun`, or unset LOCAL_RANK to run one process"
         )
+    for size in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):  # of mpirun, whose processes would each be a run of its own
+        if step is None and environment.get(size, "1") != "1":
+            raise UserError(
+                f"environment: {size}={environment[size]:.80} is set but RANK, WORLD_SIZE are not; start through "
+                f"`deepspeed`, `torchrun` or `srun` and not through mpirun, or unset {size} to run one process"
+            )
     return step
 
 

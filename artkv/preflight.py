@@ -19,6 +19,7 @@ from artkv.errors import UserError
 from artkv.feature_cache import check_cache
 from artkv.files import check_folder_writable
 from artkv.frozen.quantised import require_bitsandbytes
+from artkv.frozen.residency import check_resident_blocks
 from artkv.launcher_variables import check_environment
 from artkv.models.art_encoder import load_art_encoder
 from artkv.models.backbone.backends import open_backbone, resolve_dtype
@@ -47,6 +48,7 @@ def find_obstacles(config: Config, note: Callable[[str], None] = lambda text: No
         _check_output_folder,
         _check_trackers,
         _check_deepspeed,
+        lambda session: _note_idle_lora(session, note),
         _check_splits,  # before the pictures, which may not be set either
         lambda session: _check_data(session, tables, note),
         lambda session: _check_warmup(session, tables),
@@ -92,6 +94,15 @@ def _check_deepspeed(session: Session) -> None:
     is_bf16 = resolve_dtype(session.config.model.dtype, session.world.device) == torch.bfloat16
     tree = load_deepspeed_config(training.deepspeed)
     fill_deepspeed_config(tree, training, training.gradient_accumulation_steps, 1, is_bf16, 1)
+
+
+def _note_idle_lora(session: Session, note: Callable[[str], None]) -> None:
+    """Tells of LoRA's settings where nothing gets an adapter; the base of a sweep over the targets has them too."""
+    lora = session.config.trainable.lora
+    for key in ("rank", "alpha"):
+        value = getattr(lora, key)
+        if not lora.targets and value != type(lora).model_fields[key].default:
+            note(f"trainable.lora.{key} = {value}: trains nothing, as trainable.lora.targets is empty; name some")
 
 
 def _check_splits(session: Session) -> list[str]:
@@ -182,6 +193,9 @@ def _check_blip2_and_texts(
 ) -> list[str]:
     model = session.config.model
     backbone = open_backbone(model, RESIDENT, session.world)
+    resident = session.config.frozen.resident_blocks
+    if resident != "auto":
+        check_resident_blocks(resident, len(backbone.language_model.model.decoder.layers))
     if model.revision is not None:
         folder = local_folder(model.blip2, "model.blip2", model.revision)
         if moves := moving_revision(model.revision, folder):

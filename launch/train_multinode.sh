@@ -19,6 +19,7 @@ hostfile=$(realpath -m -- "${HOSTFILE:-$root/launch/hostfile}")
 config=$(realpath -- "$1")
 shift
 [ -f "$hostfile" ] || refuse "hostfile $hostfile: no such file; copy launch/hostfile.example there, or set HOSTFILE"
+grep -q '^[[:space:]]*[^#[:space:]]' "$hostfile" || refuse "hostfile $hostfile: names no host; give lines such as: n1 slots=8"
 command -v pdsh >/dev/null || refuse "pdsh is not installed here; install it, or start with torchrun on each host"
 source "$root/launch/environment.sh"
 

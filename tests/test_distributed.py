@@ -218,6 +218,16 @@ def test_ranks_of_one_machine_listen_to_nobody_else(tmp_path: Path, free_port: i
     assert found == {"127.0.0.1"}  # of the store and of gloo
 
 
+def test_why_there_is_no_answer_is_told(free_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(free_port))
+    assert distributed._why_silent() == "nobody listens there: was rank 0 started?"
+    with socket.create_server(("127.0.0.1", free_port)):
+        assert distributed._why_silent().startswith("something listens there")
+    monkeypatch.setenv("MASTER_ADDR", "no.such.host.invalid")
+    assert distributed._why_silent().startswith("MASTER_ADDR is the name of no host (")
+
+
 def test_a_port_at_which_another_program_listens_is_not_waited_at_for_ever(tmp_path: Path, free_port: int) -> None:
     with socket.create_server(("127.0.0.1", free_port)):
         process = FORKS.Process(target=_wait_alone, args=(1, free_port, str(tmp_path)))

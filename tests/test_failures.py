@@ -274,12 +274,34 @@ def test_a_rank_whose_peer_is_gone_says_so_in_one_line(
         ("HF_HUB_ETAG_TIMEOUT", "soon"), ("HF_HUB_DOWNLOAD_TIMEOUT", "x"), ("HF_HUB_DOWNLOAD_TIMEOUT", ""),
         ("HF_HUB_DOWNLOAD_TIMEOUT", "1.5"), ("HF_ENDPOINT", "http://[::bad"), ("HF_ENDPOINT", "http://127.0.0.1:99999"),
         ("HF_ENDPOINT", "ftp://x"), ("HF_ENDPOINT", "nonsense"), ("TORCH_DISTRIBUTED_DEBUG", "LOUD"),
-        ("DS_ACCELERATOR", "banana"), ("DS_ACCELERATOR", "xpu"),
+        ("DS_ACCELERATOR", "banana"), ("DS_ACCELERATOR", "xpu"), ("ARTKV_CUDA_GRAPHS", "maybe"),
     ],
 )  # fmt: skip
 def test_a_variable_that_a_library_would_die_of_is_named(name: str, text: str) -> None:
     with pytest.raises(UserError, match=f"^environment: {name}={re.escape(repr(text))}: .*; unset it, or give "):
         check_surroundings({name: text})
+
+
+def test_too_few_threads_are_no_lack_of_memory(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda what: (7, 7))
+    assert exit_code(RuntimeError("can't start new thread"), "train", debug=False) == 3
+    told = capsys.readouterr().err
+    assert "no more threads can be started (can't start new thread); raise `ulimit -u`, which is 7 here" in told
+
+
+def test_a_text_that_the_locale_cannot_write_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = UnicodeEncodeError("ascii", "b\xfccher/train.csv", 1, 2, "ordinal not in range(128)")
+    assert exit_code(error, "check", debug=False) == 3  # not foreseen where file names are UTF-8
+    capsys.readouterr()
+    monkeypatch.setattr("sys.getfilesystemencoding", lambda: "ascii")
+    assert exit_code(error, "check", debug=False) == 1
+    assert capsys.readouterr().err == (
+        "artkv: b\\xfccher/train.csv: cannot be written in this locale, whose encoding is ascii; set LC_ALL=C.UTF-8\n"
+    )
 
 
 def test_variables_that_libraries_understand_pass() -> None:

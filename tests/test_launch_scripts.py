@@ -151,6 +151,8 @@ def test_a_sweeps_job_ends_as_its_run_does(launch: Launch, ending: str, code: in
 def test_several_nodes_refuse_what_pdsh_cannot_carry(launch: Launch, tmp_path: Path) -> None:
     hostfile = launch.root / "launch" / "hostfile"
     assert "hostfile: no such file; copy launch/hostfile.example" in launch.run("train_multinode.sh", "x").stderr
+    hostfile.write_text("# n1 slots=1\n\n")
+    assert "hostfile: names no host; give lines such as" in launch.run("train_multinode.sh", "x").stderr
     hostfile.write_text("n1 slots=1\n")
     assert "pdsh cannot carry this path" in launch.run("train_multinode.sh", str(launch.config)).stderr
     plain = tmp_path / "plain"

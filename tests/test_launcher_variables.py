@@ -61,6 +61,8 @@ def test_the_shell_of_srun_pty_is_one_process_but_the_tasks_of_an_srun_in_it_are
         (COMPLETE, {"RANK": None}, "RANK is not"),
         (COMPLETE, {"MASTER_PORT": "70000"}, "MASTER_PORT=70000 is no port"),
         ({}, {"LOCAL_RANK": "1"}, "LOCAL_RANK=1 is set but RANK, WORLD_SIZE are not"),
+        ({}, {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"}, "OMPI_COMM_WORLD_SIZE=2 is set but RANK"),
+        ({}, {"PMI_SIZE": "4"}, "PMI_SIZE=4 is set but RANK, WORLD_SIZE are not; start .* and not through mpirun"),
         (SRUN_TASK, {"SLURM_PROCID": None, "SLURM_LOCALID": None}, "SLURM_PROCID, SLURM_LOCALID is not"),
         (SRUN_TASK, {"SLURM_STEP_NUM_TASKS": None}, "SLURM_STEP_ID=0 is set but SLURM_STEP_NUM_TASKS is not"),
         (SRUN_TASK, {"SLURM_PROCID": "4"}, "SLURM_PROCID=4, SLURM_LOCALID=0, SLURM_STEP_NUM_TASKS=4 do not fit"),

@@ -143,6 +143,7 @@ OBSTACLES: list[tuple[BadSettings, str]] = [
         deepspeed_file('{"zero_optimization": {"stage": 2}, "gradient_clipping": 7.5}'),
         "training.deepspeed: gradient_clipping is 7.5 in the JSON but 1.0 by the YAML",
     ),
+    (setting("frozen.opt=stream", "frozen.resident_blocks=3"), "frozen.resident_blocks = 3: must be auto or 0 to 2"),
     (missing_checkpoint, "FOLDER/nowhere.safetensors does not exist; efficientnet.checkpoint must name"),
     (setting("efficientnet.checkpoint=null"), "efficientnet.checkpoint: null: it must name a checkpoint"),
     (setting("efficientnet.architecture=efficientnet_b33"), "'efficientnet_b33' is no model of timm; near it:"),
@@ -214,6 +215,19 @@ def test_pictures_that_are_trained_on_and_judged_by_are_noted(tiny_config: Confi
     assert find_obstacles(same, notes.append) == []
     (note,) = notes
     assert note.startswith("12 of the 12 pictures of dataset.val are pictures of dataset.train too, the first ")
+
+
+def test_lora_settings_that_train_nothing_are_noted(tiny_config: Config) -> None:
+    notes: list[str] = []
+    settings = ["trainable.lora.rank=64", "trainable.lora.alpha=3"]
+    assert find_obstacles(override_config(tiny_config, settings), notes.append) == []
+    assert [note for note in notes if "lora" in note] == [
+        f"trainable.lora.{key}: trains nothing, as trainable.lora.targets is empty; name some"
+        for key in ("rank = 64", "alpha = 3.0")
+    ]
+    notes.clear()
+    find_obstacles(override_config(tiny_config, [*settings, "trainable.lora.targets=[opt]"]), notes.append)
+    assert not [note for note in notes if "lora" in note]
 
 
 def test_a_copy_under_another_name_is_noted(tiny_config: Config, tiny_world: Path, tmp_path: Path) -> None:

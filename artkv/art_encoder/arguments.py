@@ -84,16 +84,16 @@ class ArtEncoderSettings(BaseModel):
     learning_rate: float = Field(
         default=3e-4,
         gt=0,
-        le=1000,
+        le=1,
         description="AdamW's highest rate, reached after the warm-up; scale it with the batch size",
     )
     minimum_learning_rate: float = Field(
-        default=1e-6, ge=0, le=1000, description="rate at which the cosine schedule ends after the last step"
+        default=1e-6, ge=0, le=1, description="rate at which the cosine schedule ends after the last step"
     )
     warmup_fraction: float = Field(
         default=0.05, ge=0, lt=1, description="part of all steps in which the rate rises from 0"
     )
-    weight_decay: float = Field(default=0.05, ge=0, le=1000, description="AdamW's, not applied to biases and BatchNorm")
+    weight_decay: float = Field(default=0.05, ge=0, le=10, description="AdamW's, not applied to biases and BatchNorm")
     max_grad_norm: float = Field(default=1.0, gt=0, le=1e30, description="longer gradients are clipped to this norm")
     label_smoothing: float = Field(
         default=0.1,

@@ -12,12 +12,13 @@ import yaml
 from artkv.art_encoder.arguments import ArtEncoderSettings
 from artkv.art_encoder.data import StyleData
 from artkv.art_encoder.scores import ArtEncoderScores
+from artkv.datasets.decoding import PICTURE_SUFFIXES
 from artkv.errors import UserError
 from artkv.files import check_folder_writable, check_writable
 from artkv.models.files.efficientnet_files import recorded_settings
 from artkv.models.timm_networks import is_efficientnet, normalisation
 from artkv.monitoring.tensorboard_log import TensorBoardLog
-from artkv.reading import parse_json, read_regular, remedy_for
+from artkv.reading import parse_json, printable, read_regular, remedy_for
 from artkv.run_folder.separation import how_within
 
 _STATE = "state.safetensors"
@@ -119,13 +120,18 @@ class ArtEncoderFolder:
 
 
 def _check_is_apart(settings: ArtEncoderSettings, place: str) -> None:
-    """Raises UserError where the files would be mixed with the pictures, among whose folders styles are looked for."""
+    """Raises UserError where the files would be mixed with pictures, among whose folders styles may be looked for."""
     given = {"--data": settings.data, "--validation": settings.validation, "--image-root": settings.image_root}
     for option, folder in given.items():
         if folder is None or not folder.is_dir():
             continue
         if (how := how_within(settings.output_dir, folder)) is not None:
             raise UserError(f"{place}: {how} {option} {folder}, whose pictures it would be mixed with; give another")
+    if settings.output_dir.is_dir():
+        names = sorted(entry.name for entry in os.scandir(settings.output_dir))
+        picture = next((name for name in names if os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES), None)
+        if picture is not None:
+            raise UserError(f"{place}: holds pictures, {printable(picture)} the first; {_OTHER_PLACE}")
 
 
 def checkpoint_metadata(

@@ -32,7 +32,7 @@ class EfficientNetConfig(Section):
         default=None, description="a .pth or .safetensors in timm's or torchvision's layout, trained on WikiArt"
     )
     image_size: PositiveInt = Field(
-        default=300, le=4096, description="side of the square picture in pixels, of 1 to 4096"
+        default=300, ge=16, le=4096, description="side of the square picture in pixels, of 16 to 4096"
     )
     mean: tuple[_Mean, _Mean, _Mean] = Field(
         default=(0.485, 0.456, 0.406),

@@ -98,9 +98,9 @@ class TrainingConfig(Section):
     )
     gradient_accumulation_steps: PositiveInt = Field(default=1, le=65_536, description="a whole number of 1 to 65536")
     learning_rate: PositiveFloat = Field(
-        default=1e-4, le=1000, description="a number above 0, such as 1.0e-4, of 1000 at most"
+        default=1e-4, le=1, description="a number above 0, such as 1.0e-4, of 1 at most"
     )
-    weight_decay: NonNegativeFloat = Field(default=0.01, le=1000, description="a number of 0 to 1000")
+    weight_decay: NonNegativeFloat = Field(default=0.01, le=10, description="a number of 0 to 10")
     num_epochs: PositiveInt = Field(default=10, le=100_000, description="a whole number of 1 to 100000")
     warmup_steps: Annotated[NonNegativeInt, Field(le=_MOST_STEPS)] | Literal["auto"] = Field(
         default="auto", description="optimizer steps of 0 to 10^12, or auto: 6% of the run's, 500 at most"

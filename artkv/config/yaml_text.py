@@ -81,14 +81,22 @@ class _Loader(yaml.SafeLoader):
             if key.tag == f"{_PREFIX}merge":
                 continue
             if key.tag != f"{_PREFIX}str":
-                if key.end_mark.index == value.start_mark.index and re.fullmatch(r"[0-9]+(e[-+]?[0-9]+)?", key.value):
+                is_text = isinstance(key, yaml.ScalarNode)
+                stands_alone = is_text and key.end_mark.index == value.start_mark.index
+                if stands_alone and re.fullmatch(r"[0-9]+(e[-+]?[0-9]+)?", key.value):
                     number = f"{before}.{key.value}" if re.fullmatch("[-+]?[0-9]+", before) else f"0.{key.value}"
                     raise _problem(
                         f"{key.value!r:.80} stands behind a comma, where a key and its value belong; a decimal number "
                         f"has a point: write {number:.80}, if that is meant",
                         key.start_mark,
                     )
-                shown = f"{key.value!r:.80} " if isinstance(key, yaml.ScalarNode) else ""
+                if isinstance(key, yaml.MappingNode):
+                    raise _problem(
+                        "braces stand where a key belongs; fill in a template's placeholder, such as {{ name }}, or "
+                        "put a text with braces in quotes",
+                        key.start_mark,
+                    )
+                shown = f"{key.value!r:.80} " if is_text else ""
                 raise _problem(f"the key {shown}is no text; put it in quotes", key.start_mark)
             if key.value in seen:
                 raise _problem(f"the key {key.value!r:.80} is given twice", key.start_mark)

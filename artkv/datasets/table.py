@@ -27,6 +27,10 @@ _MAX_DECODING_THREADS = 8
 _MAX_LINES_SHOWN = 10
 # What controls a terminal, or is left of another encoding; those that count as white space are read as such.
 _CONTROLS = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")
+# What spreadsheets show where a formula could not be worked out, and the formula itself.
+_CELL_ERRORS = frozenset(("#REF!", "#N/A", "#NAME?", "#VALUE!", "#DIV/0!", "#NUM!", "#NULL!", "#SPILL!", "#CALC!"))
+_FORMULA = re.compile(r"=\s*[A-Z][A-Z0-9.]*\(.*\)", re.DOTALL)
+_SPREADSHEET = "correct the cell, and save the table's values as CSV again"
 
 
 @dataclass(frozen=True)
@@ -154,6 +158,13 @@ def _of_first_paintings(records: list[Record], limit: int) -> list[Record]:
     return [record for record in records if record.cells.get("image", "") in first]
 
 
+def spreadsheet_leftover(cell: str) -> str | None:
+    """What a cell holds of a spreadsheet instead of a text: an error or a formula; None where it is a text."""
+    if cell[:1] == "#" and cell in _CELL_ERRORS:
+        return "a spreadsheet's error"
+    return "a spreadsheet's formula" if cell[:1] == "=" and _FORMULA.fullmatch(cell) else None
+
+
 def _text_problems(csv_path: Path, content: Records) -> list[Problem]:
     problems: list[Problem] = []
     line_of_id: dict[str, int] = {}
@@ -162,6 +173,11 @@ def _text_problems(csv_path: Path, content: Records) -> list[Problem]:
             Problem(csv_path, record.line, f"empty {name}; fill it in or remove the row")
             for name in content.columns
             if not record.cells[name] and name != "question_type"
+        )
+        problems.extend(
+            Problem(csv_path, record.line, f"{name} {quoted(cell)} is {what}; {_SPREADSHEET}")
+            for name, cell in record.cells.items()
+            if (what := spreadsheet_leftover(cell)) is not None
         )
         problems.extend(
             Problem(

@@ -11,6 +11,7 @@ The shards are the truth. One that the index does not name, of a run that was ki
 its header; so a lost or old index costs time and nothing else. The index spares a start the reading of all headers.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -140,6 +141,9 @@ def open_store(root: Path, identity: EncoderIdentity) -> FeatureStore:
         entry = indexed.get(path.name)
         # Renamed into place when complete: one that the index knows by its size needs no second look.
         shard = _from_index(path, entry) if entry and entry["bytes"] == path.stat().st_size else read_header(path)
+        if not os.access(path, os.R_OK):  # which the index's words would hide until the first batch
+            remedy = remedy_for(PermissionError(errno.EACCES, "", str(path)), "")
+            raise UserError(f"{path}: cannot be read (Permission denied); {remedy}")
         if shard.fingerprint != fingerprint.digest(identity):
             raise UserError(f"{path}: was not made with what {description} says; delete this file")
         shards.append(shard)

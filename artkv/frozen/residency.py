@@ -37,8 +37,7 @@ def count_resident(
         resident = max(fitting, default=0)
     else:
         resident = resident_blocks
-    if not 0 <= resident <= num_blocks:
-        raise UserError(f"frozen.resident_blocks = {resident}: must be auto or 0 to {num_blocks}")
+    check_resident_blocks(resident, num_blocks)
     if memory_budget_bytes is not None and bytes_with(resident) > memory_budget_bytes:
         raise UserError(
             f"frozen.memory_budget: {memory_budget_bytes / 1e6:.1f} MB do not hold {slots} slots and {resident} "
@@ -46,6 +45,12 @@ def count_resident(
             "or frozen.resident_blocks"
         )
     return resident
+
+
+def check_resident_blocks(resident: int, num_blocks: int) -> None:
+    """Raises `UserError` for more blocks than the model has."""
+    if not 0 <= resident <= num_blocks:
+        raise UserError(f"frozen.resident_blocks = {resident}: must be auto or 0 to {num_blocks}")
 
 
 def device_bytes(

@@ -76,6 +76,7 @@ def write_report(settings: ReportSettings) -> Path:
     texts = json_for_script(gallery(evidence.evaluations, cases, images))
     room = MOST_BYTES - _FRAME_BYTES - len(texts.encode(errors="replace"))
     pictures = take_pictures(images, config.dataset.image_root, settings.pictures, room)
+    _tell_missing(pictures, settings)
     html = render(
         evidence,
         {
@@ -155,6 +156,17 @@ def _attention(
         return [], Note(
             f"There are no attention maps, for which the model is needed ({first_line}). To add them:", adds
         )
+
+
+def _tell_missing(pictures: Pictures, settings: ReportSettings) -> None:
+    """Raises `UserError` where another folder of pictures was asked for, and holds none of them; else says it."""
+    if not pictures.missing:
+        return
+    if not pictures.images and any(setting.startswith("dataset.image_root=") for setting in settings.overrides):
+        raise UserError(
+            f"--set dataset.image_root: holds none of the pictures, of which the first is: {pictures.missing[0]}"
+        )
+    print(f"artkv: {len(pictures.missing)} pictures left out; the first: {pictures.missing[0]}", file=sys.stderr)
 
 
 def _picture_note(pictures: Pictures, settings: ReportSettings) -> str:

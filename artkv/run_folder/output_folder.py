@@ -7,7 +7,7 @@ from pathlib import Path
 
 from artkv.config import load_config
 from artkv.errors import UserError
-from artkv.files import check_folder_writable, reason_of
+from artkv.files import check_folder_writable, reason_of, remedy_for_writing
 from artkv.reading import remedy_for
 from artkv.run_folder.layout import (
     CHECKPOINTS,
@@ -36,6 +36,7 @@ def check_output_folder(output_dir: Path) -> None:
         check_folder_writable(output_dir, place)
         for name in (STATE, LOCK, MARKER, CONFIG, ENVIRONMENT, METRICS):
             _check_file(output_dir / name, place, may_be_link=name == METRICS)
+        _check_can_be_added_to(output_dir / METRICS, place)
         _check_file(output_dir / CHECKPOINTS / LATEST, place, may_be_link=True)
         for name in (CHECKPOINTS, LOGS):
             _check_folder(output_dir / name, place)
@@ -75,6 +76,17 @@ def _check_file(path: Path, place: str, may_be_link: bool) -> None:
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a link" if stat.S_ISLNK(mode) else "no regular file"
         raise UserError(f"{place}: {path} is {kind}, where a run writes a file; {_REMEDY}")
+
+
+def _check_can_be_added_to(path: Path, place: str) -> None:
+    """All other files are replaced, for which the folder's rights count."""
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_APPEND))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        remedy = remedy_for_writing(error, path, "give another folder")
+        raise UserError(f"{place}: {path} cannot be written ({reason_of(error)}); {remedy}") from None
 
 
 def _check_folder(path: Path, place: str) -> None:

@@ -41,8 +41,8 @@ def _open_fetched(name: HubName) -> Checkpoint:
         with files[file].open("rb") as opened:
             if file_sha256(opened) != description.sha256[file]:
                 raise UserError(
-                    f"{name}: {file} does not match its checksum; delete {files[file].parent}, and try again; if that "
-                    "does not help, ask its author to push it anew"
+                    f"{name}: {file} does not match its checksum; delete {files[file].resolve()}, and try again; if "
+                    "that does not help, ask its author to push it anew"
                 )
     try:
         checkpoint = open_checkpoint(files[ADAPTER])

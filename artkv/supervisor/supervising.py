@@ -199,6 +199,8 @@ class _Supervisor:
         try:
             folder.mkdir(parents=True)
         except OSError as error:
+            if self._run_dir.is_dir() and os.path.lexists(folder.parent) and not folder.parent.is_dir():
+                raise UserError(f"{folder.parent}: is no folder, where the supervisor makes one; remove it") from None
             raise UserError(
                 f"run.output_dir = {self._run_dir}: cannot be written ({error.strerror}); make room, or give another "
                 "folder"

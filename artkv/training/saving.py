@@ -4,7 +4,9 @@ A disk that is full or away for a while ends no run: what could not be written i
 one message after `run.save_retry_minutes`. The checkpoints before it stay whatever happens.
 """
 
+import errno
 import math
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -99,7 +101,7 @@ class Saver:
             self._unsaved = self._unsaved_state = None
             return
         self._world.on_main(lambda: remove_marker(self._checkpoints.run_dir))
-        raise RunFailed(f"{stop}, which could not be saved ({problem}); {self._what_is_left()}")
+        raise RunFailed(f"{stop}, which could not be saved ({problem}); {self._what_is_left(problem)}")
 
     def _try(self) -> None:
         """Writes what is not on the disk, or says when to try again."""
@@ -117,7 +119,7 @@ class Saver:
         is_over = self._world.broadcast(now - self._failing_since >= 60 * minutes)
         if is_over:
             since = f" for {minutes:g} minutes (run.save_retry_minutes)" if minutes else ""
-            raise RunFailed(f"step {step} could not be saved{since}: {problem}; {self._what_is_left()}")
+            raise RunFailed(f"step {step} could not be saved{since}: {problem}; {self._what_is_left(problem)}")
         if is_first:
             self._say(
                 f"step {step} could not be saved: {problem}; training goes on, and tries again about each "
@@ -175,11 +177,12 @@ class Saver:
                 self._say(f"old checkpoints cannot be removed: {_reason(error)}")
             self._is_prune_told = True
 
-    def _what_is_left(self) -> str:
+    def _what_is_left(self, problem: str = "") -> str:
         names = self._world.broadcast(self._world.on_main(self._checkpoints.newest_first)) or []
         run_dir: Path = self._checkpoints.run_dir
         left = f"the newest checkpoint is {names[0]}" if names else "there is no checkpoint yet"
-        return f"{left}; make room in {run_dir}, and go on with --resume auto"
+        remedy = "raise `ulimit -f`" if os.strerror(errno.EFBIG) in problem else f"make room in {run_dir}"
+        return f"{left}; {remedy}, and go on with --resume auto"
 
     def _say(self, message: str) -> None:
         if self._world.is_main:

@@ -313,6 +313,14 @@ CHECKPOINTS = Area(
             ],
             ("--output out.safetensors: names a file, and --format transformers writes a folder; give a folder's",),
         ),
+        *(
+            BadInput(
+                f"an adapter that is to name {what} that is not there",
+                lambda place, setting=setting: [*_export(str(place.run())), "--set", f"{setting}=gone"],
+                (f"{setting}", "gone"),
+            )
+            for what, setting in [("a BLIP-2", "model.blip2"), ("an art encoder", "efficientnet.checkpoint")]
+        ),
         BadInput(
             "an export into a checkpoint",
             lambda place: [*_export(run := str(place.run()))[:-1], f"{run}/checkpoints/adapter_of_mine.safetensors"],

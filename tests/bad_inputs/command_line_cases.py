@@ -57,6 +57,10 @@ def art_encoder(*more: str) -> Make:
     return make
 
 
+def _swept(place: Place) -> str:
+    return f"{{config: {place.world}/config.yaml, output_dir: s, split: test, grid: {{training.seed: [1]}}}}"
+
+
 def own_control(place: Place) -> list[str]:
     run = str(place.run())
     return ["evaluate", "--checkpoint", run, "--all-ablations", "--control", run]
@@ -258,6 +262,11 @@ COMMAND_LINE = Area(
             art_encoder("--image-root", "/none"),
             ("--image-root /none: is for a CSV, and {folder}/data is a folder; leave it out",),
         ),
+        BadInput(
+            "an art encoder's output among pictures",
+            lambda place: [*art_encoder()(place)[:3], "--output-dir", str(place.write("mine/a.PNG", "x").parent)],
+            ("--output-dir {folder}/mine: holds pictures, a.PNG the first; move it elsewhere, or give another",),
+        ),
         BadInput("an art encoder without data", typed("art-encoder", "--data", ""), ("--data : ", "is empty")),
         BadInput("a sweep of nothing", sweep(""), ("sweep {folder}/sweep.yaml: has neither grid nor runs",)),
         BadInput("a sweep with a folder for each run", sweep("runs: [{run.output_dir: x}]"), ("is the sweep's own",)),
@@ -266,6 +275,11 @@ COMMAND_LINE = Area(
             "a sweep that is no table",
             lambda place: ["sweep", str(place.write("sweep.yaml", "a,b\n1,2\n")), "--list"],
             ("sweep {folder}/sweep.yaml: holds a text alone, ", "and no keys such as 'grid:'; give another file"),
+        ),
+        BadInput(
+            "a list of a sweep that no file answers",
+            lambda place: ["sweep", str(place.write("sweep.yaml", _swept(place))), "--list"],
+            ("run 0 (seed=1): split = test, and dataset.test is not set; give it a CSV file",),
         ),
         BadInput(
             "a config for a sweep",

@@ -50,6 +50,17 @@ CSV = Area(
         BadInput("a device without an end", _named("/dev/zero"), ("/dev/zero: cannot be read (is a device", "give an")),
         BadInput("an empty file", table(""), (_AT + "1: the file is empty; it needs a header image,question,answer",)),
         BadInput("a mark of UTF-8 and nothing else", table(b"\xef\xbb\xbf\n"), (_AT + "1: the file is empty",)),
+        *(
+            BadInput(
+                f"a spreadsheet's {what}",
+                row(f"train1.png,What?,{cell}\n"),
+                (f"{_AT}3: answer ", says, "correct the cell"),
+            )
+            for what, cell, says in [
+                ("error for an answer", "#REF!", "'#REF!' is a spreadsheet's error"),
+                ("formula for an answer", '"=VLOOKUP(A2;B:C;2)"', "is a spreadsheet's formula"),
+            ]
+        ),
         BadInput("a header alone", table(HEADER), (_AT + "1: no rows below the header; add at least one question",)),
         BadInput(
             "other names, and semicolons",

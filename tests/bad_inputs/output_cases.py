@@ -189,6 +189,17 @@ PLACES = Area(
             report(prepare=lambda run: cut(run / "eval" / "val-on" / "predictions.csv")),
             ("val-on/predictions.csv: has ", "evaluate again"),
         ),
+        *(
+            BadInput(
+                f"a report whose pictures are to be {what}",
+                lambda place, root=root: [*report()(place), "--attention", "0", "--set", f"dataset.image_root={root}"],
+                ("--set dataset.image_root: holds none of the pictures, of which the first is: picture ", says),
+            )
+            for what, root, says in [
+                ("in a folder that is not there", "gone", "gone/p.png: no such file"),
+                ("in a file", "/etc/hostname", "/etc/hostname/p.png: cannot be read"),
+            ]
+        ),
         BadInput("evaluate where eval is a file", evaluate(file_with("eval", "x")), ("run/eval is not a folder",)),
         BadInput(
             "evaluate where metrics.json is a folder",

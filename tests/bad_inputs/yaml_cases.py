@@ -145,6 +145,25 @@ YAML = Area(
                 ),
             ]
         ),
+        *(
+            BadInput(
+                f"a template's placeholder {where}", config(text), (NOT_YAML, "braces stand where a key belongs", at)
+            )
+            for where, text, at in [
+                ("before a path", "dataset:\n  train: {{ data_dir }}/train.csv\n", "line 2, column 11"),
+                ("on a line of its own", "{{ header }}\n", "line 1, column 2"),
+            ]
+        ),
+        *(
+            BadInput(
+                f"a number beyond sense, {key}", config(f"{section}: {{{key}: {value}}}"), (f"{section}.{key} = ", says)
+            )
+            for section, key, value, says in [
+                ("training", "learning_rate", "1000", "give a number above 0, such as 1.0e-4, of 1 at most"),
+                ("training", "weight_decay", "100", "give a number of 0 to 10"),
+                ("efficientnet", "image_size", "3", "of 16 to 4096"),
+            ]
+        ),
         BadInput("a section that is a number", config("training: 3"), ("training = 3: is a section",)),
         BadInput("a pipe", pipe, ("config {folder}/my.yaml: cannot be read (is a pipe",)),
         BadInput("a circle of symbolic links", loop, ("config {folder}/my.yaml: cannot be read",)),

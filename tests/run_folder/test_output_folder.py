@@ -1,7 +1,9 @@
 """Whether a run may write into a folder: what a full disk, a read-only one, and files of the user's answer."""
 
 import json
+import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,6 +48,21 @@ def test_what_has_a_name_that_a_run_writes_is_told(
     with pytest.raises(UserError, match=message) as caught:
         check_output_folder(tmp_path)
     assert f"run.output_dir = {tmp_path}" in str(caught.value)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make a file immutable")
+def test_metrics_that_nothing_can_be_added_to_are_told(tmp_path: Path) -> None:
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.touch()
+    if subprocess.run(["chattr", "+a", metrics], check=False, capture_output=True).returncode:
+        pytest.skip("this file system has no such attributes")
+    check_output_folder(tmp_path)  # what may only be added to is enough
+    subprocess.run(["chattr", "-a", "+i", metrics], check=True)
+    try:
+        with pytest.raises(UserError, match=r"jsonl cannot be written \(Operation not permitted\); give another"):
+            check_output_folder(tmp_path)
+    finally:
+        subprocess.run(["chattr", "-i", metrics], check=True)
 
 
 def test_a_full_and_a_read_only_disk_are_found_before_the_work(disk: Disk, tmp_path: Path) -> None:

@@ -225,6 +225,15 @@ def test_a_command_without_a_training_is_refused(tiny_world: Path) -> None:
     assert run_dir_of([*shell, "--set", "run.output_dir=here"]) == Path("here")
 
 
+def test_a_file_in_its_folders_place_is_told(supervised: Supervised) -> None:
+    supervised.run_dir.mkdir()
+    (supervised.run_dir / ".heartbeats").touch()
+    code, told = supervised.run(["done"])
+    assert (code, told) == (
+        1, f"artkv: {supervised.run_dir}/.heartbeats: is no folder, where the supervisor makes one; remove it\n",
+    )  # fmt: skip
+
+
 def test_another_supervisor_on_the_folder_ends_no_rank_of_the_first(supervised: Supervised) -> None:
     first = supervised.begin(["hang", "wrong"], "--silence", "60")
     wait_for(lambda: [beat.phase for beat in beats_of(supervised.run_dir).values()] == ["saving"])

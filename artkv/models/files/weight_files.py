@@ -110,11 +110,12 @@ def _check_once(name: str, before: Path | None, path: Path) -> None:
 def open_weights(folder: Path, setting: str) -> SafetensorsSource | PickledSource:
     """The weights of a transformers folder, sharded or not, safetensors before `.bin`; `setting` named it."""
     for stem, suffix, source in (("model", "safetensors", SafetensorsSource), ("pytorch_model", "bin", PickledSource)):
+        # As transformers does where both are there.
+        if os.path.lexists(folder / f"{stem}.{suffix}"):
+            return source([folder / f"{stem}.{suffix}"])
         index = folder / f"{stem}.{suffix}.index.json"
         if os.path.lexists(index):
             return _open_shards(index, f".{suffix}", source)
-        if os.path.lexists(folder / f"{stem}.{suffix}"):
-            return source([folder / f"{stem}.{suffix}"])
     raise UserError(
         f"{shown(folder)}: holds neither model.safetensors nor pytorch_model.bin (nor their index files); "
         f"{setting} must name a folder written by save_pretrained"

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import PreTrainedTokenizerFast
+from transformers import Blip2ForConditionalGeneration, PreTrainedTokenizerFast
 
 from artkv.config import ModelConfig
 from artkv.errors import UserError
 from artkv.models.files.blip2_files import open_blip2
 from artkv.models.files.efficientnet_files import read_efficientnet_file
 from artkv.models.files.foreign_files import reason_of, told_as
+from artkv.models.files.weight_files import open_weights
 from tests.models.lavis_writing import write_lavis_folder
 
 
@@ -75,6 +76,15 @@ def sharded(folder: Path) -> Path:
     index = {"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(names, "model-00001-of-00001.safetensors")}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return folder
+
+
+def test_of_a_file_and_an_index_the_file_is_read_as_transformers_does(sharded: Path, tiny_blip2_folder: Path) -> None:
+    index = sharded / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"x": "gone.safetensors"}}))
+    shutil.copy(tiny_blip2_folder / "model.safetensors", sharded)
+    names = open_weights(sharded, "model.blip2").names()
+    assert set(names) == set(open_weights(tiny_blip2_folder, "model.blip2").names())
+    Blip2ForConditionalGeneration.from_pretrained(sharded)  # which would ask for gone.safetensors
 
 
 @pytest.mark.parametrize(
