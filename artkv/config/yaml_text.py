@@ -92,8 +92,8 @@ class _Loader(yaml.SafeLoader):
                     )
                 if isinstance(key, yaml.MappingNode):
                     raise _problem(
-                        "braces stand where a key belongs; fill in a template's placeholder, such as {{ name }}, or "
-                        "put a text with braces in quotes",
+                        "the key is no text, but in braces; fill in a template's placeholder, such as {{ name }}, or "
+                        "put it in quotes",
                         key.start_mark,
                     )
                 shown = f"{key.value!r:.80} " if is_text else ""

@@ -27,8 +27,13 @@ def tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Make:
 
 
 def index(tree: object) -> Make:
-    """With an index beside the weights."""
-    return text("model.safetensors.index.json", json.dumps(tree))
+    """With an index in the place of the whole file, which would be read before it."""
+
+    def change(blip2: Path) -> None:
+        (blip2 / "model.safetensors").rename(blip2 / "model-00001.safetensors")
+        (blip2 / "model.safetensors.index.json").write_text(json.dumps(tree))
+
+    return folder(change)
 
 
 def header(tree: object) -> Make:
@@ -204,8 +209,8 @@ WEIGHTS = Area(
         ),
         BadInput(
             "an index whose shard lacks a tensor",
-            index({"weight_map": {"nothing": "model.safetensors"}}),
-            ("says that nothing is in model.safetensors, which lacks it",),
+            index({"weight_map": {"nothing": "model-00001.safetensors"}}),
+            ("says that nothing is in model-00001.safetensors, which lacks it",),
         ),
         BadInput("an index that is a list", index([1]), ("index.json: holds a list, where a JSON object belongs",)),
         BadInput(

@@ -147,7 +147,9 @@ YAML = Area(
         ),
         *(
             BadInput(
-                f"a template's placeholder {where}", config(text), (NOT_YAML, "braces stand where a key belongs", at)
+                f"a template's placeholder {where}",
+                config(text),
+                (NOT_YAML, "the key is no text, but in braces; fill in", at),
             )
             for where, text, at in [
                 ("before a path", "dataset:\n  train: {{ data_dir }}/train.csv\n", "line 2, column 11"),
