@@ -37,7 +37,7 @@ setup(
         "timm>=1.0.15,<2",
         "peft>=0.21,<1",
         "tokenizers>=0.22",
-        "safetensors>=0.5",
+        "safetensors>=0.8",  # lets other threads run while it writes: a supervised rank's pulse
         "pydantic>=2.9,<3",
         "pyyaml>=6",
         "numpy>=1.26,<3",
