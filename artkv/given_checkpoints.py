@@ -64,14 +64,15 @@ def open_given(options: argparse.Namespace, given: str) -> "tuple[Checkpoint, Co
     from artkv.run_folder.layout import BEST, best_checkpoint, checkpoints_newest_first
     from artkv.sharing.fetching import open_shared
 
-    sets = list(options.set)
-    elsewhere = next((setting for setting in sets if setting.startswith("run.output_dir=")), None)
-    if elsewhere is not None:
-        raise UserError(f"--set {printable(elsewhere)}: is where a run trains, and its checkpoints stay; leave it out")
-    checkpoint = open_shared(given)
+    checkpoint, sets = open_shared(given), list(options.set)
     if any(setting.startswith("model.blip2=") for setting in sets):
         sets.insert(0, "model.revision=null")  # of the one that is replaced
     config = override_config(checkpoint.config, sets)
+    output_dir = config.run.output_dir
+    if output_dir != checkpoint.config.run.output_dir and output_dir.resolve() != checkpoint.run_dir.resolve():
+        where = f"--set run.output_dir={printable(output_dir)}"
+        what = f"is where a run trains, and {printable(given)} stays where it is"
+        raise UserError(f"{where}: {what}; leave it out", on_all_ranks=True)
     if rank() == "0" and checkpoint.hub_id is not None:
         tell(f"checkpoint {checkpoint.hub_id}")
     elif rank() == "0":

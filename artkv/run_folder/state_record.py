@@ -138,8 +138,6 @@ def recorded_state(run_dir: Path, world: "World") -> Iterator[RecordedState]:
             state="preempted" if is_preempted else "failed", ended=time.time(), error=cause_of(error, world.rank, ranks)
         )
         with suppress(OSError):
-            if world.is_main and before is None and isinstance(error, UserError):
-                _remove_rank_logs(run_dir / LOGS)
             if world.is_main and not any(_is_of_a_run(path) for path in run_dir.iterdir()):
                 (run_dir / STATE).unlink()  # a start that was wrong from the first leaves no folder
         raise
@@ -189,14 +187,6 @@ def _read_if_readable(run_dir: Path) -> StateRecord | None:
     with suppress(UserError):
         return read_state_record(run_dir)
     return None
-
-
-def _remove_rank_logs(folder: Path) -> None:
-    """Of a first start that was refused: the other ranks say there what the console says. What else is there stays."""
-    with suppress(OSError):
-        for path in folder.glob("rank_*.log"):
-            path.unlink()
-        folder.rmdir()
 
 
 def _is_of_a_run(path: Path) -> bool:

@@ -332,7 +332,7 @@ CHECKPOINTS = Area(
         BadInput(
             "an evaluation that is to lie elsewhere",
             lambda place: ["evaluate", "--checkpoint", str(place.run()), "--set", "run.output_dir=elsewhere"],
-            ("--set run.output_dir=elsewhere: is where a run trains, and its checkpoints stay; leave it out",),
+            ("elsewhere: is where a run trains, and {folder}/run stays where it is; leave it out",),
         ),
         BadInput("a run without checkpoints", emptied, ("this run has no checkpoint yet",)),
         BadInput("a run whose checkpoints are away", away, ("checkpoints: is a link to /mnt/away, which cannot be",)),

@@ -274,8 +274,7 @@ def test_evaluate_sbatch_scores_with_and_without_the_prefix(
     cluster: MiniCluster, tiny_world: Path, tmp_path: Path, pdsh_run: Path
 ) -> None:
     variables = {"CHECKPOINT": str(pdsh_run), "SPLIT": "val"}
-    arguments = ["--set", f"run.output_dir={tmp_path / 'run'}"]
-    job = submit(cluster, "evaluate.sbatch", shape("evaluate.sbatch", 2, 1), tmp_path / "log", variables, arguments)
+    job = submit(cluster, "evaluate.sbatch", shape("evaluate.sbatch", 2, 1), tmp_path / "log", variables)
     job.wait_until_ended()
     assert job.state == "COMPLETED", job.log.read_text()
     assert "shuffled" in job.log.read_text()
