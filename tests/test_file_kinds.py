@@ -52,7 +52,7 @@ def _database(folder: Path) -> bytes:
 @pytest.mark.parametrize(
     ("content", "kind"),
     [
-        (gzip.compress(b"a,b\n", mtime=0), "compressed by gzip"),  # without the time, which differs between workers
+        (gzip.compress(b"a,b\n"), "compressed by gzip"),
         (bz2.compress(b"a,b\n"), "compressed by bzip2"),
         (lzma.compress(b"a,b\n"), "compressed by xz"),
         (b"\x28\xb5\x2f\xfd\x24\x04\x21\0\0a,b\n", "compressed by zstd"),
@@ -73,6 +73,8 @@ def _database(folder: Path) -> bytes:
         (b"\n<!DOCTYPE html>\n<html>", "a web page"),
         (b'\xef\xbb\xbf<?xml version="1.0"?>', "XML"),
     ],
+    # Not the bytes, which hold the time: all workers have to find the same names.
+    ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
 def test_what_libraries_write_is_told_by_its_kind(content: bytes, kind: str) -> None:
     found = kind_of_file(content)
