@@ -128,7 +128,11 @@ def test_a_sweeps_run_that_saves_as_soon_as_it_is_told_is_requeued(launch: Launc
     """Bash can lose the status of a program that ends while a signal ends the wait for it; ten times, as they race."""
     signals_the_script_and_ends = """#!/bin/bash
 [ "$1" = -m ] || exit 0
-kill -TERM "$(awk '/^PPid/ {print $2}' /proc/$PPID/status)"
+trap '' TERM # which the script passes on
+above() { awk '/^PPid/ {print $2}' "/proc/$1/status"; }
+script=$$ # the outermost process of the script
+while grep -q sweep.sbatch "/proc/$(above "$script")/cmdline"; do script=$(above "$script"); done
+kill -TERM "$script"
 exit 75
 """
     (launch.programs / "python").write_text(signals_the_script_and_ends)
