@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from artkv.config.art_encoders import ArtEncoderConfig
 
-_OF_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_USUAL = ArtEncoderConfig()
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,10 @@ class ArtEncoder:
     """
 
     checkpoint: Path | None
-    architecture: str = "efficientnet_b3"
-    image_size: int = 300
-    mean: tuple[float, ...] = _OF_IMAGENET[0]
-    std: tuple[float, ...] = _OF_IMAGENET[1]
+    architecture: str = _USUAL.architecture
+    image_size: int = _USUAL.image_size
+    mean: tuple[float, ...] = _USUAL.mean
+    std: tuple[float, ...] = _USUAL.std
     is_efficientnet: bool = True
     is_recorded: bool = False
 
@@ -41,13 +41,9 @@ def _recorded(path: Path) -> ArtEncoder | None:
 
     recorded = recorded_settings(path)
     try:
-        given = {
-            "architecture": recorded["architecture"],
-            "image_size": int(recorded["image_size"]),
-            "mean": json.loads(recorded.get("mean", json.dumps(_OF_IMAGENET[0]))),
-            "std": json.loads(recorded.get("std", json.dumps(_OF_IMAGENET[1]))),
-        }
-        taken = ArtEncoderConfig.model_validate(given)
+        given = {"architecture": recorded["architecture"], "image_size": int(recorded["image_size"])}
+        scales = {key: json.loads(recorded[key]) for key in ("mean", "std") if key in recorded}
+        taken = ArtEncoderConfig.model_validate(given | scales)
     except (KeyError, ValueError, ValidationError):
         return None
     is_efficientnet = "mean" not in recorded  # for it alone they are not recorded
@@ -56,4 +52,4 @@ def _recorded(path: Path) -> ArtEncoder | None:
 
 def _named(path: Path) -> str:
     named = re.match(r"efficientnet_b[0-8]", path.name)
-    return named[0] if named else "efficientnet_b3"
+    return named[0] if named else _USUAL.architecture
