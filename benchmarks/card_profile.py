@@ -23,6 +23,7 @@ from turns import EndOfTurns
 # By then a world of 320 paintings has shown its shapes twice, so that graphs are there.
 _UNTIMED_STEPS, _TIMED_STEPS, _PROFILED_STEPS, _WATCHED_STEPS = 45, 20, 5, 2
 _MOST_KERNELS = 30
+_PAUSES = (2, 5, 20)  # microseconds
 
 
 @dataclass
@@ -30,8 +31,9 @@ class Profile:
     """host_seconds: median from one step's beginning to the next, on the host's clock, and nothing else on.
 
     device_seconds, kernels: busy and launched a step, under torch's profiler, which slows the host (profiled_seconds a
-    step). by_kernel, by_host: milliseconds and calls a step of those that took most. waits: where the host waited for
-    the device in `_WATCHED_STEPS` steps, innermost call first, and how often.
+    step). idle: milliseconds a step between kernels, by how many microseconds such a pause lasts; longest_idle: of the
+    longest ones, by the kernel after them. by_kernel, by_host: milliseconds and calls a step of those that took most.
+    waits: where the host waited for the device in `_WATCHED_STEPS` steps, innermost call first, and how often.
     """
 
     host_seconds: float | None = None
@@ -39,6 +41,8 @@ class Profile:
     profiled_seconds: float | None = None
     device_seconds: float | None = None
     kernels: float | None = None
+    idle: dict[str, float] = field(default_factory=dict)
+    longest_idle: dict[str, float] = field(default_factory=dict)
     by_kernel: dict[str, tuple[float, float]] = field(default_factory=dict)
     by_host: dict[str, tuple[float, float]] = field(default_factory=dict)
     waits: dict[str, int] = field(default_factory=dict)
@@ -91,11 +95,15 @@ class ProfileStand:
 
     def _read_profile(self) -> None:
         sums: dict[bool, dict[str, list[float]]] = {True: {}, False: {}}
+        kernels = []
         for event in self._profiler.events():
             is_kernel = event.device_type != torch.autograd.DeviceType.CPU
             of_name = sums[is_kernel].setdefault(event.name[:110], [0.0, 0.0])
             of_name[0] += (event.time_range.elapsed_us() if is_kernel else event.self_cpu_time_total) / 1e3
             of_name[1] += 1
+            if is_kernel:
+                kernels.append((event.time_range.start, event.time_range.end, event.name[:110]))
+        self._read_idle(kernels)
 
         def most(of: dict[str, list[float]]) -> dict[str, tuple[float, float]]:
             ordered = sorted(of.items(), key=lambda item: -item[1][0])[:_MOST_KERNELS]
@@ -105,6 +113,20 @@ class ProfileStand:
         self._found.device_seconds = sum(took for took, _ in sums[True].values()) / 1e3 / _PROFILED_STEPS
         self._found.kernels = sum(calls for _, calls in sums[True].values()) / _PROFILED_STEPS
         write_figures(self._path, asdict(self._found))
+
+    def _read_idle(self, kernels: list[tuple[float, float, str]]) -> None:
+        idle: collections.Counter[str] = collections.Counter()
+        before: collections.Counter[str] = collections.Counter()
+        busy_until = float("inf")
+        for start, end, name in sorted(kernels):
+            pause = max(0.0, start - busy_until)
+            idle[next((f"up to {most}" for most in _PAUSES if pause <= most), "more")] += pause  # type: ignore[assignment]
+            if pause > _PAUSES[-1]:
+                before[name] += pause  # type: ignore[assignment]
+            busy_until = end if busy_until == float("inf") else max(busy_until, end)
+        self._found.idle, self._found.longest_idle = (
+            {name: pause / 1e3 / _PROFILED_STEPS for name, pause in of.most_common(12)} for of in (idle, before)
+        )
 
     def _watch_waits(self) -> None:
         def note(*_: Any, **__: Any) -> None:
@@ -134,7 +156,8 @@ def profile_lines(results: list[dict[str, Any]]) -> list[str]:
         lines.append(
             f"{result['row']}: {result['host_seconds'] * 1e3:.1f} ms from step to step; under the profiler "
             f"{result['profiled_seconds'] * 1e3:.1f}, of which the device is busy {result['device_seconds'] * 1e3:.1f} "
-            f"in {result['kernels']:.0f} kernels; waits of the host in {_WATCHED_STEPS} steps: {result['waits'] or 0}"
+            f"in {result['kernels']:.0f} kernels; idle between them, by us a pause: {result['idle']}; waits of the host in "
+            f"{_WATCHED_STEPS} steps: {result['waits'] or 0}"
         )
         lines += [f"    {took:6.2f} ms {calls:5.0f} x {name}" for name, (took, calls) in result["by_kernel"].items()][
             :12

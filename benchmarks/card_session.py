@@ -37,6 +37,8 @@ _BUDGET_SECONDS = {"true": 465.0, "tiny": 900.0}
 _SECONDS = {"true": 5.0, "tiny": 0.4}
 _LIMIT_SECONDS = {"true": 60.0, "tiny": 90.0}
 _PAINTINGS = {"true": 320, "tiny": 60}
+# All that has the marker gpu, so that the others need not be collected.
+_TESTS_FOR_A_CARD = ("models/test_cuda_graphs.py", "frozen/test_cuda_transport.py", "monitoring/test_run_log.py")
 _FEW, _USUAL, _MANY = 8, 48, 192
 
 
@@ -116,8 +118,8 @@ def profile_of(bench: Bench, batch_size: int) -> Row:
 
 def gradient_tests() -> Row:
     """Tests that only a card can run: gradients of what replays recorded kernels against eager ones, bit for bit."""
-    command = (sys.executable, "-m", "pytest", "-q", "-rs", "--system=none", "-k", "cuda", str(ROOT / "tests"))
-    return Row("tests of CUDA", 60, command=command)
+    files = (str(ROOT / "tests" / file) for file in _TESTS_FOR_A_CARD)
+    return Row("tests of CUDA", 60, command=(sys.executable, "-m", "pytest", "-q", "-rs", "-m", "gpu", *files))
 
 
 def start_from_files(bench: Bench, temporary: Path) -> Row:

@@ -232,6 +232,7 @@ def test_graphs_of_a_tower_share_the_memory_of_the_gradients() -> None:
     assert all(a is b for a, b in zip(one.gradients, other.gradients, strict=True))
 
 
+@pytest.mark.gpu
 @needs_cuda
 def test_cuda_graphs_of_a_function_and_a_tower() -> None:
     function = GraphedFunction("a function", doubled_sum, CudaRecorder())
