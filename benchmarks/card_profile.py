@@ -156,8 +156,8 @@ def profile_lines(results: list[dict[str, Any]]) -> list[str]:
         lines.append(
             f"{result['row']}: {result['host_seconds'] * 1e3:.1f} ms from step to step; under the profiler "
             f"{result['profiled_seconds'] * 1e3:.1f}, of which the device is busy {result['device_seconds'] * 1e3:.1f} "
-            f"in {result['kernels']:.0f} kernels; idle between them, by us a pause: {result['idle']}; waits of the host in "
-            f"{_WATCHED_STEPS} steps: {result['waits'] or 0}"
+            f"in {result['kernels']:.0f} kernels; idle between them, by microseconds a pause: {result['idle']}; "
+            f"waits of the host in {_WATCHED_STEPS} steps: {result['waits'] or 0}"
         )
         lines += [f"    {took:6.2f} ms {calls:5.0f} x {name}" for name, (took, calls) in result["by_kernel"].items()][
             :12

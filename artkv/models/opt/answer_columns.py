@@ -12,6 +12,9 @@ from transformers import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.opt.modeling_opt import eager_attention_forward
 
+from artkv.models.opt.packed_sequences import tree_attention_mask
+from artkv.models.opt.tree_attention import is_subtree_end
+
 
 def read_answer_columns(block: nn.Module) -> None:
     """Gives a decoder block the option `answer_columns`, (R, C) int64: its output is then (R, C, D), of these columns.
@@ -34,8 +37,11 @@ def read_answer_columns(block: nn.Module) -> None:
     block.forward = at_answers  # type: ignore[method-assign]
 
 
-def _at_columns(block: Any, hidden_RLD: Tensor, mask_R1LL: Tensor, columns_RC: Tensor, cache: Cache | None) -> Tensor:
-    """`OPTDecoderLayer.forward` in eval mode, with queries at `columns_RC` only."""
+def _at_columns(block: Any, hidden_RLD: Tensor, mask: Tensor, columns_RC: Tensor, cache: Cache | None) -> Tensor:
+    """`OPTDecoderLayer.forward` in eval mode, with queries at `columns_RC` only.
+
+    mask: (R, 1, L, L), or what `TREE_ATTENTION` takes in place of it.
+    """
     attention = block.self_attn
     num_rows, num_columns, _ = hidden_RLD.shape
     places_RC = columns_RC + num_columns * torch.arange(num_rows, device=columns_RC.device)[:, None]
@@ -52,13 +58,17 @@ def _at_columns(block: Any, hidden_RLD: Tensor, mask_R1LL: Tensor, columns_RC: T
     keys_RHLX, values_RHLX = heads(attention.k_proj(normed_RLD)), heads(attention.v_proj(normed_RLD))
     if cache is not None:
         keys_RHLX, values_RHLX = cache.update(keys_RHLX, values_RHLX, attention.layer_idx)
+    if is_subtree_end(mask):
+        mask_R1CL = tree_attention_mask(mask, hidden_RLD.dtype, columns_RC)
+    else:
+        mask_R1CL = at_places(mask.squeeze(1))[:, None]
     attend = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager_attention_forward)
     out_RCHX, _ = attend(
         attention,
         heads(attention.q_proj(at_places(normed_RLD)) * attention.scaling),
         keys_RHLX,
         values_RHLX,
-        at_places(mask_R1LL.squeeze(1))[:, None],
+        mask_R1CL,
         scaling=1.0,  # the query is scaled, as in OPT
     )
     hidden_RCD = at_places(hidden_RLD) + attention.out_proj(out_RCHX.flatten(2))

@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from artkv.batch import PackedAnswers, PackedQuestions
 from artkv.models.cuda_graphs import GraphedFunction, Recorder
 from artkv.models.opt.answers import answer_cross_entropy, hidden_at_answers
-from artkv.models.opt.packed_sequences import tree_attention_mask
+from artkv.models.opt.tree_attention import seen_in_packed_rows
 
 
 def decode_packed(language_model: Any, embeds: Sequence[Tensor], questions: Sequence[PackedAnswers]) -> list[Tensor]:
@@ -30,7 +30,7 @@ def decode_packed(language_model: Any, embeds: Sequence[Tensor], questions: Sequ
     """
     decoder = language_model.model.decoder
     pairs = list(zip(embeds, questions, strict=True))
-    masks = [tree_attention_mask(one.subtree_end, embeds_RLD.dtype) for embeds_RLD, one in pairs]
+    masks = [seen_in_packed_rows(language_model, one.subtree_end, embeds_RLD.dtype) for embeds_RLD, one in pairs]
     hidden = [_with_positions(decoder, embeds_RLD, one) for embeds_RLD, one in pairs]
     *blocks, last = decoder.layers
     for block in blocks:

@@ -9,17 +9,18 @@ from artkv.batch import PackedRows
 _MASK_ALIGNMENT = 8
 
 
-def tree_attention_mask(subtree_end_RL: Tensor, dtype: torch.dtype) -> Tensor:
-    """(R, 1, L, L), 0 where column i attends to column j, `j <= i < subtree_end[j]`, and -inf elsewhere.
+def tree_attention_mask(subtree_end_RL: Tensor, dtype: torch.dtype, columns_RC: Tensor | None = None) -> Tensor:
+    """(R, 1, C, L), 0 where column i attends to column j, `j <= i < subtree_end[j]`, and -inf elsewhere.
 
-    dtype: the queries'. SDPA makes such a mask of a boolean one in each block anew and keeps it for backward; this
-    one is there once for all of them.
+    dtype: the queries'. columns_RC: int64, the columns that attend; None: all, in their order. SDPA makes such a mask
+    of a boolean one in each block anew and keeps it for backward; this one is there once for all of them.
     """
     num_rows, num_columns = subtree_end_RL.shape
-    columns_L = torch.arange(num_columns, device=subtree_end_RL.device)
-    is_seen_RLL = (columns_L[None, :] <= columns_L[:, None]) & (columns_L[:, None] < subtree_end_RL[:, None, :])
-    mask_R1LL = closed_mask((num_rows, num_columns, num_columns), dtype, columns_L.device)
-    return mask_R1LL.masked_fill_(is_seen_RLL[:, None], 0.0)
+    seen_L = torch.arange(num_columns, device=subtree_end_RL.device)
+    asking_RC = seen_L.expand(num_rows, -1) if columns_RC is None else columns_RC
+    is_seen_RCL = (seen_L <= asking_RC[:, :, None]) & (asking_RC[:, :, None] < subtree_end_RL[:, None, :])
+    mask_R1CL = closed_mask((num_rows, asking_RC.shape[1], num_columns), dtype, seen_L.device)
+    return mask_R1CL.masked_fill_(is_seen_RCL[:, None], 0.0)
 
 
 def closed_mask(shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -1,0 +1,138 @@
+"""OPT's attention on CUDA, with kernels of its own where rows are packed.
+
+Letters in tensor names are explained in `artkv.batch`.
+"""
+
+import sys
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from artkv.models.opt.packed_sequences import tree_attention_mask
+
+TREE_ATTENTION = "artkv_tree"
+"""What to give to a transformers model's `set_attn_implementation`: in place of a mask it takes `subtree_end`, (R, L)
+int64, for queries, keys and values of the same columns. With a mask, or none, it is transformers' `sdpa`.
+"""
+
+# bfloat16's rounding, norm-wise; a kernel that was compiled wrongly is off by much more.
+_TOLERANCE = 2e-2
+_FIRST_CAPABILITY = (8, 0)  # of those that multiply bfloat16
+
+
+def attention_within_trees(
+    module: Any,
+    query_RHLX: Tensor,
+    key_RHLX: Tensor,
+    value_RHLX: Tensor,
+    mask: Tensor | None,
+    scaling: float = 1.0,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """The output, (R, L, H, X), and no weights. See `TREE_ATTENTION`."""
+    if mask is not None and is_subtree_end(mask):
+        out_RLHX: Tensor = _WithinTrees.apply(query_RHLX, key_RHLX, value_RHLX, mask, scaling)
+        return out_RLHX, None
+    out_RLHX, _ = sdpa_attention_forward(module, query_RHLX, key_RHLX, value_RHLX, mask, scaling=scaling, **options)
+    return out_RLHX, None
+
+
+AttentionInterface.register(TREE_ATTENTION, attention_within_trees)
+AttentionMaskInterface.register(TREE_ATTENTION, sdpa_mask)
+
+
+def is_subtree_end(mask: Tensor) -> bool:
+    """Whether this is what tells who sees whom in packed rows, and no mask."""
+    return mask.dim() == 2 and mask.dtype == torch.int64
+
+
+def seen_in_packed_rows(language_model: Any, subtree_end_RL: Tensor, dtype: torch.dtype) -> Tensor:
+    """What to give to OPT's blocks as `attention_mask`: `subtree_end` itself, or the dense mask of it."""
+    if language_model.config._attn_implementation == TREE_ATTENTION:
+        return subtree_end_RL
+    return tree_attention_mask(subtree_end_RL, dtype)
+
+
+def use_tree_attention(language_model: Any, dtype: torch.dtype, device: torch.device) -> None:
+    """Has OPT attend by `TREE_ATTENTION` on a CUDA device where its kernels work; says so where they should and fail.
+
+    language_model: transformers' OPTForCausalLM.
+    """
+    config = language_model.config
+    width = config.hidden_size // config.num_attention_heads
+    if dtype not in (torch.bfloat16, torch.float16) or torch.cuda.get_device_capability(device) < _FIRST_CAPABILITY:
+        return
+    reason = why_kernels_fail(width, dtype, device)
+    if reason is None:
+        language_model.set_attn_implementation(TREE_ATTENTION)
+    elif reason:
+        print(
+            f"artkv: attention within packed rows is PyTorch's, which is slower: Triton's kernels failed with {reason}",
+            file=sys.stderr,
+        )
+
+
+@cache
+def why_kernels_fail(width: int, dtype: torch.dtype, device: torch.device) -> str | None:
+    """None where the kernels are right on this device, "" where they are for no heads of this width, else an error.
+
+    They are compiled at the first call on a machine, which takes some seconds and a C compiler, and kept in Triton's
+    cache.
+    """
+    try:
+        from artkv.models.opt import tree_kernels
+    except ImportError as error:
+        return f"{type(error).__name__}: {error}"
+    if tree_kernels.split_width(width) is None:
+        return ""
+    generator = torch.Generator(device).manual_seed(0)
+    num_columns = 80
+    made = [torch.randn(2, num_columns, 2, width, device=device, dtype=dtype, generator=generator) for _ in range(4)]
+    *inputs, gradient = (values.transpose(1, 2) for values in made)
+    # Two trees side by side: a root that all see, and under it branches of five columns.
+    columns = torch.arange(num_columns, device=device)
+    half = num_columns // 2
+    ends = torch.where(columns % half == 0, columns + half, (columns // 5 + 1) * 5).expand(2, -1)
+    try:
+        found = _with_gradients(lambda *qkv: _WithinTrees.apply(*qkv, ends, 0.5).transpose(1, 2), inputs, gradient)
+    except Exception as error:  # whatever Triton, its compilers and the driver raise
+        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    mask = tree_attention_mask(ends, torch.float32)
+    expected = _with_gradients(
+        lambda q, k, v: torch.softmax(0.5 * q @ k.transpose(2, 3) + mask, dim=-1) @ v,
+        [values.float() for values in inputs],
+        gradient.float(),
+    )
+    errors = [float((one.float() - other).norm() / other.norm()) for one, other in zip(found, expected, strict=True)]
+    return None if max(errors) < _TOLERANCE else f"results that differ by {max(errors):.2g}"
+
+
+def _with_gradients(attend: Any, inputs: list[Tensor], gradient: Tensor) -> list[Tensor]:
+    with torch.enable_grad():
+        leaves = [values.detach().requires_grad_() for values in inputs]
+        out = attend(*leaves)
+        return [out.detach(), *torch.autograd.grad(out, leaves, gradient)]
+
+
+class _WithinTrees(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q_RHLX: Tensor, k_RHLX: Tensor, v_RHLX: Tensor, ends_RL: Tensor, scale: float) -> Tensor:
+        from artkv.models.opt import tree_kernels
+
+        out_RLHX, log_sum_RHL = tree_kernels.attend(q_RHLX, k_RHLX, v_RHLX, ends_RL, scale)
+        ctx.save_for_backward(q_RHLX, k_RHLX, v_RHLX, ends_RL, out_RLHX, log_sum_RHL)
+        ctx.scale = scale
+        return out_RLHX
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_RLHX: Tensor) -> tuple[Tensor | None, ...]:
+        from artkv.models.opt import tree_kernels
+
+        return (*tree_kernels.attend_backward(gradient_RLHX, ctx.saved_tensors, ctx.scale), None, None)
