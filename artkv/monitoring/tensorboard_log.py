@@ -1,5 +1,6 @@
 """TensorBoard: curves, the run's settings, and paintings with question, answer and prediction beneath."""
 
+import io
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -8,6 +9,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
@@ -75,7 +78,13 @@ class TensorBoardLog:
 
     def image(self, step: int, tag: str, pixels: NDArray[np.uint8]) -> None:
         """Writes a picture, (height, width, 3) from 0 to 255."""
-        self._writer.add_image(tag, pixels, step, dataformats="HWC")
+        encoded = io.BytesIO()
+        # As `add_image` does it takes six times as long, in which training waits, for a fifth of the bytes.
+        Image.fromarray(pixels).save(encoded, format="PNG", compress_level=1)
+        height, width, colours = pixels.shape
+        picture = Summary.Image(height=height, width=width, colorspace=colours, encoded_image_string=encoded.getvalue())
+        summary = Summary(value=[Summary.Value(tag=tag, image=picture)])
+        self._writer._get_file_writer().add_summary(summary, step)
 
     def samples(self, step: int, samples: Sequence[AnsweredQuestion]) -> None:
         """Draws each sample under the tag `works/0`, `works/1`, ...; give the same ones each time."""

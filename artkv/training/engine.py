@@ -29,6 +29,7 @@ from artkv.training.part_norms import PartNorms, Stretch, merged, part_metrics, 
 from artkv.training.skipped_steps import SkippedSteps
 
 _ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
+_NO_COMPILER = "TORCHDYNAMO_DISABLE"
 
 # DeepSpeed calls collectives by names that torch 2.14 has renamed; nothing that a user could change.
 warnings.filterwarnings("ignore", r"`torch\.distributed\.", FutureWarning)
@@ -49,7 +50,7 @@ class TrainingEngine:
         # Entered around what ranks do not meet in.
         self.forward_timer: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
         self._names = list(model.named_trainables())
-        with _quiet_deepspeed():
+        with _quiet_deepspeed(), _without_compiler():
             self._engine, *_ = deepspeed.initialize(
                 model=model,
                 model_parameters=_parameter_groups(model, weight_decay),
@@ -204,6 +205,21 @@ def _skip_compiled_extensions() -> None:
     """Keeps DeepSpeed from compiling its shared-memory collective, 80 s at the first start on a CPU."""
     if not torch.cuda.is_available():
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+@contextlib.contextmanager
+def _without_compiler() -> Iterator[None]:
+    """Keeps torch's compiler from being imported, for one to two seconds of each rank's start.
+
+    DeepSpeed looks whether the optimizer is its Muon, whose module has functions compiled as it is imported. No run has
+    Muon, as the optimizer is torch's AdamW.
+    """
+    before = os.environ.get(_NO_COMPILER)
+    os.environ[_NO_COMPILER] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(_NO_COMPILER) if before is None else os.environ.update({_NO_COMPILER: before})
 
 
 @contextlib.contextmanager
