@@ -5,7 +5,6 @@ memory, questions of like length together, an end at the newline where artkv end
 256 ...) as take no more memory than artkv's evaluation took. Both answer greedily with as many new tokens at most.
 """
 
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -16,8 +15,7 @@ from typing import Any
 import torch
 from device_weights import make_weights_where_missing, run_device
 from peer_rows import PROMPT, SIZES, Questions, on_device, stock_blip2
-from rows import BEGAN
-from step_clock import synchronize, taken_device_bytes, write_figures
+from step_clock import since_start, synchronize, taken_device_bytes, write_figures
 from true_rows import ANSWER_TOKENS, text
 from turns import EndOfTurns
 
@@ -96,6 +94,7 @@ def run_artkv_answers(path: Path, tree: dict[str, Any], seconds: float) -> None:
     world = single_process(None)
     session = Session(config, world, ["test"]).load()
     questions, settings = session.questions["test"], answering_settings(config)
+    synchronize()
     figures = AnswerFigures(max_new_tokens=settings.max_new_tokens, start_seconds=since_start())
 
     def answer(advance: Callable[[int], None]) -> list[str]:
@@ -143,6 +142,7 @@ def run_stock_answers(
     order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
     ends = [data.tokenizer.eos_token_id, newline_token_id(data.tokenizer)]
     num_visual = SIZES[size_name].num_queries
+    synchronize()
     figures = AnswerFigures(max_new_tokens=max_new_tokens, start_seconds=since_start())
 
     @torch.no_grad()
@@ -211,12 +211,6 @@ def offload_blocks(model: Any, device: torch.device) -> None:
 def _outside_blocks(model: Any) -> Iterator[Any]:
     blocks = {id(p) for p in model.language_model.model.decoder.layers.parameters()}
     return (p for p in [*model.parameters(), *model.buffers()] if id(p) not in blocks)
-
-
-def since_start() -> float | None:
-    """Seconds since this row's process was started."""
-    synchronize()
-    return time.time() - float(os.environ[BEGAN]) if BEGAN in os.environ else None
 
 
 def answering_table(results: Sequence[dict[str, Any]]) -> list[str]:

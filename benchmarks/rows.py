@@ -120,6 +120,8 @@ class Session:
         elif (code != 0 and row.target is None) or (code != 0 and "status" not in found):
             found["status"] = f"failed: exit status {code}"
         found.setdefault("status", MEASURED)
+        if said := [line for line in lines if line.startswith("artkv: ")]:
+            found["said"] = said[:_LAST_LINES]
         if found["status"] != MEASURED:
             found["log"] = lines[-_LAST_LINES:]
         return found

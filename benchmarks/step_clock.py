@@ -31,7 +31,8 @@ _LONGEST = 2.5  # times `seconds`: how long a row goes on for want of an aside t
 class StepFigures:
     """What a row measured; None is what was not.
 
-    start_seconds: from the process's start to the first step's, imports and the loading of weights included.
+    start_seconds: from the process's start to the first step's, imports and the loading of weights included;
+    imported_seconds: to when all is imported, and nothing else is done.
     first_step_seconds: the first step itself. step_seconds: median over stretches; slowest, fastest: of stretches.
     questions_per_second: all questions of the stretches over their seconds. asides: seconds of each, by name.
     loads_per_step: frozen blocks copied to the device, of an optimizer step. context_bytes: what of the device's memory
@@ -43,6 +44,7 @@ class StepFigures:
     batch_size: int
     questions: int = 0
     steps: int = 0
+    imported_seconds: float | None = None
     start_seconds: float | None = None
     first_step_seconds: float | None = None
     step_seconds: float | None = None
@@ -91,6 +93,7 @@ class StepClock:
         self._began = self._first_began = self._beside = self._timed_seconds = 0.0
         self._untimed_seconds = min(_UNTIMED_SECONDS, seconds)
         self._steps = self._questions = self._loads = 0
+        self.figures.imported_seconds = since_start()
         if torch.cuda.is_available():
             torch.zeros(1, device="cuda")
             self.figures.context_bytes = taken_device_bytes()
@@ -134,7 +137,7 @@ class StepClock:
     def _at_the_start(self) -> None:
         figures = self.figures
         synchronize()
-        figures.start_seconds = time.time() - float(os.environ[BEGAN]) if BEGAN in os.environ else None
+        figures.start_seconds = since_start()
         if torch.cuda.is_available():
             figures.start_peak_bytes = torch.cuda.max_memory_allocated()
         if self.takes_losses and self._first_rows is not None:
@@ -189,6 +192,11 @@ class StepClock:
             figures.reserved_bytes = torch.cuda.memory_reserved()
             figures.device_bytes = max(figures.device_bytes or 0, taken_device_bytes())
         write_figures(self._path, asdict(figures))
+
+
+def since_start() -> float | None:
+    """Seconds since this row's process was started; None where nobody said when that was."""
+    return time.time() - float(os.environ[BEGAN]) if BEGAN in os.environ else None
 
 
 def write_figures(path: Path, figures: dict[str, Any]) -> None:

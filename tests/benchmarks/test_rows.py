@@ -210,7 +210,7 @@ def test_the_session_lists_the_most_wanted_rows_first() -> None:
         "artkv, default config; 192",
         "transformers Trainer; 192",
     ]
-    assert names[-1] == "quickstart"
+    assert "quickstart" in names
 
 
 def test_trainings_one_after_another(tmp_path: Path) -> None:
