@@ -87,9 +87,8 @@ def all_rows(bench: Bench, temporary: Path) -> list[Row]:
         *bench.answers(RESIDENT),
         bench.placed(STREAMED, _USUAL),
         start_from_files(bench, temporary),
-        bench.answers(STREAMED)[0],
+        *bench.answers(STREAMED),
         gradient_tests(),
-        bench.answers(STREAMED)[1],
         Row("quickstart", 240, command=(
             sys.executable, "-m", "artkv", "quickstart", "--ranks", "1", "--output-dir", str(temporary / "quickstart"),
         )),

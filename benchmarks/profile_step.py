@@ -39,6 +39,7 @@ from artkv.distributed import process_group
 from artkv.monitoring.memory import peak_device_bytes, peak_host_bytes
 from artkv.monitoring.run_log import RunLog
 from artkv.training.engine import TrainingEngine
+from artkv.training.measures import StepMeasures
 from artkv.training.part_norms import PartNorms
 from artkv.training.run import train
 from artkv.training.stops import ToHost
@@ -300,7 +301,7 @@ def _patched(observer: _Observer) -> Iterator[None]:
     patched: list[tuple[Any, str]] = [
         (loop, "step_together"), (loop, "training_loader"), (TrainingEngine, "forward"), (TrainingEngine, "backward"),
         (TrainingEngine, "step"), (TrainingEngine, "part_metrics"), (PartNorms, "_before_step"),
-        (PartNorms, "_after_step"), (RunLog, "train"), (RunLog, "advance"),
+        (PartNorms, "_after_step"), (StepMeasures, "take"), (RunLog, "write_pending"), (RunLog, "advance"),
     ]  # fmt: skip
     originals = [getattr(owner, name) for owner, name in patched]
     spans = observer.spans
@@ -319,7 +320,8 @@ def _patched(observer: _Observer) -> Iterator[None]:
     spans.wrap(TrainingEngine, "step", "DeepSpeed's optimizer step")
     for owner, method in ((TrainingEngine, "part_metrics"), (PartNorms, "_before_step"), (PartNorms, "_after_step")):
         spans.wrap(owner, method, "norms of parts")
-    spans.wrap(RunLog, "train", "logging")
+    for owner, method in ((StepMeasures, "take"), (RunLog, "write_pending")):
+        spans.wrap(owner, method, "logging")
     spans.wrap(RunLog, "advance", "progress bar")
     try:
         yield

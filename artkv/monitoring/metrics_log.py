@@ -23,9 +23,9 @@ _log = logging.getLogger(__name__)
 class MetricsLog:
     """Appends records to a JSON-lines file and cuts it back on resume.
 
-    Each record has `step` (optimizer steps done), `time` (unix seconds), `kind` and the metrics. A
-    metric that is not finite is written as null, since JSON has no NaN. One process writes. A disk that is full for a
-    while costs no record and tears no line, see `AppendedFile`. Raises `UserError` where the file cannot be opened.
+    Each record has `step` (optimizer steps done), `time` (unix seconds, when it was measured), `kind` and the metrics.
+    A metric that is not finite is written as null, since JSON has no NaN. One process writes. A disk that is full for
+    a while costs no record and tears no line, see `AppendedFile`. Raises `UserError` where the file cannot be opened.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -35,12 +35,15 @@ class MetricsLog:
             self._cut_torn_line()
             self._file = AppendedFile(self._path)
 
-    def append(self, step: int, kind: Kind, metrics: Mapping[str, float]) -> None:
-        """Writes one record and hands it to the operating system, so that readers see whole lines."""
+    def append(self, step: int, kind: Kind, metrics: Mapping[str, float], seconds: float | None = None) -> None:
+        """Writes one record and hands it to the operating system, so that readers see whole lines.
+
+        seconds: the record's `time`; now, where it is None.
+        """
         reserved = {"step", "time", "kind"} & metrics.keys()
         if reserved:
             raise ValueError(f"metrics must not be named {', '.join(sorted(reserved))}: each record has them")
-        record: dict[str, Any] = {"step": step, "time": time.time(), "kind": kind}
+        record: dict[str, Any] = {"step": step, "time": time.time() if seconds is None else seconds, "kind": kind}
         record |= {name: _finite(value) for name, value in metrics.items()}
         self._file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
 

@@ -7,14 +7,14 @@ do not meet.
 
 import socket
 import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from artkv.distributed import World
+from artkv.distributed import ToHost, World
+from artkv.monitoring.device_time import DeviceTime
 
 T = TypeVar("T")
 
@@ -24,54 +24,49 @@ _SLOWER_BY = 1.2
 _WINDOWS = 3
 
 
+class _OwnStep(NamedTuple):
+    """What of one step was a rank's own: the host's seconds for data, and forward passes by `DeviceTime`."""
+
+    seconds_waited: float
+    passes: list[tuple[Any, Any]]
+
+
 class OwnTime:
-    """Adds up the seconds of each step that are this rank's own; nothing in it waits for the device.
+    """Adds up the seconds of each step that are this rank's own; nothing in it waits for the device."""
 
-    On CUDA the forward passes are timed by events in the device's queue, which `read` waits for: call it where
-    the device is waited for anyway.
-    """
-
-    def __init__(self, device: torch.device, now: Callable[[], float] = time.perf_counter) -> None:
-        self._now = now
-        self._on_cuda = device.type == "cuda"
-        self._seconds_waited = 0.0
-        self._passes: list[tuple[Any, Any]] = []  # when each forward pass began and ended, by `_mark`
-        self._steps = 0
+    def __init__(self, time: DeviceTime) -> None:
+        self._time = time
+        self._steps: list[_OwnStep] = []
 
     def waits_for(self, batches: Iterator[T]) -> Iterator[T]:
         """`batches`, with the time that each takes to come; each is a step."""
         while True:
-            began = self._now()
+            began = self._time.now()
             try:
                 batch = next(batches)
             except StopIteration:
                 return
-            self._seconds_waited += self._now() - began
-            self._steps += 1
+            self._steps.append(_OwnStep(self._time.now() - began, []))
             yield batch
 
     @contextmanager
     def passing(self) -> Iterator[None]:
-        """The time inside is a forward pass."""
-        began = self._mark()
+        """The time inside is a forward pass of the last step."""
+        began = self._time.mark()
         yield
-        self._passes.append((began, self._mark()))
+        self._steps[-1].passes.append((began, self._time.mark()))
 
-    def read(self) -> float:
-        """Seconds a step since the last reading; 0.0 without steps."""
-        if self._on_cuda and self._passes:
-            self._passes[-1][1].synchronize()
-        in_passes = sum(b.elapsed_time(e) / 1000 if self._on_cuda else e - b for b, e in self._passes)
-        mean = (self._seconds_waited + in_passes) / self._steps if self._steps else 0.0
-        self._seconds_waited, self._passes, self._steps = 0.0, [], 0
-        return mean
+    def read(self) -> float | None:
+        """Seconds a step since the last reading; None without steps.
 
-    def _mark(self) -> Any:
-        if not self._on_cuda:
-            return self._now()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
+        On CUDA the last step is left to the next reading, since the device is not through with it.
+        """
+        ended = len(self._steps) - self._time.is_queued
+        over, self._steps = self._steps[:ended], self._steps[ended:]
+        if not over:
+            return None
+        in_passes = sum(self._time.seconds(*one) for step in over for one in step.passes)
+        return (sum(step.seconds_waited for step in over) + in_passes) / len(over)
 
 
 class Stragglers:
@@ -83,17 +78,22 @@ class Stragglers:
         self._slow_windows = 0
         self._slow_rank: int | None = None
 
-    def compare(self, own_seconds: float) -> tuple[dict[str, float], str | None]:
+    def share(self, own_seconds: float | None) -> ToHost | None:
+        """All ranks' own seconds by rank, on their way to the host; None of one rank, or where nothing was timed.
+
+        Called on all ranks; none waits for the device.
+        """
+        if self._world.size == 1 or own_seconds is None:
+            return None
+        seconds = torch.zeros(self._world.size, dtype=torch.float64, device=self._world.device)
+        seconds[self._world.rank].fill_(own_seconds)
+        return ToHost(self._world.all_reduce_sum(seconds))
+
+    def compare(self, by_rank: list[float]) -> tuple[dict[str, float], str | None]:
         """The window's metrics, and a line for the console where a rank has been slow for some windows.
 
-        Called on all ranks. own_step_seconds: the ranks' median. own_step_seconds_max and slowest_rank: the
-        most, and whose. One rank has no metrics.
+        own_step_seconds: the ranks' median. own_step_seconds_max and slowest_rank: the most, and whose.
         """
-        if self._world.size == 1:
-            return {}, None
-        seconds = torch.zeros(self._world.size, dtype=torch.float64, device=self._world.device)
-        seconds[self._world.rank] = own_seconds
-        by_rank = self._world.all_reduce_sum(seconds).tolist()
         slowest = max(range(self._world.size), key=by_rank.__getitem__)
         others = statistics.median(by_rank[:slowest] + by_rank[slowest + 1 :])
         metrics = {

@@ -66,9 +66,9 @@ class TensorBoardLog:
         self._settings_end: Any = None
 
     def scalars(self, step: int, kind: str, metrics: Mapping[str, float]) -> None:
-        """Writes each metric under the tag that `tag_of` gives it."""
-        for name, value in metrics.items():
-            self._writer.add_scalar(tag_of(kind, name), value, step)
+        """Writes each metric under the tag that `tag_of` gives it, all in one event."""
+        values = [Summary.Value(tag=tag_of(kind, name), simple_value=float(value)) for name, value in metrics.items()]
+        self._writer._get_file_writer().add_summary(Summary(value=values), step)
 
     def histogram(self, step: int, tag: str, values: NDArray[np.float64]) -> None:
         """Writes how the values are spread; nothing where none is finite, which the losses tell."""

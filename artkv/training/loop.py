@@ -21,6 +21,7 @@ from artkv.training.measures import StepMeasures
 from artkv.training.placing import packing_of
 from artkv.training.saving import Saver
 from artkv.training.schedule import total_steps, warmup_steps
+from artkv.training.skipped_steps import SkippedSteps
 from artkv.training.step import answer_token_count, seed_step, train_step
 from artkv.training.stops import RunStops
 
@@ -89,7 +90,7 @@ def fit(
             )
             is_epoch_end = epoch_step + 1 == plan.num_steps(per_step)
             is_logged = (progress.step + 1) % config.run.log_every == 0 or is_epoch_end
-            measures.reads_after_next_step(is_logged)
+            measures.taken_after_next_step(is_logged)
             seed_step(training.seed, progress.step, world.rank)
             report = step_together(engine, batches, lr, stops, world)
             measures.step_done(
@@ -103,19 +104,17 @@ def fit(
             stops.note_gain(progress.step)
 
             is_stopped = report.stop_votes.read()[0] > 0
+            log.write_pending()  # what the step before measured was queued before these votes: it is there
             is_due = progress.step % config.run.checkpoint_every == 0 or is_epoch_end or is_stopped
             is_saved = saver.is_overdue(progress.step) or is_due
-            progress = _with_skipped(progress, *engine.skipped_steps.counts(waits=is_logged or is_saved))
-            has_diverged = progress.nonfinite_steps_in_a_row >= training.max_nonfinite_steps
-            if is_logged or is_stopped or has_diverged:
-                # Ranks meet here and the host waits for the device; else between steps only to save and to validate.
-                metrics, note = measures.read(lr, progress, epochs_done=questions_after / len(table))
-                if note is not None:
-                    log.note(f"step {progress.step}: {note}")
-                log.train(progress.step, metrics)
-            if has_diverged:
-                raise _diverged(progress)
+            progress, divergence = _with_skipped(progress, engine.skipped_steps, is_saved, training.max_nonfinite_steps)
+            if is_logged or is_stopped or divergence is not None:
+                # Ranks meet here on the device. Hosts wait for it, and meet, only to save and to validate.
+                log.train_once_there(progress.step, measures.take(lr, progress, questions_after / len(table)))
+            if divergence is not None:
+                raise divergence
             if is_saved:
+                log.write_pending()  # a run that goes on from here lacks no line
                 with measures.paused(), stops.during("saving"):
                     saver.save(engine, progress)
             if is_stopped and (progress.validation_due or progress.epoch < training.num_epochs):  # else it is done
@@ -175,13 +174,6 @@ def _warmup_questions(table: QuestionTable, config: Config, per_step: int) -> in
     return steps * round(len(table) / plan.num_steps(per_step))
 
 
-def _diverged(progress: Progress) -> RunFailed:
-    return RunFailed(
-        f"step {progress.step}: loss or gradient was not finite in {progress.nonfinite_steps_in_a_row} steps in a row; "
-        "lower training.learning_rate, or look at the loss in metrics.jsonl; the checkpoints before this are good"
-    )
-
-
 def _after_step(
     progress: Progress, is_epoch_end: bool, groups_after: int, questions_after: int, validates: bool
 ) -> Progress:
@@ -199,8 +191,23 @@ def _after_step(
     )
 
 
-def _with_skipped(progress: Progress, skipped: int, in_a_row: int) -> Progress:
-    return replace(progress, skipped_steps=skipped, nonfinite_steps_in_a_row=in_a_row)
+def _with_skipped(
+    progress: Progress, skipped_steps: SkippedSteps, waits: bool, max_nonfinite_steps: int
+) -> tuple[Progress, RunFailed | None]:
+    """Where a run stands with what was skipped, and what ends it if that is too much.
+
+    waits: for the device to be done with the last step, for a checkpoint's sake; else what was skipped before that.
+    """
+    for is_counted in (False, True) if waits else (False,):
+        skipped, in_a_row = skipped_steps.counts(waits=is_counted)
+        progress = replace(progress, skipped_steps=skipped, nonfinite_steps_in_a_row=in_a_row)
+        if in_a_row >= max_nonfinite_steps:
+            return progress, RunFailed(
+                f"step {progress.step - (not is_counted)}: loss or gradient was not finite in {in_a_row} steps in a "
+                "row; lower training.learning_rate, or look at the loss in metrics.jsonl; the checkpoints before this "
+                "are good"
+            )
+    return progress, None
 
 
 def _after_validation(progress: Progress, score: float | None) -> Progress:

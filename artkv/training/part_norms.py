@@ -63,14 +63,14 @@ class PartNorms:
         self._stretches = stretches
         self._is_asked = self._is_measured = False
         self._before: dict[Tensor, Tensor] = {}
-        self._squares: dict[str, list[Tensor]] = {}
+        self._norms: dict[str, list[Tensor]] = {}  # of each part's stretches, three each: gradient, change, weights
         optimizer.register_step_pre_hook(self._before_step)
         optimizer.register_step_post_hook(self._after_step)
 
     def ask(self, is_asked: bool) -> None:
         """Whether the next step is to be measured; forgets the last one."""
         self._is_asked, self._is_measured = is_asked, False
-        self._squares = {}
+        self._norms = {}
 
     def read(self, parts: Sequence[str], device: torch.device) -> Tensor | None:
         """(3, parts) float32 on `device`: this rank's sums of squares of gradient, change and weights after the step.
@@ -80,7 +80,10 @@ class PartNorms:
         if not self._is_measured:
             return None
         nothing = torch.zeros(3, device=device)
-        by_part = [sum((one.to(device) for one in self._squares.get(part, [])), nothing) for part in parts]
+        by_part = [nothing] * len(parts)
+        for place, part in enumerate(parts):
+            if norms := self._norms.get(part):
+                by_part[place] = torch.stack(norms).square().view(-1, 3).sum(dim=0).to(device, non_blocking=True)
         return torch.stack(by_part, dim=1)
 
     def _masters(self, optimizer: torch.optim.Optimizer) -> list[Tensor]:
@@ -94,10 +97,12 @@ class PartNorms:
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         for master, before in self._before.items():
             assert master.grad is not None
-            change = before.sub_(master.detach())
-            for part, start, end in self._stretches[master]:
-                norms = [torch.linalg.vector_norm(one[start:end]) for one in (master.grad, change, master.detach())]
-                self._squares.setdefault(part, []).append(torch.stack(norms).square())
+            stretches, whole = self._stretches[master], (master.grad, before.sub_(master.detach()), master.detach())
+            pieces = [one[start:end] for _, start, end in stretches for one in whole]
+            # One call for all of them: a card waits where the host takes long to launch.
+            norms = torch._foreach_norm(pieces) if pieces else ()
+            for place, stretch in enumerate(stretches):
+                self._norms.setdefault(stretch.part, []).extend(norms[3 * place : 3 * place + 3])
         self._before = {}
         self._is_measured = self._is_asked  # also where this rank has nothing but padding
 

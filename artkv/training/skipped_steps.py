@@ -49,6 +49,11 @@ class SkippedSteps:
         self._counts = torch.stack([skipped + overflow, (in_a_row + 1) * overflow])
         self._before, self._now = self._now, ToHost(self._counts)
 
+    def counts_on_device(self) -> tuple[Tensor, Tensor]:
+        """What `counts` says of the last step, shape () each."""
+        skipped, in_a_row = self._counts.unbind()
+        return skipped, in_a_row
+
     def counts(self, waits: bool) -> tuple[int, int]:
         """How many steps were skipped, and how many of these in a row up to now.
 

@@ -82,8 +82,8 @@ class RunStops:
     def meet(self, number: Tensor) -> tuple[Tensor, ToHost]:
         """The sum over all ranks of a number, shape (), on the device, and how many of the ranks are asked to stop.
 
-        The votes travel with a number that a step sums up anyway, at no cost. Read them after the step, when DeepSpeed
-        has long waited for the device, to see whether the gradients are finite.
+        The votes travel with a number that a step sums up anyway, at no cost. Read them once the step is
+        launched: that waits until the device has begun it, so that the host is at most a step ahead.
         """
         totals = self._world.all_reduce_sum(
             torch.stack([number, torch.full_like(number, float(self._requests.reason is not None))])

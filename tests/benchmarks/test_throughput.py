@@ -48,12 +48,13 @@ def test_throughput_of_the_main_rows(tmp_path: Path) -> None:
 
 
 def test_profile_of_a_step(tmp_path: Path) -> None:
-    """artkv asks for no wait between two loggings; a trace can be read; spans add up to the step."""
+    """artkv asks for no wait, in a step that is logged either; a trace can be read; spans add up to the step."""
     trace, path = tmp_path / "trace.json", tmp_path / "profile.json"
     run_script("profile_step.py", *TINY, "--trace", str(trace), "--json", str(path), timeout=200)
     report = json.loads(path.read_text())
     assert sum(report["span_seconds"].values()) == pytest.approx(report["step_seconds"])
-    libraries = {library for _, library, _, _ in report["waits_between"]}
+    assert "logging" in report["span_seconds"]
+    libraries = {library for name in ("waits_between", "waits_at_logging") for _, library, _, _ in report[name]}
     assert libraries <= {"deepspeed", "torch"}
     assert "deepspeed" in libraries  # so the counter is not blind
     assert report["bucket_elements"] == report["trainable_elements"]

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from artkv.distributed import World
+from artkv.monitoring.device_time import DeviceTime
 from artkv.monitoring.stragglers import OwnTime, Stragglers
+from tests.device_queue import DeviceQueue
 
 
 class Clock:
@@ -21,7 +23,7 @@ class Clock:
 
 def test_waiting_for_data_and_measured_work_count_and_nothing_else_does() -> None:
     clock = Clock()
-    own_time = OwnTime(torch.device("cpu"), now=clock)
+    own_time = OwnTime(DeviceTime(torch.device("cpu"), clock))
 
     def batches() -> Iterator[int]:
         for number in range(2):
@@ -34,7 +36,7 @@ def test_waiting_for_data_and_measured_work_count_and_nothing_else_does() -> Non
                 clock.seconds += 1.0
             clock.seconds += 100.0  # backward, collectives
     assert own_time.read() == pytest.approx(2.5)
-    assert own_time.read() == 0.0
+    assert own_time.read() is None
 
 
 class Ranks(World):
@@ -57,7 +59,9 @@ def stragglers() -> Stragglers:
 
 def compare(stragglers: Stragglers, *seconds: float) -> tuple[dict[str, float], str | None]:
     OTHERS[-1] = [seconds[0], 0.0, *seconds[2:]]
-    return stragglers.compare(seconds[1])
+    by_rank = stragglers.share(seconds[1])
+    assert by_rank is not None
+    return stragglers.compare(by_rank.read())
 
 
 def test_the_slowest_rank_is_in_the_metrics(stragglers: Stragglers) -> None:
@@ -93,4 +97,24 @@ def test_of_two_ranks_each_is_compared_with_the_other() -> None:
 
 
 def test_one_rank_is_compared_with_nobody() -> None:
-    assert Stragglers(World(0, 0, 1, torch.device("cpu"))).compare(3.0) == ({}, None)
+    assert Stragglers(World(0, 0, 1, torch.device("cpu"))).share(3.0) is None
+
+
+def test_ranks_without_a_step_that_was_timed_are_not_compared(stragglers: Stragglers) -> None:
+    assert stragglers.share(None) is None
+
+
+def test_the_step_that_a_device_is_at_is_read_with_the_next_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    queue = DeviceQueue()
+    queue.install(monkeypatch)
+    own_time = OwnTime(queue.time())
+    read: list[float | None] = []
+    for seconds in own_time.waits_for(iter([1.0, 2.0, 4.0])):
+        began = queue.busy_until
+        with own_time.passing():
+            queue.launch(seconds)
+        queue.launch(100.0)
+        queue.host_seconds = began  # the host is no more than a step ahead
+        read.append(own_time.read())
+    assert read == [None, pytest.approx(1.0), pytest.approx(2.0)]
+    assert not queue.waits
