@@ -12,7 +12,8 @@ Scores are in units of log2, since the hardware has an exp2. `X` is a head's wid
 # A jitted function's arguments have no types that Python knows.
 # mypy: allow-untyped-defs, allow-untyped-calls
 
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -55,13 +56,13 @@ def attend(q_RHLX: Tensor, k_RHLX: Tensor, v_RHLX: Tensor, subtree_end_RL: Tenso
     main, rest = _width(width)
     q, k, v = _inner_dense(q_RHLX), _inner_dense(k_RHLX), _inner_dense(v_RHLX)
     blocks = FORWARD
-    grid = (triton.cdiv(num_columns, blocks.queries), num_rows * num_heads)
-    _attend[grid](
-        q, k, v, subtree_end_RL.contiguous(), out_RLHX, log_sum_RHL, scale * _LOG2_E,
-        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], num_heads, num_columns,
-        X_MAIN=main, X_REST=rest, QUERIES=blocks.queries, KEYS=blocks.keys,
-        num_warps=blocks.num_warps, num_stages=blocks.num_stages,
-    )  # fmt: skip
+    with _device_of(q):
+        _attend[(triton.cdiv(num_columns, blocks.queries) * num_rows * num_heads,)](
+            q, k, v, subtree_end_RL.contiguous(), out_RLHX, log_sum_RHL, scale * _LOG2_E,
+            *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], num_heads, num_columns,
+            X_MAIN=main, X_REST=rest, QUERIES=blocks.queries, KEYS=blocks.keys,
+            num_warps=blocks.num_warps, num_stages=blocks.num_stages,
+        )  # fmt: skip
     return out_RLHX, log_sum_RHL
 
 
@@ -80,12 +81,12 @@ def attend_backward(
     q, k, v = _inner_dense(q_RHLX), _inner_dense(k_RHLX), _inner_dense(v_RHLX)
     gradients = [torch.empty_like(out_RLHX) for _ in range(3)]
     blocks = BACKWARD
-    grid = (triton.cdiv(num_columns, blocks.keys), num_rows * num_heads)
-    _attend_backward[grid](
-        q, k, v, subtree_end_RL.contiguous(), out_RLHX, log_sum_RHL, gradient_RLHX.contiguous(), *gradients,
-        scale, scale * _LOG2_E, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], num_heads, num_columns,
-        X_MAIN=main, X_REST=rest, BLOCK=blocks.keys, num_warps=blocks.num_warps, num_stages=blocks.num_stages,
-    )  # fmt: skip
+    with _device_of(q):
+        _attend_backward[(triton.cdiv(num_columns, blocks.keys) * num_rows * num_heads,)](
+            q, k, v, subtree_end_RL.contiguous(), out_RLHX, log_sum_RHL, gradient_RLHX.contiguous(), *gradients,
+            scale, scale * _LOG2_E, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], num_heads, num_columns,
+            X_MAIN=main, X_REST=rest, BLOCK=blocks.keys, num_warps=blocks.num_warps, num_stages=blocks.num_stages,
+        )  # fmt: skip
     at_q, at_k, at_v = (gradient.transpose(1, 2) for gradient in gradients)
     return at_q, at_k, at_v
 
@@ -95,6 +96,11 @@ def _width(head_width: int) -> tuple[int, int]:
     if found is None:
         raise ValueError(f"heads of width {head_width}; expected a power of two from 16 to 128, or a sum of two")
     return found
+
+
+def _device_of(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Triton launches on the current device, which need not be the tensors'."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
 def _inner_dense(tensor: Tensor) -> Tensor:
@@ -170,8 +176,10 @@ def _attend(
     q_row, q_head, q_column, k_row, k_head, k_column, v_row, v_head, v_column, num_heads, num_columns,
     X_MAIN: tl.constexpr, X_REST: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    row = (tl.program_id(1) // num_heads).to(tl.int64)
-    head = tl.program_id(1) % num_heads
+    # One dimension, since a grid's others end at 65535; the blocks of a head side by side.
+    num_blocks = tl.cdiv(num_columns, QUERIES)
+    row = (tl.program_id(0) // num_blocks // num_heads).to(tl.int64)
+    head = tl.program_id(0) // num_blocks % num_heads
     q += row * q_row + head * q_head
     k += row * k_row + head * k_head
     v += row * v_row + head * v_head
@@ -179,7 +187,7 @@ def _attend(
     log_sum += (row * num_heads + head) * num_columns
     out += (row * num_columns * num_heads + head) * (X_MAIN + X_REST)
     out_column = num_heads * (X_MAIN + X_REST)
-    first = tl.program_id(0) * QUERIES
+    first = tl.program_id(0) % num_blocks * QUERIES
     columns = first + tl.arange(0, QUERIES)
     q_main, q_rest = _load(q, columns, q_column, num_columns, X_MAIN, X_REST)
     out_main, out_rest = _zeros(QUERIES, X_MAIN, X_REST)
@@ -218,8 +226,9 @@ def _attend_backward(
 ):  # fmt: skip
     # A program makes the gradients at one block of keys and values, from all queries that see them, and then that at
     # the block of queries in the same place.
-    row = (tl.program_id(1) // num_heads).to(tl.int64)
-    head = tl.program_id(1) % num_heads
+    num_blocks = tl.cdiv(num_columns, BLOCK)
+    row = (tl.program_id(0) // num_blocks // num_heads).to(tl.int64)
+    head = tl.program_id(0) // num_blocks % num_heads
     q += row * q_row + head * q_head
     k += row * k_row + head * k_head
     v += row * v_row + head * v_head
@@ -229,7 +238,7 @@ def _attend_backward(
     column = num_heads * (X_MAIN + X_REST)
     out += own
     gradient += own
-    first = tl.program_id(0) * BLOCK
+    first = tl.program_id(0) % num_blocks * BLOCK
     mine = first + tl.arange(0, BLOCK)
     _at_keys(
         q, k, v, subtree_end, out, log_sum, gradient, at_k + own, at_v + own, scale, scale_log2,
