@@ -16,7 +16,6 @@ from artkv.config import Config, DatasetConfig
 from artkv.datasets.checked_tables import read_checked_tables
 from artkv.datasets.decoding import upright_rgb
 from artkv.datasets.kept_tokens import kept_tokens
-from artkv.datasets.packed_shapes import with_shapes
 from artkv.datasets.packing import PackingSettings
 from artkv.datasets.painting_source import DecodedPictures
 from artkv.datasets.pictures import PaintingTransform
@@ -47,7 +46,7 @@ from artkv.models.backbone.backends import open_backbone, resolve_dtype
 from artkv.models.backbone.blip2_backbone import RESIDENT, Blip2Backbone
 from artkv.models.frozen_encoders import open_frozen_encoders, painting_transform
 from artkv.models.kv_modulated_blip2 import KVModulatedBlip2, LikelyAnswer
-from artkv.planning.batch_shape import BatchShape, largest_batch, with_shared_beginnings
+from artkv.planning.batch_shape import BatchShape, largest_batch
 from artkv.planning.device import Device, shared_device
 from artkv.planning.gpus import gpu_of_device
 from artkv.planning.placement import ANSWERING, Placement, Use, is_settled, place, place_unasked
@@ -284,22 +283,11 @@ class Session:
         training = self.config.training
         if not self.tables:
             return _ASKED
-        backbone = open_backbone(self.config.model, RESIDENT, self.world)
-        tokenized = self._tokenize_all(backbone)
+        tokenized = self._tokenize_all(open_backbone(self.config.model, RESIDENT, self.world))
         split = next(iter(self.tables))  # to train on, where training is meant
-        table = self.tables[split]
         largest = largest_batch(
-            table.painting_of_row, tokenized[split].lengths, training.batch_size, training.pack_questions
+            self.tables[split].painting_of_row, tokenized[split].lengths, training.batch_size, training.pack_questions
         )
-        if training.pack_questions:
-            paintings = DecodedPictures(table, painting_transform(backbone.image_settings, self.config))
-            questions = QuestionSet(table, tokenized[split], paintings)
-            settings = PackingSettings(
-                num_visual_tokens(self.config, backbone.num_query_tokens), backbone.language_model_width
-            )
-            shapes = with_shapes(settings, questions, training.batch_size, training.seed).shapes
-            tokens = max(shape.rows * shape.columns for shape in shapes)
-            largest = with_shared_beginnings(largest, tokens, settings.num_visual_tokens)
         return replace(largest, longest_text=max(int(texts.lengths.max()) for texts in tokenized.values()))
 
     def _tokenize_all(self, backbone: Blip2Backbone) -> dict[str, TokenizedTable]:

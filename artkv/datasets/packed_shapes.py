@@ -5,11 +5,10 @@ graphs. Left alone, nearly every batch has a shape of its own.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 import numpy as np
 
-from artkv.datasets.order import EpochPlan, plan_epoch
+from artkv.datasets.order import EpochPlan
 from artkv.datasets.packing import (
     PackedShape,
     PackingSettings,
@@ -33,12 +32,6 @@ _ANSWER_MULTIPLE = 16
 _ROWS_WITHOUT_GAIN = 4
 # Room for batches that the sample has not seen: of later epochs, or beyond the sample.
 _MARGIN = 1.05
-
-
-def with_shapes(settings: PackingSettings, questions: QuestionSet, batch_size: int, seed: int) -> PackingSettings:
-    """The settings with the shapes of a run's batches, whatever epoch it goes on from: those of the first one."""
-    plan = plan_epoch(questions.table.painting_of_row, batch_size, seed, epoch=0)
-    return replace(settings, shapes=plan_shapes(questions, plan, settings))
 
 
 def plan_shapes(questions: QuestionSet, plan: EpochPlan, settings: PackingSettings) -> tuple[PackedShape, ...]:

@@ -63,18 +63,6 @@ def largest_batch(painting_of_row: np.ndarray, lengths: np.ndarray, batch_size: 
     )
 
 
-def with_shared_beginnings(batch: BatchShape, tokens: int, num_visual_tokens: int) -> BatchShape:
-    """The batch whose texts are known to begin alike, where OPT reads `tokens` of the largest micro-batch in all.
-
-    `largest_batch` takes a painting's questions to have nothing but BOS in common. tokens: visual ones and padding
-    included.
-    """
-    own_tokens = tokens - batch.paintings * (num_visual_tokens + 1)
-    # And a painting's BOS, and the last token, which is not read.
-    text_tokens = 2 + max(0, math.ceil(own_tokens / batch.questions))
-    return replace(batch, text_tokens=min(batch.text_tokens, text_tokens))
-
-
 @lru_cache(maxsize=64)
 def sequences(batch: BatchShape, num_visual_tokens: int, hidden_size: int) -> Sequences:
     """Those of the largest batch of that shape: all questions of the longest text, alike in BOS only, all answer.

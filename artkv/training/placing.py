@@ -11,7 +11,7 @@ import torch
 from artkv.batch import Batch, PackedQuestions
 from artkv.datasets.batches import BatchMaker
 from artkv.datasets.order import MicroBatch, plan_epoch
-from artkv.datasets.packed_shapes import with_shapes
+from artkv.datasets.packed_shapes import plan_shapes
 from artkv.datasets.packing import PackingSettings
 from artkv.errors import UserError
 from artkv.planning.placement import Choice, Use
@@ -30,7 +30,9 @@ def packing_of(session: Session) -> PackingSettings | None:
     if not training.pack_questions:
         return None
     settings = PackingSettings(session.model.num_visual_tokens, backbone.language_model_width)
-    return with_shapes(settings, questions, training.batch_size, training.seed)
+    # Of the first epoch, whatever epoch a run goes on from: all epochs have these shapes.
+    plan = plan_epoch(questions.table.painting_of_row, training.batch_size, training.seed, epoch=0)
+    return replace(settings, shapes=plan_shapes(questions, plan, settings))
 
 
 def engine_that_fits(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from artkv.datasets.order import plan_epoch
-from artkv.planning.batch_shape import BatchShape, largest_batch, sequences, with_shared_beginnings
+from artkv.planning.batch_shape import BatchShape, largest_batch, sequences
 
 
 @pytest.mark.parametrize("is_packed", [False, True])
@@ -46,20 +46,3 @@ def test_very_many_paintings_are_laid_out_in_part_and_soon() -> None:
     began = time.monotonic()
     sequences(BatchShape(65_536, 65_536, 32, True), 32, 2560)
     assert time.monotonic() - began < 20  # half a second; as a whole, hours
-
-
-@pytest.mark.parametrize(("paintings", "questions", "tokens"), [(8, 48, 1152), (32, 192, 4480), (1, 8, 160)])
-def test_shared_beginnings_are_not_counted_for_each_question(paintings: int, questions: int, tokens: int) -> None:
-    """Tokens of a run's largest batches: the bound is a quarter and more above them, this a tenth at most."""
-    bound = BatchShape(paintings, questions, 28, True, longest_text=31)
-    found = with_shared_beginnings(bound, tokens, num_visual_tokens=32)
-    read = sequences(found, 32, 2560)
-    assert tokens <= read.rows * read.columns <= 1.1 * tokens
-    loose = sequences(bound, 32, 2560)
-    assert loose.rows * loose.columns > 1.2 * tokens
-    assert (found.longest_text, found.questions, found.paintings) == (31, questions, paintings)
-
-
-def test_texts_are_never_taken_to_be_longer_than_they_are() -> None:
-    assert with_shared_beginnings(BatchShape(2, 4, 10, True), 10_000, 32).text_tokens == 10
-    assert with_shared_beginnings(BatchShape(2, 4, 10, True), 1, 32).text_tokens == 2
