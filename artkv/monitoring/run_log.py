@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -89,7 +89,9 @@ class RunLog:
         pending, self._pending = self._pending, None
         if pending is None:
             return
-        metrics, note = pending.measured.read()
+        self._write_measured(pending, *pending.measured.read())
+
+    def _write_measured(self, pending: _Pending, metrics: Mapping[str, float], note: str | None) -> None:
         if note is not None:
             self.note(f"step {pending.step}: {note}")
         self.train(pending.step, metrics, pending.seconds)
@@ -132,13 +134,20 @@ class RunLog:
 
     def close(self) -> None:
         """Writes what is pending, flushes and closes everything."""
-        with suppress(RuntimeError):  # of a device that has failed, which the error that ends training tells
-            self.write_pending()
-        self._progress.close()
-        if self._metrics is not None:
-            self._metrics.close()
-        for tracker in self._trackers:
-            tracker.close()
+        with ExitStack() as closing:
+            for tracker in reversed(self._trackers):
+                closing.callback(tracker.close)
+            if self._metrics is not None:
+                closing.callback(self._metrics.close)
+            closing.callback(self._progress.close)
+            pending, self._pending = self._pending, None
+            if pending is None:
+                return
+            try:
+                measured = pending.measured.read()
+            except RuntimeError:  # of a device that has failed, which the error that ends training tells
+                return
+            self._write_measured(pending, *measured)
 
     def _write(self, step: int, kind: Kind, metrics: Mapping[str, float], seconds: float | None = None) -> None:
         if self._metrics is None:

@@ -211,7 +211,8 @@ def _without_compiler() -> Iterator[None]:
     """Keeps torch's compiler from being imported, for one to two seconds of each rank's start.
 
     DeepSpeed looks whether the optimizer is its Muon, whose module has functions compiled as it is imported. No run has
-    Muon, as the optimizer is torch's AdamW.
+    Muon, as the optimizer is torch's AdamW. That torch is told so reaches no further: its own module for this was
+    imported by transformers, and read the variable, before.
     """
     before = os.environ.get(_NO_COMPILER)
     os.environ[_NO_COMPILER] = "1"

@@ -14,6 +14,7 @@ from artkv.datasets.data_hash import data_hash_of
 from artkv.distributed import World
 from artkv.errors import Preempted, UserError
 from artkv.files import told, write_whole
+from artkv.models.opt.tree_attention import use_tree_attention
 from artkv.monitoring.environment import environment_report
 from artkv.monitoring.rank_log import rank_log
 from artkv.monitoring.run_log import RunLog
@@ -116,6 +117,8 @@ def _train_from(
 
     def load(use: Use) -> None:
         session.load(None, after_each_batch, use)
+        backbone = session.model.backbone
+        use_tree_attention(backbone.language_model, backbone.dtype, world)
 
     use = Use(trains=True, accumulation=accumulation)
     load(use)

@@ -23,7 +23,6 @@ from artkv.kv_modulation import Modulation, PrefixedCrossAttention, install_pref
 from artkv.models.files.blip2_files import Blip2Files
 from artkv.models.opt.answer_columns import read_answer_columns
 from artkv.models.opt.cpu_attention import CPU_ATTENTION
-from artkv.models.opt.tree_attention import use_tree_attention
 
 # Everything on the device, for evaluation and wherever memory is no concern.
 RESIDENT = FrozenConfig(opt="resident", vit="resident", feature_cache=None)
@@ -130,7 +129,6 @@ class Blip2Backbone(ABC):
         elif device.type == "cuda":
             # Of torch's kernels cuDNN's alone makes a plan for each shape, on the host, and on Hopper it comes first.
             torch.backends.cuda.enable_cudnn_sdp(False)
-            use_tree_attention(self.language_model, dtype, device)
         self.cross_attention = install_prefixed_cross_attention(
             list(modules.cross_attention.values()),
             modules.attention_attribute,

@@ -14,6 +14,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from artkv.distributed import World
 from artkv.models.opt.packed_sequences import tree_attention_mask
 
 TREE_ATTENTION = "artkv_tree"
@@ -59,21 +60,27 @@ def seen_in_packed_rows(language_model: Any, subtree_end_RL: Tensor, dtype: torc
     return tree_attention_mask(subtree_end_RL, dtype)
 
 
-def use_tree_attention(language_model: Any, dtype: torch.dtype, device: torch.device) -> None:
-    """Has OPT attend by `TREE_ATTENTION` on a CUDA device where its kernels work; says so where they should and fail.
+def use_tree_attention(language_model: Any, dtype: torch.dtype, world: World) -> None:
+    """Has OPT attend by `TREE_ATTENTION` where its kernels work on the CUDA devices of all ranks.
 
-    language_model: transformers' OPTForCausalLM.
+    Called on all ranks, which do alike: else they would round in two ways. Where the kernels should work and fail, a
+    line says why. language_model: transformers' OPTForCausalLM.
     """
+    if world.device.type != "cuda":
+        return
     config = language_model.config
     width = config.hidden_size // config.num_attention_heads
-    if dtype not in (torch.bfloat16, torch.float16) or torch.cuda.get_device_capability(device) < _FIRST_CAPABILITY:
-        return
-    reason = why_kernels_fail(width, dtype, device)
-    if reason is None:
+    is_meant = dtype in (torch.bfloat16, torch.float16)
+    is_meant = is_meant and torch.cuda.get_device_capability(world.device) >= _FIRST_CAPABILITY
+    reasons = world.gather(why_kernels_fail(width, dtype, world.device) if is_meant else "")
+    if all(reason is None for reason in reasons):
         language_model.set_attn_implementation(TREE_ATTENTION)
-    elif reason:
+    elif world.is_main and any(reasons):
+        rank, reason = next((rank, reason) for rank, reason in enumerate(reasons) if reason)
+        of_rank = f" on rank {rank}" if world.size > 1 else ""
         print(
-            f"artkv: attention within packed rows is PyTorch's, which is slower: Triton's kernels failed with {reason}",
+            "artkv: attention within packed rows is PyTorch's, which is slower: "
+            f"Triton's kernels failed{of_rank} with {reason}",
             file=sys.stderr,
         )
 
@@ -109,8 +116,11 @@ def why_kernels_fail(width: int, dtype: torch.dtype, device: torch.device) -> st
         [values.float() for values in inputs],
         gradient.float(),
     )
-    errors = [float((one.float() - other).norm() / other.norm()) for one, other in zip(found, expected, strict=True)]
-    return None if max(errors) < _TOLERANCE else f"results that differ by {max(errors):.2g}"
+    for one, other in zip(found, expected, strict=True):
+        difference = float((one.float() - other).norm() / other.norm())
+        if not difference < _TOLERANCE:  # nor is it NaN
+            return f"results that differ by {difference:.2g}"
+    return None
 
 
 def _with_gradients(attend: Any, inputs: list[Tensor], gradient: Tensor) -> list[Tensor]:

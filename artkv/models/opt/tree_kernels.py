@@ -49,7 +49,10 @@ def split_width(head_width: int) -> tuple[int, int] | None:
 
 
 def attend(q_RHLX: Tensor, k_RHLX: Tensor, v_RHLX: Tensor, subtree_end_RL: Tensor, scale: float) -> tuple[Tensor, ...]:
-    """The output, (R, L, H, X), and log2 of the sum of each query's exponentials, (R, H, L) float32."""
+    """The output, (R, L, H, X), and log2 of the sum of each query's exponentials, (R, H, L) float32.
+
+    subtree_end: above each column's own number, so that each sees itself at least.
+    """
     num_rows, num_heads, num_columns, width = q_RHLX.shape
     out_RLHX = q_RHLX.new_empty((num_rows, num_columns, num_heads, width))
     log_sum_RHL = q_RHLX.new_empty((num_rows, num_heads, num_columns), dtype=torch.float32)

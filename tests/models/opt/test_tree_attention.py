@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from transformers import OPTConfig, OPTForCausalLM
 
 from artkv.batch import PackedQuestions
+from artkv.distributed import World, single_process
 from artkv.models.assembly import BuiltModel
 from artkv.models.opt import tree_attention
 from artkv.models.opt.answer_columns import read_answer_columns
@@ -95,33 +97,83 @@ def test_without_kernels_a_dense_mask_is_read(build: Build) -> None:
     assert torch.isfinite(decode_packed(model, [embeds], [questions])[0]).all()
 
 
-def test_kernels_are_tried_before_they_are_used(
-    kernels: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    half = torch.float16
-    model = small_opt()
-    model.set_attn_implementation("sdpa")
+class Ranks(World):
+    """A rank that is told it has a card, and what another one said."""
 
-    def implementation_after(dtype: torch.dtype = half) -> str:
+    others: tuple[str | None, ...] = ()
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value, *self.others]
+
+
+def rank_with(*others: str | None) -> Ranks:
+    ranks = Ranks(0, 0, 1 + len(others), torch.device("cuda", 0))
+    object.__setattr__(ranks, "others", others)
+    return ranks
+
+
+@pytest.fixture
+def implementation_after(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """What attention OPT has after `use_tree_attention`; kernels are tried on this machine, card or not."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    why = why_kernels_fail
+    monkeypatch.setattr(tree_attention, "why_kernels_fail", lambda width, dtype, device: why(width, dtype, DEVICE))
+    model = small_opt()
+
+    def after(world: World, dtype: torch.dtype = torch.float16) -> str:
         model.set_attn_implementation("sdpa")
-        why_kernels_fail.cache_clear()
-        use_tree_attention(model, dtype, DEVICE)
+        why.cache_clear()
+        use_tree_attention(model, dtype, world)
         return str(model.config._attn_implementation)
 
-    assert implementation_after() == TREE_ATTENTION
-    assert implementation_after(torch.float32) == "sdpa"
+    return after
+
+
+def test_kernels_are_used_where_they_are_right(
+    implementation_after: Callable[..., str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert implementation_after(rank_with()) == TREE_ATTENTION
+    assert implementation_after(rank_with(None, None)) == TREE_ATTENTION
+    assert implementation_after(rank_with(), torch.float32) == "sdpa"
+    assert implementation_after(single_process(torch.device("cpu"))) == "sdpa"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    assert implementation_after() == "sdpa"
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert implementation_after(rank_with()) == "sdpa"
     assert capsys.readouterr().err == ""
-    right = kernels.attend
-    monkeypatch.setattr(kernels, "attend", lambda q, k, v, ends, scale: right(q, k, v, ends + 1, scale))
-    assert implementation_after() == "sdpa"
-    assert "results that differ by" in capsys.readouterr().err
-    monkeypatch.setattr(kernels, "attend", lambda *_: (_ for _ in ()).throw(RuntimeError("no C compiler\nmore")))
-    assert implementation_after() == "sdpa"
-    assert "Triton's kernels failed with RuntimeError: no C compiler\n" in capsys.readouterr().err
+
+
+def test_ranks_have_one_attention(implementation_after: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert implementation_after(rank_with(None, "RuntimeError: no C compiler")) == "sdpa"
+    assert capsys.readouterr().err.endswith("Triton's kernels failed on rank 2 with RuntimeError: no C compiler\n")
+
+
+def wrong_gradients(*_: Any) -> tuple[Tensor, ...]:
+    return tuple(torch.full((2, 2, 80, 32), float("nan"), device=DEVICE, dtype=torch.float16) for _ in range(3))
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "reason"),
+    [
+        (
+            "attend",
+            lambda right: lambda q, k, v, ends, scale: right(q, k, v, ends + 1, scale),
+            "results that differ by 0",
+        ),
+        ("attend_backward", lambda right: wrong_gradients, "results that differ by nan"),
+        ("attend", lambda right: lambda *_: {}["no C compiler\nmore"], "KeyError: 'no C compiler"),
+    ],
+)
+def test_kernels_are_not_used_where_they_are_wrong(
+    name: str, wrong: Any, reason: str, kernels: ModuleType, implementation_after: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(kernels, name, wrong(getattr(kernels, name)))
+    assert implementation_after(rank_with()) == "sdpa"
+    said = capsys.readouterr().err
+    assert (
+        f"artkv: attention within packed rows is PyTorch's, which is slower: Triton's kernels failed with {reason}"
+        in said
+    )
+    assert said.count("\n") == 1
 
 
 def test_heads_that_the_kernels_are_not_for_say_nothing(kernels: ModuleType) -> None:

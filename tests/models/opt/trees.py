@@ -1,4 +1,4 @@
-"""Triton's kernels, compiled where there is a card and else interpreted (see tests/conftest.py), and trees for them."""
+"""Triton's kernels, compiled where there is a card and else interpreted (see tests/__init__.py), and trees for them."""
 
 from types import ModuleType
 
