@@ -367,7 +367,7 @@ def quickstart(options: argparse.Namespace) -> int:
     from artkv.quickstart.settings import QuickstartSettings
 
     settings = QuickstartSettings(
-        Path(options.output_dir or "outputs/quickstart"), options.seed, options.ranks or 2, tuple(options.set)
+        Path(options.output_dir or "outputs/quickstart"), options.seed, options.ranks or 1, tuple(options.set)
     )
     settings.check()
 

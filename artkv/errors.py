@@ -29,3 +29,7 @@ class Preempted(Exception):
         super().__init__(f"stopped by {reason} after step {step}")
         self.step = step
         self.reason = reason
+
+    def __reduce__(self) -> tuple[type["Preempted"], tuple[int, str]]:
+        """For the way from one process to another: by default an exception is made anew of its message alone."""
+        return type(self), (self.step, self.reason)

@@ -324,7 +324,7 @@ def quickstart(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--seed", type=whole_number(0, 2**63 - 1), default=1337, help="everything follows from it (default 1337)"
     )
-    verb.add_argument("--ranks", type=whole_number(1, 1024), help="processes that train (default 2)")
+    verb.add_argument("--ranks", type=whole_number(1, 1024), help="processes of each training (default 1)")
     _add_overrides(verb)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from artkv.art_encoder.data import Head, Picture
 from artkv.art_encoder.timm_parts import PictureTransform
@@ -62,6 +62,31 @@ class PictureDataset(Dataset[tuple[Tensor, Tensor]]):
         """What `BalancedBatches` draws evenly over: the first head's classes, and no label as one more."""
         first = self.labels[:, 0]
         return np.where(first == UNLABELLED, first.max() + 1, first)
+
+
+class KeptBatches:
+    """The batches of a loader that gives the same ones each time: made once, and kept where they are not too many.
+
+    most_bytes: of all their pixels; the batches of a larger set are made anew each time.
+    """
+
+    def __init__(self, loader: DataLoader[tuple[Tensor, Tensor]], most_bytes: int = 2**28) -> None:
+        self._loader = loader
+        self._most_bytes = most_bytes
+        self._kept: list[tuple[Tensor, Tensor]] | None = None
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        if self._kept is not None:
+            yield from self._kept
+            return
+        kept: list[tuple[Tensor, Tensor]] = []
+        left = self._most_bytes
+        for pixels, labels in self._loader:
+            left -= pixels.nbytes
+            kept = [*kept, (pixels, labels)] if left >= 0 else []
+            yield pixels, labels
+        if left >= 0:
+            self._kept = kept
 
 
 class BalancedBatches(Sampler[list[tuple[int, int]]]):

@@ -1,19 +1,19 @@
 """BatchNorm's statistics: over the pictures of all ranks on CPUs, and those that averaged weights are used with."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.data import DataLoader
 
 from artkv.art_encoder.losses import precision
 from artkv.distributed import World
 
 
 @torch.no_grad()
-def estimate_batchnorm(model: nn.Module, loader: DataLoader[tuple[Tensor, Tensor]], world: World) -> None:
+def estimate_batchnorm(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], world: World) -> None:
     """Sets every BatchNorm's statistics to their mean over all ranks' batches, and the model to eval mode.
 
     Averaged weights have no statistics of their own: those averaged along with them lag behind. Measured on

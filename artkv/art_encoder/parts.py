@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from artkv.art_encoder.arguments import ArtEncoderSettings
-from artkv.art_encoder.batches import BalancedBatches, PictureDataset
+from artkv.art_encoder.batches import BalancedBatches, KeptBatches, PictureDataset
 from artkv.art_encoder.data import StyleData
 from artkv.art_encoder.losses import Loss, loss_of_heads
 from artkv.art_encoder.state import Learnt
@@ -49,8 +49,8 @@ class Parts:
     loss: Loss
     batches: BalancedBatches
     training_loader: DataLoader[tuple[Tensor, Tensor]]
-    statistics_loader: DataLoader[tuple[Tensor, Tensor]]
-    validation_loader: DataLoader[tuple[Tensor, Tensor]]
+    statistics_loader: KeptBatches
+    validation_loader: KeptBatches
     has_unused: bool
 
     @property
@@ -118,8 +118,8 @@ def _loaders(
 ) -> tuple[
     BalancedBatches,
     DataLoader[tuple[Tensor, Tensor]],
-    DataLoader[tuple[Tensor, Tensor]],
-    DataLoader[tuple[Tensor, Tensor]],
+    KeptBatches,
+    KeptBatches,
 ]:
     """The order of training, and loaders for training, for BatchNorm's statistics, and for validation."""
     augmented = training_transform(
@@ -151,6 +151,6 @@ def _loaders(
     return (
         batches,
         DataLoader(training, batch_sampler=batches, persistent_workers=settings.workers > 0, **common),
-        DataLoader(statistics, batch_sampler=statistics_batches[world.rank :: world.size], **common),
-        DataLoader(own, batch_size=max(1, settings.batch_size // world.size), **common),
+        KeptBatches(DataLoader(statistics, batch_sampler=statistics_batches[world.rank :: world.size], **common)),
+        KeptBatches(DataLoader(own, batch_size=max(1, settings.batch_size // world.size), **common)),
     )

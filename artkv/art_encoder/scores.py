@@ -1,12 +1,11 @@
 """How well a classifier tells its validation pictures apart, for each head and each of its classes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from artkv.art_encoder.batches import UNLABELLED
 from artkv.art_encoder.data import Head
@@ -117,7 +116,7 @@ class ArtEncoderScores:
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
-    loader: DataLoader[tuple[Tensor, Tensor]],
+    loader: Iterable[tuple[Tensor, Tensor]],
     heads: Sequence[Head],
     world: World,
 ) -> ArtEncoderScores:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from artkv.config import Config, dump_config, load_config, override_config, recipe_path
+from artkv.config import Config, EfficientNetConfig, dump_config, load_config, override_config, recipe_path
 from artkv.config.overrides import text_override
 from artkv.errors import UserError
 from artkv.files import check_folder_writable
@@ -53,6 +53,14 @@ class QuickstartSettings:
         """The folder of the art encoder's training."""
         return self.output_dir / "art_encoder"
 
+    @property
+    def network(self) -> EfficientNetConfig:
+        """The art encoder's architecture, and its picture's size."""
+        encoder = load_config(recipe_path("quickstart.yaml"), list(self.overrides)).efficientnet
+        if encoder is None:
+            raise UserError("--set art_encoders: the quickstart teaches one EfficientNet; leave it out")
+        return encoder
+
     def run_dir(self, is_modulated: bool) -> Path:
         """The folder of the run with the prefix, or of the control."""
         return self.output_dir if is_modulated else self.output_dir / "control"
@@ -78,7 +86,8 @@ class QuickstartSettings:
     def check(self) -> None:
         """Raises `UserError` for what would fail after minutes, and for a folder of another seed or other overrides.
 
-        The number of ranks, and the folder's place, may be others than when its quickstart began.
+        The folder's place may be another than when its quickstart began, and so may the number of ranks, as long as no
+        training has begun.
         """
         if QUESTIONS_A_STEP % self.ranks:
             raise UserError(
@@ -103,7 +112,7 @@ class QuickstartSettings:
         """What the folder and the ranks settle."""
         return {
             "model.blip2": self.world.blip2.absolute(),
-            "efficientnet.checkpoint": self.art_encoder / "efficientnet_b3.safetensors",
+            "efficientnet.checkpoint": self.art_encoder / f"{self.network.architecture}.safetensors",
             "dataset.train": self.world.train_csv,
             "dataset.val": self.world.val_csv,
             "dataset.test": self.world.test_csv,
@@ -112,8 +121,7 @@ class QuickstartSettings:
             "run.output_dir": self.run_dir(is_modulated),
             "frozen.feature_cache": self.output_dir / "features",
             # The same 32 questions a step, however many share them.
-            "training.batch_size": QUESTIONS_A_STEP // max(self.ranks, 2),
-            "training.gradient_accumulation_steps": 2 if self.ranks == 1 else 1,
+            "training.batch_size": QUESTIONS_A_STEP // self.ranks,
         }
 
 

@@ -69,8 +69,12 @@ def underpainting(composition: Composition, side: int = SIDE) -> Array:
     rows = np.where(height < horizon, sky, ground)
     # A slow drift of light from side to side, different in each composition.
     drift = 1 + rng.uniform(-0.07, 0.07) * np.linspace(-1, 1, canvas, dtype=np.float32)
-    background = rows[:, None, :] * drift[None, :, None]
-    image = Image.fromarray(np.round(np.clip(background, 0, 1) * 255).astype(np.uint8))
+    # Rows of all channels, and in place: loops over three channels, and a new canvas for each operation, are slow.
+    background = np.tile(rows, (1, canvas)) * np.repeat(drift, 3)
+    np.clip(background, 0, 1, out=background)
+    background *= 255
+    np.rint(background, out=background)
+    image = Image.fromarray(background.astype(np.uint8).reshape(canvas, canvas, 3))
 
     draw = ImageDraw.Draw(image)
     pen = _Pen(draw, canvas)

@@ -18,19 +18,14 @@ from tqdm import tqdm
 from transformers import OPTForCausalLM, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
-from artkv.errors import UserError
 from artkv.quickstart.alignment import align_blip2
+from artkv.quickstart.claiming import claim
 from artkv.quickstart.language import train_language_model, train_world_tokenizer
 from artkv.quickstart.paintings import STYLES, paint
 from artkv.quickstart.questions import ANSWERS, STYLE_WORDING, QuestionRow, Wording, ask_about, write_questions
 from artkv.quickstart.settings import PaintedWorld
 from artkv.quickstart.underpainting import COLOURS, SUBJECTS, TIMES, Composition
 from artkv.quickstart.vision import image_processor
-from artkv.reading import read_object
-
-# A folder made by another version of this code is not taken for a finished one. Raise it with each change
-# of what is made.
-_FORMAT_VERSION = 3
 
 # How often each pair of colour and subject is composed; each composition is painted in six styles.
 COMPOSITIONS_PER_PAIR = {"train": 3, "val": 1, "test": 1}
@@ -47,33 +42,27 @@ def make_world(folder: Path, seed: int) -> PaintedWorld:
     torch version and one number of threads the world is a function of `seed`. Raises `UserError` for a
     folder that holds the world of another seed.
     """
-    world = PaintedWorld(folder)
-    disable_progress_bar()  # transformers' own, for the writing of a file of a few MB
     claim(folder, seed)
+    make_paintings(folder, seed)
+    return make_models(folder, seed)
+
+
+def make_paintings(folder: Path, seed: int) -> PaintedWorld:
+    """The pictures and questions of a claimed world; another process may make its models meanwhile."""
+    world = PaintedWorld(folder)
     make_stage(folder / "data", lambda partial: make_data(partial, seed))
     make_stage(world.wikiart, lambda partial: sort_by_style(world, "train", partial))
     make_stage(world.wikiart_val, lambda partial: sort_by_style(world, "val", partial))
-    make_stage(world.language_model, lambda partial: make_language_model(partial, seed))
-    make_stage(world.blip2, lambda partial: make_blip2(world, partial, seed))
     return world
 
 
-def claim(folder: Path, seed: int, kind: str | None = None) -> None:
-    """Writes down whose world this folder is, or checks it. kind: of world, None for that of styles."""
-    wanted = {"seed": seed, "format_version": _FORMAT_VERSION} | ({"kind": kind} if kind else {})
-    label = folder / "world.json"
-    if label.exists():
-        found = read_object(label, "delete the folder or name another one")
-        if found != wanted:
-            raise UserError(
-                f"{folder}: holds the embedded world of {found}, wanted is that of {wanted}; "
-                "delete the folder or name another one"
-            )
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / "world.json.partial"
-    partial.write_text(json.dumps(wanted) + "\n", encoding="utf-8")
-    partial.replace(label)
+def make_models(folder: Path, seed: int) -> PaintedWorld:
+    """The small OPT and BLIP-2 of a claimed world."""
+    world = PaintedWorld(folder)
+    disable_progress_bar()  # transformers' own, for the writing of a file of a few MB
+    make_stage(world.language_model, lambda partial: make_language_model(partial, seed))
+    make_stage(world.blip2, lambda partial: make_blip2(world, partial, seed))
+    return world
 
 
 def make_stage(output: Path, make: Callable[[Path], None]) -> None:

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
-from artkv.art_encoder.batches import UNLABELLED, BalancedBatches, PictureDataset, part_of_rank
+from artkv.art_encoder.batches import UNLABELLED, BalancedBatches, KeptBatches, PictureDataset, part_of_rank
 from artkv.art_encoder.data import Head, Picture
 from artkv.art_encoder.timm_parts import target_mixer
 from artkv.distributed import World
@@ -71,3 +73,35 @@ def test_a_missing_label_is_a_class_of_its_own_to_draw_by() -> None:
     dataset = PictureDataset(pictures, heads, lambda picture: torch.zeros(()))
     assert dataset.labels.tolist() == [[1, UNLABELLED], [UNLABELLED, 1], [0, 0]]
     assert dataset.drawn_by.tolist() == [1, 2, 0]
+
+
+class Counted(Dataset[tuple[Tensor, Tensor]]):
+    """Five pictures of 48 bytes, and how often one was made."""
+
+    def __init__(self) -> None:
+        self.made = 0
+
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        self.made += 1
+        return torch.full((3, 2, 2), float(index)), torch.tensor(index)
+
+
+def test_batches_that_are_always_the_same_are_made_once_where_there_is_room() -> None:
+    for most_bytes, made in ((5 * 48, 5), (5 * 48 - 1, 15)):
+        pictures = Counted()
+        loader = DataLoader(pictures, batch_size=2)
+        batches = KeptBatches(loader, most_bytes)
+        for _ in range(3):
+            pixels, labels = zip(*batches, strict=True)
+            assert torch.equal(torch.cat(labels), torch.arange(5))
+            assert torch.equal(torch.cat(pixels)[:, 0, 0, 0], torch.arange(5.0))
+        assert pictures.made == made
+
+
+def test_batches_of_a_pass_that_was_broken_off_are_not_taken_for_all() -> None:
+    batches = KeptBatches(DataLoader(Counted(), batch_size=2))
+    next(iter(batches))
+    assert sum(len(labels) for _, labels in batches) == 5

@@ -25,7 +25,7 @@ def test_the_recipe_gets_the_worlds_paths(settings: QuickstartSettings) -> None:
     assert modulated.model.blip2 == str(world / "blip2")
     assert modulated.dataset.train == world / "data" / "train.csv"
     assert modulated.dataset.image_root == world / "data" / "images"
-    assert modulated.efficientnet.checkpoint == settings.output_dir / "art_encoder" / "efficientnet_b3.safetensors"
+    assert modulated.efficientnet.checkpoint == settings.output_dir / "art_encoder" / "test_efficientnet.safetensors"
     assert modulated.training.seed == 7
     assert modulated.run.output_dir == settings.output_dir
     # The control has a folder of its own and no prefix, and is otherwise the same.
@@ -34,7 +34,15 @@ def test_the_recipe_gets_the_worlds_paths(settings: QuickstartSettings) -> None:
     assert modulated.evaluation == load_config(recipe_path("quickstart.yaml")).evaluation
 
 
-@pytest.mark.parametrize(("ranks", "batch_size", "accumulation"), [(1, 16, 2), (2, 16, 1), (4, 8, 1)])
+def test_another_efficientnet_is_taught_under_its_own_name(settings: QuickstartSettings) -> None:
+    other = replace(settings, overrides=("efficientnet.architecture=efficientnet_b3", "efficientnet.image_size=80"))
+    assert (other.network.architecture, other.network.image_size) == ("efficientnet_b3", 80)
+    encoder = other.config(True).efficientnet
+    assert encoder is not None
+    assert encoder.checkpoint == settings.output_dir / "art_encoder" / "efficientnet_b3.safetensors"
+
+
+@pytest.mark.parametrize(("ranks", "batch_size", "accumulation"), [(1, 32, 1), (2, 16, 1), (4, 8, 1)])
 def test_a_step_has_32_questions_however_many_share_them(
     settings: QuickstartSettings, ranks: int, batch_size: int, accumulation: int
 ) -> None:

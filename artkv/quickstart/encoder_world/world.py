@@ -8,12 +8,13 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
+from artkv.quickstart.claiming import claim
 from artkv.quickstart.encoder_world.pictures import ENCODERS, Work, only, paint_work, works_of
 from artkv.quickstart.encoder_world.questions import ENCODER_WORDING, HARMONY, LEFT, LESSON, RIGHT, SCHOOL
 from artkv.quickstart.language import train_language_model, train_world_tokenizer
 from artkv.quickstart.questions import QuestionRow, write_questions
 from artkv.quickstart.settings import PaintedWorld
-from artkv.quickstart.world import claim, compose, make_blip2, make_stage, seed_for
+from artkv.quickstart.world import compose, make_blip2, make_stage, seed_for
 
 # Of each split the first so many compositions are painted: each is 15 paintings, and training has 2 of each pair.
 NUM_COMPOSITIONS = {"train": 72, "val": 9, "test": 36}
