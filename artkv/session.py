@@ -52,6 +52,7 @@ from artkv.planning.gpus import gpu_of_device
 from artkv.planning.placement import ANSWERING, Placement, Use, is_settled, place, place_unasked
 from artkv.planning.prediction import Predictor, record_bytes
 from artkv.planning.shapes import read_blip2_config
+from artkv.planning.shared_beginnings import largest_packed_batch, with_shared_beginnings
 from artkv.reading import is_blank
 from artkv.run_folder.checkpoint import Checkpoint
 
@@ -283,11 +284,15 @@ class Session:
         training = self.config.training
         if not self.tables:
             return _ASKED
-        tokenized = self._tokenize_all(open_backbone(self.config.model, RESIDENT, self.world))
+        backbone = open_backbone(self.config.model, RESIDENT, self.world)
+        tokenized = self._tokenize_all(backbone)
         split = next(iter(self.tables))  # to train on, where training is meant
-        largest = largest_batch(
-            self.tables[split].painting_of_row, tokenized[split].lengths, training.batch_size, training.pack_questions
-        )
+        paintings, of_split, size = self.tables[split].painting_of_row, tokenized[split], training.batch_size
+        largest = largest_batch(paintings, of_split.lengths, size, training.pack_questions)
+        if training.pack_questions:
+            num_visual = num_visual_tokens(self.config, backbone.num_query_tokens)
+            most = largest_packed_batch(of_split, paintings, size, num_visual)
+            largest = with_shared_beginnings(largest, most, num_visual)
         return replace(largest, longest_text=max(int(texts.lengths.max()) for texts in tokenized.values()))
 
     def _tokenize_all(self, backbone: Blip2Backbone) -> dict[str, TokenizedTable]:

@@ -29,7 +29,7 @@ MAX_COLUMNS = 4096
 _ATTENTION_SLOWNESS = 23
 
 # Of tokens: more is computed only where no other shape will do.
-_MOST_PADDING = 0.08
+MOST_PADDING = 0.08
 
 # What a batch that fits none of the planned shapes is rounded up to, so that even these are few.
 _UNPLANNED_MULTIPLE = 64
@@ -282,7 +282,7 @@ def num_tokens(pieces: Sequence[Piece]) -> int:
 
 def rank_of(shape: PackedShape, tokens: float, settings: PackingSettings) -> tuple[bool, float]:
     """Orders shapes for batches of so many tokens: first those with little padding, then by `layout_cost`."""
-    is_padded = tokens < (1 - _MOST_PADDING) * shape.rows * shape.columns
+    is_padded = tokens < (1 - MOST_PADDING) * shape.rows * shape.columns
     return is_padded, layout_cost(shape.rows, shape.columns, settings.hidden_size)
 
 

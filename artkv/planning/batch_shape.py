@@ -17,7 +17,8 @@ _MOST_LAID_OUT = 512
 class BatchShape:
     """A micro-batch of one rank.
 
-    paintings: at most as many as questions. text_tokens: T, of the longest question with its answer.
+    paintings: at most as many as questions. text_tokens: T, of the longest question with its answer; packed, as if
+    questions on a painting had nothing but BOS in common.
     is_packed: whether a painting's questions share a sequence. longest_text: of all texts, validation's too, in tokens;
     None: text_tokens.
     """
