@@ -58,6 +58,7 @@ def test_a_lane_keeps_its_process_and_shares_the_cores(
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     log = tmp_path / "beside.log"
+    before = signal.getsignal(signal.SIGTERM)
     with two_lanes(log) as lanes:
         found = []
         for _ in range(2):
@@ -72,7 +73,7 @@ def test_a_lane_keeps_its_process_and_shares_the_cores(
     printed = capfd.readouterr()
     assert (printed.out, printed.err) == ("printed\n" * 2, "told\n" * 2)
     assert sorted(log.read_text().split()) == ["printed", "printed", "told", "told"]
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == before  # whatever a test before this one left there
 
 
 def side_by_side(folder: Path, *parts: tuple[Any, ...]) -> None:
