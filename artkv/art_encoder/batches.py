@@ -83,7 +83,10 @@ class KeptBatches:
         left = self._most_bytes
         for pixels, labels in self._loader:
             left -= pixels.nbytes
-            kept = [*kept, (pixels, labels)] if left >= 0 else []
+            if left >= 0:
+                kept.append((pixels, labels))
+            else:
+                kept.clear()
             yield pixels, labels
         if left >= 0:
             self._kept = kept

@@ -117,8 +117,9 @@ def _train_from(
 
     def load(use: Use) -> None:
         session.load(None, after_each_batch, use)
-        backbone = session.model.backbone
-        use_tree_attention(backbone.language_model, backbone.dtype, world)
+        if training.pack_questions:
+            backbone = session.model.backbone
+            use_tree_attention(backbone.language_model, backbone.dtype, world)
 
     use = Use(trains=True, accumulation=accumulation)
     load(use)

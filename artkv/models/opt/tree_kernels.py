@@ -173,16 +173,28 @@ def _mean_at_weights(out, gradient, columns, stride, num_columns, X_MAIN: tl.con
     return mean
 
 
+@triton.jit
+def _place(num_heads, num_columns, BLOCK: tl.constexpr):
+    """This program's row, its head, and the first column of its block.
+
+    The grid has one dimension, since its others end at 65535; the blocks of a head are side by side.
+    """
+    num_blocks = tl.cdiv(num_columns, BLOCK)
+    number = tl.program_id(0)
+    return (
+        (number // num_blocks // num_heads).to(tl.int64),
+        number // num_blocks % num_heads,
+        number % num_blocks * BLOCK,
+    )
+
+
 @triton.jit(do_not_specialize=["num_heads", "num_columns"])
 def _attend(
     q, k, v, subtree_end, out, log_sum, scale_log2,
     q_row, q_head, q_column, k_row, k_head, k_column, v_row, v_head, v_column, num_heads, num_columns,
     X_MAIN: tl.constexpr, X_REST: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    # One dimension, since a grid's others end at 65535; the blocks of a head side by side.
-    num_blocks = tl.cdiv(num_columns, QUERIES)
-    row = (tl.program_id(0) // num_blocks // num_heads).to(tl.int64)
-    head = tl.program_id(0) // num_blocks % num_heads
+    row, head, first = _place(num_heads, num_columns, QUERIES)
     q += row * q_row + head * q_head
     k += row * k_row + head * k_head
     v += row * v_row + head * v_head
@@ -190,7 +202,6 @@ def _attend(
     log_sum += (row * num_heads + head) * num_columns
     out += (row * num_columns * num_heads + head) * (X_MAIN + X_REST)
     out_column = num_heads * (X_MAIN + X_REST)
-    first = tl.program_id(0) % num_blocks * QUERIES
     columns = first + tl.arange(0, QUERIES)
     q_main, q_rest = _load(q, columns, q_column, num_columns, X_MAIN, X_REST)
     out_main, out_rest = _zeros(QUERIES, X_MAIN, X_REST)
@@ -229,9 +240,7 @@ def _attend_backward(
 ):  # fmt: skip
     # A program makes the gradients at one block of keys and values, from all queries that see them, and then that at
     # the block of queries in the same place.
-    num_blocks = tl.cdiv(num_columns, BLOCK)
-    row = (tl.program_id(0) // num_blocks // num_heads).to(tl.int64)
-    head = tl.program_id(0) // num_blocks % num_heads
+    row, head, first = _place(num_heads, num_columns, BLOCK)
     q += row * q_row + head * q_head
     k += row * k_row + head * k_head
     v += row * v_row + head * v_head
@@ -241,7 +250,6 @@ def _attend_backward(
     column = num_heads * (X_MAIN + X_REST)
     out += own
     gradient += own
-    first = tl.program_id(0) % num_blocks * BLOCK
     mine = first + tl.arange(0, BLOCK)
     _at_keys(
         q, k, v, subtree_end, out, log_sum, gradient, at_k + own, at_v + own, scale, scale_log2,
