@@ -42,7 +42,7 @@ from artkv.feature_cache import (
     prepare_features,
 )
 from artkv.models.assembly import BuiltModel, build_model, num_visual_tokens, too_many_prefix_tokens
-from artkv.models.backbone.backends import open_backbone, resolve_dtype
+from artkv.models.backbone.backends import files_opened_once, open_backbone, resolve_dtype
 from artkv.models.backbone.blip2_backbone import RESIDENT, Blip2Backbone
 from artkv.models.frozen_encoders import open_frozen_encoders, painting_transform
 from artkv.models.kv_modulated_blip2 import KVModulatedBlip2, LikelyAnswer
@@ -160,6 +160,7 @@ class Session:
         predictor = world.together(lambda: Predictor.of(config, dtype, shape, world.size, gpu, use.trains))
         return place(predictor, device, folder, use)
 
+    @files_opened_once()
     def load(
         self,
         checkpoint: Checkpoint | None = None,

@@ -7,12 +7,16 @@ import pytest
 import torch
 
 import artkv
-from artkv.config import Config, override_config
+import artkv.models.backbone.backends as backends
+from artkv.config import Config, ModelConfig, override_config
 from artkv.datasets.painting_source import DecodedPictures
 from artkv.datasets.tokenization import encode_prompt
 from artkv.distributed import World, single_process
 from artkv.errors import UserError
 from artkv.feature_cache.reading import CachedPaintings
+from artkv.models.files.blip2_files import Blip2Files, open_blip2
+from artkv.planning.device import Device
+from artkv.planning.placement import Use
 from artkv.session import Session
 
 
@@ -49,6 +53,27 @@ def test_with_a_feature_cache_paintings_come_from_it(tiny_config: Config, alone:
     questions = Session(config, alone, ["val"]).load().questions["val"]
     assert isinstance(questions.paintings, CachedPaintings)
     assert (tmp_path / "features" / "cache.json").is_file()
+
+
+def test_a_start_opens_the_files_once_and_the_next_one_anew(
+    tiny_config: Config, alone: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a cache to be chosen, memory to be predicted, features to be made, a tokenizer and weights to be read."""
+    opened = []
+
+    def counting(model: ModelConfig) -> Blip2Files:
+        opened.append(model)
+        return open_blip2(model)
+
+    monkeypatch.setattr(backends, "open_blip2", counting)
+    monkeypatch.setattr("artkv.planning.device.ask_device", lambda _: Device("fake", 8 * 2**30, 8 * 2**30))
+    monkeypatch.setenv("ARTKV_CACHE", str(tmp_path))
+    config = override_config(tiny_config, ["frozen={opt: auto, vit: auto, feature_cache: auto}"])
+    for start in (1, 2):
+        assert Session(config, alone, ["train", "val"]).load(use=Use(trains=True)).placement.choice is not None
+        assert opened == [config.model] * start
+    backends.open_backbone(config.model, config.frozen, alone)
+    assert len(opened) == 3
 
 
 @pytest.mark.parametrize(

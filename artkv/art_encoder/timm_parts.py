@@ -9,6 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import artkv.models.timm_networks  # noqa: F401  (imports timm, and of it less than timm would)
+
+# isort: split
 import torch
 from PIL import Image
 from timm.data import Mixup, create_transform

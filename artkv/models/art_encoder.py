@@ -34,6 +34,7 @@ from artkv.models.timm_networks import (
     create_network,
     first_line,
     is_efficientnet,
+    network_shapes,
     own_image_size,
     relatives,
     tensor_shapes,
@@ -96,7 +97,10 @@ class ArtEncoder(nn.Module):
             raise ValueError(f"pixels must have the shape (I, 3, E, E), not {tuple(pixels.shape)}")
         if any(part.training for part in self._parts):
             self.train()
-        features = self.backbone.forward_features(pixels.to(self.dtype))
+        return self.read_features(self.backbone.forward_features(pixels.to(self.dtype)))
+
+    def read_features(self, features: Any) -> Tensor:
+        """What is read of the network's last features."""
         if self.size is None:
             pooled: Tensor = self.backbone.forward_head(features, pre_logits=True)
             return pooled
@@ -187,15 +191,19 @@ def create_art_network(config: ArtEncoderConfig) -> Any:
 
     Raises UserError where timm has none of that name, or `efficientnet` names no EfficientNet.
     """
+    backbone = create_network(config.architecture, image_size=config.image_size, place=config.place)
+    _check_network(config, backbone)
+    return backbone
+
+
+def _check_network(config: ArtEncoderConfig, backbone: Any) -> None:
     place, architecture, side = config.place, config.architecture, config.image_size
-    backbone = create_network(architecture, image_size=side, place=place)
     if place == "efficientnet" and not is_efficientnet(architecture):
         raise UserError(
             f"efficientnet.architecture: {architecture!r} is a {type(backbone).__name__}, not an EfficientNet; "
             "use for instance efficientnet_b3, or give art_encoders, which may be of any kind"
         )
     check_whole_patches(backbone, architecture, side, f"{place}.image_size = {side}")
-    return backbone
 
 
 def check_whole_patches(network: Any, architecture: str, side: int, given: str) -> None:
@@ -215,30 +223,32 @@ def art_source(config: ArtEncoderConfig) -> ArtSource:
 
     Raises UserError where there is no such network, or it cannot be read as the config says.
     """
-    feature_dim, num_tokens = _feature_shape(config)
+    _, (feature_dim, num_tokens) = _in_shapes(config)
     return ArtSource(config.source_name, feature_dim, num_tokens)
 
 
 def art_shapes(config: ArtEncoderConfig) -> ArtEncoder:
-    """The encoder with fresh weights, on the default device, which may be meta."""
-    return ArtEncoder(create_art_network(config), config.read, config.size)
+    """The encoder on the meta device; the same for all who ask, not to be changed. Raises as `art_source` does."""
+    return _in_shapes(config)[0]
 
 
-def _feature_shape(config: ArtEncoderConfig) -> tuple[int, int | None]:
-    """F, and the number of tokens, None where they are pooled."""
-    return _shape_of(config.place, config.architecture, config.image_size, config.read, config.size)
+def _in_shapes(config: ArtEncoderConfig) -> tuple[ArtEncoder, tuple[int, int | None]]:
+    """The encoder on the meta device; F, and the number of tokens, None where they are pooled."""
+    return _made_in_shapes(config.place, config.architecture, config.image_size, config.read, config.size)
 
 
 @cache
-def _shape_of(
+def _made_in_shapes(
     place: str, architecture: str, image_size: int, read: Literal["pooled", "map", "tokens"], size: int | None
-) -> tuple[int, int | None]:
+) -> tuple[ArtEncoder, tuple[int, int | None]]:
     fields: dict[str, Any] = {"architecture": architecture, "image_size": image_size, "read": read, "size": size}
     config = ArtEncoderConfig.model_construct(**fields).placed(place)
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        encoder = art_shapes(config)
+    backbone = network_shapes(architecture, image_size, place)
+    _check_network(config, backbone)
+    encoder = ArtEncoder(backbone, read, size)
+    with torch.no_grad(), torch.device("meta"):
         try:
-            features = encoder.backbone.forward_features(torch.empty(1, 3, image_size, image_size))
+            features = backbone.forward_features(torch.empty(1, 3, image_size, image_size))
         except Exception as error:  # each family of timm says in its own way that a size does not fit
             raise UserError(
                 f"{place}.image_size = {image_size}: {architecture} cannot see pictures of that size "
@@ -246,8 +256,8 @@ def _shape_of(
             ) from None
         if size is not None:
             _check_size(encoder, features, place, architecture)
-        shape = encoder(torch.empty(1, 3, image_size, image_size)).shape
-    return shape[-1], shape[1] if len(shape) == 3 else None
+        shape = encoder.read_features(features).shape
+    return encoder, (shape[-1], shape[1] if len(shape) == 3 else None)
 
 
 def _check_size(encoder: ArtEncoder, features: Any, place: str, architecture: str) -> None:

@@ -4,18 +4,37 @@ Image encoders differ in what they are told when they are made (a ViT its image 
 classifier. Both are asked of timm itself, of a network without storage, so that nothing here lists architectures.
 """
 
+import contextlib
 import difflib
 import inspect
+import sys
+from collections.abc import Iterator
 from functools import cache
 from itertools import zip_longest
 from typing import Any
 
-import timm
 import torch
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import EfficientNet
 
 from artkv.errors import UserError
+
+
+@contextlib.contextmanager
+def _without_wandb() -> Iterator[None]:
+    """timm imports wandb if it is installed, for a log of its own training script: 0.7 s of each start."""
+    if "wandb" in sys.modules:
+        yield
+        return
+    sys.modules["wandb"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules["wandb"]
+
+
+with _without_wandb():
+    import timm
+    from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    from timm.models import EfficientNet
 
 # Each is made without storage, in half a second.
 _RELATIVES = 8
@@ -47,6 +66,17 @@ def create_network(
             f"{place}.architecture: {architecture!r} cannot be made{size} ({first_line(error)}); give it a size "
             "that it is made for, or another architecture"
         ) from None
+
+
+def network_shapes(architecture: str, image_size: int, place: str = "efficientnet") -> Any:
+    """`create_network` without a classifier on PyTorch's meta device; the same for all who ask, not to be changed.
+
+    The random numbers of the process stay as they are.
+    """
+    if "img_size" not in accepted_options(architecture, place):
+        return _without_storage(architecture, 0, place)
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        return create_network(architecture, image_size=image_size, place=place)
 
 
 @cache

@@ -3,7 +3,8 @@
 Letters in tensor names are explained in `artkv.batch`.
 """
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,13 +30,17 @@ from artkv.models.files.foreign_files import expanded, is_folder
 from artkv.models.files.hub import local_folder
 from artkv.models.kv_modulated_blip2 import KVModulatedBlip2
 
+# The second one has its own input, a block's output, as all that follow.
+RUN_VIT_BLOCKS = 2
+
 
 @dataclass(frozen=True)
 class ModelShapes:
     """The assembled model in fake tensors: shapes and dtypes that compute like the CPU's, without memory.
 
-    model: as training builds it. stock: transformers' modules that it computes with.
-    art_encoders: none where no prefix is made.
+    model: as training builds it. stock: transformers' modules that it computes with. Of both, blocks that nothing runs
+    are on the meta device: the ViT's but `RUN_VIT_BLOCKS`, OPT's but the last.
+    art_encoders: on the meta device, shared with others; none where no prefix is made.
     blip2: the transformers config.
     dtype: compute dtype of all parts but the art encoders, which are fp32.
     fake: the mode to compute in.
@@ -47,6 +52,16 @@ class ModelShapes:
     blip2: Any
     dtype: torch.dtype
     fake: FakeTensorMode
+
+    @contextlib.contextmanager
+    def short_vit(self) -> Iterator[None]:
+        """While it lasts the ViT has `RUN_VIT_BLOCKS` blocks, all of which take the same memory."""
+        encoder, blocks = self.stock.vision_model.encoder, self.vit_blocks
+        encoder.layers = blocks[:RUN_VIT_BLOCKS]
+        try:
+            yield
+        finally:
+            encoder.layers = blocks
 
     @property
     def opt_blocks(self) -> nn.ModuleList:
@@ -131,7 +146,8 @@ def model_shapes(config: Config, dtype: torch.dtype, lora_targets: Iterable[str]
         trainable = config.trainable.model_copy(update={"lora": lora})
         model = assemble(backbone, encoders, sources, config.kv_modulation, trainable)
     fake = FakeTensorMode()
-    _make_fake([stock, *encoders, model.parts.injection, model], dtype, fake)
+    idle = [*stock.vision_model.encoder.layers[RUN_VIT_BLOCKS:], *stock.language_model.model.decoder.layers[:-1]]
+    _make_fake([stock, model.parts.injection, model], idle, dtype, fake)
     backbone.device = torch.device("cpu")
     return ModelShapes(model, stock, encoders, blip2, dtype, fake)
 
@@ -189,11 +205,15 @@ class _OwnShapes:
         return self._tensors[name].detach()
 
 
-def _make_fake(modules: Iterable[nn.Module | None], dtype: torch.dtype, fake: FakeTensorMode) -> None:
+def _make_fake(
+    modules: Iterable[nn.Module | None], idle: Iterable[nn.Module], dtype: torch.dtype, fake: FakeTensorMode
+) -> None:
     """Puts a fake CPU tensor in the place of each meta one; what trains has `dtype` after it, as in training.
 
-    Fake, because on the meta device itself attention would run in its unfused form, with other memory.
+    Fake, because on the meta device itself attention would run in its unfused form, with other memory. idle: what does
+    not run and so stays on the meta device: making fake tensors takes longer than running a block.
     """
+    left = {id(part) for module in idle for part in module.modules()}
     replaced: dict[nn.Parameter, nn.Parameter] = {}
 
     def replacement(old: nn.Parameter) -> nn.Parameter:
@@ -204,6 +224,8 @@ def _make_fake(modules: Iterable[nn.Module | None], dtype: torch.dtype, fake: Fa
 
     with fake:
         for part in (part for module in modules if module is not None for part in module.modules()):
+            if id(part) in left:
+                continue
             for name, old in part._parameters.items():
                 if old is not None:
                     part._parameters[name] = replacement(old)

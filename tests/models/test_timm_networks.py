@@ -1,11 +1,21 @@
 """What timm's networks take, and what of them classifies."""
 
+import importlib.util
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
 
 from artkv.errors import UserError
-from artkv.models.timm_networks import accepted_options, classifier_tensors, create_network, normalisation
+from artkv.models.timm_networks import (
+    accepted_options,
+    classifier_tensors,
+    create_network,
+    network_shapes,
+    normalisation,
+)
 
 
 @pytest.mark.parametrize(
@@ -63,3 +73,22 @@ def test_networks_that_timm_has_not() -> None:
         create_network("vit_tinny_patch16_224")
     with pytest.raises(UserError, match=r"'resnet18\.mine' cannot be made"):
         create_network("resnet18.mine")
+
+
+@pytest.mark.parametrize(("architecture", "image_size"), [("test_efficientnet", 64), ("test_vit", 96)])
+def test_shapes_are_the_networks_for_that_size_and_take_no_random_numbers(architecture: str, image_size: int) -> None:
+    torch.manual_seed(1)
+    shapes = network_shapes(architecture, image_size)
+    assert torch.rand(1) == torch.rand(1, generator=torch.Generator().manual_seed(1))
+    real = create_network(architecture, image_size=image_size)
+    assert all(tensor.is_meta for tensor in shapes.state_dict().values())
+    assert {name: tensor.shape for name, tensor in shapes.state_dict().items()} == {
+        name: tensor.shape for name, tensor in real.state_dict().items()
+    }
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="the extra wandb is not installed")
+@pytest.mark.parametrize("module", ["artkv.models.timm_networks", "artkv.art_encoder.timm_parts"])
+def test_timm_comes_without_wandb_which_can_be_imported_all_the_same(module: str) -> None:
+    program = f"import sys, {module}; assert 'wandb' not in sys.modules; import wandb; wandb.init"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)

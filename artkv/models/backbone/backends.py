@@ -1,5 +1,9 @@
 """Chooses the backend that a config names."""
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+
 import torch
 
 from artkv.config import FrozenConfig, ModelConfig
@@ -7,7 +11,23 @@ from artkv.distributed import World
 from artkv.models.backbone.blip2_backbone import Blip2Backbone
 from artkv.models.backbone.lavis_backend import open_lavis_backbone
 from artkv.models.backbone.transformers_backend import open_transformers_backbone
-from artkv.models.files.blip2_files import open_blip2
+from artkv.models.files.blip2_files import Blip2Files, open_blip2
+
+# What has been opened while `files_opened_once` lasts; None: it does not.
+_OPENED: ContextVar[list[tuple[ModelConfig, Blip2Files]] | None] = ContextVar("opened", default=None)
+
+
+@contextlib.contextmanager
+def files_opened_once() -> Iterator[None]:
+    """While it lasts BLIP-2's files are opened and checked once, however often a backbone is.
+
+    A start opens one for the features' identity, for the tokenizer, and to be loaded.
+    """
+    token = _OPENED.set([])
+    try:
+        yield
+    finally:
+        _OPENED.reset(token)
 
 
 def open_backbone(model: ModelConfig, frozen: FrozenConfig, world: World) -> Blip2Backbone:
@@ -19,9 +39,20 @@ def open_backbone(model: ModelConfig, frozen: FrozenConfig, world: World) -> Bli
         UserError: see `open_blip2` and `open_lavis_backbone`.
     """
     dtype = resolve_dtype(model.dtype, world.device)
-    files = world.together(lambda: open_blip2(model))
+    files = world.together(lambda: _open(model))
     open_with = open_lavis_backbone if model.backend == "lavis" else open_transformers_backbone
     return world.together(lambda: open_with(files, dtype, world.device, frozen))
+
+
+def _open(model: ModelConfig) -> Blip2Files:
+    opened = _OPENED.get()
+    for known, files in opened or ():
+        if known == model:
+            return files
+    files = open_blip2(model)
+    if opened is not None:
+        opened.append((model, files))
+    return files
 
 
 def load_backbone(
