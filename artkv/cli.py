@@ -24,6 +24,7 @@ from artkv.failures import (
 )
 from artkv.files import check_folder_writable
 from artkv.given_checkpoints import open_controls, open_given
+from artkv.heavy_imports import heavy_imports
 from artkv.launch_files.arguments import launch
 
 
@@ -83,8 +84,9 @@ def train(options: argparse.Namespace) -> int:
 
         config = load_config(options.config, options.set)
 
-        from artkv.distributed import process_group
-        from artkv.training.run import train as run_training
+        with heavy_imports():
+            from artkv.distributed import process_group
+            from artkv.training.run import train as run_training
 
         alive.beat()
         with process_group(config.distributed.timeout_minutes) as world:
@@ -115,13 +117,14 @@ def evaluate(options: argparse.Namespace) -> int:
     checkpoint, config = open_given(options, options.checkpoint)
     controls = open_controls(options, checkpoint, config)
 
-    from artkv.api import evaluate as run_evaluation
-    from artkv.distributed import process_group
-    from artkv.evaluation.answering import AS_TRAINED, Ablation, all_ablations
-    from artkv.evaluation.compared_runs import compare_runs
-    from artkv.evaluation.run_roles import Run
-    from artkv.evaluation.scores import format_calibration, format_extras, format_table
-    from artkv.evaluation.verdicts import format_comparison
+    with heavy_imports():
+        from artkv.api import evaluate as run_evaluation
+        from artkv.distributed import process_group
+        from artkv.evaluation.answering import AS_TRAINED, Ablation, all_ablations
+        from artkv.evaluation.compared_runs import compare_runs
+        from artkv.evaluation.run_roles import Run
+        from artkv.evaluation.scores import format_calibration, format_extras, format_table
+        from artkv.evaluation.verdicts import format_comparison
 
     prefix, encoder = options.prefix
     ablations = all_ablations(config) if options.all_ablations else [Ablation(prefix, options.image, encoder)]
@@ -235,8 +238,9 @@ def serve(options: argparse.Namespace) -> int:
         from artkv.serve.server import PageServer
 
         with PageServer(options.host, options.port) as server:
-            from artkv.api import load_model
-            from artkv.serve.asking import AskedModel
+            with heavy_imports():
+                from artkv.api import load_model
+                from artkv.serve.asking import AskedModel
 
             name = checkpoint.hub_id or f"{checkpoint.run_dir.name}/{checkpoint.path.name}"
             model = AskedModel(load_model(config, checkpoint), name)
@@ -254,10 +258,11 @@ def cache(options: argparse.Namespace) -> int:
 
     config = load_config(options.config, options.set)
 
-    from artkv.api import cache as run_cache
-    from artkv.distributed import process_group
-    from artkv.feature_cache import verify_store
-    from artkv.session import Session
+    with heavy_imports():
+        from artkv.api import cache as run_cache
+        from artkv.distributed import process_group
+        from artkv.feature_cache import verify_store
+        from artkv.session import Session
 
     with process_group(config.distributed.timeout_minutes) as world:
         if options.verify:
@@ -276,8 +281,8 @@ def export(options: argparse.Namespace) -> int:
     check_export_output(options.output, options.format)
     checkpoint, config = open_given(options, options.checkpoint)
 
-    from artkv.export import export as write_export
-
+    with heavy_imports():
+        from artkv.export import export as write_export
     for path in write_export(checkpoint, config, options.format, Path(options.output), options.leave_out):
         _say(str(path))
     return DONE
@@ -304,8 +309,9 @@ def check(options: argparse.Namespace) -> int:
 
     config = load_config(options.config, options.set)
 
-    from artkv.datasets.problems import format_problems
-    from artkv.preflight import find_obstacles
+    with heavy_imports():
+        from artkv.datasets.problems import format_problems
+        from artkv.preflight import find_obstacles
 
     obstacles = find_obstacles(config, note=lambda text: _say(f"note: {text}"))
     if obstacles:
@@ -324,8 +330,8 @@ def plan(options: argparse.Namespace) -> int:
         check_plan_file(options.write or options.config)
     config = load_config(options.config or recipe_path("artquest.yaml"), options.set)
 
-    from artkv.planning.table import run
-
+    with heavy_imports():
+        from artkv.planning.table import run
     run(config, options)
     return DONE
 
@@ -342,8 +348,9 @@ def art_encoder(options: argparse.Namespace) -> int:
     settings = settings_from_arguments(options)
     check_folder_writable(settings.output_dir, f"--output-dir {settings.output_dir}")
 
-    from artkv.art_encoder.ranks import training_world
-    from artkv.art_encoder.training import train_art_encoder
+    with heavy_imports():
+        from artkv.art_encoder.ranks import training_world
+        from artkv.art_encoder.training import train_art_encoder
 
     with training_world(settings) as world:
         result = train_art_encoder(

@@ -12,6 +12,7 @@ from artkv.errors import UserError
 from artkv.failures import for_terminal
 from artkv.files import check_writable
 from artkv.given_checkpoints import open_given
+from artkv.heavy_imports import heavy_imports
 from artkv.reading import exists, is_address, printable
 
 
@@ -47,7 +48,8 @@ def ask(options: argparse.Namespace, say: Callable[[str], None]) -> None:
     if drawing is not None:
         check_writable(drawing, f"--attention {drawing}")
 
-    from artkv.api import check_drawing, draw_attention, load_model
+    with heavy_imports():
+        from artkv.api import check_drawing, draw_attention, load_model
 
     if drawing is not None:
         check_drawing(drawing)

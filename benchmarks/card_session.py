@@ -83,7 +83,7 @@ def all_rows(bench: Bench, temporary: Path) -> list[Row]:
     """In the order in which they are wanted."""
     rows = [
         *(row(size) for size in (_USUAL, _MANY) for row in (bench.default, bench.trainer)),
-        bench.artkv(f"{STREAMED}, recomputed", _FEW, {"opt": "stream"}, activation_checkpointing=True),
+        *least_memory(bench),
         *bench.answers(RESIDENT),
         bench.placed(STREAMED, _USUAL),
         start_from_files(bench, temporary),
@@ -103,6 +103,16 @@ def all_rows(bench: Bench, temporary: Path) -> list[Row]:
     if bench.size_name == "tiny":  # the quickstart's time is up there: a rehearsal of that, too
         return [replace(row, limit_seconds=20) if row.name == "quickstart" else row for row in rows]
     return rows
+
+
+def least_memory(bench: Bench) -> list[Row]:
+    """Few questions streamed and recomputed: what is the least of all memory, with PyTorch's two ways to hold it."""
+
+    def row(how: str, **variables: str) -> Row:
+        named = bench.artkv(f"{STREAMED}, recomputed{how}", _FEW, {"opt": "stream"}, activation_checkpointing=True)
+        return replace(named, environment=variables)
+
+    return [row(""), row(", expandable segments", PYTORCH_CUDA_ALLOC_CONF="expandable_segments:True")]
 
 
 def profile_of(bench: Bench, batch_size: int) -> Row:

@@ -32,7 +32,7 @@ class Row:
     target: `module:function`, called by row_process.py with the path for its figures and `arguments`, which JSON can
     hold; None: `command` is run instead, and its exit status and last lines are the figures. needs: figures of earlier
     rows that it gets as arguments, argument -> (row's name, figure); None where that row has none. may_be_refused: a
-    setting that this version of artkv refuses makes the row skipped, and not failed.
+    setting that this version of artkv refuses makes the row skipped, and not failed. environment: more variables.
     """
 
     name: str
@@ -42,6 +42,7 @@ class Row:
     command: tuple[str, ...] = ()
     needs: dict[str, tuple[str, str]] = field(default_factory=dict)
     may_be_refused: bool = False
+    environment: dict[str, str] = field(default_factory=dict)
 
 
 class Session:
@@ -100,7 +101,7 @@ class Session:
             (folder / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
             script = Path(__file__).with_name("row_process.py")
             command = [sys.executable, str(script), str(folder / "spec.json"), str(figures)]
-        environment = {**os.environ, **self._environment, BEGAN: repr(time.time())}
+        environment = {**os.environ, **self._environment, **row.environment, BEGAN: repr(time.time())}
         with log.open("w", encoding="utf-8") as output:
             process = subprocess.Popen(
                 command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from artkv.evaluation.scores import Scores
+from artkv.heavy_imports import heavy_imports
 from artkv.quickstart.claiming import claim
 from artkv.quickstart.lanes import results, two_lanes
 from artkv.quickstart.report import report, write_scores
@@ -63,7 +64,8 @@ def run_quickstart(settings: QuickstartSettings) -> dict[str, Scores]:
 
 
 def _paint_and_teach(settings: QuickstartSettings) -> None:
-    from artkv.quickstart.world import make_paintings
+    with heavy_imports():
+        from artkv.quickstart.world import make_paintings
 
     world = make_paintings(settings.world.folder, settings.seed)
     lesson = {"architecture": settings.network.architecture, "image_size": settings.network.image_size, **_LESSON}
@@ -71,7 +73,8 @@ def _paint_and_teach(settings: QuickstartSettings) -> None:
 
 
 def _make_blip2(settings: QuickstartSettings) -> None:
-    from artkv.quickstart.world import make_models
+    with heavy_imports():
+        from artkv.quickstart.world import make_models
 
     make_models(settings.world.folder, settings.seed)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from artkv.errors import RunFailed, UserError
+from artkv.heavy_imports import heavy_imports
 from artkv.launching import launch
 
 
@@ -33,20 +34,22 @@ def check_gpus(ranks: int) -> None:
 
 def cache_features(config_path: Path) -> None:
     """What `artkv cache` does for all splits, in this process."""
-    from artkv.api import cache
-    from artkv.config import load_config
-    from artkv.config.dataset_schema import SPLITS
-    from artkv.distributed import single_process
+    with heavy_imports():
+        from artkv.api import cache
+        from artkv.config import load_config
+        from artkv.config.dataset_schema import SPLITS
+        from artkv.distributed import single_process
 
     cache(load_config(config_path), SPLITS, single_process())
 
 
 def train_alone(config_path: Path) -> None:
     """What `artkv train --resume auto` does, in this process; `Preempted` where that is asked to stop."""
-    from artkv.config import load_config
-    from artkv.distributed import process_group
-    from artkv.training.preemption import StopRequests
-    from artkv.training.run import train
+    with heavy_imports():
+        from artkv.config import load_config
+        from artkv.distributed import process_group
+        from artkv.training.preemption import StopRequests
+        from artkv.training.run import train
 
     config, stops = load_config(config_path), StopRequests()
     try:
@@ -63,8 +66,9 @@ def teach_encoder(lesson: Path, validation: Path, output_dir: Path, seed: int, *
     lesson, validation: a folder for each class. settings: fields of `ArtEncoderSettings`; by default nothing makes the
     task harder, for which so short a training has no time.
     """
-    from artkv.art_encoder.arguments import ArtEncoderSettings
-    from artkv.art_encoder.training import train_art_encoder
+    with heavy_imports():
+        from artkv.art_encoder.arguments import ArtEncoderSettings
+        from artkv.art_encoder.training import train_art_encoder
 
     easy: dict[str, Any] = {
         "batch_size": 32, "weight_decay": 0.01, "ema_decay": 0.9, "smallest_crop": 1.0, "mixup": 0.0, "cutmix": 0.0,

@@ -55,6 +55,7 @@ def test_a_rows_trouble_is_its_own_and_all_are_kept_at_once(module: Any, tmp_pat
             rows.Row("too large", 60, "probe:takes_too_much"),
             rows.Row("no such command", 60, command=("/no/such/command",)),
             rows.Row("a command", 60, command=(sys.executable, "-c", "print('one'); raise SystemExit(3)")),
+            rows.Row("has a variable", 60, command=("printenv", "ARTKV_TOLD"), environment={"ARTKV_TOLD": "yes"}),
             rows.Row("works", 60, "probe:works", {"number": 7}),
             rows.Row("reads", 60, "probe:works", {"number": 8}, needs={"seen": ("works", "number")}),
             rows.Row("reads nothing", 60, "probe:works", {"number": 9}, needs={"seen": ("too large", "number")}),
@@ -72,6 +73,7 @@ def test_a_rows_trouble_is_its_own_and_all_are_kept_at_once(module: Any, tmp_pat
     assert "No such file" in found["no such command"]["status"]
     assert found["a command"]["status"] == "failed: exit status 3"
     assert found["a command"]["output"] == ["one"]
+    assert found["has a variable"]["output"] == ["yes"]
     assert found["works"]["status"] == "measured"
     assert (found["reads"]["seen"], found["reads nothing"]["seen"]) == (7, None)
 
