@@ -8,6 +8,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from artkv.heavy_imports import heavy_imports
+
 
 def main(spec_path: str, figures_path: str) -> None:
     """Writes `status` and what else the function's figures are; ends the process."""
@@ -15,7 +17,8 @@ def main(spec_path: str, figures_path: str) -> None:
     status, code = "measured", 0
     try:
         module, function = spec["target"].split(":")
-        call = getattr(importlib.import_module(module), function)
+        with heavy_imports():
+            call = getattr(importlib.import_module(module), function)
         call(path, **spec["arguments"])
     except BaseException as error:
         traceback.print_exc()

@@ -12,6 +12,8 @@ from typing import Any
 
 from rows import MEASURED, Row
 
+from artkv.heavy_imports import heavy_imports
+
 TRAINER = "transformers Trainer"
 DEFAULT, RESIDENT, STREAMED = "artkv, default config", "artkv, resident", "artkv, streamed"
 # Random weights never end an answer, and where OPT streams each token costs a tenth of a second.
@@ -159,9 +161,10 @@ def run_artkv_row(
     waits: for a checkpoint at an epoch's end. takes_losses: before the first step, which then is not the first to
     compute.
     """
-    from artkv_row import CHECKPOINT, run_artkv
-    from step_clock import StepClock
-    from turns import EndOfTurns
+    with heavy_imports():  # as `artkv train` does
+        from artkv_row import CHECKPOINT, run_artkv
+        from step_clock import StepClock
+        from turns import EndOfTurns
 
     clock = StepClock(path, tree["training"]["batch_size"], seconds, CHECKPOINT if waits else None)
     clock.takes_losses = takes_losses

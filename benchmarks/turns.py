@@ -18,6 +18,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from artkv.heavy_imports import heavy_imports
+
 _START_TIMEOUT_SECONDS = 600.0
 _LAST_LINES = 15
 
@@ -190,8 +192,10 @@ def _main(target: str, connection: Connection, arguments: tuple[Any, ...], log: 
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
         try:
-            module, function = target.split(":")
-            getattr(importlib.import_module(module), function)(Stand(connection), *arguments)
+            with heavy_imports():
+                module, function = target.split(":")
+                run = getattr(importlib.import_module(module), function)
+            run(Stand(connection), *arguments)
         except EndOfTurns:
             pass
         except BaseException as error:
