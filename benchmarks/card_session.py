@@ -151,21 +151,11 @@ def run_start_from_files(path: Path, tree: dict[str, Any], world: str, folder: s
     Its figures are the first one's; `again` has the second's start.
     """
     import device_weights
-    from safetensors.torch import save_file
-
-    from artkv.models.files.blip2_files import read_folder_config
 
     source, target = Path(world, "blip2"), Path(folder)
     shutil.copytree(source, target, dirs_exist_ok=True)
     began = time.monotonic()
-    weights = device_weights.DeviceWeights(read_folder_config(source, str(source)), device_weights.run_device())
-    names = weights.names()
-    shards = [names[start::4] for start in range(4)]
-    files = {f"model-{number:05d}.safetensors": shard for number, shard in enumerate(shards, start=1)}
-    for file, shard in files.items():
-        save_file({name: weights.tensor(name).cpu() for name in shard}, target / file, metadata={"format": "pt"})
-    index = {"metadata": {}, "weight_map": {name: file for file, shard in files.items() for name in shard}}
-    (target / "model.safetensors.index.json").write_text(json.dumps(index))
+    device_weights.write_where_missing(target)
     written = time.monotonic() - began
     tree["model"]["blip2"] = str(target)
     # Nothing is remembered of earlier rows.

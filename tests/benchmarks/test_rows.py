@@ -203,9 +203,9 @@ def test_varied_questions_are_the_same_again_and_one_to_forty_a_painting(module:
     assert 20 < max(counts.values()) <= 40
 
 
-def test_the_session_lists_the_most_wanted_rows_first() -> None:
-    listed = run_script("card_session.py", "--rows-file", "unused.jsonl", "--list", timeout=120).stdout.splitlines()
-    names = [line.split(" s  ", 1)[1] for line in listed if " s  " in line]
+def test_the_session_lists_the_most_wanted_rows_first(module: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    module("card_session").main(["--rows-file", "unused.jsonl", "--list"])
+    names = [line.split(" s  ", 1)[1] for line in capsys.readouterr().out.splitlines()]
     assert names[:4] == [
         "artkv, default config; 48",
         "transformers Trainer; 48",
