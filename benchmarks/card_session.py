@@ -106,13 +106,15 @@ def all_rows(bench: Bench, temporary: Path) -> list[Row]:
 
 
 def least_memory(bench: Bench) -> list[Row]:
-    """Few questions streamed and recomputed: what is the least of all memory, with PyTorch's two ways to hold it."""
+    """Few questions streamed and recomputed: what is the least of all memory, and PyTorch's other way to hold it."""
 
-    def row(how: str, **variables: str) -> Row:
-        named = bench.artkv(f"{STREAMED}, recomputed{how}", _FEW, {"opt": "stream"}, activation_checkpointing=True)
+    def row(how: str, slots: int, **variables: str) -> Row:
+        frozen = {"opt": "stream", "slots": slots}
+        named = bench.artkv(f"{STREAMED}, recomputed{how}", _FEW, frozen, activation_checkpointing=True)
         return replace(named, environment=variables)
 
-    return [row(""), row(", expandable segments", PYTORCH_CUDA_ALLOC_CONF="expandable_segments:True")]
+    expandable = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+    return [row("", 2), row(", expandable segments", 2, **expandable), row(", one slot", 1)]
 
 
 def profile_of(bench: Bench, batch_size: int) -> Row:

@@ -91,6 +91,13 @@ class GraphsInTheirStead:
 
         return replay, results
 
+    def give_back(self) -> None:
+        """There is no device."""
+
+    def is_short(self) -> bool:
+        """Never."""
+        return False
+
 
 def _tensors(results: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(results) if isinstance(leaf, Tensor)]

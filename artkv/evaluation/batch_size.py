@@ -42,9 +42,14 @@ def questions_that_fit(free_bytes: int, bytes_a_question: int) -> int:
 
 
 def free_device_bytes(device: torch.device) -> int:
-    """What the device has left, and what PyTorch holds of it without use."""
+    """What the device has left once PyTorch has given back what it can.
+
+    The memory of a training's CUDA graphs, which nothing else may have, is not among it; `memory_reserved` less
+    `memory_allocated` would be.
+    """
+    torch.cuda.empty_cache()
     free_bytes, _ = torch.cuda.mem_get_info(device)
-    return free_bytes + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return free_bytes
 
 
 def even_batch_size(most: int, painting_of_row: np.ndarray, num_ranks: int) -> int:

@@ -5,6 +5,9 @@ make them than the card to compute. Graphs are tied to shapes and addresses, so 
 graph's own. How a graph comes about is the same for every function here: the first call with a shape is eager and
 warms libraries up; the second is eager too, and then the graph is recorded, replayed on the same inputs and compared;
 from the third on it is replayed. Whatever goes wrong on the way leaves the function eager, and says why.
+
+What a function computes with takes memory once for all of its graphs, and once more while a new shape is eager, since
+nothing else may have the graphs' memory. Where a device has not so much, the graphs go.
 """
 
 import os
@@ -42,26 +45,42 @@ class Recorder(Protocol):
     def record(self, run: Callable[[], T]) -> tuple[Callable[[], None], T]:
         """Runs it once; returns what runs it again into the same results, and these."""
 
+    def give_back(self) -> None:
+        """Gives memory back to the device that nothing holds: what eager calls left, and graphs that are gone."""
+
+    def is_short(self) -> bool:
+        """Whether the device has less memory left than graphs hold, which nothing else may have."""
+
 
 class CudaRecorder:
     """Records CUDA graphs that share one pool of memory: no two of them may be in use at a time."""
 
     def __init__(self) -> None:
-        self._pool: Any = None
+        self._graphs: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
 
     def record(self, run: Callable[[], T]) -> tuple[Callable[[], None], T]:
-        torch.cuda.empty_cache()  # what eager calls left: the pool's memory is the graph's alone
+        self.give_back()  # the pool's memory is the graphs' alone
         graph = torch.cuda.CUDAGraph()
         # Other threads page-lock batches meanwhile, which concerns no graph.
-        capture = torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local")
+        # A pool is gone with the last of its graphs.
+        pool = next((other.pool() for other in self._graphs), None)
+        capture = torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local")
         try:
             with capture:
                 results = run()
         except BaseException:
             _end_allocation(graph)
             raise
-        self._pool = graph.pool()
+        self._graphs.add(graph)
         return graph.replay, results
+
+    def give_back(self) -> None:
+        torch.cuda.empty_cache()
+
+    def is_short(self) -> bool:
+        self.give_back()
+        free_bytes, _ = torch.cuda.mem_get_info()
+        return free_bytes < torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
 
 
 def _end_allocation(graph: torch.cuda.CUDAGraph) -> None:
@@ -78,15 +97,28 @@ class _Calls:
         self.graphs: dict[Signature, Any] = {}
         self._eager: set[Signature] = set()
         self._seen: set[Signature] = set()
+        self._has_given_up = False
+
+    def is_new(self, signature: Signature) -> bool:
+        """Whether this is the first call with the signature."""
+        if signature in self._seen:
+            return False
+        self._seen.add(signature)
+        return True
 
     def is_eager(self, signature: Signature) -> bool:
-        """Whether this call is eager and no graph is to be recorded beside it."""
-        if signature in self._eager or signature in self.graphs:
-            return signature not in self.graphs
-        if signature not in self._seen:
-            self._seen.add(signature)
-            return True
-        return False
+        """Whether this signature has no graph and will get none."""
+        return self._has_given_up or signature in self._eager
+
+    def give_up(self) -> None:
+        """Lets go of all graphs, for good, and says why."""
+        self.graphs.clear()
+        self._has_given_up = True
+        print(
+            f"artkv: no CUDA graphs of {self.name} any more: beside their memory there is not enough for it with a new "
+            "shape; it stays eager; a lower training.batch_size leaves room for them",
+            file=sys.stderr,
+        )
 
     def settle(self, signature: Signature, make: Callable[[], tuple[Any, float]]) -> None:
         """Records a graph for the signature, or leaves it eager.
@@ -118,15 +150,38 @@ class _Graphed(ABC):
         self._calls = _Calls(name)
 
     def _call(self, inputs: Sequence[Tensor]) -> Any:
-        signature = _signature(inputs)
-        if self._calls.is_eager(signature):
-            return self._function(*inputs)
-        graph = self._calls.graphs.get(signature)
+        calls, signature = self._calls, _signature(inputs)
+        if calls.is_new(signature):
+            result = self._eager(inputs)
+            self._recorder.give_back()  # it may be the last such call
+            return result
+        if calls.is_eager(signature):
+            return self._eager(inputs)
+        graph = calls.graphs.get(signature)
         if graph is not None:
             return self._replay(graph, inputs)
-        result = self._function(*inputs)
-        self._calls.settle(signature, lambda: self._record(inputs, result))
+        result = self._eager(inputs)
+        if not calls.is_eager(signature):  # graphs may have gone meanwhile
+            calls.settle(signature, lambda: self._record(inputs, result))
         return result
+
+    def _eager(self, inputs: Sequence[Tensor]) -> Any:
+        """Without a graph; and if memory runs out, without any."""
+        try:
+            return self._function(*inputs)
+        except torch.OutOfMemoryError:
+            if not self._calls.graphs:
+                raise
+        # Behind the `except`, so that what the failed call had made is gone.
+        self._calls.give_up()
+        self._recorder.give_back()
+        return self._function(*inputs)
+
+    def make_room(self) -> None:
+        """Lets go of the graphs if they hold more memory than the device has left; they are recorded anew later."""
+        if self._calls.graphs and self._recorder.is_short():
+            self._calls = _Calls(self._calls.name)
+            self._recorder.give_back()
 
     @abstractmethod
     def _record(self, inputs: Sequence[Tensor], result: Any) -> tuple[Any, float]:

@@ -204,6 +204,11 @@ class KVModulatedBlip2(nn.Module):
     def _tower(self, image_features: Tensor, *art_features: Tensor) -> Tensor:
         return self.visual_tokens(PaintingFeatures(image_features, art_features))
 
+    def make_room(self) -> None:
+        """Before answering amid a training: OPT's CUDA graphs go where they hold more memory than is left for it."""
+        if self._answer_gradients is not None:
+            self._answer_gradients.make_room()
+
     @property
     def reads_opt_once(self) -> bool:
         """Whether several micro-batches had better go through OPT together: it streams, and nothing in it trains."""

@@ -36,6 +36,7 @@ def validation(session: Session, log: RunLog, stops: RunStops) -> Validate:
     looked_at = one_row_a_painting(table, _PAINTINGS_LOOKED_AT, samples)
 
     def validate(step: int) -> float | None:
+        session.model.make_room()
         try:
             answers = answer_questions(session.model, questions, settings, world, gives_up=stops.is_asked)
         except GaveUp:

@@ -20,7 +20,19 @@ from artkv.models.cuda_graphs import (
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
-class Rerun:
+class Roomy:
+    """A recorder on a device that has memory for all."""
+
+    given_back = 0
+
+    def give_back(self) -> None:
+        self.given_back += 1
+
+    def is_short(self) -> bool:
+        return False
+
+
+class Rerun(Roomy):
     """A recorder that runs the function again into the first run's results, as a graph would, and counts."""
 
     def __init__(self) -> None:
@@ -55,12 +67,12 @@ def rerunning(monkeypatch: pytest.MonkeyPatch) -> list[Rerun]:
     return recorders
 
 
-class Fails:
+class Fails(Roomy):
     def record(self, run: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
         raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
 
-class Stale:
+class Stale(Roomy):
     """A graph that forgot to read its inputs anew."""
 
     def record(self, run: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
@@ -121,6 +133,70 @@ def test_graphs_are_bounded() -> None:
         for seed in range(3):
             assert all(map(torch.equal, function(*inputs(seed, length)), doubled_sum(*inputs(seed, length))))
     assert recorder.records == MOST_GRAPHS
+
+
+def test_what_a_new_shape_computed_with_is_given_back_at_once() -> None:
+    """On a device the graphs cannot have it, and the shape may never come again."""
+    recorder = Rerun()
+    function = GraphedFunction("a function", doubled_sum, recorder)
+    for seed in range(4):
+        for length in (4, 6):
+            function(*inputs(seed, length))
+    assert recorder.given_back == 2
+
+
+class Tight:
+    """A function for which memory runs out with a new shape as long as there are graphs of others."""
+
+    def __init__(self) -> None:
+        self.graphed = GraphedFunction("a function", self, Rerun())
+        self.lengths: set[int] = set()
+
+    def __call__(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        if self.graphed._calls.graphs and len(a) not in self.lengths:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        self.lengths.add(len(a))
+        return doubled_sum(a, b)
+
+
+def test_where_memory_runs_out_beside_graphs_they_go_and_the_call_is_done_again(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tight, had_graphs = Tight(), []
+    for length in (4, 4, 4, 6, 6, 6, 4):
+        found = tight.graphed(*inputs(length, length))
+        assert all(map(torch.equal, found, doubled_sum(*inputs(length, length))))
+        had_graphs.append(bool(tight.graphed._calls.graphs))
+    assert had_graphs == [False, True, True, False, False, False, False]
+    said = capsys.readouterr().err
+    assert said.count("artkv: no CUDA graphs of a function any more") == 1
+
+
+def test_where_memory_runs_out_without_graphs_that_is_raised() -> None:
+    def never(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    function = GraphedFunction("a function", never, Rerun())
+    for _ in range(3):
+        with pytest.raises(torch.OutOfMemoryError):
+            function(*inputs(0))
+
+
+@pytest.mark.parametrize("is_short", [True, False])
+def test_graphs_make_room_where_they_hold_more_than_is_left(is_short: bool) -> None:
+    recorder = Rerun()
+    recorder.is_short = lambda: is_short  # type: ignore[method-assign]
+    function = GraphedFunction("a function", doubled_sum, recorder)
+    function.make_room()  # there are none
+    for seed in range(3):
+        function(*inputs(seed))
+    assert (recorder.records, recorder.replays) == (1, 2)
+    function.make_room()
+    assert bool(function._calls.graphs) != is_short
+    for seed in range(3):
+        assert all(map(torch.equal, function(*inputs(seed)), doubled_sum(*inputs(seed))))
+    assert recorder.records == (2 if is_short else 1)
+    assert len(function._calls.graphs) == 1
 
 
 def tower() -> tuple[Callable[[Tensor], Tensor], list[nn.Parameter]]:
@@ -251,3 +327,45 @@ def test_cuda_graphs_of_a_function_and_a_tower() -> None:
         expected = torch.autograd.grad(body(x).square().sum(), parameters[:4])
         assert all(map(torch.equal, found, expected))
     assert len(graphed._calls.graphs) == 1
+
+
+def summed(a: Tensor) -> tuple[Tensor]:
+    """Computes with 256 times the memory of its input."""
+    return ((a.expand(256, -1) * torch.arange(256, device=a.device)[:, None]).sum(0),)
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_graphs_that_make_room_give_their_memory_back_and_are_recorded_anew() -> None:
+    recorder = CudaRecorder()
+    recorder.is_short = lambda: True  # type: ignore[method-assign]
+    function, a = GraphedFunction("a sum", summed, recorder), torch.ones(2**18, device="cuda")
+    held = []
+    for _ in range(2):
+        for _ in range(3):
+            assert torch.equal(function(a)[0], summed(a)[0])
+        torch.cuda.empty_cache()
+        held.append(torch.cuda.memory_reserved())
+        function.make_room()
+        held.append(torch.cuda.memory_reserved())
+    assert held[0] - held[1] >= 256 * a.nbytes
+    assert held[2] - held[3] >= 256 * a.nbytes
+    assert len(function._calls.graphs) == 0
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_a_device_without_memory_beside_graphs_computes_without_them() -> None:
+    function, a = GraphedFunction("a sum", summed, CudaRecorder()), torch.ones(2**18, device="cuda")
+    for _ in range(3):
+        function(a)
+    torch.cuda.empty_cache()
+    _, total_bytes = torch.cuda.mem_get_info()
+    # Room for half of what a call of another shape computes with; with the graph's memory for all of it.
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 128 * a.nbytes) / total_bytes)
+    try:
+        for other in (a[:-1024], a):
+            assert torch.equal(function(other)[0], other * 32640)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert not function._calls.graphs

@@ -84,6 +84,11 @@ class AnswerGradients:
             for embeds_RLD, (loss, gradient_RLD) in zip(embeds, made, strict=True)
         ]
 
+    def make_room(self) -> None:
+        """Before something else computes on the device; see `GraphedFunction.make_room`."""
+        if self._graphed is not None:
+            self._graphed.make_room()
+
     def _losses_and_gradients(
         self, embeds: Sequence[Tensor], questions: Sequence[PackedQuestions]
     ) -> list[tuple[Tensor, ...]]:
