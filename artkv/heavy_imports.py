@@ -4,6 +4,8 @@ import contextlib
 import gc
 from collections.abc import Iterator
 
+_FROZEN: list[bool] = []
+
 
 @contextlib.contextmanager
 def heavy_imports() -> Iterator[None]:
@@ -11,15 +13,16 @@ def heavy_imports() -> Iterator[None]:
 
     torch, transformers and DeepSpeed make half a million objects that stay to the end. Looking through them again and
     again is a sixth of the time that importing takes, and looking a last time, as the process ends, over a second. So
-    nothing is collected meanwhile, and what there is then is left alone for ever (`gc.freeze`), garbage in cycles, too.
+    nothing is collected meanwhile; and what there is after the first time in a process is left alone for ever
+    (`gc.freeze`). Not after later ones, when there may be a model that is to be collected some time.
     """
     was_on = gc.isenabled()
-    if gc.get_freeze_count():
-        gc.collect()  # this process has done something since the first time, which may have left more than modules do
     gc.disable()
     try:
         yield
     finally:
-        gc.freeze()
+        if not _FROZEN:
+            gc.freeze()
+            _FROZEN.append(True)
         if was_on:
             gc.enable()

@@ -54,10 +54,12 @@ def write_where_missing(folder: Path) -> None:
     weights = DeviceWeights(read_folder_config(folder, str(folder)), run_device())
     names = weights.names()
     shards = {f"model-{number:05d}.safetensors": names[number - 1 :: 4] for number in range(1, 5)}
-    for file, shard in shards.items():
-        save_file({name: weights.tensor(name).cpu() for name in shard}, folder / file, metadata={"format": "pt"})
     index = {"metadata": {}, "weight_map": {name: file for file, shard in shards.items() for name in shard}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    for file, shard in shards.items():
+        save_file({n: weights.tensor(n).cpu() for n in shard}, folder / f"{file}.part", metadata={"format": "pt"})
+    for file in shards:  # all of them or none, as far as an interruption goes: `has_no_weights` looks for one
+        (folder / f"{file}.part").replace(folder / file)
 
 
 class UnhashedFiles(Blip2Files):

@@ -1,5 +1,6 @@
 """A config opened once: its data at the start, its model and questions when they are wanted."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,16 @@ def test_a_start_opens_the_files_once_and_the_next_one_anew(
     for start in (1, 2):
         assert Session(config, alone, ["train", "val"]).load(use=Use(trains=True)).placement.choice is not None
         assert opened == [config.model] * start
+    with backends.files_opened_once():
+        for _ in range(2):
+            backends.open_backbone(config.model, config.frozen, alone)
+        assert len(opened) == 3
+        (weights,) = Path(config.model.blip2).glob("*.safetensors")
+        os.utime(weights)  # as whoever writes it anew does
+        backends.open_backbone(config.model, config.frozen, alone)
+        assert len(opened) == 4
     backends.open_backbone(config.model, config.frozen, alone)
-    assert len(opened) == 3
+    assert len(opened) == 5
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def create_network(
 
 
 def network_shapes(architecture: str, image_size: int, place: str = "efficientnet") -> Any:
-    """`create_network` without a classifier on PyTorch's meta device; the same for all who ask, not to be changed.
+    """`create_network` without a classifier on PyTorch's meta device; perhaps shared with others who ask for shapes.
 
     The random numbers of the process stay as they are.
     """
@@ -139,17 +139,21 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-@cache
 def _without_storage(architecture: str, num_classes: int, place: str = "efficientnet") -> Any:
-    """The network on PyTorch's meta device; the random numbers of the process stay as they are."""
+    """The network on PyTorch's meta device, made once; the random numbers of the process stay as they are."""
     if not timm.is_model(architecture):
         near = difflib.get_close_matches(architecture, timm.list_models(), n=3) or ["efficientnet_b3"]
         raise UserError(f"{place}.architecture: {architecture!r:.200} is no model of timm; near it: {', '.join(near)}")
     try:
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            return timm.create_model(architecture, pretrained=False, num_classes=num_classes)
+        return _made_without_storage(architecture, num_classes)
     except RuntimeError as error:  # of a tag, after the dot, that timm does not know
         raise UserError(
             f"{place}.architecture: {architecture!r:.200} cannot be made ({first_line(error)}); leave out what "
             "follows the dot, or give another architecture"
         ) from None
+
+
+@cache
+def _made_without_storage(architecture: str, num_classes: int) -> Any:
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        return timm.create_model(architecture, pretrained=False, num_classes=num_classes)

@@ -4,6 +4,7 @@ Letters in tensor names are explained in `artkv.batch`.
 """
 
 import contextlib
+import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,12 @@ class ModelShapes:
             yield
         finally:
             encoder.layers = blocks
+
+    def fake_copy(self, encoder: ArtEncoder) -> ArtEncoder:
+        """An art encoder in fake tensors."""
+        copied = copy.deepcopy(encoder)
+        _make_fake([copied], [], self.dtype, self.fake)
+        return copied
 
     @property
     def opt_blocks(self) -> nn.ModuleList:
@@ -211,7 +218,8 @@ def _make_fake(
     """Puts a fake CPU tensor in the place of each meta one; what trains has `dtype` after it, as in training.
 
     Fake, because on the meta device itself attention would run in its unfused form, with other memory. idle: what does
-    not run and so stays on the meta device: making fake tensors takes longer than running a block.
+    not run and so stays on the meta device, adapters in it as they were: making fake tensors takes longer than running
+    a block.
     """
     left = {id(part) for module in idle for part in module.modules()}
     replaced: dict[nn.Parameter, nn.Parameter] = {}

@@ -95,9 +95,10 @@ def _train_and_answer(settings: QuickstartSettings, is_modulated: bool) -> dict[
     else:
         train_alone(config_path)
 
-    from artkv.api import evaluate
-    from artkv.config import load_config
-    from artkv.evaluation.answering import ALL_ABLATIONS, AS_TRAINED
+    with heavy_imports():
+        from artkv.api import evaluate
+        from artkv.config import load_config
+        from artkv.evaluation.answering import ALL_ABLATIONS, AS_TRAINED
 
     ablations = ALL_ABLATIONS if is_modulated else (AS_TRAINED,)
     best: Path = settings.run_dir(is_modulated) / "best"

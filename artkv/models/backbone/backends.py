@@ -1,8 +1,10 @@
 """Chooses the backend that a config names."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -13,15 +15,23 @@ from artkv.models.backbone.lavis_backend import open_lavis_backbone
 from artkv.models.backbone.transformers_backend import open_transformers_backbone
 from artkv.models.files.blip2_files import Blip2Files, open_blip2
 
+
+class _Opened(NamedTuple):
+    model: ModelConfig
+    files: Blip2Files
+    stamps: list[tuple[int, ...]]
+
+
 # What has been opened while `files_opened_once` lasts; None: it does not.
-_OPENED: ContextVar[list[tuple[ModelConfig, Blip2Files]] | None] = ContextVar("opened", default=None)
+_OPENED: ContextVar[list[_Opened] | None] = ContextVar("opened", default=None)
 
 
 @contextlib.contextmanager
 def files_opened_once() -> Iterator[None]:
     """While it lasts BLIP-2's files are opened and checked once, however often a backbone is.
 
-    A start opens one for the features' identity, for the tokenizer, and to be loaded.
+    A start opens one for the features' identity, for the tokenizer, and to be loaded. Files that have changed since are
+    opened anew: features may take hours to compute.
     """
     token = _OPENED.set([])
     try:
@@ -46,13 +56,23 @@ def open_backbone(model: ModelConfig, frozen: FrozenConfig, world: World) -> Bli
 
 def _open(model: ModelConfig) -> Blip2Files:
     opened = _OPENED.get()
-    for known, files in opened or ():
-        if known == model:
-            return files
+    for known in opened or ():
+        if known.model == model and known.stamps == _stamps(known.files.source.files):
+            return known.files
     files = open_blip2(model)
     if opened is not None:
-        opened.append((model, files))
+        opened.append(_Opened(model, files, _stamps(files.source.files)))
     return files
+
+
+def _stamps(files: Sequence[Path]) -> list[tuple[int, ...]]:
+    """What changes with each file; of one that is gone nothing."""
+    found: list[tuple[int, ...]] = []
+    for path in files:
+        with contextlib.suppress(OSError):
+            stat = path.stat()
+            found.append((stat.st_ino, stat.st_size, stat.st_mtime_ns))
+    return found
 
 
 def load_backbone(

@@ -27,7 +27,7 @@ from artkv.reading import parse_json, read_regular
 TOKENIZATION = "settings.tokenization"
 _FETCH = "fetch it again"
 _MOST_NAMES_SHOWN = 5
-# That hash: each may hold a copy of its tensor, where that is no bfloat16.
+# Threads that hash; each may hold a bfloat16 copy of one tensor.
 _MOST_THREADS = 8
 
 
@@ -214,11 +214,15 @@ def digests(named_tensors: Iterator[tuple[str, Tensor]], files: list[Path], read
     hashed: dict[str, Future[str]] = {}
     bad: list[tuple[str, Tensor]] = []
     with ThreadPoolExecutor(min(_MOST_THREADS, torch.get_num_threads())) as pool:
-        for name, tensor in named_tensors:
-            hashed[name] = pool.submit(tensor_digest, tensor)
-            if not is_finite(tensor):
-                bad.append((name, tensor))
-        computed = {name: future.result() for name, future in hashed.items()}
+        try:
+            for name, tensor in named_tensors:
+                hashed[name] = pool.submit(tensor_digest, tensor)
+                if not is_finite(tensor):
+                    bad.append((name, tensor))
+            computed = {name: future.result() for name, future in hashed.items()}
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # what is told need not wait until the rest is hashed
+            raise
     if bad:
         where = ", ".join(map(shown, files))
         raise UserError(f"{where}: the weights hold {not_finite(bad)}; fetch them again, or use another checkpoint")

@@ -188,9 +188,9 @@ def test_at_the_true_size_no_forward_pass_crosses_between_host_and_device(monkey
         pytest.skip(f"fake CUDA tensors of torch {torch.__version__} need a driver: {str(error).splitlines()[0]}")
     make_fake = shapes_module._make_fake
 
-    def on_cuda(*arguments: Any) -> None:
+    def on_cuda(modules: Any, idle: Any, *others: Any) -> None:
         with torch.device("cuda"):
-            make_fake(*arguments)
+            make_fake(modules, [], *others)  # all of OPT is run here
 
     monkeypatch.setattr(shapes_module, "_make_fake", on_cuda)
     shapes = shapes_module.model_shapes(Config(), torch.bfloat16, [])
