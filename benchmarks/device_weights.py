@@ -58,7 +58,7 @@ def write_where_missing(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
     for file, shard in shards.items():
         save_file({n: weights.tensor(n).cpu() for n in shard}, folder / f"{file}.part", metadata={"format": "pt"})
-    for file in shards:  # all of them or none, as far as an interruption goes: `has_no_weights` looks for one
+    for file in shards:  # in a moment, since `has_no_weights` looks for one of them
         (folder / f"{file}.part").replace(folder / file)
 
 

@@ -80,7 +80,7 @@ class GraphsInTheirStead:
     """Records nothing and computes again, uncounted but for one operation a replay."""
 
     def record(self, run: Any) -> tuple[Any, Any]:
-        """As `artkv.models.cuda_graphs.CudaRecorder`."""
+        """As `artkv.models.cuda_recorder.CudaRecorder`."""
         results = run()
 
         def replay() -> None:

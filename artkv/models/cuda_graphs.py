@@ -7,16 +7,16 @@ warms libraries up; the second is eager too, and then the graph is recorded, rep
 from the third on it is replayed. Whatever goes wrong on the way leaves the function eager, and says why.
 
 What a function computes with takes memory once for all of its graphs, and once more while a new shape is eager, since
-nothing else may have the graphs' memory. Where a device has not so much, the graphs go.
+nothing else may have the graphs' memory. Where a device has not so much, all graphs go.
 """
 
+import gc
 import os
 import sys
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,8 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-T = TypeVar("T")
+from artkv.models.cuda_recorder import Recorder
+
 Signature = tuple[Any, ...]
 
 # Of one function. Each holds its inputs and outputs; what it computes with is shared with the others.
@@ -39,65 +40,53 @@ def graphs_are_wanted(device: torch.device) -> bool:
     return device.type == "cuda" and os.environ.get(_SWITCH, "1") != "0"
 
 
-class Recorder(Protocol):
-    """Records what a function launches."""
+class GraphGroup:
+    """Functions whose graphs go together, or not at all.
 
-    def record(self, run: Callable[[], T]) -> tuple[Callable[[], None], T]:
-        """Runs it once; returns what runs it again into the same results, and these."""
-
-    def give_back(self) -> None:
-        """Gives memory back to the device that nothing holds: what eager calls left, and graphs that are gone."""
-
-    def is_short(self) -> bool:
-        """Whether the device has less memory left than graphs hold, which nothing else may have."""
-
-
-class CudaRecorder:
-    """Records CUDA graphs that share one pool of memory: no two of them may be in use at a time."""
+    What cuBLAS works in lies in the pool of the graph that was recorded first, whosever it is, and torch lets go of it
+    with any graph: those that are left would compute in memory that is somebody else's.
+    """
 
     def __init__(self) -> None:
-        self._graphs: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
+        self.members: list[_Graphed] = []
 
-    def record(self, run: Callable[[], T]) -> tuple[Callable[[], None], T]:
-        self.give_back()  # the pool's memory is the graphs' alone
-        graph = torch.cuda.CUDAGraph()
-        # Other threads page-lock batches meanwhile, which concerns no graph.
-        # A pool is gone with the last of its graphs.
-        pool = next((other.pool() for other in self._graphs), None)
-        capture = torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local")
-        try:
-            with capture:
-                results = run()
-        except BaseException:
-            _end_allocation(graph)
-            raise
-        self._graphs.add(graph)
-        return graph.replay, results
+    @property
+    def has_graphs(self) -> bool:
+        """Whether there are any."""
+        return any(member.calls.graphs for member in self.members)
 
-    def give_back(self) -> None:
-        torch.cuda.empty_cache()
+    def make_room(self) -> None:
+        """Lets go of all graphs if they hold more memory than the device has left; they are recorded anew later."""
+        if self.has_graphs and self.members[0].recorder.is_short():
+            self._let_go()
 
-    def is_short(self) -> bool:
-        self.give_back()
-        free_bytes, _ = torch.cuda.mem_get_info()
-        return free_bytes < torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    def give_up(self, name: str) -> None:
+        """Lets go of all graphs, for good, and says why. name: of the function for which memory ran out."""
+        print(
+            f"artkv: no CUDA graphs any more: beside their memory there is not enough for {name} with a new shape; "
+            "all stays eager; a lower training.batch_size leaves room for them",
+            file=sys.stderr,
+        )
+        self._let_go(for_good=True)
 
-
-def _end_allocation(graph: torch.cuda.CUDAGraph) -> None:
-    """After a failed capture, which torch's allocator would else go on with: it would free nothing any more."""
-    with suppress(RuntimeError):
-        torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), graph.pool())
+    def _let_go(self, for_good: bool = False) -> None:
+        for member in self.members:
+            member.calls = _Calls(member.calls.name, for_good or member.calls.has_given_up)
+        gc.collect()  # a pass that failed may have left reference cycles
+        for member in self.members:
+            member.recorder.give_back()
 
 
 class _Calls:
-    """What each signature has come to: how often it was called, and then its graph or None for eager."""
+    """What each signature has come to: a first call, a graph, or that it stays eager. has_given_up: all do."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, has_given_up: bool = False) -> None:
         self.name = name
         self.graphs: dict[Signature, Any] = {}
+        self.has_given_up = has_given_up
         self._eager: set[Signature] = set()
         self._seen: set[Signature] = set()
-        self._has_given_up = False
+        self._rejected: list[Any] = []
 
     def is_new(self, signature: Signature) -> bool:
         """Whether this is the first call with the signature."""
@@ -108,17 +97,7 @@ class _Calls:
 
     def is_eager(self, signature: Signature) -> bool:
         """Whether this signature has no graph and will get none."""
-        return self._has_given_up or signature in self._eager
-
-    def give_up(self) -> None:
-        """Lets go of all graphs, for good, and says why."""
-        self.graphs.clear()
-        self._has_given_up = True
-        print(
-            f"artkv: no CUDA graphs of {self.name} any more: beside their memory there is not enough for it with a new "
-            "shape; it stays eager; a lower training.batch_size leaves room for them",
-            file=sys.stderr,
-        )
+        return self.has_given_up or signature in self._eager
 
     def settle(self, signature: Signature, make: Callable[[], tuple[Any, float]]) -> None:
         """Records a graph for the signature, or leaves it eager.
@@ -134,6 +113,7 @@ class _Calls:
                 if difference <= _TOLERANCE:
                     self.graphs[signature] = graph
                     return
+                self._rejected.append(graph)  # see `GraphGroup`: it may not go alone
                 reason = f"a replay differs from the eager result by {difference:.2g}"
             except RuntimeError as error:  # an operation that no graph can hold, or no memory
                 reason = str(error).partition("\n")[0]
@@ -142,27 +122,34 @@ class _Calls:
 
 
 class _Graphed(ABC):
-    """What decides for each call whether it is eager, replayed, or eager with a graph recorded beside it."""
+    """What decides for each call whether it is eager, replayed, or eager with a graph recorded beside it.
 
-    def __init__(self, name: str, function: Callable[..., Any], recorder: Recorder) -> None:
+    group: of other functions' graphs on the device; None: there are none.
+    """
+
+    def __init__(
+        self, name: str, function: Callable[..., Any], recorder: Recorder, group: GraphGroup | None = None
+    ) -> None:
         self._function = function
-        self._recorder = recorder
-        self._calls = _Calls(name)
+        self.recorder = recorder
+        self.calls = _Calls(name)
+        self.group = group or GraphGroup()
+        self.group.members.append(self)
 
     def _call(self, inputs: Sequence[Tensor]) -> Any:
-        calls, signature = self._calls, _signature(inputs)
-        if calls.is_new(signature):
-            result = self._eager(inputs)
-            self._recorder.give_back()  # it may be the last such call
-            return result
-        if calls.is_eager(signature):
+        signature = _signature(inputs)
+        if self.calls.is_eager(signature):
             return self._eager(inputs)
-        graph = calls.graphs.get(signature)
+        if self.calls.is_new(signature):
+            result = self._eager(inputs)
+            self.recorder.give_back()  # it may be the last such call
+            return result
+        graph = self.calls.graphs.get(signature)
         if graph is not None:
             return self._replay(graph, inputs)
         result = self._eager(inputs)
-        if not calls.is_eager(signature):  # graphs may have gone meanwhile
-            calls.settle(signature, lambda: self._record(inputs, result))
+        if not self.calls.is_eager(signature):  # graphs may have gone meanwhile
+            self.calls.settle(signature, lambda: self._record(inputs, result))
         return result
 
     def _eager(self, inputs: Sequence[Tensor]) -> Any:
@@ -170,18 +157,11 @@ class _Graphed(ABC):
         try:
             return self._function(*inputs)
         except torch.OutOfMemoryError:
-            if not self._calls.graphs:
+            if not self.group.has_graphs:
                 raise
         # Behind the `except`, so that what the failed call had made is gone.
-        self._calls.give_up()
-        self._recorder.give_back()
+        self.group.give_up(self.calls.name)
         return self._function(*inputs)
-
-    def make_room(self) -> None:
-        """Lets go of the graphs if they hold more memory than the device has left; they are recorded anew later."""
-        if self._calls.graphs and self._recorder.is_short():
-            self._calls = _Calls(self._calls.name)
-            self._recorder.give_back()
 
     @abstractmethod
     def _record(self, inputs: Sequence[Tensor], result: Any) -> tuple[Any, float]:
@@ -198,16 +178,13 @@ class GraphedFunction(_Graphed):
     function: pure; its inputs' and outputs' shapes depend on the inputs' shapes alone. What it returns is new tensors.
     """
 
-    def __init__(self, name: str, function: Callable[..., tuple[Tensor, ...]], recorder: Recorder) -> None:
-        super().__init__(name, function, recorder)
-
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         results: tuple[Tensor, ...] = self._call(inputs)
         return results
 
     def _record(self, inputs: Sequence[Tensor], result: Any) -> tuple[Any, float]:
         own = [tensor.detach().clone() for tensor in inputs]
-        replay, outputs = self._recorder.record(lambda: self._function(*own))
+        replay, outputs = self.recorder.record(lambda: self._function(*own))
         graph = (own, replay, outputs)
         return graph, _difference(self._replay(graph, inputs), result)
 
@@ -226,9 +203,14 @@ class GraphedTower(_Graphed):
     """
 
     def __init__(
-        self, name: str, function: Callable[..., Tensor], parameters: Sequence[nn.Parameter], recorder: Recorder
+        self,
+        name: str,
+        function: Callable[..., Tensor],
+        parameters: Sequence[nn.Parameter],
+        recorder: Recorder,
+        group: GraphGroup | None = None,
     ) -> None:
-        super().__init__(name, function, recorder)
+        super().__init__(name, function, recorder, group)
         self._parameters = list(parameters)
         # What all graphs write theirs to: kept by each, they would take the parameters' memory once for each shape.
         self._gradients: list[Tensor | None] | None = None
@@ -259,7 +241,7 @@ class GraphedTower(_Graphed):
         expected = torch.autograd.grad(output, self._parameters, gradient, allow_unused=True)
         if self._gradients is None:
             self._gradients = [None if one is None else torch.empty_like(one) for one in expected]
-        graph = _TowerGraph(self._function, self._parameters, inputs, self._gradients, self._recorder)
+        graph = _TowerGraph(self._function, self._parameters, inputs, self._gradients, self.recorder)
         found = self._replay(graph, inputs)
         gradients = torch.autograd.grad(found, self._parameters, gradient, allow_unused=True)
         missing = [
@@ -331,7 +313,7 @@ class _Pass:
     """One forward pass that was replayed, until its backward pass is over or nobody can ask for it any more."""
 
     def __init__(self, graph: _TowerGraph) -> None:
-        self.graph = graph
+        self.graph: _TowerGraph | None = graph
         self.is_over = False
 
 
@@ -340,6 +322,7 @@ class _Replayed(torch.autograd.Function):
     def forward(ctx: Any, one_pass: _Pass, inputs: Sequence[Tensor], *_: nn.Parameter) -> Tensor:
         ctx.one_pass = one_pass
         graph = one_pass.graph
+        assert graph is not None
         _fill(graph.inputs, inputs)
         graph.replay_forward()
         return graph.output.detach().clone()
@@ -347,12 +330,13 @@ class _Replayed(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        graph = ctx.one_pass.graph
         if ctx.one_pass.is_over:
             raise RuntimeError("a replayed forward pass has one backward pass")
+        graph = ctx.one_pass.graph
         graph.gradient.copy_(gradient)
         graph.replay_backward()
         ctx.one_pass.is_over = True
+        ctx.one_pass.graph = None  # a loss that somebody still holds is to keep no graph alive
         return (None, None, *(None if one is None else one.detach().clone() for one in graph.gradients))
 
 

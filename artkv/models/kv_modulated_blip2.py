@@ -23,7 +23,8 @@ from artkv.batch import (
 )
 from artkv.kv_modulation import STOCK, Injection, LayerAttention, Modulation, Use, recorded_attention
 from artkv.models.backbone.blip2_backbone import Blip2Backbone
-from artkv.models.cuda_graphs import CudaRecorder, GraphedTower, graphs_are_wanted
+from artkv.models.cuda_graphs import GraphedTower, GraphGroup, graphs_are_wanted
+from artkv.models.cuda_recorder import CudaRecorder
 from artkv.models.opt.answer_gradients import AnswerGradients, decode_packed, packed_answer_losses
 from artkv.models.opt.answers import answer_cross_entropy, answer_log_probabilities, hidden_at_answers
 from artkv.models.opt.decoding import Decoded, DecodingLimits, decode_greedily
@@ -88,14 +89,17 @@ class KVModulatedBlip2(nn.Module):
         backbone = parts.backbone
         before_opt = [p for name, p in trainables.items() if not name.startswith("language_model.")]
         is_graphed = graphs_are_wanted(backbone.device)
+        self._graphs = GraphGroup()
         self._answer_gradients = None
         if len(before_opt) == len(trainables):
             recorder = CudaRecorder() if is_graphed and backbone.opt_stays_in_place else None
-            self._answer_gradients = AnswerGradients(backbone.language_model, recorder)
+            self._answer_gradients = AnswerGradients(backbone.language_model, recorder, self._graphs)
         self._graphed_tower = None
         if is_graphed and before_opt:
             # A recorder of its own: its forward pass keeps what its backward pass needs while OPT's graph is replayed.
-            self._graphed_tower = GraphedTower("prefix and Q-Former", self._tower, before_opt, CudaRecorder())
+            self._graphed_tower = GraphedTower(
+                "prefix and Q-Former", self._tower, before_opt, CudaRecorder(), self._graphs
+            )
 
     @property
     def backbone(self) -> Blip2Backbone:
@@ -205,9 +209,8 @@ class KVModulatedBlip2(nn.Module):
         return self.visual_tokens(PaintingFeatures(image_features, art_features))
 
     def make_room(self) -> None:
-        """Before answering amid a training: OPT's CUDA graphs go where they hold more memory than is left for it."""
-        if self._answer_gradients is not None:
-            self._answer_gradients.make_room()
+        """Before answering amid a training: CUDA graphs go where they hold more memory than is left for it."""
+        self._graphs.make_room()
 
     @property
     def reads_opt_once(self) -> bool:

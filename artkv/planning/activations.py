@@ -16,7 +16,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from artkv.batch import PaintingFeatures, PaintingViews
-from artkv.models.art_encoder import ArtEncoder
 from artkv.models.opt.answers import answer_cross_entropy, hidden_at_answers
 from artkv.models.opt.packed_sequences import tree_attention_mask
 from artkv.planning.batch_shape import BatchShape, Sequences, sequences
@@ -272,35 +271,25 @@ class _ArtEncoding(NamedTuple):
 
 
 def _art_encoding(shapes: ModelShapes, paintings: int, image_sizes: Sequence[int]) -> _ArtEncoding:
-    """By what one painting takes, and what a second one adds: without gradients it is the same for each."""
+    """On the meta device, which is several times as fast as fake tensors; on these where the network has attention.
+
+    Attention is fused on them alone.
+    """
     encoding = _ArtEncoding([], 0, 0)
     for encoder, side in zip(shapes.art_encoders, image_sizes, strict=True):
-        (_, left, peak), (features, two_left, two_peak) = (_encoded(shapes, encoder, side, n) for n in (1, 2))
-        left_bytes, peak_bytes = (
-            one + (paintings - 1) * (two - one) for one, two in ((left, two_left), (peak, two_peak))
-        )
+        mode: AbstractContextManager[Any] = torch.device("meta")
+        if any(hasattr(part, "fused_attn") for part in encoder.modules()):
+            encoder, mode = shapes.fake_copy(encoder), shapes.fake
+        with mode:
+            pixels = torch.empty(paintings, 3, side, side)
+            with AllocationCounter() as counter:
+                features = encoder(pixels)
         encoding = _ArtEncoding(
-            [*encoding.features, (paintings, *features[1:])],
-            encoding.features_bytes + left_bytes,
-            max(encoding.peak_bytes, encoding.features_bytes + peak_bytes),
+            [*encoding.features, tuple(features.shape)],
+            encoding.features_bytes + counter.live_bytes,
+            max(encoding.peak_bytes, encoding.features_bytes + counter.peak_bytes),
         )
     return encoding
-
-
-def _encoded(shapes: ModelShapes, encoder: ArtEncoder, side: int, paintings: int) -> tuple[torch.Size, int, int]:
-    """Shape of the features, bytes that stay with them, and the most at a time.
-
-    On the meta device, which is several times as fast as fake tensors, and on these where the network has attention,
-    which is fused on them alone.
-    """
-    mode: AbstractContextManager[Any] = torch.device("meta")
-    if any(hasattr(part, "fused_attn") for part in encoder.modules()):
-        encoder, mode = shapes.fake_copy(encoder), shapes.fake
-    with mode:
-        pixels = torch.empty(paintings, 3, side, side)
-        with AllocationCounter() as counter:
-            features = encoder(pixels)
-        return features.shape, counter.live_bytes, counter.peak_bytes
 
 
 def _views(shapes: ModelShapes, batch: BatchShape, art_image_sizes: Sequence[int]) -> PaintingViews:

@@ -1,5 +1,6 @@
 """When a function is replayed, with what, and what happens where it cannot be; on CPUs with recorders of the tests'."""
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -10,12 +11,12 @@ from torch import Tensor, nn
 import artkv.models.kv_modulated_blip2 as model_module
 from artkv.models.cuda_graphs import (
     MOST_GRAPHS,
-    CudaRecorder,
     GraphedFunction,
     GraphedTower,
-    Recorder,
+    GraphGroup,
     graphs_are_wanted,
 )
+from artkv.models.cuda_recorder import CudaRecorder, Recorder
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -153,7 +154,7 @@ class Tight:
         self.lengths: set[int] = set()
 
     def __call__(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        if self.graphed._calls.graphs and len(a) not in self.lengths:
+        if self.graphed.calls.graphs and len(a) not in self.lengths:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
         self.lengths.add(len(a))
         return doubled_sum(a, b)
@@ -166,10 +167,46 @@ def test_where_memory_runs_out_beside_graphs_they_go_and_the_call_is_done_again(
     for length in (4, 4, 4, 6, 6, 6, 4):
         found = tight.graphed(*inputs(length, length))
         assert all(map(torch.equal, found, doubled_sum(*inputs(length, length))))
-        had_graphs.append(bool(tight.graphed._calls.graphs))
+        had_graphs.append(bool(tight.graphed.calls.graphs))
     assert had_graphs == [False, True, True, False, False, False, False]
     said = capsys.readouterr().err
-    assert said.count("artkv: no CUDA graphs of a function any more") == 1
+    assert said.count("artkv: no CUDA graphs any more: beside their memory there is not enough for a function") == 1
+
+
+def test_graphs_of_a_group_go_together(capsys: pytest.CaptureFixture[str]) -> None:
+    """What cuBLAS works in may lie in the memory of any of them."""
+    tight, group = Tight(), GraphGroup()
+    body, parameters = tower()
+    graphed = GraphedTower("a tower", body, parameters, Rerun(), tight.graphed.group)
+    assert group.members == []
+    for seed in range(3):
+        step(graphed, parameters, seed, 2)
+        tight.graphed(*inputs(seed, 4))
+    assert graphed.calls.graphs
+    tight.graphed(*inputs(0, 6))
+    assert not graphed.calls.graphs
+    records = graphed.recorder.records  # type: ignore[attr-defined]
+    plain, plain_parameters = tower()
+    for seed in range(3):
+        step(plain, plain_parameters, seed, 2)
+    for seed in range(3, 6):
+        found, expected = step(graphed, parameters, seed, 2), step(plain, plain_parameters, seed, 2)
+        assert all(map(torch.equal, found, expected))
+    assert graphed.recorder.records == records  # type: ignore[attr-defined]
+    assert capsys.readouterr().err.count("no CUDA graphs any more") == 1
+
+
+def test_a_step_whose_loss_is_still_held_keeps_no_graph_alive() -> None:
+    body, parameters = tower()
+    graphed = GraphedTower("a tower", body, parameters, Rerun())
+    for seed in range(2):
+        step(graphed, parameters, seed, 2)
+    (graph,) = map(weakref.ref, graphed.calls.graphs.values())
+    loss = graphed(torch.ones(2, 4)).sum()
+    loss.backward()
+    graphed.group.give_up("a tower")
+    assert graph() is None
+    assert loss.grad_fn is not None
 
 
 def test_where_memory_runs_out_without_graphs_that_is_raised() -> None:
@@ -187,16 +224,16 @@ def test_graphs_make_room_where_they_hold_more_than_is_left(is_short: bool) -> N
     recorder = Rerun()
     recorder.is_short = lambda: is_short  # type: ignore[method-assign]
     function = GraphedFunction("a function", doubled_sum, recorder)
-    function.make_room()  # there are none
+    function.group.make_room()  # there are none
     for seed in range(3):
         function(*inputs(seed))
     assert (recorder.records, recorder.replays) == (1, 2)
-    function.make_room()
-    assert bool(function._calls.graphs) != is_short
+    function.group.make_room()
+    assert bool(function.calls.graphs) != is_short
     for seed in range(3):
         assert all(map(torch.equal, function(*inputs(seed)), doubled_sum(*inputs(seed))))
     assert recorder.records == (2 if is_short else 1)
-    assert len(function._calls.graphs) == 1
+    assert len(function.calls.graphs) == 1
 
 
 def tower() -> tuple[Callable[[Tensor], Tensor], list[nn.Parameter]]:
@@ -232,7 +269,7 @@ def test_a_towers_steps_are_the_eager_ones() -> None:
             )
             assert all(map(torch.equal, found, expected))
     assert recorder.records == 2 * 2
-    assert len(graphed._calls.graphs) == 2
+    assert len(graphed.calls.graphs) == 2
     assert all(parameter.grad is None for parameter in parameters)  # trying a graph out leaves none
     with torch.no_grad():
         graphed(torch.ones(2, 4))
@@ -303,7 +340,7 @@ def test_graphs_of_a_tower_share_the_memory_of_the_gradients() -> None:
     for seed in range(3):
         for rows in (2, 5):
             step(graphed, parameters, seed, rows)
-    one, other = graphed._calls.graphs.values()
+    one, other = graphed.calls.graphs.values()
     assert [g is None for g in one.gradients] == [False] * 4 + [True]
     assert all(a is b for a, b in zip(one.gradients, other.gradients, strict=True))
 
@@ -315,7 +352,7 @@ def test_cuda_graphs_of_a_function_and_a_tower() -> None:
     for seed in range(5):
         on_device = [tensor.cuda() for tensor in inputs(seed)]
         assert all(map(torch.equal, function(*on_device), doubled_sum(*on_device)))
-    assert len(function._calls.graphs) == 1
+    assert len(function.calls.graphs) == 1
     body, parameters = tower()
     for parameter in parameters:
         parameter.data = parameter.data.cuda()
@@ -326,7 +363,7 @@ def test_cuda_graphs_of_a_function_and_a_tower() -> None:
         found = torch.autograd.grad(graphed(x).square().sum(), parameters[:4])
         expected = torch.autograd.grad(body(x).square().sum(), parameters[:4])
         assert all(map(torch.equal, found, expected))
-    assert len(graphed._calls.graphs) == 1
+    assert len(graphed.calls.graphs) == 1
 
 
 def summed(a: Tensor) -> tuple[Tensor]:
@@ -346,11 +383,12 @@ def test_graphs_that_make_room_give_their_memory_back_and_are_recorded_anew() ->
             assert torch.equal(function(a)[0], summed(a)[0])
         torch.cuda.empty_cache()
         held.append(torch.cuda.memory_reserved())
-        function.make_room()
+        function.group.make_room()
         held.append(torch.cuda.memory_reserved())
+    assert not CudaRecorder().is_short()
     assert held[0] - held[1] >= 256 * a.nbytes
     assert held[2] - held[3] >= 256 * a.nbytes
-    assert len(function._calls.graphs) == 0
+    assert len(function.calls.graphs) == 0
 
 
 @pytest.mark.gpu
@@ -368,4 +406,27 @@ def test_a_device_without_memory_beside_graphs_computes_without_them() -> None:
             assert torch.equal(function(other)[0], other * 32640)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    assert not function._calls.graphs
+    assert not function.calls.graphs
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_products_are_right_after_graphs_have_made_room() -> None:
+    """cuBLAS works in memory of the graph that was recorded first, whichever function's that is."""
+    group = GraphGroup()
+    weights = [torch.randn(512, 512, device="cuda") for _ in range(2)]
+    recorders = [CudaRecorder() for _ in weights]
+    recorders[0].is_short = lambda: True  # type: ignore[method-assign]
+    functions = [
+        GraphedFunction(f"product {n}", lambda x, w=weights[n]: (x @ w,), recorders[n], group) for n in range(2)
+    ]
+    for turn in range(3):
+        for seed in range(5):
+            x = torch.randn(64, 512, generator=torch.Generator().manual_seed(seed)).cuda()
+            for function, weight in zip(functions, weights, strict=True):
+                torch.testing.assert_close(function(x)[0], x @ weight)
+        assert group.has_graphs
+        group.make_room()
+        held = torch.empty(64 * 2**20, device="cuda").fill_(turn)  # what the graphs' memory becomes
+        assert not group.has_graphs
+        del held

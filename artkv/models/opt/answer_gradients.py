@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from artkv.batch import PackedAnswers, PackedQuestions
-from artkv.models.cuda_graphs import GraphedFunction, Recorder
+from artkv.models.cuda_graphs import GraphedFunction, GraphGroup
+from artkv.models.cuda_recorder import Recorder
 from artkv.models.opt.answers import answer_cross_entropy, hidden_at_answers
 from artkv.models.opt.tree_attention import seen_in_packed_rows
 
@@ -66,12 +67,12 @@ class AnswerGradients:
     """Makes the losses of frozen OPT together with their gradients.
 
     language_model: transformers' OPTForCausalLM of which nothing trains. recorder: of CUDA graphs, one for each shape;
-    batches then go one by one. None: no graphs, as where the blocks' weights change their places.
+    batches then go one by one. None: no graphs, as where the blocks' weights change their places. group: of the graphs.
     """
 
-    def __init__(self, language_model: Any, recorder: Recorder | None = None) -> None:
+    def __init__(self, language_model: Any, recorder: Recorder | None = None, group: GraphGroup | None = None) -> None:
         self._language_model = language_model
-        self._graphed = None if recorder is None else GraphedFunction("OPT", self._of_tensors, recorder)
+        self._graphed = None if recorder is None else GraphedFunction("OPT", self._of_tensors, recorder, group)
 
     def losses(self, embeds: Sequence[Tensor], questions: Sequence[PackedQuestions]) -> list[Tensor]:
         """As `packed_answer_losses`; backward of each only scales a gradient that is there already."""
@@ -83,11 +84,6 @@ class AnswerGradients:
             _KnownGradient.apply(embeds_RLD, loss, gradient_RLD)
             for embeds_RLD, (loss, gradient_RLD) in zip(embeds, made, strict=True)
         ]
-
-    def make_room(self) -> None:
-        """Before something else computes on the device; see `GraphedFunction.make_room`."""
-        if self._graphed is not None:
-            self._graphed.make_room()
 
     def _losses_and_gradients(
         self, embeds: Sequence[Tensor], questions: Sequence[PackedQuestions]

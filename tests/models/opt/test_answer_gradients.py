@@ -127,7 +127,7 @@ def test_the_whole_model_with_replays_has_the_same_gradients(build: Build) -> No
             # fp32: products of four paintings round otherwise than those of three.
             assert found.grad is not None
             assert (found.grad - expected.grad).norm() <= 3e-6 * expected.grad.norm().clamp_min(1e-3), name
-    assert len(model._graphed_tower._calls.graphs) == 1
+    assert len(model._graphed_tower.calls.graphs) == 1
 
 
 def test_nothing_in_a_step_waits_for_the_device_or_depends_on_values(build: Build) -> None:

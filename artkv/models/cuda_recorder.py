@@ -1,0 +1,62 @@
+"""Records what a function launches on CUDA, and the memory that recordings take."""
+
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Protocol, TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+class Recorder(Protocol):
+    """Records what a function launches."""
+
+    def record(self, run: Callable[[], T]) -> tuple[Callable[[], None], T]:
+        """Runs it once; returns what runs it again into the same results, and these."""
+
+    def give_back(self) -> None:
+        """Gives memory back to the device that nothing holds: what eager calls left, and graphs that are gone."""
+
+    def is_short(self) -> bool:
+        """Whether the device has less memory left than graphs hold, which nothing else may have."""
+
+
+class CudaRecorder:
+    """Records CUDA graphs that share one pool of memory: no two of them may be in use at a time."""
+
+    def __init__(self) -> None:
+        self._graphs: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
+
+    def record(self, run: Callable[[], T]) -> tuple[Callable[[], None], T]:
+        self.give_back()  # the pool's memory is the graphs' alone
+        graph = torch.cuda.CUDAGraph()
+        # A pool is gone with the last of its graphs, and its name with it.
+        pool = next((other.pool() for other in self._graphs), None) or torch.cuda.graph_pool_handle()
+        # Other threads page-lock batches meanwhile, which concerns no graph.
+        capture = torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local")
+        try:
+            with capture:
+                results = run()
+        except BaseException:
+            _end_allocation(pool)
+            raise
+        self._graphs.add(graph)
+        return graph.replay, results
+
+    def give_back(self) -> None:
+        with suppress(RuntimeError):  # after a failed capture some versions of torch can free nothing any more
+            torch.cuda.empty_cache()
+
+    def is_short(self) -> bool:
+        self.give_back()
+        free_bytes, _ = torch.cuda.mem_get_info()
+        return free_bytes < torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+
+
+def _end_allocation(pool: Any) -> None:
+    """After a failed capture, which torch's allocator may else go on with: it would free nothing any more."""
+    with suppress(RuntimeError, AttributeError):  # where it has ended, or has another name
+        torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+        torch._C._cuda_releasePool(torch.cuda.current_device(), pool)
