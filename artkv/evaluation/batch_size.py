@@ -9,6 +9,7 @@ import torch
 from artkv.datasets.packing import MAX_COLUMNS
 from artkv.datasets.question_set import QuestionSet
 from artkv.distributed import World
+from artkv.models.cuda_recorder import give_back_unused
 from artkv.models.kv_modulated_blip2 import KVModulatedBlip2
 
 # On two cores of a CPU, where more is no faster; measured in docs/evaluation.md.
@@ -47,7 +48,7 @@ def free_device_bytes(device: torch.device) -> int:
     The memory of a training's CUDA graphs, which nothing else may have, is not among it; `memory_reserved` less
     `memory_allocated` would be.
     """
-    torch.cuda.empty_cache()
+    give_back_unused()
     free_bytes, _ = torch.cuda.mem_get_info(device)
     return free_bytes
 

@@ -41,11 +41,7 @@ def graphs_are_wanted(device: torch.device) -> bool:
 
 
 class GraphGroup:
-    """Functions whose graphs go together, or not at all.
-
-    What cuBLAS works in lies in the pool of the graph that was recorded first, whosever it is, and torch lets go of it
-    with any graph: those that are left would compute in memory that is somebody else's.
-    """
+    """Functions whose graphs go together, or not at all: whichever lacks memory, any of them may hold it."""
 
     def __init__(self) -> None:
         self.members: list[_Graphed] = []
@@ -113,7 +109,7 @@ class _Calls:
                 if difference <= _TOLERANCE:
                     self.graphs[signature] = graph
                     return
-                self._rejected.append(graph)  # see `GraphGroup`: it may not go alone
+                self._rejected.append(graph)  # see `CudaRecorder`: it may not go alone
                 reason = f"a replay differs from the eager result by {difference:.2g}"
             except RuntimeError as error:  # an operation that no graph can hold, or no memory
                 reason = str(error).partition("\n")[0]

@@ -10,6 +10,12 @@ import torch
 T = TypeVar("T")
 
 
+def give_back_unused() -> None:
+    """Gives the device what PyTorch holds of its memory without use."""
+    with suppress(RuntimeError):  # after a failed capture some versions of torch can free nothing any more
+        torch.cuda.empty_cache()
+
+
 class Recorder(Protocol):
     """Records what a function launches."""
 
@@ -28,14 +34,19 @@ class CudaRecorder:
 
     def __init__(self) -> None:
         self._graphs: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
+        # Of its own: torch has a workspace of cuBLAS' for each stream, in the pool of the graph that was recorded first
+        # there, and lets go of it with any graph of that stream, though others may still be replayed.
+        self._stream: torch.cuda.Stream | None = None
 
     def record(self, run: Callable[[], T]) -> tuple[Callable[[], None], T]:
         self.give_back()  # the pool's memory is the graphs' alone
+        if self._stream is None:
+            self._stream = torch.cuda.Stream()
         graph = torch.cuda.CUDAGraph()
         # A pool is gone with the last of its graphs, and its name with it.
         pool = next((other.pool() for other in self._graphs), None) or torch.cuda.graph_pool_handle()
         # Other threads page-lock batches meanwhile, which concerns no graph.
-        capture = torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local")
+        capture = torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local")
         try:
             with capture:
                 results = run()
@@ -46,8 +57,7 @@ class CudaRecorder:
         return graph.replay, results
 
     def give_back(self) -> None:
-        with suppress(RuntimeError):  # after a failed capture some versions of torch can free nothing any more
-            torch.cuda.empty_cache()
+        give_back_unused()
 
     def is_short(self) -> bool:
         self.give_back()

@@ -174,7 +174,7 @@ def test_where_memory_runs_out_beside_graphs_they_go_and_the_call_is_done_again(
 
 
 def test_graphs_of_a_group_go_together(capsys: pytest.CaptureFixture[str]) -> None:
-    """What cuBLAS works in may lie in the memory of any of them."""
+    """Whichever lacks memory, any of them may hold it."""
     tight, group = Tight(), GraphGroup()
     body, parameters = tower()
     graphed = GraphedTower("a tower", body, parameters, Rerun(), tight.graphed.group)
