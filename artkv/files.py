@@ -75,6 +75,18 @@ def write_small(path: Path, content: bytes) -> None:
             overwrite(file.fileno(), content)
 
 
+def write_if_possible(path: Path, content: str) -> None:
+    """Writes what only spares the next start its seconds: where it cannot be written there is nothing, and no error.
+
+    Several ranks may write it at once; each replaces it whole.
+    """
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(content, encoding="utf-8")
+        temporary.replace(path)
+
+
 def overwrite(descriptor: int, content: bytes) -> None:
     """Puts a record, in one write, where another of about its length is, and makes sure that it is on the disk."""
     os.pwrite(descriptor, content.ljust(os.fstat(descriptor).st_size), 0)

@@ -24,6 +24,7 @@ LAYERS = {
     "export": 6, "preflight": 6, "api": 6, "quickstart": 6, "report": 6, "serve": 6, "sweep": 6,
     "launching": 6, "launch_files": 6, "supervisor": 6, "shell": 6, "failures": 6, "arguments": 6, "argument_values": 6,
     "heavy_imports": 6,
+    "transformers_index": 6,
     "verb_options": 6, "given_checkpoints": 6, "single_question": 6, "starting": 6, "sharing": 6, "cli": 6,
     "__main__": 6, "__init__": 6,
 }  # fmt: skip

@@ -78,6 +78,19 @@ def user_cache() -> Path:
     return Path(home).absolute() / ".cache" / "artkv"
 
 
+def user_memory() -> Path:
+    """The folder of small files that spare the next start its seconds: artkv in the user's cache.
+
+    Not in $ARTKV_CACHE, which may be of a run or a job; that is for a user without a home. Raises `UserError` like
+    `user_cache`.
+    """
+    shared = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (expand_home(shared, "environment: XDG_CACHE_HOME") if shared else Path.home() / ".cache") / "artkv"
+    except RuntimeError:  # nobody's home
+        return user_cache()
+
+
 def resolve_paths(tree: dict[str, Any], base: Path) -> None:
     """Makes the input paths among the settings absolute, from `base`, and expands `~` in all; in place."""
     for section, key in _INPUT_PATHS + _PATHS_OR_NAMES + _OUTPUT_PATHS:

@@ -17,8 +17,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from artkv.config.paths import expand_home, user_cache
+from artkv.config.paths import user_memory
 from artkv.errors import UserError
+from artkv.files import write_if_possible
 from artkv.models.files.foreign_files import check_regular, read_object, reason_of, shown, told_as
 from artkv.models.files.pickled_files import WEIGHTS_NAME, begins_as_checkpoint, check_sums, plain_tensors, read_pickle
 from artkv.reading import parse_json, read_regular
@@ -201,7 +202,7 @@ def digests(named_tensors: Iterator[tuple[str, Tensor]], files: list[Path], read
     """
     key = json.dumps([[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in files])
     key += f"finite {reading}"
-    memory_file = _memory_folder() / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
+    memory_file = user_memory() / "weight_digests" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
     try:
         remembered = parse_json(read_regular(memory_file))
         found = dict(remembered["digests"])
@@ -226,7 +227,7 @@ def digests(named_tensors: Iterator[tuple[str, Tensor]], files: list[Path], read
     if bad:
         where = ", ".join(map(shown, files))
         raise UserError(f"{where}: the weights hold {not_finite(bad)}; fetch them again, or use another checkpoint")
-    _remember(memory_file, {"key": key, "digests": computed})
+    write_if_possible(memory_file, json.dumps({"key": key, "digests": computed}))
     return computed
 
 
@@ -243,22 +244,3 @@ def frozen_hash(digest_of: Mapping[str, str]) -> str:
     """
     frozen = {name: digest for name, digest in digest_of.items() if name != TOKENIZATION}
     return "+".join([combined_digest(frozen), *([digest_of[TOKENIZATION]] if TOKENIZATION in digest_of else [])])
-
-
-def _memory_folder() -> Path:
-    shared = os.environ.get("XDG_CACHE_HOME")
-    try:
-        cache = (expand_home(shared, "environment: XDG_CACHE_HOME") if shared else Path.home() / ".cache") / "artkv"
-    except RuntimeError:  # nobody's home
-        cache = user_cache()
-    return cache / "weight_digests"
-
-
-def _remember(path: Path, content: dict[str, object]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(content))
-        temporary.replace(path)  # several ranks may write it at once; each replaces it whole
-    except OSError:
-        return  # a read-only home costs the next start its seconds, nothing else
