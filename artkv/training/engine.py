@@ -25,6 +25,7 @@ from artkv.batch import Batch, PackedQuestions
 from artkv.distributed import World
 from artkv.models.kv_modulated_blip2 import AnswerLoss, KVModulatedBlip2
 from artkv.run_folder.state import TrainableState
+from artkv.training.gradient_order import OrderedReduction
 from artkv.training.part_norms import PartNorms, Stretch, merged, part_metrics, parts_of
 from artkv.training.skipped_steps import SkippedSteps
 
@@ -57,6 +58,7 @@ class TrainingEngine:
                 config=deepspeed_config,
                 dist_init_required=False,  # artkv.distributed has made the process group
             )
+        OrderedReduction(self._engine.optimizer)
         self.skipped_steps = SkippedSteps(self._engine.optimizer)
         self._make_optimizer_state()
         self._set_state(state)
