@@ -6,17 +6,19 @@ graph's own. How a graph comes about is the same for every function here: the fi
 warms libraries up; the second is eager too, and then the graph is recorded, replayed on the same inputs and compared;
 from the third on it is replayed. Whatever goes wrong on the way leaves the function eager, and says why.
 
-What a function computes with takes memory once for all of its graphs, and once more while a new shape is eager, since
-nothing else may have the graphs' memory. Where a device has not so much, all graphs go.
+What a function computes with takes memory once for all of its graphs if the largest shape's is recorded first (a larger
+tensor than all before it takes new memory), and once more while a new shape is eager, since nothing else may have the
+graphs' memory. Where a device has not so much, all graphs go.
 """
 
 import gc
+import math
 import os
 import sys
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,14 +26,18 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from artkv.models.cuda_recorder import Recorder
+from artkv.models.cuda_recorder import Recorder, is_out_of_memory
 
+T = TypeVar("T")
 Signature = tuple[Any, ...]
 
 # Of one function. Each holds its inputs and outputs; what it computes with is shared with the others.
 MOST_GRAPHS = 16
 # Norm-wise; kernels that add in any order (atomics) differ by the compute dtype's rounding, a wrong graph by much more.
 _TOLERANCE = 1e-2
+# Of the norm of all gradients: what is less than that is compared with it. The gradient of a key's bias is zero but for
+# rounding where a softmax is over these keys alone, and rounding differs from rounding by any factor.
+_SHARE_OF_ALL = 1e-3
 _SWITCH = "ARTKV_CUDA_GRAPHS"
 
 
@@ -48,16 +54,33 @@ class GraphGroup:
 
     @property
     def has_graphs(self) -> bool:
-        """Whether there are any."""
-        return any(member.calls.graphs for member in self.members)
+        """Whether there are any, those included that are not replayed."""
+        return any(member.calls.graphs or member.calls.rejected for member in self.members)
 
-    def make_room(self) -> None:
-        """Lets go of all graphs if they hold more memory than the device has left; they are recorded anew later."""
-        if self.has_graphs and self.members[0].recorder.is_short():
+    def rescued(self, name: str, call: Callable[[], T]) -> T:
+        """What `call` returns; if memory runs out beside graphs, all go for good, and it is called once more.
+
+        name: of what is called, for the message.
+        """
+        try:
+            return call()
+        except RuntimeError as error:
+            if not (is_out_of_memory(error) and self.has_graphs):
+                raise
+        # Behind the `except`, so that what the failed call had made is gone.
+        self.give_up(name)
+        return call()
+
+    def make_room(self, for_much: bool = False) -> None:
+        """Lets go of all graphs if they hold more memory than the device has left; they are recorded anew later.
+
+        for_much: whatever is left.
+        """
+        if self.has_graphs and (for_much or self.members[0].recorder.is_short()):
             self._let_go()
 
     def give_up(self, name: str) -> None:
-        """Lets go of all graphs, for good, and says why. name: of the function for which memory ran out."""
+        """Lets go of all graphs, for good, and says why. name: of what memory ran out for."""
         print(
             f"artkv: no CUDA graphs any more: beside their memory there is not enough for {name} with a new shape; "
             "all stays eager; a lower training.batch_size leaves room for them",
@@ -74,15 +97,18 @@ class GraphGroup:
 
 
 class _Calls:
-    """What each signature has come to: a first call, a graph, or that it stays eager. has_given_up: all do."""
+    """What each signature has come to: a first call, a graph, or that it stays eager. has_given_up: all do.
+
+    rejected: graphs that are not replayed; see `CudaRecorder`: they may not go alone.
+    """
 
     def __init__(self, name: str, has_given_up: bool = False) -> None:
         self.name = name
         self.graphs: dict[Signature, Any] = {}
         self.has_given_up = has_given_up
         self._eager: set[Signature] = set()
+        self.rejected: list[Any] = []
         self._seen: set[Signature] = set()
-        self._rejected: list[Any] = []
 
     def is_new(self, signature: Signature) -> bool:
         """Whether this is the first call with the signature."""
@@ -98,7 +124,7 @@ class _Calls:
     def settle(self, signature: Signature, make: Callable[[], tuple[Any, float]]) -> None:
         """Records a graph for the signature, or leaves it eager.
 
-        make: gives the graph, and how far off its results are.
+        make: gives the graph, and how far off its results are. Raises where memory runs out.
         """
         reason = None
         if len(self.graphs) == MOST_GRAPHS:
@@ -109,9 +135,11 @@ class _Calls:
                 if difference <= _TOLERANCE:
                     self.graphs[signature] = graph
                     return
-                self._rejected.append(graph)  # see `CudaRecorder`: it may not go alone
+                self.rejected.append(graph)
                 reason = f"a replay differs from the eager result by {difference:.2g}"
-            except RuntimeError as error:  # an operation that no graph can hold, or no memory
+            except RuntimeError as error:  # an operation that no graph can hold
+                if is_out_of_memory(error):
+                    raise
                 reason = str(error).partition("\n")[0]
         self._eager.add(signature)
         print(f"artkv: no CUDA graph of {self.name} for {signature[0]}: {reason}; it stays eager", file=sys.stderr)
@@ -145,19 +173,22 @@ class _Graphed(ABC):
             return self._replay(graph, inputs)
         result = self._eager(inputs)
         if not self.calls.is_eager(signature):  # graphs may have gone meanwhile
-            self.calls.settle(signature, lambda: self._record(inputs, result))
+            self._settle(signature, inputs, result)
         return result
+
+    def _settle(self, signature: Signature, inputs: Sequence[Tensor], result: Any) -> None:
+        try:
+            self.calls.settle(signature, lambda: self._record(inputs, result))
+            return
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        # What the recording had taken stays in the graphs' pool as long as there is one of them: the device is full.
+        self.group.give_up(f"a graph of {self.calls.name}")
 
     def _eager(self, inputs: Sequence[Tensor]) -> Any:
         """Without a graph; and if memory runs out, without any."""
-        try:
-            return self._function(*inputs)
-        except torch.OutOfMemoryError:
-            if not self.group.has_graphs:
-                raise
-        # Behind the `except`, so that what the failed call had made is gone.
-        self.group.give_up(self.calls.name)
-        return self._function(*inputs)
+        return self.group.rescued(self.calls.name, lambda: self._function(*inputs))
 
     @abstractmethod
     def _record(self, inputs: Sequence[Tensor], result: Any) -> tuple[Any, float]:
@@ -250,8 +281,8 @@ class GraphedTower(_Graphed):
                 f"of {len(gradients)} parameters, number {missing[0]} has a gradient in one of both alone"
             )
         pairs = [(one, other) for one, other in zip(gradients, expected, strict=True) if other is not None]
-        found_all, expected_all = zip((found, output), *pairs, strict=True)
-        return graph, _difference(found_all, expected_all)
+        found_all, expected_all = zip(*pairs, strict=True)
+        return graph, max(_difference((found,), (output,)), _difference(found_all, expected_all, _SHARE_OF_ALL))
 
 
 class _TowerGraph:
@@ -346,12 +377,17 @@ def _fill(own: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
             tensor.copy_(value)
 
 
-def _difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """The largest norm-wise relative difference; 0 where both are equal, what is not finite included."""
+def _difference(found: Sequence[Tensor], expected: Sequence[Tensor], share_of_all: float = 0.0) -> float:
+    """The largest norm-wise relative difference; 0 where both are equal, what is not finite included.
+
+    share_of_all: a tensor whose norm is less than this share of that of all together counts as if it had so much.
+    """
+    norm_of_all = math.sqrt(sum(float(other.double().norm()) ** 2 for other in expected)) if share_of_all else 0.0
     worst = 0.0
     for one, other in zip(found, expected, strict=True):
         if torch.equal(one, other) or (not other.isfinite().all() and not one.isfinite().all()):
             continue
-        error = (one.double() - other.double()).norm() / other.double().norm().clamp_min(1e-30)
-        worst = max(worst, float(error)) if error.isfinite() else float("inf")
+        norm = max(float(other.double().norm()), share_of_all * norm_of_all, 1e-30)
+        error = float((one.double() - other.double()).norm()) / norm
+        worst = max(worst, error) if math.isfinite(error) else float("inf")
     return worst

@@ -16,6 +16,13 @@ def give_back_unused() -> None:
         torch.cuda.empty_cache()
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether device memory ran out: in PyTorch's allocator, or in a library that asks CUDA itself."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in ("out of memory", "ALLOC_FAILED"))
+    )
+
+
 class Recorder(Protocol):
     """Records what a function launches."""
 
@@ -47,10 +54,12 @@ class CudaRecorder:
         pool = next((other.pool() for other in self._graphs), None) or torch.cuda.graph_pool_handle()
         # Other threads page-lock batches meanwhile, which concerns no graph.
         capture = torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local")
+        before = torch.cuda.current_stream()
         try:
             with capture:
                 results = run()
         except BaseException:
+            torch.cuda.set_stream(before)  # where the capture's end fails torch leaves its own current
             _end_allocation(pool)
             raise
         self._graphs.add(graph)

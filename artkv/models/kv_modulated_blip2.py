@@ -189,10 +189,12 @@ class KVModulatedBlip2(nn.Module):
 
         only_visual: the visual tokens, (I, K, D), and no loss: see `answer_losses`.
         """
-        paintings = batch.paintings
-        features = self.encode(paintings) if isinstance(paintings, PaintingViews) else paintings
-        visual_IKD = self._trained_visual_tokens(features)
+        visual_IKD = self._graphs.rescued("the encoders", lambda: self._visual_tokens_of(batch.paintings))
         return visual_IKD if only_visual else self.answer_loss(visual_IKD, batch.questions)
+
+    def _visual_tokens_of(self, paintings: PaintingViews | PaintingFeatures) -> Tensor:
+        features = self.encode(paintings) if isinstance(paintings, PaintingViews) else paintings
+        return self._trained_visual_tokens(features)
 
     def _trained_visual_tokens(self, features: PaintingFeatures) -> Tensor:
         """`visual_tokens`, replayed where that pays; paintings are filled up, so that few numbers of them occur."""
@@ -208,9 +210,17 @@ class KVModulatedBlip2(nn.Module):
     def _tower(self, image_features: Tensor, *art_features: Tensor) -> Tensor:
         return self.visual_tokens(PaintingFeatures(image_features, art_features))
 
-    def make_room(self) -> None:
-        """Before answering amid a training: CUDA graphs go where they hold more memory than is left for it."""
-        self._graphs.make_room()
+    def make_room(self, for_much: bool) -> None:
+        """Before answering amid a training: CUDA graphs go where they hold more memory than is left for it.
+
+        for_much: whatever is left, as where it is not known to be enough.
+        """
+        self._graphs.make_room(for_much)
+
+    @property
+    def records_graphs(self) -> bool:
+        """Whether the second forward pass with a shape makes CUDA graphs that later ones replay."""
+        return bool(self._graphs.members)
 
     @property
     def reads_opt_once(self) -> bool:
@@ -219,12 +229,14 @@ class KVModulatedBlip2(nn.Module):
 
     def answer_losses(self, visual: Sequence[Tensor], questions: Sequence[PackedQuestions]) -> list[AnswerLoss]:
         """`answer_loss` of several micro-batches, for which each of OPT's blocks is fetched once."""
+        losses = self._graphs.rescued("OPT", lambda: self._packed_losses(visual, questions))
+        return [AnswerLoss(loss, one.answer_token_count()) for loss, one in zip(losses, questions, strict=True)]
+
+    def _packed_losses(self, visual: Sequence[Tensor], questions: Sequence[PackedQuestions]) -> list[Tensor]:
         embeds = [self._packed_embeddings(visual_IKD, one) for visual_IKD, one in zip(visual, questions, strict=True)]
         if self._answer_gradients is not None and any(embeds_RLD.requires_grad for embeds_RLD in embeds):
-            losses = self._answer_gradients.losses(embeds, questions)
-        else:
-            losses = packed_answer_losses(self.backbone.language_model, embeds, questions)
-        return [AnswerLoss(loss, one.answer_token_count()) for loss, one in zip(losses, questions, strict=True)]
+            return self._answer_gradients.losses(embeds, questions)
+        return packed_answer_losses(self.backbone.language_model, embeds, questions)
 
     def answer_loss(self, visual_IKD: Tensor, questions: QuestionBatch | PackedQuestions) -> AnswerLoss:
         """Summed cross-entropy of the answers, each after its `[visual tokens][BOS prompt]`; logits at answers only.

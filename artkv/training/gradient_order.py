@@ -2,8 +2,8 @@
 
 DeepSpeed's ZeRO-2 puts a gradient into a bucket as autograd makes it, and adds up the ranks' buckets as they are: it
 takes for granted that autograd's order is the same on all ranks (DeepSpeed #1186, #2343). Here it is not. A CUDA graph
-gives all gradients at once, eager layers theirs one by one, and whether a rank replays depends on the shapes that it has
-seen. Then a tensor of one rank is added to another tensor of the other, and nothing tells of it.
+gives all gradients at once, eager layers theirs one by one, and whether a rank replays depends on the shapes that it
+has seen. Then a tensor of one rank is added to another tensor of the other, and nothing tells of it.
 """
 
 from typing import Any

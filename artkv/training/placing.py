@@ -14,6 +14,7 @@ from artkv.datasets.order import MicroBatch, plan_epoch
 from artkv.datasets.packed_shapes import plan_shapes
 from artkv.datasets.packing import PackingSettings
 from artkv.errors import UserError
+from artkv.models.cuda_recorder import is_out_of_memory
 from artkv.planning.placement import Choice, Use
 from artkv.planning.prediction import CUDA_OVERHEAD_BYTES
 from artkv.session import Session
@@ -72,19 +73,26 @@ def _smaller(session: Session, use: Use, choice: Choice) -> Use:
 
 
 def _fits(session: Session, use: Use, choice: Choice) -> bool:
-    """Whether all ranks can do a step of the largest micro-batch; leaves no trace in gradients and random numbers."""
+    """Whether all ranks can do a step of the largest micro-batch; leaves no trace in gradients and random numbers.
+
+    It leaves its CUDA graphs: the largest have to come first, so that others find memory enough in theirs.
+    """
     device = session.world.device
     batch = _largest_micro_batch(session).to(device)
     at_once = use.accumulation if session.model.reads_opt_once and use.accumulation is not None else 1
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    ran_out = False
+    ran_out, peak = False, 0
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:
             forward_backward(session, batch, at_once)
-        except torch.OutOfMemoryError:
+            peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+            if session.model.records_graphs:
+                forward_backward(session, batch, at_once)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             ran_out = True
-    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
     results = session.world.gather((ran_out, peak))
     if any(has_run_out for has_run_out, _ in results):
         return False

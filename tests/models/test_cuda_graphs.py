@@ -1,6 +1,5 @@
 """When a function is replayed, with what, and what happens where it cannot be; on CPUs with recorders of the tests'."""
 
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -134,106 +133,6 @@ def test_graphs_are_bounded() -> None:
         for seed in range(3):
             assert all(map(torch.equal, function(*inputs(seed, length)), doubled_sum(*inputs(seed, length))))
     assert recorder.records == MOST_GRAPHS
-
-
-def test_what_a_new_shape_computed_with_is_given_back_at_once() -> None:
-    """On a device the graphs cannot have it, and the shape may never come again."""
-    recorder = Rerun()
-    function = GraphedFunction("a function", doubled_sum, recorder)
-    for seed in range(4):
-        for length in (4, 6):
-            function(*inputs(seed, length))
-    assert recorder.given_back == 2
-
-
-class Tight:
-    """A function for which memory runs out with a new shape as long as there are graphs of others."""
-
-    def __init__(self) -> None:
-        self.graphed = GraphedFunction("a function", self, Rerun())
-        self.lengths: set[int] = set()
-
-    def __call__(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        if self.graphed.calls.graphs and len(a) not in self.lengths:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
-        self.lengths.add(len(a))
-        return doubled_sum(a, b)
-
-
-def test_where_memory_runs_out_beside_graphs_they_go_and_the_call_is_done_again(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    tight, had_graphs = Tight(), []
-    for length in (4, 4, 4, 6, 6, 6, 4):
-        found = tight.graphed(*inputs(length, length))
-        assert all(map(torch.equal, found, doubled_sum(*inputs(length, length))))
-        had_graphs.append(bool(tight.graphed.calls.graphs))
-    assert had_graphs == [False, True, True, False, False, False, False]
-    said = capsys.readouterr().err
-    assert said.count("artkv: no CUDA graphs any more: beside their memory there is not enough for a function") == 1
-
-
-def test_graphs_of_a_group_go_together(capsys: pytest.CaptureFixture[str]) -> None:
-    """Whichever lacks memory, any of them may hold it."""
-    tight, group = Tight(), GraphGroup()
-    body, parameters = tower()
-    graphed = GraphedTower("a tower", body, parameters, Rerun(), tight.graphed.group)
-    assert group.members == []
-    for seed in range(3):
-        step(graphed, parameters, seed, 2)
-        tight.graphed(*inputs(seed, 4))
-    assert graphed.calls.graphs
-    tight.graphed(*inputs(0, 6))
-    assert not graphed.calls.graphs
-    records = graphed.recorder.records  # type: ignore[attr-defined]
-    plain, plain_parameters = tower()
-    for seed in range(3):
-        step(plain, plain_parameters, seed, 2)
-    for seed in range(3, 6):
-        found, expected = step(graphed, parameters, seed, 2), step(plain, plain_parameters, seed, 2)
-        assert all(map(torch.equal, found, expected))
-    assert graphed.recorder.records == records  # type: ignore[attr-defined]
-    assert capsys.readouterr().err.count("no CUDA graphs any more") == 1
-
-
-def test_a_step_whose_loss_is_still_held_keeps_no_graph_alive() -> None:
-    body, parameters = tower()
-    graphed = GraphedTower("a tower", body, parameters, Rerun())
-    for seed in range(2):
-        step(graphed, parameters, seed, 2)
-    (graph,) = map(weakref.ref, graphed.calls.graphs.values())
-    loss = graphed(torch.ones(2, 4)).sum()
-    loss.backward()
-    graphed.group.give_up("a tower")
-    assert graph() is None
-    assert loss.grad_fn is not None
-
-
-def test_where_memory_runs_out_without_graphs_that_is_raised() -> None:
-    def never(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    function = GraphedFunction("a function", never, Rerun())
-    for _ in range(3):
-        with pytest.raises(torch.OutOfMemoryError):
-            function(*inputs(0))
-
-
-@pytest.mark.parametrize("is_short", [True, False])
-def test_graphs_make_room_where_they_hold_more_than_is_left(is_short: bool) -> None:
-    recorder = Rerun()
-    recorder.is_short = lambda: is_short  # type: ignore[method-assign]
-    function = GraphedFunction("a function", doubled_sum, recorder)
-    function.group.make_room()  # there are none
-    for seed in range(3):
-        function(*inputs(seed))
-    assert (recorder.records, recorder.replays) == (1, 2)
-    function.group.make_room()
-    assert bool(function.calls.graphs) != is_short
-    for seed in range(3):
-        assert all(map(torch.equal, function(*inputs(seed)), doubled_sum(*inputs(seed))))
-    assert recorder.records == (2 if is_short else 1)
-    assert len(function.calls.graphs) == 1
 
 
 def tower() -> tuple[Callable[[Tensor], Tensor], list[nn.Parameter]]:
@@ -430,3 +329,32 @@ def test_products_are_right_after_graphs_have_made_room() -> None:
         held = torch.empty(64 * 2**20, device="cuda").fill_(turn)  # what the graphs' memory becomes
         assert not group.has_graphs
         del held
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_smaller_shapes_find_memory_enough_in_the_largest_ones_graph() -> None:
+    function, held = GraphedFunction("a sum", summed, CudaRecorder()), []
+    for length in range(2**18, 2**17, -(2**14)):
+        a = torch.ones(length, device="cuda")
+        for _ in range(3):
+            assert torch.equal(function(a)[0], a * 32640)
+        torch.cuda.empty_cache()
+        held.append(torch.cuda.memory_reserved())
+    assert len(function.calls.graphs) == len(held)
+    assert held[-1] - held[0] < 64 * 2**20  # the first one computes with 256 MiB and more
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_after_a_capture_that_fails_all_goes_on_where_it_was() -> None:
+    before = torch.cuda.current_stream()
+    with pytest.raises(RuntimeError):
+        CudaRecorder().record(lambda: (torch.ones(3, device="cuda").sum().item(),))  # waits, which no graph can
+    assert torch.cuda.current_stream() == before
+    assert torch.ones(3, device="cuda").sum().item() == 3
+    function = GraphedFunction("a function", doubled_sum, CudaRecorder())
+    for seed in range(4):
+        on_device = [tensor.cuda() for tensor in inputs(seed)]
+        assert all(map(torch.equal, function(*on_device), doubled_sum(*on_device)))
+    assert len(function.calls.graphs) == 1

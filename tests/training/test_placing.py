@@ -11,6 +11,7 @@ from artkv.distributed import World
 from artkv.errors import UserError
 from artkv.planning.device import Device
 from artkv.training.run import train
+from tests.models.test_cuda_graphs import rerunning
 from tests.training_runs import Stopped, Train, final_bytes
 
 AUTO = ["frozen={opt: auto, vit: auto}", "training.activation_checkpointing=auto", "training.num_epochs=1"]
@@ -128,6 +129,17 @@ def test_what_is_set_by_hand_is_not_tried(
     monkeypatch.setattr("artkv.training.placing.forward_backward", lambda *_: pytest.fail("a step was tried"))
     fake_device(8 * 2**30)
     run_training(["training.num_epochs=1"])
+
+
+def test_graphs_of_the_largest_micro_batch_are_recorded_before_the_first_step(
+    run_training: Train, fake_device: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What smaller ones compute with fits into their memory, and that there is room for both is known in time."""
+    recorders = rerunning(monkeypatch)
+    fake_device(8 * 2**30)
+    with pytest.raises(Stopped):
+        run_training(AUTO, stop_before_step=0)
+    assert [recorder.records > 0 for recorder in recorders][-2:] == [True, True]  # not those of the prediction
 
 
 def test_a_run_resumes_under_another_placement(

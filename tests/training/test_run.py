@@ -361,7 +361,7 @@ def test_replayed_training_gives_the_eager_weights(
     run_training: Train, tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a card, with a recorder that computes again; under DeepSpeed, with accumulation and validation."""
-    settings = ["training.num_epochs=3", "training.gradient_accumulation_steps=2"]
+    settings = ["training.num_epochs=3", "training.gradient_accumulation_steps=2", "evaluation.batch_size=auto"]
     run_training(settings)
     recorders = rerunning(monkeypatch)
     output = tmp_path / "replayed"
@@ -375,6 +375,10 @@ def test_replayed_training_gives_the_eager_weights(
     run_training([*settings, f"run.output_dir={again}"])
     assert sum(one.records for one in recorders[2:]) > sum(one.records for one in recorders[:2])
     assert adapter_change(final_adapter(again), final_adapter(tiny_config.run.output_dir)) < 4e-6
+    # So they do where nobody knows that there is memory enough for the answers.
+    monkeypatch.setattr(type(recorders[0]), "is_short", lambda recorder: False)
+    run_training([*settings, "evaluation.batch_size=4", f"run.output_dir={tmp_path / 'replayed with a number'}"])
+    assert sum(one.records for one in recorders[4:]) == sum(one.records for one in recorders[2:4])
 
 
 def test_the_offload_file_trains_to_the_same_weights(run_training: Train, tiny_config: Config, tmp_path: Path) -> None:
