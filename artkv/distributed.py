@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 import torch.distributed as dist
 
+from artkv.devices import check_devices, device_name, rank_device
 from artkv.errors import Preempted, RunFailed, UserError
 from artkv.launcher_variables import Place, check_environment, launched_place, local_size, srun_rendezvous
 from artkv.single_rank import SINGLE_RANK
@@ -24,10 +25,6 @@ _SECONDS_FOR_TORCHS_OWN_MESSAGE = 2.0
 
 # Set on an exception that every rank knows of: none of them meets the others about it once more.
 _KNOWN = "artkv_known_on_all_ranks"
-
-if not torch.cuda.is_available():
-    # Before DeepSpeed is imported, by whatever library: it warns on each rank when it finds no GPU unasked.
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 @dataclass(frozen=True)
@@ -175,7 +172,7 @@ def process_group(timeout_minutes: float, on_cpu: bool = False) -> Iterator[Worl
     rank, local_rank, size = launched_place(os.environ) or Place(0, 0, 1)
     timeout = timedelta(minutes=timeout_minutes)
     device = torch.device("cpu") if on_cpu else rank_device(local_rank)
-    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+    if "OMP_NUM_THREADS" not in os.environ:  # an offloaded optimizer and digests compute on the CPU, too
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size(os.environ, size)))
     if size > 1 and "RANK" not in os.environ:
         host, port = srun_rendezvous(os.environ)
@@ -219,9 +216,14 @@ def process_group(timeout_minutes: float, on_cpu: bool = False) -> Iterator[Worl
 def single_process(device: torch.device | None = None) -> World:
     """The world of one process that needs no process group, for evaluating or asking without a launcher.
 
-    device: by default the first CUDA device, or the CPU.
+    device: by default the first CUDA device, or the CPU. A CUDA device becomes the current one, of
+    which streams and events are.
     """
-    return World(0, 0, 1, rank_device(0) if device is None else device)
+    if device is None:
+        device = rank_device(0)
+    elif device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+    return World(0, 0, 1, device)
 
 
 def _meet(rank: int, size: int, device: torch.device, timeout: timedelta) -> dist.Store:
@@ -230,7 +232,7 @@ def _meet(rank: int, size: int, device: torch.device, timeout: timedelta) -> dis
         return dist.HashStore()
     store = _open_store(rank, size, timeout)
     store.set_timeout(timeout)
-    store.set(f"artkv/device/{rank}", json.dumps([_device_name(device), socket.gethostname()]))
+    store.set(f"artkv/device/{rank}", json.dumps([device_name(device), socket.gethostname()]))
     devices = [tuple(json.loads(store.get(f"artkv/device/{other}"))) for other in range(size)]
     check_devices(devices)
     return store
@@ -283,57 +285,3 @@ def _why_silent() -> str:
         return "nobody listens there: was rank 0 started?"
     except OSError as error:
         return f"it is not reached ({error.strerror or error})"
-
-
-def check_devices(devices: list[tuple[str, str]]) -> None:
-    """Raises `UserError` unless all ranks' devices are of one kind and no GPU is two ranks'.
-
-    devices: by rank, the device's name ("cpu", or what is unique to the GPU) and the host's.
-    """
-    on_cpu = {name == "cpu" for name, _ in devices}
-    if len(on_cpu) > 1:
-        rank = next(rank for rank, (name, _) in enumerate(devices) if name == "cpu")
-        raise UserError(
-            f"rank {rank} on {devices[rank][1]} finds no CUDA device, others have one; look at nvidia-smi and "
-            "CUDA_VISIBLE_DEVICES there",
-            on_all_ranks=True,
-        )
-    if True in on_cpu:
-        return
-    first_rank: dict[str, int] = {}
-    for rank, (name, host) in enumerate(devices):
-        other = first_rank.setdefault(name, rank)
-        if other != rank:
-            raise UserError(
-                f"ranks {other} and {rank} on {host} have the same GPU; start at most one process a GPU, and under "
-                "srun give each task its own (--gpus-per-task=1) or all tasks all (--gres=gpu:N)",
-                on_all_ranks=True,
-            )
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cpu":
-        return "cpu"
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    part = visible if visible.startswith("MIG-") else ""  # parts of one GPU may all tell that GPU's id
-    return f"{torch.cuda.get_device_properties(device).uuid}{part}"
-
-
-def rank_device(local_rank: int) -> torch.device:
-    """The device of this host's rank of that number; raises UserError where there are fewer GPUs."""
-    if not torch.cuda.is_available():
-        if os.environ.get("DS_ACCELERATOR") == "cuda":
-            raise UserError("environment: DS_ACCELERATOR=cuda, and no GPU is found here; unset it, or give cpu")
-        return torch.device("cpu")
-    count = torch.cuda.device_count()
-    # Where each task sees its own GPU alone, as with `srun --gpus-per-task=1`, that one is number 0 to all. Whether
-    # it is not the same one is found out when the ranks meet.
-    index = 0 if count == 1 else local_rank
-    if index >= count:
-        raise UserError(
-            f"environment: LOCAL_RANK={local_rank} but this host shows {count} CUDA device(s); start at most one "
-            "process a GPU"
-        )
-    device = torch.device("cuda", index)
-    torch.cuda.set_device(device)
-    return device

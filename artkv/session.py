@@ -1,5 +1,6 @@
 """A config, opened once: the data of its splits, and its model."""
 
+import gc
 import sys
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -42,8 +43,15 @@ from artkv.feature_cache import (
     prepare_features,
 )
 from artkv.models.assembly import BuiltModel, build_model, num_visual_tokens, too_many_prefix_tokens
-from artkv.models.backbone.backends import files_opened_once, open_backbone, resolve_dtype
+from artkv.models.backbone.backends import (
+    dtype_note,
+    fetch_files,
+    files_opened_once,
+    open_backbone,
+    resolve_dtype,
+)
 from artkv.models.backbone.blip2_backbone import RESIDENT, Blip2Backbone
+from artkv.models.cuda_recorder import give_back_unused
 from artkv.models.frozen_encoders import open_frozen_encoders, painting_transform
 from artkv.models.kv_modulated_blip2 import KVModulatedBlip2, LikelyAnswer
 from artkv.planning.batch_shape import BatchShape, largest_batch
@@ -117,6 +125,7 @@ class Session:
         paths = [path for table in self.tables.values() for path in table.painting_paths]
         dtype = resolve_dtype(config.model.dtype, world.device)
         num_bytes = world.together(lambda: record_bytes(config, read_blip2_config(config.model), dtype))
+        fetch_files(config.model, world)
         return choose_location(self._cache_settings(config, features_folder()), paths, num_bytes, world)
 
     @property
@@ -146,6 +155,11 @@ class Session:
         """
         config, world = self.config, self.world
         if not self._was_asked:
+            if (
+                world.device.type == "cuda"
+            ):  # what an earlier model of this process had is free but for reference cycles
+                gc.collect()
+                give_back_unused()
             self._device, self._was_asked = shared_device(world), True
         device = self._device
         folder = self.features.folder if self.tables else None
@@ -175,7 +189,7 @@ class Session:
         world = self.world
         self.placement = self.place(use)
         config, features = self.placement.config, None
-        self._say(self.placement.note)
+        self._say([self.placement.note, dtype_note(self.config.model.dtype, world.device)])
         if config.frozen.feature_folder is not None and self.tables:
             features = self.fill_cache(after_each_batch)
         self.built = world.together(lambda: build_model(config, world))
@@ -272,9 +286,9 @@ class Session:
         self.model.load_trainables(checkpoint.adapter())
         self.built = replace(self.built, initial_values={})  # of no use any more, and as large as what trains
 
-    def _say(self, note: str | None) -> None:
-        """The placement, and where features come from if that was chosen too."""
-        chosen = [note] if note else []
+    def _say(self, notes: Sequence[str | None]) -> None:
+        """The placement and what else is to be known of it, and where features come from if that was chosen too."""
+        chosen = [note for note in notes if note]
         if self.tables and self.config.frozen.feature_cache == "auto":
             chosen.append(self.features.note)
         if chosen and self.world.is_main:

@@ -14,43 +14,11 @@ import torch.multiprocessing as multiprocessing
 from artkv import distributed
 from artkv.distributed import (
     World,
-    check_devices,
     process_group,
     single_process,
 )
 from artkv.errors import RunFailed, UserError
 from tests.test_launcher_variables import SRUN_TASK
-
-
-def test_two_ranks_on_one_gpu_and_a_rank_without_one_are_told() -> None:
-    check_devices([("cpu", "n1"), ("cpu", "n1")])
-    check_devices([("gpu-a", "n1"), ("gpu-b", "n1"), ("gpu-c", "n2")])
-    with pytest.raises(UserError, match="ranks 0 and 2 on n1 have the same GPU"):
-        check_devices([("gpu-a", "n1"), ("gpu-b", "n1"), ("gpu-a", "n1")])
-    with pytest.raises(UserError, match="rank 1 on n2 finds no CUDA device"):
-        check_devices([("gpu-a", "n1"), ("cpu", "n2")])
-
-
-def test_deepspeed_is_not_told_to_look_for_a_gpu_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setenv("DS_ACCELERATOR", "cuda")
-    with pytest.raises(UserError, match="environment: DS_ACCELERATOR=cuda, and no GPU is found here; unset it, or"):
-        distributed.rank_device(0)
-    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    assert distributed.rank_device(0) == torch.device("cpu")
-
-
-@pytest.mark.parametrize(("count", "local_rank", "index"), [(1, 0, 0), (1, 3, 0), (4, 3, 3)])
-def test_a_task_that_sees_one_gpu_takes_it_whatever_its_local_rank(
-    monkeypatch: pytest.MonkeyPatch, count: int, local_rank: int, index: int
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-    assert distributed.rank_device(local_rank) == torch.device("cuda", index)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(UserError, match=r"LOCAL_RANK=4 but this host shows 2 CUDA device\(s\)"):
-        distributed.rank_device(4)
 
 
 def test_one_process_needs_no_launcher_and_its_collectives_are_trivial() -> None:

@@ -15,6 +15,7 @@ from artkv.datasets.tokenization import encode_prompt
 from artkv.distributed import World, single_process
 from artkv.errors import UserError
 from artkv.feature_cache.reading import CachedPaintings
+from artkv.models.backbone.backends import dtype_note
 from artkv.models.files.blip2_files import Blip2Files, open_blip2
 from artkv.planning.device import Device
 from artkv.planning.placement import Use
@@ -157,3 +158,16 @@ def test_a_question_that_is_none_is_told(tiny_config: Config, alone: World, ques
     session = Session(tiny_config, alone).load()
     with pytest.raises(UserError, match=message):
         session.ask("nowhere.png", question)
+
+
+def test_a_gpu_without_bfloat16_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    for has_bf16 in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has_bf16=has_bf16: has_bf16)
+        note = dtype_note("auto", gpu)
+        assert (
+            note is None if has_bf16 else note is not None and note.startswith("Tesla T4 has no bfloat16: model.dtype")
+        )
+    assert dtype_note("float32", gpu) is None
+    assert dtype_note("auto", torch.device("cpu")) is None

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from artkv.distributed import World
 from artkv.frozen.block_layout import BlockLayout, Storage, TensorReader, block_layout
+from artkv.frozen.host_memory import check_room
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ class HostBlocks:
         blocks: for each block, readers by parameter name inside the block (`self_attn.q_proj.weight`).
 
         Raises, on every rank as `World.together` does:
-            UserError: where a reader did.
+            UserError: where a reader did, or the host has not so much memory.
             ValueError: if there is no block, or the blocks are not alike.
             RuntimeError: if a rank cannot map the memory.
         """
@@ -105,7 +106,8 @@ class HostBlocks:
                 torch.zeros(1, device="cuda")
             log.warning(
                 "frozen blocks: %.1f GB of host memory cannot be page-locked (CUDA error %d); copies will not overlap "
-                "with computing. Raise the container's or the job's locked-memory limit (ulimit -l)",
+                "with computing. frozen.storage: int8 needs half; WSL, containers and jobs may have limits of their own "
+                "(ulimit -l; docs/install.md has WSL's)",
                 self.num_bytes / 1e9,
                 code,
             )
@@ -137,6 +139,7 @@ def _pack_all(blocks: Sequence[Mapping[str, TensorReader]], storage: Storage, fd
         raise ValueError("no blocks to stream")
     first = {name: read() for name, read in blocks[0].items()}
     layout = block_layout({name: tuple(tensor.shape) for name, tensor in first.items()}, storage)
+    check_room(_stride(layout) * len(blocks), f"{len(blocks)} frozen blocks")
     os.ftruncate(fd, _stride(layout) * len(blocks))
     host = _mapped(fd, layout, len(blocks))
     layout.pack({name: partial(first.pop, name) for name in list(first)}, host.packed[0])

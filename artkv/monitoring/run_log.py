@@ -108,7 +108,8 @@ class RunLog:
         """
         self.write_pending()
         for tracker in self._trackers:
-            tracker.samples(step, samples)
+            if samples:
+                tracker.samples(step, samples)
             if mass is not None:
                 tracker.histogram(step, "attention/mass_of_heads", mass)
                 tracker.image(step, "attention/mass_of_layers_and_heads", draw_masses(mass))

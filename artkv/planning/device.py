@@ -5,15 +5,20 @@ from dataclasses import dataclass, replace
 import torch
 
 from artkv.distributed import World
+from artkv.frozen.host_memory import free_host_bytes
 
 
 @dataclass(frozen=True)
 class Device:
-    """A GPU, its memory, and how much of it is free; this process's own context counts as taken."""
+    """A GPU, its memory, and how much of it is free; this process's own context counts as taken.
+
+    host_bytes: what is free of the host's memory; None: unknown.
+    """
 
     name: str
     memory_bytes: int
     free_bytes: int
+    host_bytes: int | None = None
 
 
 def ask_device(device: torch.device) -> Device | None:
@@ -21,11 +26,11 @@ def ask_device(device: torch.device) -> Device | None:
     if device.type != "cuda":
         return None
     free_bytes, memory_bytes = torch.cuda.mem_get_info(device)
-    return Device(torch.cuda.get_device_name(device), memory_bytes, free_bytes)
+    return Device(torch.cuda.get_device_name(device), memory_bytes, free_bytes, free_host_bytes())
 
 
 def shared_device(world: World) -> Device | None:
-    """Rank 0's, with the least memory that is free on any rank, so that all choose alike; called on all ranks.
+    """Rank 0's, with the least memory that is free on any rank and host, so that all choose alike; called on all ranks.
 
     None if any computes on a CPU.
     """
@@ -33,4 +38,7 @@ def shared_device(world: World) -> Device | None:
     known = [device for device in devices if device is not None]
     if len(known) < len(devices):
         return None
-    return replace(known[0], free_bytes=min(device.free_bytes for device in known))
+    of_hosts = [device.host_bytes for device in known if device.host_bytes is not None]
+    return replace(
+        known[0], free_bytes=min(device.free_bytes for device in known), host_bytes=min(of_hosts, default=None)
+    )

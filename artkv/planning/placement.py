@@ -76,7 +76,7 @@ def place(predictor: Predictor, device: Device, folder: Path | None, use: Use) -
     """The placement for a device; `predictor` has the config. folder: of the feature cache, None for none."""
     usable = usable_bytes(device.free_bytes)
     limit = usable if use.limit_bytes is None else min(usable, use.limit_bytes)
-    choice = choose(predictor, limit, is_cached=folder is not None)
+    choice = choose(predictor, limit, folder is not None, device.host_bytes)
     vit: Literal["resident", "stream"] = "stream" if choice.prediction.features == "ViT streamed" else "resident"
     if folder is not None:
         vit = vit_for_filling(predictor, usable)
@@ -100,13 +100,18 @@ def place_unasked(config: Config, folder: Path | None, use: Use) -> Placement:
     return Placement(_with(config, placed, recomputes), f"OPT resident on the CPU{kept}")
 
 
-def choose(predictor: Predictor, limit_bytes: int, is_cached: bool) -> Choice:
-    """The fastest way within the limit that the config leaves open, or the smallest where none is."""
+def choose(predictor: Predictor, limit_bytes: int, is_cached: bool, host_bytes: int | None = None) -> Choice:
+    """The fastest way within the limit that the config leaves open, or the smallest where none is.
+
+    host_bytes: what is free of the host's memory, in which streamed weights are; None: enough for anything.
+    """
     candidates = [
         _keeping_most(predictor, mode, features, limit_bytes)
         for features in _features(predictor.config, is_cached)
         for mode in _modes(predictor)
     ]
+    if host_bytes is not None:  # where no way is left the host's memory is told as it is taken
+        candidates = [p for p in candidates if p.shared_host_bytes <= host_bytes] or candidates
     fitting = [p for p in candidates if p.device.total_bytes <= limit_bytes]
     if not fitting:
         smallest = min(candidates, key=lambda p: p.device.total_bytes)
@@ -276,7 +281,10 @@ def hint(predictor: Predictor, choice: Choice, limit_bytes: int) -> str:
 
 def _note(predictor: Predictor, choice: Choice, device: Device, limit_bytes: int) -> str:
     needed, free = choice.prediction.device.total_bytes / _GIB, device.free_bytes / _GIB
-    return (
-        f"{describe(predictor, choice.prediction)}: {needed:.1f} of {free:.1f} GiB free"
-        f"{hint(predictor, choice, limit_bytes)}"
-    )
+    words = f"{describe(predictor, choice.prediction)}: {needed:.1f} of {free:.1f} GiB free"
+    # Of all modes the last one streams most.
+    streamed = predictor.predict(list(_modes(predictor))[-1], choice.prediction.features).shared_host_bytes
+    if device.host_bytes is not None and choice.prediction.shared_host_bytes <= device.host_bytes < streamed:
+        host = device.host_bytes / _GIB
+        words += f"; the host has {host:.1f} GiB free, and {streamed / _GIB:.1f} are needed to stream OPT"
+    return f"{words}{hint(predictor, choice, limit_bytes)}"

@@ -9,6 +9,7 @@ import numpy as np
 from artkv.datasets.pictures import open_picture
 from artkv.datasets.table import QuestionTable
 from artkv.distributed import World
+from artkv.errors import UserError
 from artkv.evaluation.answering import GaveUp, answer_questions, answering_settings, score_answers
 from artkv.evaluation.attention import (
     PaintingAttention,
@@ -43,8 +44,8 @@ def validation(session: Session, log: RunLog, stops: RunStops) -> Validate:
         except GaveUp:
             return None
         attentions = _attention_together(session, looked_at, world)
-        exact_match = 0.0
-        if world.is_main:
+
+        def score_and_log() -> float:
             scores = score_answers(answers, table, bootstrap_samples=1, seed=settings.seed)  # means alone
             names = ("exact_match", "bleu", "bleu_artquest", "token_f1")
             metrics = {name: getattr(scores.overall, name).value for name in names}
@@ -55,18 +56,24 @@ def validation(session: Session, log: RunLog, stops: RunStops) -> Validate:
                 metrics |= attention_metrics(session, each_once)
                 if (over_paintings := mass_over_paintings(each_once)) is not None:
                     mass, _ = over_paintings
-            shown = [
-                AnsweredQuestion(
-                    open_picture(table.painting_paths[int(table.painting_of_row[row])], max_pixels=most_pixels),
-                    table.questions[row], table.answers[row], answers[row], looks_of(attention, has_prefix),
-                )
-                for row, attention in zip(samples, attentions, strict=False)
-            ]  # fmt: skip
+            try:
+                shown = [
+                    AnsweredQuestion(
+                        open_picture(table.painting_paths[int(table.painting_of_row[row])], max_pixels=most_pixels),
+                        table.questions[row], table.answers[row], answers[row], looks_of(attention, has_prefix),
+                    )
+                    for row, attention in zip(samples, attentions, strict=False)
+                ]  # fmt: skip
+            except UserError as error:  # training may have all features, and need the pictures no more
+                log.note(f"step {step}: no pictures in TensorBoard: {error}")
+                shown = []
             log.shown(step, shown, mass)
             log.validation(step, metrics)
             log.note(f"step {step}: validation exact match {metrics['exact_match']:.3f}")
-            exact_match = metrics["exact_match"]
-        return world.broadcast(exact_match)
+            return metrics["exact_match"]
+
+        # The others wait here, and know of an error.
+        return world.broadcast(world.on_main(score_and_log))
 
     return validate
 

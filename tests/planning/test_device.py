@@ -32,5 +32,8 @@ def test_the_least_that_is_free_on_any_rank_counts(monkeypatch: pytest.MonkeyPat
     world = _Ranks(0, 0, 3, CPU)
     monkeypatch.setattr(_Ranks, "others", (replace(own, free_bytes=20), replace(own, free_bytes=75)))
     assert shared_device(world) == Device("GPU", 80, 20)
+    of_hosts = (replace(own, host_bytes=9), replace(own, host_bytes=4))
+    monkeypatch.setattr(_Ranks, "others", of_hosts)
+    assert shared_device(world) == Device("GPU", 80, 70, 4)
     monkeypatch.setattr(_Ranks, "others", (own, None))
     assert shared_device(world) is None

@@ -110,6 +110,19 @@ def test_the_line_says_what_was_chosen_and_what_would_be_faster(gib: int, batch_
     assert note.startswith(words)
 
 
+def test_nothing_streams_where_the_host_has_no_memory_for_it() -> None:
+    predictor, roomy = true_size(32, 8), replace(device(8), host_bytes=6 * GIB)
+    assert place(predictor, roomy, FOLDER, Use(trains=True)).config.frozen.opt == "stream"
+    narrow = replace(device(8), host_bytes=3 * GIB)
+    placement = place(predictor, narrow, FOLDER, Use(trains=True))
+    assert placement.config.frozen.opt == "resident"
+    assert placement.note is not None
+    assert "; the host has 3.0 GiB free, and 4.7 are needed to stream OPT" in placement.note
+    # What is set is tried, and the host's memory is told where it is taken.
+    told = replace(predictor, config=override_config(predictor.config, ["frozen.opt=stream"]))
+    assert place(told, narrow, FOLDER, Use(trains=True)).config.frozen.opt == "stream"
+
+
 def test_the_vit_streams_where_it_does_not_fit_beside_the_rest() -> None:
     predictor = true_size(8, 8)
     while_filling = place(predictor, device(2.5), FOLDER, Use(trains=True)).config.frozen

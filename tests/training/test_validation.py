@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from artkv.config import Config, override_config
 from artkv.distributed import World
+from artkv.errors import UserError
 from artkv.evaluation.attention import attention_of
 from artkv.run_folder.checkpoint import open_checkpoint
 from artkv.session import Session
@@ -106,6 +108,22 @@ def test_the_control_logs_no_attention_on_a_prefix(run_training: Train, tiny_con
     assert not [tag for tag in events.Tags()["scalars"] if tag.startswith("attention/")]
     drawn = Image.open(io.BytesIO(events.Images("works/0")[0].encoded_image_string))
     assert drawn.width == 2 * 448
+
+
+def test_a_picture_that_is_gone_is_missing_in_tensorboard_and_ends_no_training(
+    run_training: Train, tiny_config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Training has its features and reads it no more."""
+
+    def gone(path: Path, max_pixels: int) -> Image.Image:
+        raise UserError(f"{path}: no such file")
+
+    monkeypatch.setattr("artkv.training.validation.open_picture", gone)
+    assert run_training(["training.num_epochs=1"]).step > 0
+    assert "step 0: no pictures in TensorBoard: " in capsys.readouterr().err
+    tags = EventAccumulator(str(tiny_config.run.output_dir)).Reload().Tags()
+    assert "validation/exact_match" in tags["scalars"]
+    assert not [tag for tag in tags["images"] if tag.startswith("works/")]
 
 
 @pytest.mark.parametrize("setting", ["evaluation.each_epoch=false", "evaluation.each_epoch=true"])

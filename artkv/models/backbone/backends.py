@@ -75,6 +75,16 @@ def _stamps(files: Sequence[Path]) -> list[tuple[int, ...]]:
     return found
 
 
+def fetch_files(model: ModelConfig, world: World) -> None:
+    """Has all ranks open BLIP-2's files, for which each host fetches what it lacks of the hub's: minutes or hours.
+
+    Called on all ranks before one of them alone opens the files: the others would wait for it no longer than
+    `distributed.timeout_minutes`.
+    """
+    if world.size > 1:
+        world.together(lambda: _open(model))
+
+
 def load_backbone(
     model: ModelConfig, frozen: FrozenConfig, world: World, kept_activation_bytes: int | None = None
 ) -> Blip2Backbone:
@@ -99,3 +109,13 @@ def resolve_dtype(setting: str, device: torch.device) -> torch.dtype:
         capabilities = torch.cpu.get_capabilities()
         fast = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
     return torch.bfloat16 if fast else torch.float32
+
+
+def dtype_note(setting: str, device: torch.device) -> str | None:
+    """What a user of a GPU without bfloat16 has to know, where `model.dtype` leaves the choice; else None."""
+    if device.type != "cuda" or setting != "auto" or resolve_dtype(setting, device) == torch.bfloat16:
+        return None
+    return (
+        f"{torch.cuda.get_device_name(device)} has no bfloat16: model.dtype is float32, which takes twice the memory "
+        "and is several times as slow"
+    )
