@@ -156,7 +156,7 @@ class Session:
             config = config.model_copy(update={"training": config.training.model_copy(update=accumulation)})
         shape = batch or self._largest_batch()
         dtype = resolve_dtype(config.model.dtype, world.device)
-        gpu = gpu_of_device(device.name, device.memory_bytes)
+        gpu = gpu_of_device(device)
         predictor = world.together(lambda: Predictor.of(config, dtype, shape, world.size, gpu, use.trains))
         return place(predictor, device, folder, use)
 

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 
 from artkv.errors import UserError
+from artkv.planning.device import Device
 
 # Assumptions, not measurements.
 # Matrix products of a training step reach about half of the peak that the data sheet gives for dense operands.
@@ -72,36 +73,69 @@ GPUS = (
 )
 
 
+# Words of a device's name that say nothing of how fast it computes.
+_FORM = re.compile(r"pcie|sxm\d?|hbm\d\w?|gpu|generation|blackwell|workstation|server|edition")
+_SIZE = re.compile(r"\d+gb")
+
+
 def find_gpu(name: str) -> Gpu:
-    """The GPU of that name, written with or without spaces, capitals and 'GeForce' or 'NVIDIA'.
+    """The GPU of that name, written with or without spaces, capitals, 'NVIDIA', 'GeForce' and 'RTX'.
+
+    Its memory may be left out where it tells no two of them apart.
 
     Raises:
         UserError: if it is in no table, or the name fits more than one.
     """
-    wanted = _key(name)
-    exact = [gpu for gpu in GPUS if _key(gpu.name) == wanted]
-    found = exact or [gpu for gpu in GPUS if wanted and wanted in _key(gpu.name)]
+    words = _words(name)
+    written = "".join(words)
+    found = (
+        [gpu for gpu in GPUS if "".join(_words(gpu.name)) == written]
+        or [gpu for gpu in GPUS if "".join(_model(gpu)) == written]
+        or [gpu for gpu in GPUS if words and set(words) <= set(_words(gpu.name))]
+    )
     if len(found) != 1:
         problem = "is not in the table" if not found else f"fits {', '.join(gpu.name for gpu in found)}"
         raise UserError(f"--gpu {name!r}: {problem}; give one of: {', '.join(gpu.name for gpu in GPUS)}")
     return found[0]
 
 
-def gpu_of_memory(memory_bytes: int) -> Gpu:
-    """The listed GPU whose memory is nearest to that, the slowest one if several are; for rates where none is named."""
-    return min(GPUS, key=lambda gpu: (abs(gpu.memory_bytes - memory_bytes), gpu.peak_flops))
+def gpu_of_memory(memory_bytes: int, has_bf16: bool = True) -> Gpu:
+    """The listed GPU with or without bfloat16 whose memory is nearest to that, the slowest one if several are."""
+    listed = [gpu for gpu in GPUS if gpu.has_bf16 == has_bf16]
+    return min(listed, key=lambda gpu: (abs(gpu.memory_bytes - memory_bytes), gpu.peak_flops))
 
 
-def gpu_of_device(name: str, memory_bytes: int) -> Gpu:
-    """The listed GPU that a device's name, such as NVIDIA H100 80GB HBM3, means; else the nearest by memory."""
-    device = _key(name)
-    models = {gpu: _key(re.sub(r" \d+GB$| SXM$", "", gpu.name)) for gpu in GPUS}
-    # The longest, for A10 is in A100 too; of one in two sizes the nearer.
-    named = [gpu for gpu in GPUS if models[gpu] in device]
-    if not named:
-        return gpu_of_memory(memory_bytes)
-    return min(named, key=lambda gpu: (-len(models[gpu]), abs(gpu.memory_bytes - memory_bytes)))
+def gpu_named_by(device: Device) -> Gpu | None:
+    """The listed GPU that a device's name, such as NVIDIA H100 80GB HBM3, means; None: it is not in the table.
+
+    Names are compared word by word: an RTX A1000 is no A100, an RTX 4060 Ti no RTX 4060, a laptop's GPU not the card of
+    that number, and a slice of a GPU (MIG) not the whole.
+    """
+    words = [word for word in _words(device.name) if not _SIZE.fullmatch(word)]
+    named = [
+        gpu
+        for gpu in GPUS
+        if gpu.has_bf16 == device.has_bf16
+        and words[: len(_model(gpu))] == _model(gpu)
+        and all(_FORM.fullmatch(word) for word in words[len(_model(gpu)) :])
+    ]
+    # H100 PCIe before H100; of one in two sizes the nearer.
+    return min(named, key=lambda gpu: (-len(_model(gpu)), abs(gpu.memory_bytes - device.memory_bytes)), default=None)
 
 
-def _key(name: str) -> str:
-    return re.sub(r"nvidia|geforce|tesla|[^a-z0-9]", "", name.lower())
+def gpu_of_device(device: Device) -> Gpu:
+    """The listed GPU whose rates a device is taken to have: that of its name, else the nearest by memory.
+
+    It has bfloat16 where the device has it, and not where not.
+    """
+    return gpu_named_by(device) or gpu_of_memory(device.memory_bytes, device.has_bf16)
+
+
+def _words(name: str) -> list[str]:
+    """Words of a name in small letters, without those that nearly all names begin with."""
+    return re.findall("[a-z0-9]+", re.sub("nvidia|geforce|tesla|rtx", " ", name.lower()))
+
+
+def _model(gpu: Gpu) -> list[str]:
+    """Words of a listed name without its memory; H100 alone is the SXM."""
+    return [word for word in _words(gpu.name) if word != "sxm" and not _SIZE.fullmatch(word)]

@@ -26,6 +26,15 @@ def test_a_cpu_is_not_asked() -> None:
     assert shared_device(single_process(CPU)) is None
 
 
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_a_device_has_bfloat16_where_training_would_use_it(monkeypatch: pytest.MonkeyPatch, has_bf16: bool) -> None:
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (10 * 2**30, 11 * 2**30))
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "NVIDIA GeForce RTX 2080 Ti")
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: has_bf16 or including_emulation)
+    found = ask_device(torch.device("cuda", 0))
+    assert found == Device("NVIDIA GeForce RTX 2080 Ti", 11 * 2**30, 10 * 2**30, has_bf16)
+
+
 def test_the_least_that_is_free_on_any_rank_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     own = Device("GPU", 80, 70)
     monkeypatch.setattr("artkv.planning.device.ask_device", lambda device: own)

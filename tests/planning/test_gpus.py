@@ -1,7 +1,8 @@
 import pytest
 
 from artkv.errors import UserError
-from artkv.planning.gpus import GIB, GPUS, find_gpu, gpu_of_device, gpu_of_memory
+from artkv.planning.device import Device
+from artkv.planning.gpus import GIB, GPUS, find_gpu, gpu_named_by, gpu_of_device, gpu_of_memory
 
 
 @pytest.mark.parametrize(
@@ -12,6 +13,7 @@ from artkv.planning.gpus import GIB, GPUS, find_gpu, gpu_of_device, gpu_of_memor
         ("rtx3090", "RTX 3090"),
         ("Tesla T4", "T4"),
         ("h100", "H100 SXM"),
+        ("4090", "RTX 4090"),
         ("A10", "A10"),  # and not the A100s, whose names begin with it
     ],
 )
@@ -41,21 +43,45 @@ def test_the_nearest_gpu_by_memory_is_the_slowest_of_its_size(gib: int, name: st
     assert gpu_of_memory(gib * GIB).name == name
 
 
+def device(name: str, gib: float, has_bf16: bool = True) -> Device:
+    return Device(name, round(gib * GIB), round(gib * GIB), has_bf16)
+
+
 @pytest.mark.parametrize(
-    ("device", "gib", "name"),
+    ("name", "gib", "has_bf16", "listed"),
     [
-        ("NVIDIA H200", 139, "H200"),
-        ("NVIDIA H100 80GB HBM3", 79, "H100 SXM"),
-        ("NVIDIA A100-SXM4-40GB", 39, "A100 40GB"),  # and not the A10
-        ("NVIDIA A100-PCIE-80GB", 79, "A100 80GB"),
-        ("NVIDIA L40S", 44, "L40S"),  # and not the L4
-        ("NVIDIA RTX A6000", 47, "RTX A6000"),
-        ("NVIDIA GeForce RTX 4070 Ti", 12, "RTX 4070"),
-        ("Quadro P400", 8, "RTX 4060 8GB"),  # in no table: by memory
+        ("NVIDIA H200", 139, True, "H200"),
+        ("NVIDIA H100 80GB HBM3", 79, True, "H100 SXM"),
+        ("NVIDIA A100-SXM4-40GB", 39, True, "A100 40GB"),  # and not the A10
+        ("NVIDIA A100-PCIE-80GB", 79, True, "A100 80GB"),
+        ("NVIDIA L40S", 44, True, "L40S"),  # and not the L4
+        ("NVIDIA RTX A6000", 47, True, "RTX A6000"),
+        ("NVIDIA GeForce RTX 4060 Laptop GPU", 8, True, None),
+        ("NVIDIA RTX A1000", 8, True, None),  # and not the A100
+        ("NVIDIA A100-SXM4-40GB MIG 3g.20gb", 20, True, None),
+        ("Tesla T4", 15, False, "T4"),
+        ("Tesla V100-SXM2-32GB", 32, False, "V100 16GB"),
+        ("NVIDIA T400 4GB", 4, False, None),
+        ("Quadro RTX 6000", 24, False, None),
+        ("Quadro P400", 8, False, None),
     ],
 )
-def test_what_cuda_calls_a_device_is_found(device: str, gib: int, name: str) -> None:
-    assert gpu_of_device(device, gib * GIB).name == name
+def test_what_cuda_calls_a_device_is_found(name: str, gib: int, has_bf16: bool, listed: str | None) -> None:
+    found = gpu_named_by(device(name, gib, has_bf16))
+    assert (found and found.name) == listed
+    if listed is not None:
+        assert gpu_of_device(device(name, gib, has_bf16)).name == listed
+
+
+def test_another_device_has_the_rates_of_the_nearest_that_computes_as_it_does() -> None:
+    assert gpu_of_device(device("NVIDIA RTX A1000", 8)).name == "RTX 4060 8GB"
+    for gib in (4, 16, 48):
+        assert gpu_of_device(device("of tomorrow", gib)).has_bf16
+        assert not gpu_of_device(device("of yesterday", gib, has_bf16=False)).has_bf16
+
+
+def test_memory_alone_means_a_gpu_with_bfloat16() -> None:
+    assert all(gpu_of_memory(gib * GIB).has_bf16 for gib in range(1, 200))
 
 
 def test_links_have_their_known_rates() -> None:
