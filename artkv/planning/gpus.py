@@ -22,9 +22,10 @@ class Gpu:
     """A GPU as its vendor describes it.
 
     memory_bytes: nominal; what CUDA reports is up to a few percent less, most where ECC takes a part.
-    peak_flops: dense 16-bit matrix products with fp32 accumulation, per second.
+    peak_flops: FLOP/s of dense matrix products in what `model.dtype: auto` is there, which is bfloat16 with fp32
+    accumulation, or float32 where has_bf16 is False.
     pcie_generation, pcie_lanes: of the card; a slot with fewer makes it slower.
-    has_bf16: where False the rate is fp16's, and artkv, which trains in bfloat16 or float32, is far slower there.
+    has_bf16: False where products in bfloat16 are emulated; what fp16 would reach there is not artkv's.
     source: where the figures are from.
     """
 
@@ -60,8 +61,8 @@ GPUS = (
     Gpu("RTX 4070", 12 * GIB, 58.3e12, 4, 16, True, f"{_COMPUTED} {_ADA}: 184 cores, 2.475 GHz"),
     Gpu("RTX 4090", 24 * GIB, 165.2e12, 4, 16, True, _ADA),
     Gpu("RTX 5090", 32 * GIB, 209.5e12, 5, 16, True, "NVIDIA RTX Blackwell GPU Architecture whitepaper"),
-    Gpu("T4", 16 * GIB, 65e12, 3, 16, False, "NVIDIA T4 data sheet (fp16)"),
-    Gpu("V100 16GB", 16 * GIB, 112e12, 3, 16, False, "NVIDIA V100 data sheet, PCIe card (fp16)"),
+    Gpu("T4", 16 * GIB, 8.1e12, 3, 16, False, "NVIDIA T4 data sheet (fp32)"),
+    Gpu("V100 16GB", 16 * GIB, 14e12, 3, 16, False, "NVIDIA V100 data sheet, PCIe card (fp32)"),
     Gpu("A10", 24 * GIB, 125e12, 4, 16, True, "NVIDIA A10 data sheet"),
     Gpu("L4", 24 * GIB, 121e12, 4, 16, True, "NVIDIA L4 data sheet (242 with sparsity)"),
     Gpu("RTX A6000", 48 * GIB, 154.8e12, 4, 16, True, _AMPERE),

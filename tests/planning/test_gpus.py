@@ -96,3 +96,10 @@ def test_links_have_their_known_rates() -> None:
 def test_every_figure_has_a_source() -> None:
     assert all("NVIDIA" in gpu.source for gpu in GPUS)
     assert {gpu.name for gpu in GPUS if not gpu.has_bf16} == {"T4", "V100 16GB"}
+
+
+def test_without_bfloat16_the_rate_is_float32s() -> None:
+    # Cores x boost clock x 2 FLOP: 2560 x 1.59 GHz, 5120 x 1.38 GHz. Data sheets round.
+    rates = {"T4": 2560 * 1.59e9 * 2, "V100 16GB": 5120 * 1.38e9 * 2}
+    for name, peak_flops in rates.items():
+        assert find_gpu(name).peak_flops == pytest.approx(peak_flops, rel=0.02)

@@ -54,7 +54,9 @@ def test_text_names_what_fits_and_what_is_missing(tiny_config: Config) -> None:
     assert small.startswith("Nothing exact fits 0.50 GiB")
     assert "Lower training.batch_size" in small
     assert format_plan(plan(tiny_config)).startswith("No recommendation: this machine has no GPU; give --gpu-memory")
-    assert "T4 has no bfloat16" in format_plan(plan(tiny_config, gpu="T4"))
+    assert "T4 has no bfloat16: the rate is float32's." in format_plan(plan(tiny_config, gpu="T4"))
+    in_full = format_plan(plan(override_config(tiny_config, ["model.dtype=float32"]), gpu="A10"))
+    assert "The rate is of 16-bit products; float32's is far lower." in in_full
 
 
 def test_the_choice_is_written_into_a_file(
