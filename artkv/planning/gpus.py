@@ -50,29 +50,54 @@ class Gpu:
 
 _AMPERE = "NVIDIA Ampere GA102 GPU Architecture whitepaper, v2"
 _ADA = "NVIDIA Ada GPU Architecture whitepaper, v2"
+_BLACKWELL = "NVIDIA RTX Blackwell GPU Architecture whitepaper"
 # Cards that a whitepaper's table leaves out: tensor cores x boost clock x 128 FLOP, the rate per core and clock
-# of the cards in it (RTX 3090: 328 x 1.695 GHz x 128 = 71 T; RTX 4090: 512 x 2.52 GHz x 128 = 165 T).
+# of the GeForce cards in it (RTX 3090: 328 x 1.695 GHz x 128 = 71 T; RTX 4090: 512 x 2.52 GHz x 128 = 165 T). RTX A and
+# RTX 6000 accumulate in fp32 at twice that (RTX A6000: 336 x 1.8 GHz x 256 = 154.8 T); an L40 and A10G do not.
 _COMPUTED = "NVIDIA's product page, 128 FLOP a clock and tensor core as in"
 
 GPUS = (
+    Gpu("RTX 2080 Ti", 11 * GIB, 13.4e12, 3, 16, False, "NVIDIA Turing GPU Architecture whitepaper, reference (fp32)"),
     Gpu("RTX 3060 12GB", 12 * GIB, 25.5e12, 4, 16, True, f"{_COMPUTED} {_AMPERE}: 112 cores, 1.78 GHz"),
+    Gpu("RTX 3070", 8 * GIB, 40.6e12, 4, 16, True, _AMPERE),
+    Gpu("RTX 3080 10GB", 10 * GIB, 59.5e12, 4, 16, True, _AMPERE),
     Gpu("RTX 3090", 24 * GIB, 71e12, 4, 16, True, _AMPERE),
     Gpu("RTX 4060 8GB", 8 * GIB, 30.2e12, 4, 8, True, f"{_COMPUTED} {_ADA}: 96 cores, 2.46 GHz"),
+    Gpu("RTX 4060 Ti 8GB", 8 * GIB, 44.1e12, 4, 8, True, f"{_COMPUTED} {_ADA}: 136 cores, 2.535 GHz"),
+    Gpu("RTX 4060 Ti 16GB", 16 * GIB, 44.1e12, 4, 8, True, f"{_COMPUTED} {_ADA}: 136 cores, 2.535 GHz"),
     Gpu("RTX 4070", 12 * GIB, 58.3e12, 4, 16, True, f"{_COMPUTED} {_ADA}: 184 cores, 2.475 GHz"),
+    Gpu("RTX 4070 SUPER", 12 * GIB, 71e12, 4, 16, True, f"{_COMPUTED} {_ADA}: 224 cores, 2.475 GHz"),
+    Gpu("RTX 4070 Ti", 12 * GIB, 80.2e12, 4, 16, True, f"{_COMPUTED} {_ADA}: 240 cores, 2.61 GHz"),
+    Gpu("RTX 4070 Ti SUPER", 16 * GIB, 88.2e12, 4, 16, True, f"{_COMPUTED} {_ADA}: 264 cores, 2.61 GHz"),
+    Gpu("RTX 4080", 16 * GIB, 97.5e12, 4, 16, True, f"{_COMPUTED} {_ADA}: 304 cores, 2.505 GHz"),
+    Gpu("RTX 4080 SUPER", 16 * GIB, 104.4e12, 4, 16, True, f"{_COMPUTED} {_ADA}: 320 cores, 2.55 GHz"),
     Gpu("RTX 4090", 24 * GIB, 165.2e12, 4, 16, True, _ADA),
-    Gpu("RTX 5090", 32 * GIB, 209.5e12, 5, 16, True, "NVIDIA RTX Blackwell GPU Architecture whitepaper"),
+    Gpu("RTX 5060 Ti 8GB", 8 * GIB, 47.4e12, 5, 8, True, f"{_COMPUTED} {_BLACKWELL}: 144 cores, 2.572 GHz"),
+    Gpu("RTX 5060 Ti 16GB", 16 * GIB, 47.4e12, 5, 8, True, f"{_COMPUTED} {_BLACKWELL}: 144 cores, 2.572 GHz"),
+    Gpu("RTX 5070", 12 * GIB, 61.7e12, 5, 16, True, f"{_COMPUTED} {_BLACKWELL}: 192 cores, 2.512 GHz"),
+    Gpu("RTX 5070 Ti", 16 * GIB, 87.9e12, 5, 16, True, f"{_COMPUTED} {_BLACKWELL}: 280 cores, 2.452 GHz"),
+    Gpu("RTX 5080", 16 * GIB, 112.6e12, 5, 16, True, f"{_COMPUTED} {_BLACKWELL}: 336 cores, 2.617 GHz"),
+    Gpu("RTX 5090", 32 * GIB, 209.5e12, 5, 16, True, _BLACKWELL),
     Gpu("T4", 16 * GIB, 8.1e12, 3, 16, False, "NVIDIA T4 data sheet (fp32)"),
     Gpu("V100 16GB", 16 * GIB, 14e12, 3, 16, False, "NVIDIA V100 data sheet, PCIe card (fp32)"),
     Gpu("A10", 24 * GIB, 125e12, 4, 16, True, "NVIDIA A10 data sheet"),
+    Gpu("A10G", 24 * GIB, 70e12, 4, 16, True, "NVIDIA A10G data sheet (140 with sparsity)"),
     Gpu("L4", 24 * GIB, 121e12, 4, 16, True, "NVIDIA L4 data sheet (242 with sparsity)"),
+    Gpu("RTX A4000", 16 * GIB, 76.7e12, 4, 16, True, "NVIDIA RTX A4000 data sheet (153.4 with sparsity)"),
+    Gpu("RTX A5000", 24 * GIB, 111.1e12, 4, 16, True, "NVIDIA RTX A5000 data sheet (222.2 with sparsity)"),
     Gpu("RTX A6000", 48 * GIB, 154.8e12, 4, 16, True, _AMPERE),
+    Gpu("RTX 6000 Ada", 48 * GIB, 364.2e12, 4, 16, True, "NVIDIA RTX 6000 Ada data sheet (1,457 in fp8 with sparsity)"),
+    Gpu("RTX PRO 6000", 96 * GIB, 503.8e12, 5, 16, True, "NVIDIA RTX Blackwell PRO GPU Architecture whitepaper"),
+    Gpu("L40", 48 * GIB, 181e12, 4, 16, True, "NVIDIA L40 data sheet (362 with sparsity)"),
     Gpu("L40S", 48 * GIB, 362e12, 4, 16, True, "NVIDIA L40S data sheet (733 with sparsity)"),
     Gpu("A100 40GB", 40 * GIB, 312e12, 4, 16, True, "NVIDIA A100 data sheet"),
     Gpu("A100 80GB", 80 * GIB, 312e12, 4, 16, True, "NVIDIA A100 data sheet"),
+    Gpu("H100 PCIe", 80 * GIB, 756e12, 5, 16, True, "NVIDIA H100 data sheet (1,513 with sparsity)"),
     Gpu("H100 SXM", 80 * GIB, 989e12, 5, 16, True, "NVIDIA H100 data sheet (1,979 with sparsity)"),
+    Gpu("H100 NVL", 94 * GIB, 835e12, 5, 16, True, "NVIDIA H100 data sheet (1,671 with sparsity)"),
     Gpu("H200", 141 * GIB, 989e12, 5, 16, True, "NVIDIA H200 data sheet, SXM (1,979 with sparsity)"),
+    Gpu("B200", 180 * GIB, 2250e12, 5, 16, True, "NVIDIA HGX B200 data sheet (4,500 with sparsity)"),
 )
-
 
 # Words of a device's name that say nothing of how fast it computes.
 _FORM = re.compile(r"pcie|sxm\d?|hbm\d\w?|gpu|generation|blackwell|workstation|server|edition")

@@ -174,14 +174,15 @@ def _tokens(prediction: Prediction) -> str:
 
 
 def _gpus(plan: Plan) -> list[str]:
+    width = max(len(gpu.name) for gpu in GPUS)
     lines = [
         f"Copies hidden from so many tokens on (a micro-batch has {plan.micro_batch_tokens})",
-        f"  {'':<14}{'GiB':>5}{'peak TFLOP/s':>14}{'PCIe':>9}{'GB/s':>7}{'bf16':>8}{'int8':>8}",
+        f"  {'':<{width}}{'GiB':>5}{'peak TFLOP/s':>14}{'PCIe':>9}{'GB/s':>7}{'bf16':>8}{'int8':>8}",
     ]
     for gpu in GPUS:
         note = "" if gpu.has_bf16 else "  float32's rate; no bf16"
         lines.append(
-            f"  {gpu.name:<14}{gpu.memory_bytes / _GIB:>5.0f}{gpu.peak_flops / 1e12:>14.1f}"
+            f"  {gpu.name:<{width}}{gpu.memory_bytes / _GIB:>5.0f}{gpu.peak_flops / 1e12:>14.1f}"
             f"{f'{gpu.pcie_generation} x{gpu.pcie_lanes}':>9}{gpu.copy_bytes_per_second / 1e9:>7.1f}"
             f"{hidden_from_tokens(plan.opt_stack, gpu):>8}{hidden_from_tokens(plan.int8_stack, gpu):>8}{note}"
         )
