@@ -155,9 +155,7 @@ class Session:
         """
         config, world = self.config, self.world
         if not self._was_asked:
-            if (
-                world.device.type == "cuda"
-            ):  # what an earlier model of this process had is free but for reference cycles
+            if world.device.type == "cuda":  # an earlier model of this process may be in cycles, and in the cache
                 gc.collect()
                 give_back_unused()
             self._device, self._was_asked = shared_device(world), True
@@ -170,7 +168,7 @@ class Session:
             config = config.model_copy(update={"training": config.training.model_copy(update=accumulation)})
         shape = batch or self._largest_batch()
         dtype = resolve_dtype(config.model.dtype, world.device)
-        gpu = gpu_of_device(device.name, device.memory_bytes)
+        gpu = gpu_of_device(device)
         predictor = world.together(lambda: Predictor.of(config, dtype, shape, world.size, gpu, use.trains))
         return place(predictor, device, folder, use)
 

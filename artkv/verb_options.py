@@ -245,7 +245,9 @@ def plan(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--gpu-memory", metavar="SIZE", help="memory to fit into, such as 8GiB (default: --gpu's, or what is free here)"
     )
-    verb.add_argument("--gpu", metavar="NAME", help="a listed GPU, such as 'RTX 4060 8GB' (default: by memory)")
+    verb.add_argument(
+        "--gpu", metavar="NAME", help="a listed GPU, such as 'RTX 4060 8GB' (default: this machine's, or by memory)"
+    )
     verb.add_argument(
         "--world-size",
         type=whole_number(1, 65_536),

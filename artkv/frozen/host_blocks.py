@@ -106,7 +106,7 @@ class HostBlocks:
                 torch.zeros(1, device="cuda")
             log.warning(
                 "frozen blocks: %.1f GB of host memory cannot be page-locked (CUDA error %d); copies will not overlap "
-                "with computing. frozen.storage: int8 needs half; WSL, containers and jobs may have limits of their own "
+                "with computing. frozen.storage: int8 needs half. Jobs, containers and WSL may have limits of theirs "
                 "(ulimit -l; docs/install.md has WSL's)",
                 self.num_bytes / 1e9,
                 code,

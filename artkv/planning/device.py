@@ -1,4 +1,4 @@
-"""What the device says of its memory."""
+"""What the device says of its memory, and whether it has bfloat16."""
 
 from dataclasses import dataclass, replace
 
@@ -6,18 +6,20 @@ import torch
 
 from artkv.distributed import World
 from artkv.frozen.host_memory import free_host_bytes
+from artkv.models.backbone.backends import resolve_dtype
 
 
 @dataclass(frozen=True)
 class Device:
     """A GPU, its memory, and how much of it is free; this process's own context counts as taken.
 
-    host_bytes: what is free of the host's memory; None: unknown.
+    has_bf16: whether `model.dtype: auto` is bfloat16 on it. host_bytes: what is free of the host's memory, or None.
     """
 
     name: str
     memory_bytes: int
     free_bytes: int
+    has_bf16: bool = True
     host_bytes: int | None = None
 
 
@@ -26,7 +28,8 @@ def ask_device(device: torch.device) -> Device | None:
     if device.type != "cuda":
         return None
     free_bytes, memory_bytes = torch.cuda.mem_get_info(device)
-    return Device(torch.cuda.get_device_name(device), memory_bytes, free_bytes, free_host_bytes())
+    has_bf16 = resolve_dtype("auto", device) == torch.bfloat16
+    return Device(torch.cuda.get_device_name(device), memory_bytes, free_bytes, has_bf16, free_host_bytes())
 
 
 def shared_device(world: World) -> Device | None:

@@ -1,7 +1,7 @@
 """Predicts memory and step cost of every way to hold the frozen weights, and picks one for a GPU's memory."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -11,7 +11,8 @@ from artkv.errors import UserError
 from artkv.models.assembly import num_visual_tokens, too_many_prefix_tokens
 from artkv.planning.activations import Activations
 from artkv.planning.batch_shape import BatchShape, Sequences
-from artkv.planning.gpus import GIB, Gpu, find_gpu, gpu_of_memory
+from artkv.planning.device import Device
+from artkv.planning.gpus import GIB, Gpu, find_gpu, gpu_named_by, gpu_of_device, gpu_of_memory
 from artkv.planning.memory import TrainableMemory
 from artkv.planning.modes import FEATURES, Features, Mode, all_modes
 from artkv.planning.placement import Choice, choose, chosen_settings, describe, hint, usable_bytes
@@ -44,6 +45,8 @@ class Recommendation:
 class Plan:
     """What `artkv plan` knows; see `plan`.
 
+    gpu: the listed one whose rates are used. gpu_is_named: False where it is but the nearest by memory, or the default.
+    device: this machine's, where that is planned for.
     usable_bytes: of gpu_memory_bytes, without the margin.
     frozen, activations, trainables: with LoRA as the config has it (lora_on_opt).
     sequences: what OPT reads of a micro-batch.
@@ -59,6 +62,7 @@ class Plan:
     dtype: torch.dtype
     gpu: Gpu
     gpu_is_named: bool
+    device: Device | None
     gpu_memory_bytes: int | None
     lora_on_opt: bool
     frozen: FrozenBytes
@@ -91,15 +95,17 @@ class Plan:
 def plan(
     config: Config,
     gpu_memory_bytes: int | None = None,
-    gpu: str | None = None,
+    gpu: str | Device | None = None,
     world_size: int = 1,
     text_tokens: int = 32,
     paintings: int | None = None,
 ) -> Plan:
     """Predicts every mode from settings and shapes: no values of weights, no data, no GPU.
 
-    gpu_memory_bytes: to fit into; without it that of `gpu`; without both nothing is recommended.
-    gpu: name of a listed GPU, for the rates; without it the one whose memory is nearest.
+    gpu_memory_bytes: to fit into; without it that of a listed `gpu`, or what is free of a device; without both nothing
+    is recommended.
+    gpu: name of a listed GPU, for the rates, or a device that was asked, in no list perhaps; without it the listed one
+    whose memory is nearest.
     text_tokens: of the longest question with its answer. paintings: in a micro-batch; None: one a question, which
     takes the most memory.
 
@@ -120,19 +126,12 @@ def plan(
         )
     blip2 = read_blip2_config(config.model)
     _check_positions(config, blip2, text_tokens)
-    chosen = _choose_gpu(gpu, gpu_memory_bytes)
-    if gpu is not None and gpu_memory_bytes is None:
-        gpu_memory_bytes = chosen.memory_bytes
-    elif gpu is not None and gpu_memory_bytes is not None and gpu_memory_bytes > chosen.memory_bytes:
-        raise UserError(
-            f"--gpu-memory with --gpu {gpu!r}: {gpu_memory_bytes / GIB:,.1f} GiB are more than a {chosen.name} has, "
-            f"{chosen.memory_bytes / GIB:.0f} GiB; leave one of them out"
-        )
+    card = _choose_card(gpu, gpu_memory_bytes)
     # As at training: `auto` is bfloat16 where the device is fast at it.
-    is_fp32 = config.model.dtype == "float32" or (config.model.dtype == "auto" and not chosen.has_bf16)
+    is_fp32 = config.model.dtype == "float32" or (config.model.dtype == "auto" and not card.gpu.has_bf16)
     dtype = torch.float32 if is_fp32 else torch.bfloat16
     batch = BatchShape(paintings, questions, text_tokens, config.training.pack_questions)
-    own = Predictor.of(config, dtype, batch, world_size, chosen)
+    own = Predictor.of(config, dtype, batch, world_size, card.gpu)
     predictors = {on_opt: own.with_lora(on_opt) for on_opt in (False, True)}
     result = Plan(
         batch=batch,
@@ -141,9 +140,10 @@ def plan(
         accumulation=own.accumulation,
         world_size=world_size,
         dtype=dtype,
-        gpu=chosen,
-        gpu_is_named=gpu is not None,
-        gpu_memory_bytes=gpu_memory_bytes,
+        gpu=card.gpu,
+        gpu_is_named=card.is_named,
+        device=gpu if isinstance(gpu, Device) else None,
+        gpu_memory_bytes=card.memory_bytes,
         lora_on_opt=own.lora_on_opt,
         frozen=own.frozen,
         activations=own.activations,
@@ -176,10 +176,28 @@ def _check_positions(config: Config, blip2: Any, text_tokens: int) -> None:
         raise UserError(f"--text-tokens {text_tokens}: OPT has positions for {most} beside the picture's; give fewer")
 
 
-def _choose_gpu(name: str | None, memory_bytes: int | None) -> Gpu:
-    if name is not None:
-        return find_gpu(name)
-    return find_gpu(_DEFAULT_GPU) if memory_bytes is None else gpu_of_memory(memory_bytes)
+class _Card(NamedTuple):
+    """What is planned for: rates of a listed GPU, whether that is the one meant, and the memory to fit into, if any."""
+
+    gpu: Gpu
+    is_named: bool
+    memory_bytes: int | None
+
+
+def _choose_card(gpu: str | Device | None, memory_bytes: int | None) -> _Card:
+    if isinstance(gpu, Device):
+        is_named = gpu_named_by(gpu) is not None
+        return _Card(gpu_of_device(gpu), is_named, gpu.free_bytes if memory_bytes is None else memory_bytes)
+    if gpu is None:
+        listed = find_gpu(_DEFAULT_GPU) if memory_bytes is None else gpu_of_memory(memory_bytes)
+        return _Card(listed, False, memory_bytes)
+    listed = find_gpu(gpu)
+    if memory_bytes is not None and memory_bytes > listed.memory_bytes:
+        raise UserError(
+            f"--gpu-memory with --gpu {gpu!r}: {memory_bytes / GIB:,.1f} GiB are more than a {listed.name} has, "
+            f"{listed.memory_bytes / GIB:.0f} GiB; leave one of them out"
+        )
+    return _Card(listed, True, listed.memory_bytes if memory_bytes is None else memory_bytes)
 
 
 def _recommend(predictor: Predictor, usable_bytes: int) -> Recommendation:

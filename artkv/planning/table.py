@@ -11,8 +11,8 @@ from artkv.config import Config
 from artkv.config.editing import write_settings, yaml_scalar
 from artkv.config.sizes import parse_size
 from artkv.errors import UserError
-from artkv.planning.device import ask_device
-from artkv.planning.gpus import GPUS, MATMUL_EFFICIENCY, PCIE_EFFICIENCY, gpu_of_device
+from artkv.planning.device import Device, ask_device
+from artkv.planning.gpus import GPUS, MATMUL_EFFICIENCY, PCIE_EFFICIENCY
 from artkv.planning.modes import FEATURES
 from artkv.planning.placement import MARGIN_FRACTION
 from artkv.planning.plan import Plan, plan
@@ -36,9 +36,7 @@ def run(config: Config, options: argparse.Namespace) -> None:
     """Prints the plan of `config` with the options of `artkv plan`, and writes its choice down where that is wanted."""
     path = None if options.write is None else options.write or options.config
     memory_bytes = None if options.gpu_memory is None else _gpu_memory_bytes(options.gpu_memory)
-    gpu = options.gpu
-    if gpu is None and memory_bytes is None:
-        gpu, memory_bytes = _own_gpu()
+    gpu = _own_gpu() if options.gpu is None and memory_bytes is None else options.gpu
     found = plan(config, memory_bytes, gpu, options.world_size, options.text_tokens, options.paintings)
     print(format_plan(found))
     if path is None:
@@ -49,12 +47,9 @@ def run(config: Config, options: argparse.Namespace) -> None:
     print(f"\nwritten into {path}{'' if kept else '; its comments are lost'}")
 
 
-def _own_gpu() -> tuple[str | None, int | None]:
-    """Name and free memory of this machine's GPU, if it has one."""
-    device = ask_device(torch.device("cuda", 0)) if torch.cuda.is_available() else None
-    if device is None:
-        return None, None
-    return gpu_of_device(device.name, device.memory_bytes).name, device.free_bytes
+def _own_gpu() -> Device | None:
+    """This machine's GPU, if it has one."""
+    return ask_device(torch.device("cuda", 0)) if torch.cuda.is_available() else None
 
 
 def _gpu_memory_bytes(text: str) -> int:
@@ -73,15 +68,22 @@ def format_plan(plan: Plan) -> str:
 def _heading(plan: Plan) -> list[str]:
     batch = plan.batch
     ranks = "1 rank" if plan.world_size == 1 else f"{plan.world_size} ranks"
-    rates = plan.gpu.name if plan.gpu_is_named else f"{plan.gpu.name} (none named; --gpu)"
+    guess = "nearest by memory" if plan.device else "none named; --gpu"
+    rates = plan.gpu.name if plan.gpu_is_named else f"{plan.gpu.name} ({guess})"
     lines = [
         f"Micro-batch: {batch.questions} questions on {batch.paintings} paintings, {plan.num_visual_tokens} visual and "
         f"{batch.text_tokens} text tokens each, {'packed' if batch.is_packed else 'not packed'}: "
         f"{plan.sequences.rows} x {plan.sequences.columns} = {plan.micro_batch_tokens} tokens.",
         f"{plan.accumulation} micro-batches a step, {ranks}, {str(plan.dtype).removeprefix('torch.')}. Rates: {rates}.",
     ]
+    if plan.device is not None:
+        unlisted = "" if plan.gpu_is_named else ", not in the list below"
+        lines.append(f"GPU: {plan.device.name}, {_gib(plan.device.memory_bytes)} GiB{unlisted}.")
     if not plan.gpu.has_bf16:
-        lines.append(f"{plan.gpu.name} has no bfloat16: expect float32's rate, far below the fp16 rate used here.")
+        name = plan.gpu.name if plan.device is None else plan.device.name
+        lines.append(f"{name} has no bfloat16: the rate is float32's.")
+    elif plan.dtype == torch.float32:
+        lines.append("The rate is of 16-bit products; float32's is far lower.")
     return lines
 
 
@@ -172,14 +174,15 @@ def _tokens(prediction: Prediction) -> str:
 
 
 def _gpus(plan: Plan) -> list[str]:
+    width = max(len(gpu.name) for gpu in GPUS)
     lines = [
         f"Copies hidden from so many tokens on (a micro-batch has {plan.micro_batch_tokens})",
-        f"  {'':<14}{'GiB':>5}{'peak TFLOP/s':>14}{'PCIe':>9}{'GB/s':>7}{'bf16':>8}{'int8':>8}",
+        f"  {'':<{width}}{'GiB':>5}{'peak TFLOP/s':>14}{'PCIe':>9}{'GB/s':>7}{'bf16':>8}{'int8':>8}",
     ]
     for gpu in GPUS:
-        note = "" if gpu.has_bf16 else "  fp16 rate; no bf16"
+        note = "" if gpu.has_bf16 else "  float32's rate; no bf16"
         lines.append(
-            f"  {gpu.name:<14}{gpu.memory_bytes / _GIB:>5.0f}{gpu.peak_flops / 1e12:>14.1f}"
+            f"  {gpu.name:<{width}}{gpu.memory_bytes / _GIB:>5.0f}{gpu.peak_flops / 1e12:>14.1f}"
             f"{f'{gpu.pcie_generation} x{gpu.pcie_lanes}':>9}{gpu.copy_bytes_per_second / 1e9:>7.1f}"
             f"{hidden_from_tokens(plan.opt_stack, gpu):>8}{hidden_from_tokens(plan.int8_stack, gpu):>8}{note}"
         )

@@ -10,6 +10,8 @@ from artkv.datasets.table import read_table
 from artkv.distributed import single_process
 from artkv.errors import UserError
 from artkv.feature_cache import prepare_features
+from artkv.planning.device import Device
+from artkv.planning.gpus import GIB
 from artkv.planning.modes import FEATURES, Mode
 from artkv.planning.placement import MARGIN_FRACTION
 from artkv.planning.plan import Plan, plan
@@ -163,6 +165,28 @@ def test_the_recommendation_is_what_placing_chooses(long_config: Config) -> None
     assert short.recommendation.choice.prediction == smallest
     assert short.usable_bytes is not None
     assert short.recommendation.choice.shortfall_bytes == smallest.device.total_bytes - short.usable_bytes > 0
+
+
+def test_a_device_without_bfloat16_is_planned_for_as_it_trains(long_config: Config) -> None:
+    """What fits in bfloat16 does not fit in float32, whatever the listed GPUs of that size can do."""
+    config = override_config(
+        long_config, ["model.dtype=auto", "frozen.opt=auto", "training.activation_checkpointing=auto"]
+    )
+    in_bf16, in_fp32 = (
+        plan(override_config(config, [f"model.dtype={dtype}"]), gpu="RTX 3060", text_tokens=80)
+        .prediction(Mode("resident"), "computed", lora_on_opt=False)
+        .device.total_bytes
+        for dtype in ("bfloat16", "float32")
+    )
+    free_bytes = _usable((in_bf16 + in_fp32) // 2)
+    for has_bf16, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        device = Device("NVIDIA GeForce RTX 2080 Ti", 11 * GIB, free_bytes, has_bf16)
+        found = plan(config, gpu=device, text_tokens=80)
+        assert (found.dtype, found.gpu.has_bf16, found.gpu_memory_bytes) == (dtype, has_bf16, free_bytes)
+        assert found.recommendation is not None
+        choice = found.recommendation.choice
+        keeps_all = (choice.shortfall_bytes, choice.prediction.mode) == (0, Mode("resident"))
+        assert keeps_all == has_bf16
 
 
 def test_quantised_weights_are_told_of_only_where_nothing_exact_fits(settings: Callable[..., Config]) -> None:

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import yaml
 from artkv.cli import main
 from artkv.config import Config, load_config, override_config, recipe_path
 from artkv.planning.device import Device
+from artkv.planning.gpus import GIB
 from artkv.planning.plan import plan
 from artkv.planning.table import format_plan
 
@@ -52,7 +54,9 @@ def test_text_names_what_fits_and_what_is_missing(tiny_config: Config) -> None:
     assert small.startswith("Nothing exact fits 0.50 GiB")
     assert "Lower training.batch_size" in small
     assert format_plan(plan(tiny_config)).startswith("No recommendation: this machine has no GPU; give --gpu-memory")
-    assert "T4 has no bfloat16" in format_plan(plan(tiny_config, gpu="T4"))
+    assert "T4 has no bfloat16: the rate is float32's." in format_plan(plan(tiny_config, gpu="T4"))
+    in_full = format_plan(plan(override_config(tiny_config, ["model.dtype=float32"]), gpu="A10"))
+    assert "The rate is of 16-bit products; float32's is far lower." in in_full
 
 
 def test_the_choice_is_written_into_a_file(
@@ -73,15 +77,69 @@ def test_the_choice_is_written_into_a_file(
     assert "there is no choice to write" in capsys.readouterr().err
 
 
+@pytest.fixture
+def own_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[Device], None]:
+    """Gives this machine a GPU."""
+
+    def give(device: Device) -> None:
+        monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+        monkeypatch.setattr("artkv.planning.table.ask_device", lambda _: device)
+
+    return give
+
+
 def test_a_gpu_that_is_there_is_planned_for(
-    tiny_world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_world: Path, own_gpu: Callable[[Device], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("artkv.planning.table.ask_device", lambda device: Device("NVIDIA L40S", 2 * 2**30, 2**30))
+    own_gpu(Device("NVIDIA L40S", 2 * GIB, GIB))
     assert main(["plan", "--config", str(tiny_world / "config.yaml")]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("Chosen by frozen.opt: auto for 1.00 GiB")
-    assert "Rates: L40S." in printed
+    assert "Rates: L40S.\nGPU: NVIDIA L40S, 2.00 GiB.\n" in printed
+
+
+# Names and sizes as CUDA gives them; whatever is free of them is planned for, with or without an entry of their own.
+@pytest.mark.parametrize(
+    ("name", "gib", "dtype"),
+    [
+        ("NVIDIA GeForce RTX 4060 Ti", 15.6, "bfloat16"),
+        ("NVIDIA GeForce RTX 4070 Ti SUPER", 15.6, "bfloat16"),
+        ("NVIDIA GeForce RTX 3080", 9.6, "bfloat16"),
+        ("NVIDIA GeForce RTX 4080", 15.6, "bfloat16"),
+        ("NVIDIA GeForce RTX 5070 Ti", 15.5, "bfloat16"),
+        ("NVIDIA RTX A1000", 7.6, "bfloat16"),
+        ("NVIDIA RTX A4000", 15.7, "bfloat16"),
+        ("NVIDIA L40", 44.4, "bfloat16"),
+        ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", 94.9, "bfloat16"),
+        ("NVIDIA H100 NVL", 93.1, "bfloat16"),
+        ("NVIDIA B300 SXM6 AC", 267.6, "bfloat16"),
+        ("NVIDIA GeForce RTX 2080 Ti", 10.7, "float32"),
+        ("NVIDIA TITAN RTX", 23.6, "float32"),
+        ("Tesla V100-SXM2-32GB", 31.7, "float32"),
+    ],
+)
+def test_any_gpu_is_planned_for_with_its_own_memory_and_dtype(
+    tiny_world: Path, own_gpu: Callable[[Device], None], capsys: pytest.CaptureFixture[str], name: str, gib: float,
+    dtype: str,
+) -> None:  # fmt: skip
+    free_bytes = round((gib - 0.5) * GIB)
+    own_gpu(Device(name, round(gib * GIB), free_bytes, dtype == "bfloat16"))
+    assert main(["plan", "--config", str(tiny_world / "config.yaml"), "--set", "model.dtype=auto"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"Chosen by frozen.opt: auto for {free_bytes / GIB:.2f} GiB")
+    assert f"1 rank, {dtype}. Rates: " in printed
+    assert f"GPU: {name}, {gib:.2f} GiB" in printed
+    assert (f"{name} has no bfloat16" in printed) == (dtype == "float32")
+
+
+def test_a_gpu_without_an_entry_is_told_whose_rates_it_gets(
+    tiny_world: Path, own_gpu: Callable[[Device], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    own_gpu(Device("NVIDIA RTX A1000", 8 * GIB, 7 * GIB))
+    assert main(["plan", "--config", str(tiny_world / "config.yaml")]) == 0
+    assert (
+        "Rates: RTX 4060 8GB (nearest by memory).\nGPU: NVIDIA RTX A1000, 8.00 GiB, not in the list below.\n"
+    ) in capsys.readouterr().out
 
 
 def test_options_reach_the_plan(tiny_world: Path, capsys: pytest.CaptureFixture[str]) -> None:
