@@ -85,5 +85,5 @@ setup(
             "wandb>=0.21",
         ],
     },
-    entry_points={"console_scripts": ["artkv = artkv.cli:main"]},
+    entry_points={"console_scripts": ["artkv = artkv.__main__:main"]},
 )

@@ -124,6 +124,24 @@ def test_hadolint_finds_nothing_in_the_dockerfile() -> None:
     assert (found.returncode, found.stdout) == (0, "")
 
 
+def test_what_is_kept_lies_in_the_volume_of_the_image_and_of_the_pods() -> None:
+    """Which a user without a home folder can write, and which the next container has."""
+    dockerfile = (LAUNCH / "Dockerfile").read_text(encoding="utf-8")
+    in_image = dict(re.findall(r"\b(\w+)=(/data\S+)", dockerfile))
+    assert in_image.keys() == {"ARTKV_CACHE", "XDG_CACHE_HOME", "TRITON_CACHE_DIR", "HF_HOME"}
+    (container,) = pods()["template"]["spec"]["containers"]
+    in_pods = {variable["name"]: variable["value"] for variable in container["env"]}
+    assert {name: in_pods[name] for name in in_image} == in_image
+
+
+def test_both_images_have_what_triton_compiles_with() -> None:
+    installs = [
+        re.findall(r"apt-get install (.+?)(?: &&|$)", (LAUNCH / name).read_text(encoding="utf-8"), re.M)
+        for name in ("Dockerfile", "artkv.def")
+    ]
+    assert installs == [["--yes --no-install-recommends gcc libc6-dev"]] * 2
+
+
 def test_both_images_are_built_of_the_same_files_on_the_same_base() -> None:
     """And those are all that setup.py reads."""
     dockerfile = (LAUNCH / "Dockerfile").read_text(encoding="utf-8")

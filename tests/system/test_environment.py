@@ -8,14 +8,18 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# `python -m venv FOLDER` puts this program there again; `python -m pip install ...` is written down.
+# `python -m venv FOLDER` puts this program there, but in nobody's place; `python -m pip install ...` is written down,
+# and fails by a Python that is too old.
 _PYTHON = """#!/usr/bin/env bash
-if [ "$2" = venv ]; then
-  mkdir -p "$3/bin" && cp "$0" "$3/bin/python"
-else
-  shift 3
-  echo "$@" >>"$(dirname "$0")/../pip_install"
-fi
+case "$1 $2 $3" in
+  "-c "*) echo "Python VERSION" ;;
+  "-m venv "*) mkdir -p "$3/bin" && { [ -e "$3/bin/python" ] || cp "$0" "$3/bin/python"; } ;;
+  "-m pip install")
+    shift 3
+    echo "$@" >>"$(dirname "$0")/../pip_install"
+    [ VERSION != 3.10 ] || exit 1
+    ;;
+esac
 """
 
 
@@ -26,22 +30,30 @@ def repository(tmp_path: Path) -> Path:
     (folder / "launch").mkdir(parents=True)
     for name in ("launch/environment.sh", "setup.py", "constraints.txt"):
         shutil.copy(ROOT / name, folder / name)
-    (tmp_path / "python").write_text(_PYTHON)
-    (tmp_path / "python").chmod(0o755)
+    make_python(tmp_path / "python", "3.11")
     return folder
 
 
-def source(repository: Path, extras: str = "", then: str = "true") -> subprocess.CompletedProcess[str]:
-    """Sources the file in a script that is started in the folder above."""
+def make_python(path: Path, version: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(_PYTHON.replace("VERSION", version))
+    path.chmod(0o755)
+
+
+def run(repository: Path, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """In the folder above."""
+    environment = {"PATH": "/usr/bin:/bin", "PYTHON": str(repository.parent / "python"), **variables}
     return subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", f"source repository/launch/environment.sh; {then}"],
-        cwd=repository.parent,
-        env={"PATH": "/usr/bin:/bin", "PYTHON": str(repository.parent / "python"), "EXTRAS": extras},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
+        command, cwd=repository.parent, env=environment, capture_output=True, text=True, timeout=60, check=False
     )
+
+
+def source(
+    repository: Path, extras: str = "", then: str = "true", **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Sources the file in a script that is started in the folder above."""
+    script = f"source repository/launch/environment.sh; {then}"
+    return run(repository, "bash", "-euo", "pipefail", "-c", script, EXTRAS=extras, **variables)
 
 
 def installed(repository: Path) -> list[str]:
@@ -78,15 +90,93 @@ def test_other_versions_are_installed_with_the_extras_that_are_asked_for(reposit
     assert installed(repository) == ["torch torchvision", "-e .[dev]", "--no-deps salesforce-lavis"]
 
 
-def test_an_installation_that_failed_is_tried_again(repository: Path) -> None:
+def test_an_installation_that_failed_is_made_anew_with_the_python_that_is_named_next(repository: Path) -> None:
+    """While others may wait for it: they hold the file that they wait for."""
+    make_python(repository.parent / "python", "3.10")
+    (repository / "others.txt").write_text("")
+    assert source(repository, CONSTRAINTS="others.txt").returncode == 1
+    environment = repository / ".venv"
+    assert not (environment / "installed").exists()
+    lock = (environment / "lock").stat().st_ino
+    make_python(repository.parent / "python", "3.12")
+    result = source(repository)
+    assert result.stderr.splitlines()[0] == "artkv: .venv: its installation was not finished; making it anew"
+    assert result.returncode == 0
+    assert installed(repository) == ["torch torchvision", "-e ."]
+    assert "Python 3.12" in (environment / "bin" / "python").read_text()
+    assert (environment / "installed").exists()
+    assert (environment / "lock").stat().st_ino == lock
+    # Finished, it stays, whatever Python is named and whatever is installed anew.
+    make_python(repository.parent / "python", "3.13")
+    (repository / "setup.py").write_text("")
+    assert "anew" not in source(repository).stderr
+    assert "Python 3.12" in (environment / "bin" / "python").read_text()
+
+
+def test_an_environment_that_somebody_else_made_stays(repository: Path) -> None:
+    """Its installation fails, and is tried again in it; nor does a folder that held other things get emptied."""
+    make_python(repository / ".venv" / "bin" / "python", "3.13")
+    keepsake = repository / ".venv" / "keepsake"
+    keepsake.write_text("")
+    python = repository / ".venv" / "bin" / "python"
+    python.write_text(python.read_text().replace("shift 3", "exit 1"))
+    for _ in range(2):
+        assert source(repository).returncode == 1
+    make_python(python, "3.13")
+    result = source(repository)
+    assert (result.returncode, "anew" in result.stderr, keepsake.exists()) == (0, False, True)
+    assert "Python 3.13" in python.read_text()
+
+    elsewhere = repository.parent / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "keepsake").write_text("")
+    (repository / "others.txt").write_text("")
+    make_python(repository.parent / "python", "3.10")
+    for _ in range(2):
+        assert source(repository, VENV=str(elsewhere), CONSTRAINTS="others.txt").returncode == 1
+    assert (elsewhere / "keepsake").exists()
+
+
+@pytest.mark.parametrize("version", ["3.9", "3.10", "3.14"])
+def test_a_python_that_the_versions_are_not_for_is_told_before_anything_is_made(repository: Path, version: str) -> None:
     python = repository.parent / "python"
-    python.write_text(_PYTHON.replace("shift 3", 'shift 3; case "$*" in *"-e ."*) exit 1 ;; esac'))
-    with pytest.raises(subprocess.CalledProcessError):
-        source(repository)
-    assert not (repository / ".venv" / "installed").exists()
-    python.write_text(_PYTHON)
-    source(repository)
-    assert (repository / ".venv" / "installed").exists()
+    make_python(python, version)
+    (repository / "launch" / "quickstart.sh").write_text((ROOT / "launch" / "quickstart.sh").read_text())
+    for command, remedy in (
+        (("bash", "repository/launch/quickstart.sh"), "PYTHON=python3.12 bash launch/quickstart.sh"),
+        (("bash", "-c", "source repository/launch/environment.sh"), "export PYTHON=python3.12"),
+    ):
+        result = run(repository, *command)
+        assert result.returncode == 1
+        assert result.stderr == (
+            f"artkv: {python}: Python {version}, while the versions of constraints.txt need Python 3.11, 3.12 or 3.13; "
+            f"name another one that is installed: {remedy}\n"
+        )
+    assert not (repository / ".venv").exists()
+
+
+def test_a_python_that_does_not_run_and_an_environment_of_the_wrong_one_are_told(repository: Path) -> None:
+    assert "artkv: no-python: does not run, while" in source(repository, PYTHON="no-python").stderr
+    make_python(repository / ".venv" / "bin" / "python", "3.10")
+    result = source(repository)
+    assert result.returncode == 1
+    assert result.stderr.startswith("artkv: .venv/bin/python: Python 3.10, while")
+    assert result.stderr.endswith("remove the folder (rm -r .venv), or name another one in VENV\n")
+    assert (repository / ".venv" / "bin" / "python").exists()
+
+
+def test_where_there_are_no_locks_nothing_that_another_job_may_be_making_is_removed(repository: Path) -> None:
+    make_python(repository.parent / "python", "3.10")
+    (repository / "others.txt").write_text("")
+    assert source(repository, CONSTRAINTS="others.txt").returncode == 1
+    programs = repository.parent / "programs"
+    programs.mkdir()
+    (programs / "flock").write_text("#!/bin/sh\nexit 1\n")
+    (programs / "flock").chmod(0o755)
+    result = source(repository, CONSTRAINTS="others.txt", PATH=f"{programs}:/usr/bin:/bin")
+    assert result.returncode == 1
+    assert "if none is at work, rm -r .venv" in result.stderr
+    assert (repository / ".venv" / "bin" / "python").exists()
 
 
 def test_the_shell_stands_in_the_root_and_knows_where_its_caller_stands(repository: Path) -> None:

@@ -25,6 +25,7 @@ int64, for queries, keys and values of the same columns. With a mask, or none, i
 # bfloat16's rounding, norm-wise; a kernel that was compiled wrongly is off by much more.
 _TOLERANCE = 2e-2
 _FIRST_CAPABILITY = (8, 0)  # of those that multiply bfloat16
+_REMEDY = "Triton needs a C compiler, such as gcc, Python's headers, and a TRITON_CACHE_DIR that can be written"
 
 
 def attention_within_trees(
@@ -87,7 +88,9 @@ def use_tree_attention(language_model: Any, dtype: torch.dtype, world: World) ->
 
 @cache
 def why_kernels_fail(width: int, dtype: torch.dtype, device: torch.device) -> str | None:
-    """None where the kernels are right on this device, "" where they are for no heads of this width, else an error.
+    """None where the kernels are right on this device, "" where they are for no heads of this width, else why not.
+
+    An error is told by its first line, with the remedy.
 
     They are compiled at the first call on a machine, which takes some seconds and a C compiler, and kept in Triton's
     cache.
@@ -95,7 +98,7 @@ def why_kernels_fail(width: int, dtype: torch.dtype, device: torch.device) -> st
     try:
         from artkv.models.opt import tree_kernels
     except ImportError as error:
-        return f"{type(error).__name__}: {error}"
+        return f"{type(error).__name__}: {error}; install triton, which torch's builds for CUDA bring along"
     if tree_kernels.split_width(width) is None:
         return ""
     generator = torch.Generator(device).manual_seed(0)
@@ -109,7 +112,7 @@ def why_kernels_fail(width: int, dtype: torch.dtype, device: torch.device) -> st
     try:
         found = _with_gradients(lambda *qkv: _WithinTrees.apply(*qkv, ends, 0.5).transpose(1, 2), inputs, gradient)
     except Exception as error:  # whatever Triton, its compilers and the driver raise
-        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}; {_REMEDY}"
     mask = tree_attention_mask(ends, torch.float32)
     expected = _with_gradients(
         lambda q, k, v: torch.softmax(0.5 * q @ k.transpose(2, 3) + mask, dim=-1) @ v,
