@@ -108,13 +108,17 @@ def all_rows(bench: Bench, temporary: Path) -> list[Row]:
 def least_memory(bench: Bench) -> list[Row]:
     """Few questions streamed and recomputed: what is the least of all memory, and PyTorch's other way to hold it."""
 
-    def row(how: str, slots: int, **variables: str) -> Row:
-        frozen = {"opt": "stream", "slots": slots}
-        named = bench.artkv(f"{STREAMED}, recomputed{how}", _FEW, frozen, activation_checkpointing=True)
-        return replace(named, environment=variables)
+    def row(how: str, slots: int = 2, variables: dict[str, str] | None = None, **training: Any) -> Row:
+        name, frozen = f"{STREAMED}, recomputed{how}", {"opt": "stream", "slots": slots}
+        named = bench.artkv(name, _FEW, frozen, activation_checkpointing=True, **training)
+        return replace(named, environment=variables or {})
 
-    expandable = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
-    return [row("", 2), row(", expandable segments", 2, **expandable), row(", one slot", 1)]
+    return [
+        row(""),
+        row(", expandable segments", variables={"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}),
+        row(", one slot", slots=1),
+        row(", optimizer in host memory", deepspeed="zero2_bf16_offload_optimizer.json"),
+    ]
 
 
 def profile_of(bench: Bench, batch_size: int) -> Row:
