@@ -37,10 +37,15 @@ class Recorder(Protocol):
 
 
 class CudaRecorder:
-    """Records CUDA graphs that share one pool of memory: no two of them may be in use at a time."""
+    """Records CUDA graphs that share one pool of memory: no two of them may be in use at a time.
+
+    A pool has what its graphs took when they were recorded, piece by piece, and a graph whose tensors are larger than
+    those of all before takes new pieces. So a pool that follows another begins with one piece of that one's size.
+    """
 
     def __init__(self) -> None:
         self._graphs: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
+        self._pool_bytes = self._most_bytes = 0  # of the present pool, and of the largest one so far
         # Of its own: torch has a workspace of cuBLAS' for each stream, in the pool of the graph that was recorded first
         # there, and lets go of it with any graph of that stream, though others may still be replayed.
         self._stream: torch.cuda.Stream | None = None
@@ -51,18 +56,25 @@ class CudaRecorder:
             self._stream = torch.cuda.Stream()
         graph = torch.cuda.CUDAGraph()
         # A pool is gone with the last of its graphs, and its name with it.
-        pool = next((other.pool() for other in self._graphs), None) or torch.cuda.graph_pool_handle()
+        pool = next((other.pool() for other in self._graphs), None)
+        is_new = pool is None
+        pool = pool or torch.cuda.graph_pool_handle()
         # Other threads page-lock batches meanwhile, which concerns no graph.
         capture = torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local")
         before = torch.cuda.current_stream()
         try:
-            with capture:
+            with capture:  # which frees, as it begins, what the collector of garbage finds
+                reserved_bytes = torch.cuda.memory_reserved()
+                if is_new and self._most_bytes:
+                    torch.empty(self._most_bytes, dtype=torch.uint8, device="cuda")  # the piece, which is free at once
                 results = run()
         except BaseException:
             torch.cuda.set_stream(before)  # where the capture's end fails torch leaves its own current
             _end_allocation(pool)
             raise
         self._graphs.add(graph)
+        self._pool_bytes = torch.cuda.memory_reserved() - reserved_bytes + (0 if is_new else self._pool_bytes)
+        self._most_bytes = max(self._most_bytes, self._pool_bytes)
         return graph.replay, results
 
     def give_back(self) -> None:
