@@ -11,9 +11,14 @@ from artkv.errors import UserError
 # Values of CUDA_VISIBLE_DEVICES by which a user, a scheduler or a container shows no GPU.
 _NO_DEVICES = ("", "-1", "none", "void", "nodevfiles")
 
-if not torch.cuda.is_available():
+# Says that DS_ACCELERATOR was set below, and by nobody else.
+_OWN_ACCELERATOR = "ARTKV_OWN_DS_ACCELERATOR"
+
+if os.environ.pop(_OWN_ACCELERATOR, None):  # of the process that started this one, on another host perhaps
+    os.environ.pop("DS_ACCELERATOR", None)
+if not torch.cuda.is_available() and "DS_ACCELERATOR" not in os.environ:
     # Before DeepSpeed is imported, by whatever library: it warns on each rank when it finds no GPU unasked.
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ |= {"DS_ACCELERATOR": "cpu", _OWN_ACCELERATOR: "1"}
 
 
 def check_devices(devices: list[tuple[str, str]]) -> None:
@@ -130,7 +135,10 @@ def _check_no_gpu_is_meant() -> None:
 
 def _has_nvidia_gpu() -> bool:
     """Whether there is one that this process may use: a job or container may have the file and not the right."""
-    for path in [*Path("/dev").glob("nvidia[0-9]*"), Path("/dev/dxg")]:  # the latter is WSL's
+    candidates = [*Path("/dev").glob("nvidia[0-9]*")]
+    if Path("/usr/lib/wsl/lib/libcuda.so.1").exists():  # of Windows' driver, without which WSL's GPU is another maker's
+        candidates.append(Path("/dev/dxg"))
+    for path in candidates:
         with suppress(OSError):
             os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
             return True

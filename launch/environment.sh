@@ -17,7 +17,9 @@ if [ "$venv" != none ]; then
   if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     # What was made here and never finished is made anew: where pip failed for its Python the next try names another,
     # which `python -m venv` would not put in the first one's place. Any other environment stays, and keeps its Python.
-    _artkv_is_unfinished() { [ -e "$venv/made_by_artkv" ] && [ ! -e "$venv/installed" ]; }
+    _artkv_is_unfinished() {
+      [ -e "$venv/made_by_artkv" ] && [ ! -e "$venv/installed" ] && [ ! "$venv/pyvenv.cfg" -nt "$venv/made_by_artkv" ]
+    }
     python=$venv/bin/python remedy="remove the folder (rm -r $venv), or name another one in VENV"
     if [ ! -d "$venv/bin" ] || _artkv_is_unfinished; then
       python=${PYTHON:-python3} remedy="name another one that is installed: "
@@ -71,7 +73,11 @@ if [ "$venv" != none ]; then
         else
           # Nothing of anybody else's may be removed another time.
           [ -n "$("${content[@]}" -print -quit)" ] || : >"$venv/made_by_artkv"
-          "${PYTHON:-python3}" -m venv "$venv"
+          made=0
+          "${PYTHON:-python3}" -m venv "$venv" || made=$?
+          # What somebody makes in its place later is newer.
+          [ ! -e "$venv/made_by_artkv" ] || touch "$venv/made_by_artkv"
+          [ "$made" = 0 ]
         fi &&
           echo "artkv: 2/3 installing torch, the largest part" >&2 &&
           "${pip[@]}" torch torchvision >&2 &&

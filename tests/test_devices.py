@@ -1,5 +1,8 @@
 """Which device a rank gets, and what is said where a GPU is there and cannot be used."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,6 +42,7 @@ def test_a_task_that_sees_one_gpu_takes_it_whatever_its_local_rank(
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_90"])
     assert devices.rank_device(local_rank) == torch.device("cuda", index)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(UserError, match=r"LOCAL_RANK=4 but this host shows 2 CUDA device\(s\)"):
@@ -92,9 +96,11 @@ def test_who_shows_no_gpu_gets_the_cpu(monkeypatch: pytest.MonkeyPatch, visible:
 
 def test_a_file_that_may_not_be_opened_is_no_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """As in a job that was given none, on a node that has some."""
-    (tmp_path / "nvidia0").write_text("")
-    (tmp_path / "nvidiactl").write_text("")
-    monkeypatch.setattr(devices, "Path", lambda path: tmp_path / Path(path).relative_to("/dev"))
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev/nvidiactl").write_text("")
+    monkeypatch.setattr(devices, "Path", lambda path: tmp_path / str(path).lstrip("/"))
+    assert not devices._has_nvidia_gpu()
+    (tmp_path / "dev/nvidia0").write_text("")
     assert devices._has_nvidia_gpu()
 
     def refused(*_: object) -> int:
@@ -102,6 +108,39 @@ def test_a_file_that_may_not_be_opened_is_no_gpu(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(devices.os, "open", refused)
     assert not devices._has_nvidia_gpu()
+
+
+def test_in_wsl_it_is_windows_driver_that_says_whose_the_gpu_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev/dxg").write_text("")
+    monkeypatch.setattr(devices, "Path", lambda path: tmp_path / str(path).lstrip("/"))
+    assert not devices._has_nvidia_gpu()
+    (tmp_path / "usr/lib/wsl/lib").mkdir(parents=True)
+    (tmp_path / "usr/lib/wsl/lib/libcuda.so.1").write_text("")
+    assert devices._has_nvidia_gpu()
+
+
+@pytest.mark.parametrize(("given", "kept"), [(None, False), ("cpu", True)])
+def test_a_child_on_a_host_with_a_gpu_does_not_inherit_what_artkv_told_deepspeed(given: str | None, kept: bool) -> None:
+    """What a user has set it inherits."""
+    program = (
+        "import os, torch\n"
+        "torch.cuda.is_available = lambda: False\n"
+        "import artkv.devices\n"
+        "assert os.environ['DS_ACCELERATOR'] == 'cpu'\n"
+        "torch.cuda.is_available = lambda: True\n"
+        "import importlib; importlib.reload(artkv.devices)\n"
+        "print(os.environ.get('DS_ACCELERATOR'))\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if "DS_ACCELERATOR" not in name}
+    if given is not None:
+        environment["DS_ACCELERATOR"] = given
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True, timeout=120
+    )
+    assert done.stdout.split() == ["cpu" if kept else "None"]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ Letters in tensor names are explained in `artkv.batch`.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -212,7 +213,7 @@ def answer_under(
         for round_number in range(1, -(-plan.num_micro_batches // world.size) + 1):
             batch = next(batches, None)
             if batch is not None:
-                answered |= _answers(model, batch, settings, world, ablations)
+                answered |= model.in_room(partial(_answers, model, batch, settings, world, ablations))
                 advance(len(batch.rows))
             if gives_up is not None and round_number % between_meetings == 0 and _any(gives_up(), world):
                 raise GaveUp

@@ -4,12 +4,29 @@ Frozen weights that stream are page-locked host memory: 5 GB of BLIP2-OPT-2.7b's
 kernel kills the process in the middle of it, without a word.
 """
 
+import gc
 from pathlib import Path
+from typing import NamedTuple
 
 from artkv.errors import UserError
 
 _GB = 1e9
 _ROOT = Path("/")
+
+
+class _GroupFiles(NamedTuple):
+    """Files of a control group, and what of its `memory.stat` the kernel gives up for others.
+
+    That is the cache of files, of weights that were just read too.
+    """
+
+    limit: str
+    usage: str
+    reclaimable: tuple[str, ...]
+
+
+_SECOND = _GroupFiles("memory.max", "memory.current", ("inactive_file", "active_file", "slab_reclaimable"))
+_FIRST = _GroupFiles("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file"))
 
 
 def free_host_bytes(root: Path = _ROOT) -> int | None:
@@ -24,6 +41,9 @@ def free_host_bytes(root: Path = _ROOT) -> int | None:
 def check_room(needed: int, what: str, root: Path = _ROOT) -> None:
     """Raises `UserError` unless so many bytes of host memory are free. what: they are for."""
     free = free_host_bytes(root)
+    if free is not None and needed > free:
+        gc.collect()  # blocks of a model that nobody uses any more may be in reference cycles
+        free = free_host_bytes(root)
     if free is not None and needed > free:
         raise UserError(
             f"{what} need {needed / _GB:.1f} GB of host memory, and {free / _GB:.1f} GB are free on this host (of the "
@@ -51,22 +71,21 @@ def _left_in_groups(root: Path) -> list[int | None]:
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if controllers == "":  # version 2
-            base, files = root / "sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")
+            base, files = root / "sys/fs/cgroup", _SECOND
         elif "memory" in controllers.split(","):
-            base = root / "sys/fs/cgroup/memory"
-            files = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            base, files = root / "sys/fs/cgroup/memory", _FIRST
         else:
             continue
         # In a container the path may be that outside of it; what is there of it are the folders above.
         group = base / path.strip().lstrip("/")
-        found += [_left(folder, *files) for folder in (group, *group.parents) if folder.is_relative_to(base)]
+        found += [_left(folder, files) for folder in (group, *group.parents) if folder.is_relative_to(base)]
     return found
 
 
-def _left(folder: Path, limit: str, usage: str, cache: str) -> int | None:
+def _left(folder: Path, files: _GroupFiles) -> int | None:
     try:
-        most, used = int((folder / limit).read_text()), int((folder / usage).read_text())
+        most, used = int((folder / files.limit).read_text()), int((folder / files.usage).read_text())
         statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-        return most - used + int(statistics.get(cache, 0))
+        return most - used + sum(int(statistics.get(name, 0)) for name in files.reclaimable)
     except (OSError, ValueError):  # no such group, no limit ("max")
         return None

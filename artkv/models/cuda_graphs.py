@@ -62,21 +62,25 @@ class GraphGroup:
 
         name: of what is called, for the message.
         """
+        return self._without(lambda: self.give_up(name), call)
+
+    def in_room(self, call: Callable[[], T]) -> T:
+        """What `call` returns; if memory runs out beside graphs, they make room, and it is called once more."""
+        return self._without(self._let_go, call)
+
+    def _without(self, let_go: Callable[[], object], call: Callable[[], T]) -> T:
         try:
             return call()
         except RuntimeError as error:
             if not (is_out_of_memory(error) and self.has_graphs):
                 raise
         # Behind the `except`, so that what the failed call had made is gone.
-        self.give_up(name)
+        let_go()
         return call()
 
-    def make_room(self, for_much: bool = False) -> None:
-        """Lets go of all graphs if they hold more memory than the device has left; they are recorded anew later.
-
-        for_much: whatever is left.
-        """
-        if self.has_graphs and (for_much or self.members[0].recorder.is_short()):
+    def make_room(self) -> None:
+        """Lets go of all graphs if they hold more memory than the device has left; they are recorded anew later."""
+        if self.has_graphs and self.members[0].recorder.is_short():
             self._let_go()
 
     def give_up(self, name: str) -> None:
@@ -382,7 +386,8 @@ def _difference(found: Sequence[Tensor], expected: Sequence[Tensor], share_of_al
 
     share_of_all: a tensor whose norm is less than this share of that of all together counts as if it had so much.
     """
-    norm_of_all = math.sqrt(sum(float(other.double().norm()) ** 2 for other in expected)) if share_of_all else 0.0
+    norms = [float(other.double().norm()) for other in expected] if share_of_all else []
+    norm_of_all = math.hypot(*(norm for norm in norms if math.isfinite(norm)))
     worst = 0.0
     for one, other in zip(found, expected, strict=True):
         if torch.equal(one, other) or (not other.isfinite().all() and not one.isfinite().all()):

@@ -64,7 +64,7 @@ class CudaRecorder:
         before = torch.cuda.current_stream()
         try:
             with capture:  # which frees, as it begins, what the collector of garbage finds
-                reserved_bytes = torch.cuda.memory_reserved()
+                large_bytes = _large_bytes()
                 if is_new and self._most_bytes:
                     torch.empty(self._most_bytes, dtype=torch.uint8, device="cuda")  # the piece, which is free at once
                 results = run()
@@ -73,7 +73,7 @@ class CudaRecorder:
             _end_allocation(pool)
             raise
         self._graphs.add(graph)
-        self._pool_bytes = torch.cuda.memory_reserved() - reserved_bytes + (0 if is_new else self._pool_bytes)
+        self._pool_bytes = _large_bytes() - large_bytes + (0 if is_new else self._pool_bytes)
         self._most_bytes = max(self._most_bytes, self._pool_bytes)
         return graph.replay, results
 
@@ -84,6 +84,12 @@ class CudaRecorder:
         self.give_back()
         free_bytes, _ = torch.cuda.mem_get_info()
         return free_bytes < torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+
+
+def _large_bytes() -> int:
+    """What PyTorch has of the device's memory for tensors of more than 1 MiB; those below have pieces of their own."""
+    found: int = torch.cuda.memory_stats()["reserved_bytes.large_pool.current"]
+    return found
 
 
 def _end_allocation(pool: Any) -> None:

@@ -5,7 +5,7 @@ Letters in tensor names are explained in `artkv.batch`.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +57,7 @@ class LikelyAnswer(NamedTuple):
     token_probability: float
 
 
+T = TypeVar("T")
 # A graph is tied to a number of paintings, which beyond this is a multiple of it.
 _PAINTINGS_MULTIPLE = 4
 
@@ -210,12 +211,17 @@ class KVModulatedBlip2(nn.Module):
     def _tower(self, image_features: Tensor, *art_features: Tensor) -> Tensor:
         return self.visual_tokens(PaintingFeatures(image_features, art_features))
 
-    def make_room(self, for_much: bool) -> None:
-        """Before answering amid a training: CUDA graphs go where they hold more memory than is left for it.
+    def make_room(self) -> None:
+        """Before answering amid a training: CUDA graphs go where they hold more memory than is left for it."""
+        self._graphs.make_room()
 
-        for_much: whatever is left, as where it is not known to be enough.
-        """
-        self._graphs.make_room(for_much)
+    def in_room(self, answer: Callable[[], T]) -> T:
+        """What `answer` returns. Where memory runs out for it beside a training's CUDA graphs these make room."""
+        return self._graphs.in_room(answer)
+
+    def rescued(self, step: Callable[[], T]) -> T:
+        """What `step` returns. Where memory runs out beside CUDA graphs training goes on without any."""
+        return self._graphs.rescued("a step", step)
 
     @property
     def records_graphs(self) -> bool:

@@ -43,8 +43,9 @@ def trainable_memory(
     Flat weights are whole on each rank; masters, both Adam moments and the accumulated fp32 gradients are divided
     among ranks. Buckets: one of `reduce_bucket_size` elements, two with `overlap_comm`, in the compute dtype; where
     `communication_data_type` is fp32 and that is not, a copy of one, or of a parameter that is larger, in fp32 and
-    another in the compute dtype while it is reduced. Weights are gathered in place. Padding to the
-    alignment, some bytes a group, is left out.
+    another in the compute dtype while it is reduced. Several ranks reduce after backward, until when gradients that
+    have no room in a bucket wait for it. Weights are gathered in place. Padding to the alignment, bytes a group, is
+    left out.
 
     deepspeed: the filled config.
     """
@@ -57,6 +58,8 @@ def trainable_memory(
     buckets = bucket_elements * dtype.itemsize * (2 if zero.get("overlap_comm", False) else 1)
     if deepspeed.get("communication_data_type") == "fp32" and dtype != torch.float32:
         buckets += max(bucket_elements, largest) * (_FP32_BYTES + dtype.itemsize)
+    if world_size > 1:
+        buckets += max(0, num_elements - bucket_elements) * dtype.itemsize
     gradients = partition * _FP32_BYTES
     optimizer = 3 * partition * _FP32_BYTES  # masters and two moments
     return TrainableMemory(

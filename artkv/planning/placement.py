@@ -111,7 +111,7 @@ def choose(predictor: Predictor, limit_bytes: int, is_cached: bool, host_bytes: 
         for mode in _modes(predictor)
     ]
     if host_bytes is not None:  # where no way is left the host's memory is told as it is taken
-        candidates = [p for p in candidates if p.shared_host_bytes <= host_bytes] or candidates
+        candidates = [p for p in candidates if p.shared_host_bytes + p.rank_host_bytes <= host_bytes] or candidates
     fitting = [p for p in candidates if p.device.total_bytes <= limit_bytes]
     if not fitting:
         smallest = min(candidates, key=lambda p: p.device.total_bytes)

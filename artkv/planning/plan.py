@@ -163,7 +163,8 @@ def plan(
     )
     if result.usable_bytes is None:
         return result
-    return replace(result, recommendation=_recommend(own, result.usable_bytes))
+    host_bytes = gpu.host_bytes if isinstance(gpu, Device) else None
+    return replace(result, recommendation=_recommend(own, result.usable_bytes, host_bytes))
 
 
 def _check_positions(config: Config, blip2: Any, text_tokens: int) -> None:
@@ -200,9 +201,9 @@ def _choose_card(gpu: str | Device | None, memory_bytes: int | None) -> _Card:
     return _Card(listed, True, listed.memory_bytes if memory_bytes is None else memory_bytes)
 
 
-def _recommend(predictor: Predictor, usable_bytes: int) -> Recommendation:
+def _recommend(predictor: Predictor, usable_bytes: int, host_bytes: int | None) -> Recommendation:
     """Features are taken to be cached unless the config says null: how many pictures there are is not known here."""
-    choice = choose(predictor, usable_bytes, is_cached=predictor.config.frozen.feature_cache is not None)
+    choice = choose(predictor, usable_bytes, predictor.config.frozen.feature_cache is not None, host_bytes)
     quantised = None
     if choice.shortfall_bytes:
         inexact = (mode for mode in all_modes(predictor.num_opt_blocks) if not mode.is_exact)

@@ -88,7 +88,7 @@ def _fits(session: Session, use: Use, choice: Choice) -> bool:
             forward_backward(session, batch, at_once)
             peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
             if session.model.records_graphs:
-                forward_backward(session, batch, at_once)
+                session.model.rescued(lambda: forward_backward(session, batch, at_once))
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise

@@ -37,8 +37,7 @@ def validation(session: Session, log: RunLog, stops: RunStops) -> Validate:
     looked_at = one_row_a_painting(table, _PAINTINGS_LOOKED_AT, samples)
 
     def validate(step: int) -> float | None:
-        # What `auto` takes of the memory that is left fits; nobody knows of a number.
-        session.model.make_room(for_much=session.config.evaluation.batch_size != "auto")
+        session.model.make_room()
         try:
             answers = answer_questions(session.model, questions, settings, world, gives_up=stops.is_asked)
         except GaveUp:

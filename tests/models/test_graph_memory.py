@@ -113,8 +113,6 @@ def test_graphs_make_room_where_they_hold_more_than_is_left(is_short: bool) -> N
         assert all(map(torch.equal, function(*inputs(seed)), doubled_sum(*inputs(seed))))
     assert recorder.records == (2 if is_short else 1)
     assert len(function.calls.graphs) == 1
-    function.group.make_room(for_much=True)
-    assert not function.calls.graphs
 
 
 class Full(Rerun):
@@ -152,8 +150,13 @@ def test_what_has_no_graph_of_its_own_is_done_again_without_those_of_others() ->
             raise torch.OutOfMemoryError(FULL)
         return 7
 
-    assert function.group.rescued("the encoders", encode) == 7
+    assert function.group.in_room(encode) == 7
     assert calls == [True, False]
+    assert not function.calls.has_given_up  # as for a validation
+    function(*inputs(0)), function(*inputs(0))
+    assert function.group.rescued("the encoders", encode) == 7
+    assert calls == [True, False, True, False]
+    assert function.calls.has_given_up
 
     def fails() -> None:
         calls.append(True)
@@ -161,7 +164,7 @@ def test_what_has_no_graph_of_its_own_is_done_again_without_those_of_others() ->
 
     with pytest.raises(RuntimeError, match="does not fit"):
         function.group.rescued("the encoders", fails)
-    assert len(calls) == 3
+    assert len(calls) == 5
 
 
 def test_a_graph_that_was_rejected_holds_memory_too() -> None:
@@ -175,7 +178,8 @@ def test_a_graph_that_was_rejected_holds_memory_too() -> None:
         function(*inputs(0))
     assert not function.calls.graphs
     assert function.group.has_graphs
-    function.group.make_room(for_much=True)
+    function.recorder.is_short = lambda: True  # type: ignore[method-assign]
+    function.group.make_room()
     assert not function.group.has_graphs
 
 
@@ -196,3 +200,5 @@ def test_a_gradient_that_is_zero_but_for_rounding_is_compared_with_all_gradients
     small = torch.randn(10)
     assert _difference((large, 1.1 * small), (large, small), 1e-3) == pytest.approx(0.1, rel=1e-3)
     assert _difference((large, torch.zeros(10)), (large, small), 1e-3) == pytest.approx(1.0)
+    infinite = torch.full((3,), torch.inf)
+    assert _difference((infinite, torch.zeros(10)), (infinite, small), 1e-3) == pytest.approx(1.0)

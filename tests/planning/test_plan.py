@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from artkv.config import Config, override_config
+from artkv.config import Config, load_config, override_config, recipe_path
 from artkv.datasets.image_index import ImageIndex
 from artkv.datasets.table import read_table
 from artkv.distributed import single_process
@@ -187,6 +187,16 @@ def test_a_device_without_bfloat16_is_planned_for_as_it_trains(long_config: Conf
         choice = found.recommendation.choice
         keeps_all = (choice.shortfall_bytes, choice.prediction.mode) == (0, Mode("resident"))
         assert keeps_all == has_bf16
+
+
+def test_what_streams_is_recommended_where_the_host_has_memory_for_it() -> None:
+    config = load_config(recipe_path("artquest.yaml"), ["training.batch_size=32"])
+    opts = [
+        found.settings["frozen.opt"]
+        for host_gib in (6, 3)
+        if (found := plan(config, gpu=Device("RTX 4060", 8 * GIB, 8 * GIB, True, host_gib * GIB)).recommendation)
+    ]
+    assert opts == ["stream", "resident"]
 
 
 def test_quantised_weights_are_told_of_only_where_nothing_exact_fits(settings: Callable[..., Config]) -> None:

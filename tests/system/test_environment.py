@@ -1,5 +1,6 @@
 """launch/environment.sh with a Python that only writes down what it is asked to install."""
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -111,6 +112,24 @@ def test_an_installation_that_failed_is_made_anew_with_the_python_that_is_named_
     (repository / "setup.py").write_text("")
     assert "anew" not in source(repository).stderr
     assert "Python 3.12" in (environment / "bin" / "python").read_text()
+
+
+def test_what_somebody_made_in_the_place_of_an_unfinished_one_stays(repository: Path) -> None:
+    make_python(repository.parent / "old", "3.11")
+    failing = (repository.parent / "old").read_text().replace("[ 3.11 != 3.10 ]", "false")
+    (repository.parent / "old").write_text(failing)
+    assert source(repository, PYTHON=str(repository.parent / "old")).returncode != 0
+    venv = repository / ".venv"
+    assert (venv / "made_by_artkv").exists()
+    (venv / "mine").write_text("")
+    make_python(venv / "bin" / "python", "3.12")
+    (venv / "pyvenv.cfg").write_text("version = 3.12")
+    later = (venv / "made_by_artkv").stat().st_mtime_ns + 10**9
+    os.utime(venv / "pyvenv.cfg", ns=(later, later))
+    said = source(repository)
+    assert said.returncode == 0, said.stderr
+    assert "anew" not in said.stderr
+    assert (venv / "mine").exists()
 
 
 def test_an_environment_that_somebody_else_made_stays(repository: Path) -> None:

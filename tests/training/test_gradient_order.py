@@ -17,9 +17,11 @@ pytestmark = pytest.mark.system
 @pytest.mark.parametrize(
     "settings",
     [
-        [],
-        ["training.gradient_accumulation_steps=2", "frozen.opt=stream"],
-        ["training.deepspeed=small_buckets.json"],
+        [FP32],
+        [FP32, "training.gradient_accumulation_steps=2", "frozen.opt=stream"],
+        [FP32, "training.deepspeed=small_buckets.json"],
+        [FP32, "training.deepspeed=zero2_bf16_offload_optimizer.json"],
+        ["training.gradient_accumulation_steps=2"],
     ],
 )
 def test_a_rank_that_replays_and_one_that_does_not_train_the_eager_weights(
@@ -31,7 +33,7 @@ def test_a_rank_that_replays_and_one_that_does_not_train_the_eager_weights(
         '{"zero_optimization": {"stage": 2, "reduce_bucket_size": 2000, "overlap_comm": true}}'
     )
     for name, main in (("replayed", replaying), ("eager", artkv_main)):
-        run_to_end(train(tiny_world, tmp_path / name, [FP32, *settings]), tmp_path / f"{name} logs", main=main)
+        run_to_end(train(tiny_world, tmp_path / name, settings), tmp_path / f"{name} logs", main=main)
     log = (tmp_path / "replayed logs" / "rank1.txt").read_text()
     (replays,) = [line.removeprefix(REPLAYED) for line in log.splitlines() if line.startswith(REPLAYED)]
     assert all(int(number) > 5 for number in replays.split())

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -375,10 +376,29 @@ def test_replayed_training_gives_the_eager_weights(
     run_training([*settings, f"run.output_dir={again}"])
     assert sum(one.records for one in recorders[2:]) > sum(one.records for one in recorders[:2])
     assert adapter_change(final_adapter(again), final_adapter(tiny_config.run.output_dir)) < 4e-6
-    # So they do where nobody knows that there is memory enough for the answers.
-    monkeypatch.setattr(type(recorders[0]), "is_short", lambda recorder: False)
-    run_training([*settings, "evaluation.batch_size=4", f"run.output_dir={tmp_path / 'replayed with a number'}"])
-    assert sum(one.records for one in recorders[4:]) == sum(one.records for one in recorders[2:4])
+
+
+def test_a_validation_that_finds_no_memory_beside_graphs_has_them_go(
+    run_training: Train, tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import artkv.evaluation.answering as answering
+
+    run_training(["training.num_epochs=2"])
+    recorders = rerunning(monkeypatch)
+    answers, asked = answering._answers, []
+
+    def short_of_memory(model: KVModulatedBlip2, *others: Any) -> Any:
+        asked.append(model._graphs.has_graphs)
+        if asked[-1]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return answers(model, *others)
+
+    monkeypatch.setattr(answering, "_answers", short_of_memory)
+    output = tmp_path / "replayed"
+    run_training(["training.num_epochs=2", f"run.output_dir={output}"])
+    assert True in asked
+    assert all(recorder.records for recorder in recorders)
+    assert adapter_change(final_adapter(output), final_adapter(tiny_config.run.output_dir)) < 4e-6
 
 
 def test_the_offload_file_trains_to_the_same_weights(run_training: Train, tiny_config: Config, tmp_path: Path) -> None:
