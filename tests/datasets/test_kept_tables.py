@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from artkv.config.paths import user_cache
@@ -60,7 +61,7 @@ def checks(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 def read(folder: Path, root: str = "images", form: TableForm = PLAIN, max_pixels: int = 10**6) -> QuestionTable:
     (table,) = read_checked_tables(
-        [folder / "train.csv"], folder / root, single_process("cpu"), max_pixels=max_pixels, form=form
+        [folder / "train.csv"], folder / root, single_process(torch.device("cpu")), max_pixels=max_pixels, form=form
     )
     return table
 
@@ -182,6 +183,6 @@ def test_ranks_keep_it_where_they_saw_the_same_pictures(
                 return [value, []]  # problems
             return [value, value if is_same else np.random.default_rng(0).bytes(32)]
 
-    world = Ranks(0, 0, 2, single_process("cpu").device)
+    world = Ranks(0, 0, 2, single_process(torch.device("cpu")).device)
     read_checked_tables([folder / "train.csv"], folder / "images", world)
     assert bool(list((user_cache() / "tables").glob("*/*"))) == is_same

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from artkv.datasets.image_index import ImageIndex
@@ -83,7 +84,7 @@ def test_threads_read_the_same_bytes(folder: Path, shards: Path) -> None:
 
 
 def test_contents_and_thumbnails_are_those_of_the_folder(folder: Path, shards: Path, tmp_path: Path) -> None:
-    world, memo = single_process("cpu"), PictureMemo(tmp_path / "pictures.json")
+    world, memo = single_process(torch.device("cpu")), PictureMemo(tmp_path / "pictures.json")
     images = ImageIndex(shards)
     of_folder = picture_contents([folder / name for name in NAMES], memo, world)
     of_shards = picture_contents([images.find(name) for name in NAMES], memo, world)
