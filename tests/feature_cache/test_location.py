@@ -8,9 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from artkv.config import Config, override_config
+import artkv.models.backbone.backends as backends
+from artkv.config import Config, ModelConfig, override_config
 from artkv.distributed import single_process
 from artkv.feature_cache import features_root
+from artkv.models.files.blip2_files import Blip2Files
 from artkv.session import Session
 from tests.feature_cache.conftest import on_ranks
 
@@ -113,3 +115,18 @@ def test_several_hosts_must_all_see_the_folder(
     assert len(probes) == 2
     assert not any(path.exists() for path in probes)
     assert is_shared or " is not seen on Thread-" in first.note
+
+
+def test_every_rank_opens_the_files_before_one_alone_does(automatic: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the hub's, which each host then fetches, while none waits for rank 0 in a meeting that ends after minutes."""
+    opened: list[int] = []
+    open_files = backends._open
+
+    def noted(model: ModelConfig) -> Blip2Files:
+        opened.append(threading.get_ident())
+        return open_files(model)
+
+    monkeypatch.setattr(backends, "_open", noted)
+    on_ranks(2, lambda world: Session(automatic, world, ["train"]).features)
+    assert len(set(opened[:2])) == 2
+    assert len(opened) == 3  # and rank 0 once more, for all
