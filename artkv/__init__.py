@@ -36,6 +36,10 @@ _HOMES = {
 logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
     lambda record: "from kernels-community" not in str(record.msg)
 )
+# Of each product in int8, in each pass, that its inputs are in bfloat16, as all here are.
+logging.getLogger("bitsandbytes.autograd._functions").addFilter(
+    lambda record: "inputs will be cast" not in str(record.msg)
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -42,5 +42,6 @@ def masked_loss(logits: Tensor, targets: Tensor, class_counts: Sequence[int], wo
 
 
 def precision(device: torch.device) -> torch.autocast:
-    """What a network computes in: bfloat16 where it can on a GPU, float32 on a CPU."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
+    """What a network computes in: bfloat16 where a GPU has it, else float32."""
+    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_bf16)

@@ -37,7 +37,9 @@ def quantise_linears(
     linears = [(name, part) for name, part in module.named_modules() if isinstance(part, nn.Linear)]
     for name, linear in linears:
         has_bias = linear.bias is not None
-        weight = tensor_of(f"{name}.weight").to(device=device, dtype=compute_dtype)
+        # bitsandbytes quantises to int8 on the way from the CPU to a GPU; what is there already in its first product.
+        read_on = torch.device("cpu") if quantisation == "int8" else device
+        weight = tensor_of(f"{name}.weight").to(device=read_on, dtype=compute_dtype)
         with torch.device("meta"):
             if quantisation == "int8":
                 quantised = bnb.nn.Linear8bitLt(

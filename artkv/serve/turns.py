@@ -72,6 +72,7 @@ class Turns:
             result.set_result(work())
         except Exception as error:  # is that of whoever asked, who gets it
             result.set_exception(error)
+            del result  # else error and result refer to each other, and what the failed call had made stays for a while
         except BaseException:
             if not result.done():
                 result.set_exception(_ending())

@@ -47,6 +47,9 @@ class Model:
     backbone = SimpleNamespace(language_model_width=8)
     num_visual_tokens = 1
 
+    def in_room(self, answer: Callable[[], Any]) -> Any:
+        return answer()
+
     def visual_token_count(self, use_prefix: bool) -> int:
         return 1
 

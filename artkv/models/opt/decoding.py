@@ -120,9 +120,10 @@ class EndWatch:
         """Whether they have, as far as is looked; to be asked once a step."""
         flag, event = ended_RC.all(), None
         if flag.is_cuda:
+            stream = torch.cuda.current_stream(flag.device)  # the copy's, whatever this thread's own device is
             flag = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(flag, non_blocking=True)
             event = torch.cuda.Event()
-            event.record()
+            event.record(stream)
         self._flags.append((flag, event))
         if len(self._flags) <= self._look_back:
             return False
