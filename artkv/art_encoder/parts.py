@@ -1,5 +1,6 @@
 """What a training of the art encoder works with, before its first step: network, optimizer, loaders."""
 
+import multiprocessing
 import sys
 from dataclasses import dataclass
 from functools import reduce
@@ -137,6 +138,8 @@ def _loaders(
     most = max(1, _PICTURES_FOR_STATISTICS // settings.batch_size)
     statistics_batches = list(BalancedBatches(*order))[:most]
     batches = BalancedBatches(*order, world)
+    # A fork of a process that has threads can hang; a fork server has none, and imports what a worker needs once.
+    multiprocessing.set_forkserver_preload([PictureDataset.__module__])
     common: dict[str, Any] = {
         "num_workers": settings.workers,
         "multiprocessing_context": "forkserver" if settings.workers else None,

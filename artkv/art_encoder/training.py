@@ -11,7 +11,6 @@ Letters in shapes are explained in `artkv.batch`.
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from artkv.art_encoder.arguments import ArtEncoderSettings
-from artkv.art_encoder.batches import PictureDataset
 from artkv.art_encoder.batchnorm import estimate_batchnorm
 from artkv.art_encoder.data import StyleData, check_pictures, read_style_data
 from artkv.art_encoder.losses import Loss, precision
@@ -32,7 +30,6 @@ from artkv.art_encoder.ranks import Stops, check_batch_can_be_shared, trained_to
 from artkv.art_encoder.scores import ArtEncoderScores, evaluate
 from artkv.art_encoder.state import Standing, StoppedEpoch, load_state, save_state, write_tensors
 from artkv.art_encoder.timm_parts import TargetMixer
-from artkv.art_encoder.workers import decoding_processes
 from artkv.distributed import World
 from artkv.errors import RunFailed, UserError
 from artkv.monitoring.progress import ProgressLine
@@ -95,13 +92,6 @@ def train_art_encoder(
     where the loss stops being a finite number.
     """
     world = world or world_of_one(settings)
-    with decoding_processes(PictureDataset.__module__) if settings.workers else nullcontext():
-        return _train(settings, world, stop_reason, ready)
-
-
-def _train(
-    settings: ArtEncoderSettings, world: World, stop_reason: Callable[[], str | None], ready: Callable[[], object]
-) -> ArtEncoderResult:
     check_batch_can_be_shared(settings, world)
     folder = ArtEncoderFolder(settings)
     is_resumed = world.broadcast(world.on_main(lambda: folder.check(settings)))
