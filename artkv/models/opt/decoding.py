@@ -21,6 +21,7 @@ from transformers import Cache
 
 from artkv.batch import PackedPrompts
 from artkv.datasets.tokenization import newline_token_id
+from artkv.distributed import ToHost
 from artkv.models.opt.packed_sequences import closed_mask, tree_attention_mask
 
 # Steps between two layouts. Most answers end in the first few steps.
@@ -114,23 +115,14 @@ class EndWatch:
 
     def __init__(self, look_back: int) -> None:
         self._look_back = look_back
-        self._flags: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()
+        self._flags: deque[ToHost] = deque()
 
     def have_all_ended(self, ended_RC: Tensor) -> bool:
         """Whether they have, as far as is looked; to be asked once a step."""
-        flag, event = ended_RC.all(), None
-        if flag.is_cuda:
-            stream = torch.cuda.current_stream(flag.device)  # the copy's, whatever this thread's own device is
-            flag = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(flag, non_blocking=True)
-            event = torch.cuda.Event()
-            event.record(stream)
-        self._flags.append((flag, event))
+        self._flags.append(ToHost(ended_RC.all()))
         if len(self._flags) <= self._look_back:
             return False
-        flag, event = self._flags.popleft()
-        if event is not None:
-            event.synchronize()
-        return bool(flag)
+        return bool(self._flags.popleft().read()[0])
 
 
 class _Answers:
