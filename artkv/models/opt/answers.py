@@ -10,6 +10,8 @@ from torch.nn.functional import linear
 # Answer tokens whose logits are there at a time: 26 MB of fp32 for OPT's vocabulary of 50304, while the head's
 # products still are large ones.
 CHUNK_TOKENS = 128
+# Rows of the head that are there in fp32 at a time: 42 MB of OPT-2.7b's width.
+_HEAD_ROWS = 4096
 
 
 def hidden_at_answers(hidden_RCD: Tensor, places_A: Tensor, num_visual: int = 0) -> Tensor:
@@ -42,16 +44,18 @@ def answer_cross_entropy(hidden_AD: Tensor, lm_head: nn.Linear, ids_A: Tensor, w
 def answer_log_probabilities(hidden_CD: Tensor, lm_head: nn.Linear, places_A: Tensor, ids_A: Tensor) -> Tensor:
     """log p of each answer token given all before it, (A,), fp32 (fp64 for fp64 hidden states); without a gradient.
 
-    The logits of a column are computed once, however many answers go on from there.
+    The logits of a column are computed once, however many answers go on from there, and in fp32: bfloat16 would round
+    one of 20 to an eighth, and of answers that are compared by their likelihood one in a hundred would be as likely as
+    the best one.
 
     hidden_CD: of all columns that predict one. places_A: int64, the column of each token. ids_A: int64.
     """
     dtype = torch.promote_types(hidden_CD.dtype, torch.float32)
     log_p_A = torch.zeros(len(ids_A), dtype=dtype, device=hidden_CD.device)
     for start in range(0, hidden_CD.shape[0], CHUNK_TOKENS):
-        log_p_CO = torch.log_softmax(
-            linear(hidden_CD[start : start + CHUNK_TOKENS], lm_head.weight), dim=-1, dtype=dtype
-        )
+        chunk_CD = hidden_CD[start : start + CHUNK_TOKENS].to(dtype)
+        slices = lm_head.weight.split(_HEAD_ROWS)
+        log_p_CO = torch.log_softmax(torch.cat([linear(chunk_CD, rows.to(dtype)) for rows in slices], dim=1), dim=1)
         is_here_A = (places_A >= start) & (places_A < start + CHUNK_TOKENS)
         here_A = log_p_CO[(places_A - start).clamp(0, len(log_p_CO) - 1), ids_A]
         log_p_A = torch.where(is_here_A, here_A, log_p_A)
