@@ -111,7 +111,9 @@ def _arch(name: str) -> tuple[str, str]:
 def _check_no_gpu_is_meant() -> None:
     """Raises `UserError` where this machine has an NVIDIA GPU, and torch none: else a CPU would be busy for days."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if (visible is not None and visible.strip().lower() in _NO_DEVICES) or not _has_nvidia_gpu():
+    # What is no GPU hides all that comes after it.
+    shows_none = visible is not None and visible.partition(",")[0].strip().lower() in _NO_DEVICES
+    if shows_none or not _has_nvidia_gpu():
         return
     if torch.version.cuda is None:
         reason = f"torch {torch.__version__} was built without CUDA; install a build with it"

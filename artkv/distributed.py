@@ -191,6 +191,12 @@ def process_group(timeout_minutes: float, on_cpu: bool = False) -> Iterator[Worl
     except dist.DistError as error:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         reason = str(error).partition("\n")[0]
+        if "address already in use" in reason.lower():
+            raise RunFailed(
+                f"rank {rank} of {size} on {socket.gethostname()} cannot listen at {where} (MASTER_ADDR, MASTER_PORT): "
+                "the port is in use, by another run perhaps; give this one another: `deepspeed` and `torchrun` take "
+                "--master_port, srun's tasks and launch/ the variable MASTER_PORT"
+            ) from None
         raise RunFailed(
             f"rank {rank} of {size} on {socket.gethostname()} did not meet the others at {where} (MASTER_ADDR, "
             f"MASTER_PORT) within {timeout_minutes:g} minutes (distributed.timeout_minutes): {reason}; look at the "

@@ -1,11 +1,22 @@
-"""Starts artkv's own verbs in processes of their own, as a launcher would on any machine."""
+"""Starts artkv's own verbs in processes of their own, on the GPUs of this machine that CUDA_VISIBLE_DEVICES shows.
 
+`python -m artkv.launching [--ranks N] artkv VERB ...` is the launcher of the scripts for one machine.
+"""
+
+import argparse
+import base64
+import json
+import os
 import signal
+import socket
 import subprocess
 import sys
 from types import FrameType
 
 from artkv import shell
+from artkv.argument_values import whole_number
+
+_LOOPBACK = "127.0.0.1"
 
 
 def launch(verb: str, ranks: int, *options: str) -> int:
@@ -14,12 +25,7 @@ def launch(verb: str, ranks: int, *options: str) -> int:
     What asks this process to stop asks the other as well, which is waited for: a training then saves. Called on the
     main thread.
     """
-    command = [sys.executable, "-m", "artkv", verb, *options]
-    if ranks > 1:
-        launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", str(ranks)]
-        # It reports several lines a rank, and warns that there is no hostfile: not here.
-        command = [*launcher, "--log_level", "error", "--module", "artkv", verb, *options]
-    process = subprocess.Popen(command, env=shell.without_person())
+    process = subprocess.Popen(command(ranks, "artkv", verb, *options), env=shell.without_person())
 
     def pass_on(_: int, __: FrameType | None) -> None:
         process.send_signal(signal.SIGTERM)  # the launcher knows no other; a single process takes it for the same
@@ -34,3 +40,54 @@ def launch(verb: str, ranks: int, *options: str) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def command(ranks: int, *module: str) -> list[str]:
+    """What starts a module with its arguments on this machine, as one process or as so many ranks.
+
+    Not the command `deepspeed`: told how many, it takes the first GPUs of the machine, whatever CUDA_VISIBLE_DEVICES
+    says; it has one port for all runs; and it ends at a SIGTERM without its ranks. This is what it starts on each host.
+    """
+    if ranks == 1:
+        return [sys.executable, "-m", *module]
+    devices = json.dumps({"localhost": _devices(ranks)}).encode()
+    return [
+        sys.executable, "-m", "deepspeed.launcher.launch", f"--world_info={base64.urlsafe_b64encode(devices).decode()}",
+        f"--master_addr={_LOOPBACK}", f"--master_port={os.environ.get('MASTER_PORT') or _free_port()}",
+        "--log_level=error", "--module", *module,
+    ]  # fmt: skip
+
+
+def _devices(ranks: int) -> list[str]:
+    """What CUDA_VISIBLE_DEVICES is to be for so many ranks: its first entries, numbers or names, where it is set.
+
+    Where it has fewer, -1 follows, which is no GPU: no rank gets one that was not shown.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return [str(number) for number in range(ranks)]
+    named = [name.strip() for name in visible.split(",") if name.strip()]
+    return [*named, *["-1"] * ranks][:ranks]
+
+
+def _free_port() -> int:
+    with socket.create_server((_LOOPBACK, 0)) as listener:
+        port: int = listener.getsockname()[1]
+    return port
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m artkv.launching")
+    parser.add_argument("--ranks", type=whole_number(1), help="(default: one a GPU, or one on the CPU)")
+    parser.add_argument("module", nargs=argparse.REMAINDER, help="a module with its arguments: artkv train ...")
+    given = parser.parse_args()
+    if given.ranks is None:
+        import torch  # seconds, which no other use of this module need wait for
+
+        given.ranks = torch.cuda.device_count() or 1
+    words = command(given.ranks, *given.module)
+    os.execv(words[0], words)
+
+
+if __name__ == "__main__":
+    _main()

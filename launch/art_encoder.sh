@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
-# Trains the art encoder on all GPUs of this machine: bash launch/art_encoder.sh --data wikiart [OPTION ...]
+# Trains the art encoder on all GPUs of this machine, or those of CUDA_VISIBLE_DEVICES; without a GPU as one process on
+# the CPU:
+#   bash launch/art_encoder.sh --data wikiart [OPTION ...]
 # Run again after a stop, it goes on from where it was.
 set -euo pipefail
 if [ $# -eq 0 ]; then
@@ -9,6 +11,4 @@ fi
 caller=$PWD
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 cd -- "$caller" # paths among the options are relative to it
-gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
-# Without a GPU: one process on the CPU.
-exec deepspeed --num_accelerators "${RANKS:-$((gpus > 0 ? gpus : 1))}" --module artkv art-encoder --resume "$@"
+exec python -m artkv.launching ${RANKS:+--ranks "$RANKS"} artkv art-encoder --resume "$@"

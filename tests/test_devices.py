@@ -88,7 +88,7 @@ def test_a_gpu_that_torch_cannot_use_is_told_in_place_of_days_on_a_cpu(monkeypat
 
 
 @pytest.mark.usefixtures("unusable_gpu")
-@pytest.mark.parametrize("visible", ["", "-1", " NoDevFiles"])
+@pytest.mark.parametrize("visible", ["", "-1", " NoDevFiles", "-1,-1"])
 def test_who_shows_no_gpu_gets_the_cpu(monkeypatch: pytest.MonkeyPatch, visible: str) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert devices.rank_device(0) == torch.device("cpu")

@@ -196,6 +196,17 @@ def test_why_there_is_no_answer_is_told(free_port: int, monkeypatch: pytest.Monk
     assert distributed._why_silent().startswith("MASTER_ADDR is the name of no host (")
 
 
+def test_a_port_that_another_run_has_is_told_with_what_to_give(tmp_path: Path, free_port: int) -> None:
+    with socket.create_server(("127.0.0.1", free_port)):
+        process = FORKS.Process(target=_wait_alone, args=(0, free_port, str(tmp_path)))
+        process.start()
+        process.join(timeout=60)
+    message = (tmp_path / "0.txt").read_text()
+    assert f"cannot listen at 127.0.0.1:{free_port} (MASTER_ADDR, MASTER_PORT): the port is in use" in message
+    assert "--master_port" in message
+    assert "reached from every node" not in message
+
+
 def test_a_port_at_which_another_program_listens_is_not_waited_at_for_ever(tmp_path: Path, free_port: int) -> None:
     with socket.create_server(("127.0.0.1", free_port)):
         process = FORKS.Process(target=_wait_alone, args=(1, free_port, str(tmp_path)))

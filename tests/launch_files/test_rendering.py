@@ -70,7 +70,7 @@ def test_shellcheck_finds_nothing_in_what_is_written(kind: str, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("kind", "program", "verb"),
     [
-        ("local", "deepspeed", "train"), ("multinode", "deepspeed", "train"), ("slurm", "python", "train"),
+        ("local", "python", "train"), ("multinode", "deepspeed", "train"), ("slurm", "python", "train"),
         ("slurm-deepspeed", "deepspeed", "train"), ("slurm-cache", "python", "cache"),
         ("slurm-evaluate", "python", "evaluate"), ("slurm-sweep", "python", "sweep"),
     ],
