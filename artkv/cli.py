@@ -92,7 +92,7 @@ def train(options: argparse.Namespace) -> int:
         with process_group(config.distributed.timeout_minutes) as world:
             # Not before: a rank whose others never come waits in C++, where no handler of Python's runs, and has
             # nothing to save.
-            stops.listen(signal.SIGTERM, signal.SIGINT)
+            stops.listen(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
             alive.beat()
             progress = run_training(config, options.resume, world, stops, alive)
             if world.is_main:
@@ -354,7 +354,7 @@ def art_encoder(options: argparse.Namespace) -> int:
 
     with training_world(settings) as world:
         result = train_art_encoder(
-            settings, world, lambda: stops.reason, lambda: stops.listen(signal.SIGTERM, signal.SIGINT)
+            settings, world, lambda: stops.reason, lambda: stops.listen(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         )
         if world.is_main:
             _say(f"best top-1 {result.scores.top1:.3f} in epoch {result.epoch}; {result.setting}")

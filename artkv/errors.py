@@ -1,4 +1,4 @@
-"""The one exception that means: the user's input is wrong, and here is what to do."""
+"""What ends a command: wrong input, a run that fails, a run that was asked to stop."""
 
 
 class UserError(Exception):
@@ -22,7 +22,7 @@ class RunFailed(Exception):
 class Preempted(Exception):
     """A run that was asked to stop and has; all ranks raise it together, after the same step. Exit code 75.
 
-    step: the optimizer steps done, which are saved. reason: SIGTERM, SIGUSR1, SIGINT or walltime.
+    step: the optimizer steps done, which are saved. reason: SIGTERM, SIGUSR1, SIGINT, SIGHUP or walltime.
     """
 
     def __init__(self, step: int, reason: str) -> None:

@@ -15,6 +15,7 @@ from types import FrameType
 
 from artkv import shell
 from artkv.argument_values import whole_number
+from artkv.training.preemption import heeded
 
 _LOOPBACK = "127.0.0.1"
 
@@ -25,12 +26,15 @@ def launch(verb: str, ranks: int, *options: str) -> int:
     What asks this process to stop asks the other as well, which is waited for: a training then saves. Called on the
     main thread.
     """
+    asking = heeded(signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+    # A terminal's goes to all processes, and DeepSpeed's launcher would die of it before its ranks have saved.
+    before_start = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     process = subprocess.Popen(command(ranks, "artkv", verb, *options), env=shell.without_person())
+    signal.signal(signal.SIGHUP, before_start)
 
     def pass_on(_: int, __: FrameType | None) -> None:
         process.send_signal(signal.SIGTERM)  # the launcher knows no other; a single process takes it for the same
 
-    asking = (signal.SIGTERM, signal.SIGUSR1)
     before = {number: signal.signal(number, pass_on) for number in asking}
     try:
         return process.wait()

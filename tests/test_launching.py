@@ -102,16 +102,22 @@ def test_real_ranks_get_gpus_by_name_and_save_at_a_sigterm(tmp_path: Path) -> No
     assert all((tmp_path / f"saved{rank}").exists() for rank in range(2))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_who_asks_this_process_to_stop_asks_the_other(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
     program = (
         "import os, signal, sys, time\n"
         "signal.signal(signal.SIGTERM, lambda *_: os._exit(75))\n"
+        "os.kill(os.getpid(), signal.SIGHUP)\n"  # as a terminal does, which sends it to both
         f"os.kill({os.getpid()}, {int(number)})\n"
         "time.sleep(60)\n"
     )
     real = subprocess.Popen
     monkeypatch.setattr(artkv.launching.subprocess, "Popen", lambda *_, **__: real([sys.executable, "-c", program]))
-    before = signal.getsignal(number)
-    assert launch("train", 1) == 75
-    assert signal.getsignal(number) is before
+    before = {one: signal.signal(one, lambda *_: None) for one in (number, signal.SIGHUP)}
+    try:
+        own = signal.getsignal(number)
+        assert launch("train", 1) == 75
+        assert signal.getsignal(number) is own
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)

@@ -34,7 +34,7 @@ def rank_log(run_dir: Path, rank: int) -> Iterator[None]:
                 "console",
                 file=sys.stderr,
             )
-    with _lossy_console():
+    with lossy_console():
         if descriptor is None:
             yield
         else:
@@ -89,7 +89,8 @@ class _Lossy:
 
 
 @contextmanager
-def _lossy_console() -> Iterator[None]:
+def lossy_console() -> Iterator[None]:
+    """Loses what cannot be printed, on a full disk or a terminal that is gone, and raises nothing."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (cast(TextIO, _Lossy(stream)) for stream in before)
     try:

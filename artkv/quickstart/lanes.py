@@ -20,11 +20,12 @@ from typing import Any, ParamSpec
 from typing_extensions import Self
 
 from artkv.errors import RunFailed
+from artkv.training.preemption import heeded
 
 P = ParamSpec("P")
 
 # What asks a run to stop.
-_ASKING = (signal.SIGTERM, signal.SIGUSR1)
+_ASKING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 class Lane:
@@ -103,14 +104,15 @@ def two_lanes(log: Path) -> Iterator[tuple[Lane, Lane]]:
             for lane in (first, second):
                 lane.ask_to_stop()
 
-        for number in _ASKING:
+        for number in heeded(*_ASKING):
             stack.callback(signal.signal, number, signal.signal(number, pass_on))
         yield first, second
 
 
 def _prepare(threads: int, log: Path | None) -> None:
     """Of a new process, before it imports torch."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's goes to the process above too, which asks to stop
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # a terminal's goes to the process above too, which asks to stop
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     if log is not None:
         with log.open("ab") as file:

@@ -17,6 +17,7 @@ from artkv.arguments import parse_arguments
 from artkv.config import load_config
 from artkv.errors import RunFailed, UserError
 from artkv.failures import DONE, PREEMPTED, RUN_FAILED, WRONG_INPUT
+from artkv.monitoring.rank_log import lossy_console
 from artkv.run_folder.heartbeat import FOLDER, STACKS_SIGNAL, Beat, beat_path, read_beats, stacks_file
 from artkv.run_folder.marker import read_marker
 from artkv.run_folder.processes import is_stopped
@@ -25,6 +26,7 @@ from artkv.run_folder.state_record import record_cause
 from artkv.supervisor.policy import Fault, Policy, fault_of, reached
 from artkv.supervisor.ranks import Launched, signal_ranks
 from artkv.supervisor.watch import Silence, Watch
+from artkv.training.preemption import SIGNALS, heeded
 
 _SECONDS_BETWEEN_LOOKS = 0.5
 # For ranks to write their stacks, and then for one that was stopped and goes on.
@@ -64,7 +66,8 @@ def supervise(settings: Settings) -> int:
     Signals that ask to stop are passed on to the training, which saves; then there is no further start. Raises
     `RunFailed` where it gives up.
     """
-    return _Supervisor(settings, run_dir_of(settings.command)).run()
+    with lossy_console():
+        return _Supervisor(settings, run_dir_of(settings.command)).run()
 
 
 def _is_artkv(word: str) -> bool:
@@ -79,13 +82,13 @@ class _Supervisor:
         self._folders: list[Path] = []
         self._watch = Watch(settings.silence, _SECONDS_BETWEEN_LOOKS)
         self._policy = Policy(settings.restarts, waits_for_nodes="SLURM_JOB_ID" in os.environ)
-        self._launched: Launched | None = None
         self._beats: Mapping[int, Beat] = {}  # at the end of the last start
-        self._asked: signal.Signals | None = None
+        self._asked: signal.Signals | None = None  # first
+        self._not_passed_on: signal.Signals | None = None
 
     def run(self) -> int:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(number, self._pass_on)
+        for number in heeded(*SIGNALS):
+            signal.signal(number, self._note)
         try:
             while True:
                 fault = self._start()
@@ -122,8 +125,7 @@ class _Supervisor:
             step, _ = reached(self._beats)
             return Fault(str(error), step, has_gained=False, is_error=True, is_wrong_input=True, was_right=True)
         self._watch.begin()
-        self._launched = Launched(self._command())
-        return self._until_ended(self._launched)
+        return self._until_ended(Launched(self._command()))
 
     def _command(self) -> list[str]:
         again = ["--resume", "auto"] if self._policy.restarts else []
@@ -133,9 +135,10 @@ class _Supervisor:
         silence = None
         while (code := launched.exit_code()) is None and silence is None:
             time.sleep(_SECONDS_BETWEEN_LOOKS)
+            beats = read_beats(self._folder)
+            self._pass_on(launched, beats)
             if self._watch.is_quiet and not self._can_write():
                 continue  # so nor can the ranks: a disk that is full or read-only has not made them silent
-            beats = read_beats(self._folder)
             silence = self._watch.look(beats)
             if silence is None and self._watch.is_silent_from_the_first:
                 launched.end(beats)
@@ -152,7 +155,7 @@ class _Supervisor:
             if marker is not None:
                 return PREEMPTED
             return 128 - code if code and code < 0 else code or RUN_FAILED  # of a signal as a shell says it
-        if marker is not None and marker.reason != signal.SIGTERM.name:
+        if marker is not None and marker.reason not in (signal.SIGTERM.name, signal.SIGHUP.name):
             return PREEMPTED  # whoever gives the time is asked for more of it
         return fault
 
@@ -220,21 +223,29 @@ class _Supervisor:
             return False
         return True
 
-    def _pass_on(self, number: int, frame: FrameType | None) -> None:
-        self._asked = self._asked or signal.Signals(number)
-        beats = read_beats(self._folder) if self._folders else {}
-        # To the ranks themselves: a launcher would end without them, or give them less time than a save takes.
-        signal_ranks(signal.SIGUSR1 if number == signal.SIGUSR1 else signal.SIGTERM, beats)
-        if self._launched is not None and not beats and number != signal.SIGUSR1:
-            self._launched.send(signal.SIGTERM)
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._not_passed_on = signal.Signals(number)
+        self._asked = self._asked or self._not_passed_on
+
+    def _pass_on(self, launched: Launched, beats: Mapping[int, Beat]) -> None:
+        """Hands on what was asked since the last look, or while there was nobody yet to hand it to."""
+        asked, self._not_passed_on = self._not_passed_on, None
+        if asked is None:
+            return
+        if beats:
+            # To the ranks themselves: a launcher would end without them, or give them less time than a save takes.
+            signal_ranks(signal.SIGUSR1 if asked == signal.SIGUSR1 else signal.SIGTERM, beats)
+        elif asked == signal.SIGUSR1:  # which ends a process that does not listen yet
+            self._not_passed_on = asked
+        else:
+            launched.send(signal.SIGTERM)
 
     def _log(self, fault: Fault, reason: str | None) -> None:
+        if not fault.is_wrong_input:  # else the folder may be another run's, in use
+            append_restart(self._run_dir, Restart(time.time(), fault.cause, fault.step, reason))
+            record_cause(self._run_dir, fault.cause)
         again = f"not started again: {reason}" if reason else f"start {self._policy.restarts + 1}"
         print(f"artkv supervise: {fault.cause}; {again}", file=sys.stderr, flush=True)
-        if fault.is_wrong_input:
-            return  # and the folder may be another run's, in use
-        append_restart(self._run_dir, Restart(time.time(), fault.cause, fault.step, reason))
-        record_cause(self._run_dir, fault.cause)
 
 
 def _size(path: Path) -> int:

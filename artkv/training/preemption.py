@@ -1,9 +1,10 @@
 """Stopping a run between two steps because somebody asks for it: signals, and the end of a Slurm job's time.
 
-SIGTERM (`scancel`, a preempting job, a launcher that ends), SIGUSR1 (`sbatch --signal=USR1@120`) and SIGINT (Control-C)
-set a flag and nothing else: neither a first nor a second one can damage what is being written. What the ranks do about
-it is in `stops.py`. Before the ranks have met SIGTERM and SIGINT end the process as usual, since there is nothing to
-save yet. Who presses Control-C a second time does not want to wait: that ends the process at once.
+SIGTERM (`scancel`, a preempting job, a launcher that ends), SIGUSR1 (`sbatch --signal=USR1@120`), SIGINT (Control-C)
+and SIGHUP (a connection that drops, a terminal that is closed) set a flag and nothing else: neither a first nor a
+second one can damage what is being written. What the ranks do about it is in `stops.py`. Before the ranks have met all
+but SIGUSR1 end the process as usual, since there is nothing to save yet. Who presses Control-C a second time does not
+want to wait: that ends the process at once.
 
 No torch here: a command listens before it imports it, which takes seconds.
 """
@@ -20,9 +21,18 @@ from typing import Any
 
 from artkv.errors import UserError
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 # As of a program that SIGINT ends.
 _INTERRUPTED = 130
+
+
+def heeded(*numbers: signal.Signals) -> list[signal.Signals]:
+    """Those of some signals that are for this process.
+
+    SIGINT is ignored where a script started it behind itself: a Control-C there is for others. nohup ignores SIGHUP.
+    """
+    for_others = [n for n in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(n) == signal.SIG_IGN]
+    return [number for number in numbers if number not in for_others]
 
 
 class StopRequests:
@@ -44,9 +54,7 @@ class StopRequests:
         A command never gives them back: until the very end a late signal must not change its exit code.
         """
         if threading.current_thread() is threading.main_thread():
-            # SIGINT is ignored where a script started this behind itself: a Control-C there is for others.
-            taken = [n for n in numbers if n != signal.SIGINT or signal.getsignal(n) != signal.SIG_IGN]
-            self._before |= {number: signal.signal(number, self._note) for number in taken}
+            self._before |= {number: signal.signal(number, self._note) for number in heeded(*numbers)}
 
     def stop_listening(self) -> None:
         """Puts the handlers back that were there before `listen`."""
@@ -65,7 +73,7 @@ class StopRequests:
 
     @property
     def reason(self) -> str | None:
-        """Why this rank should stop, SIGTERM, SIGUSR1, SIGINT or walltime; None while it should not."""
+        """Why this rank should stop, one of `SIGNALS` or walltime; None while it should not."""
         if self._signal is None and self._now() >= self._walltime_stop:
             return "walltime"
         return self._signal

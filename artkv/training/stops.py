@@ -69,7 +69,7 @@ class RunStops:
         reasons = [reason for reason in self._world.gather(self._requests.reason) if reason is not None]
         if not reasons:
             return
-        if reasons[0] not in (signal.SIGTERM.name, signal.SIGINT.name) and not self._has_gained:
+        if reasons[0] in (signal.SIGUSR1.name, "walltime") and not self._has_gained:
             self._world.barrier()
             raise RunFailed(
                 f"stopped by {reasons[0]} before this start had gained anything on step {self._step}; another like it "

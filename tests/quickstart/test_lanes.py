@@ -39,11 +39,11 @@ def wait_to_be_asked(started: Path) -> None:
     raise Preempted(12, "SIGTERM")
 
 
-def ask_above(started: Path) -> None:
+def ask_above(started: Path, number: signal.Signals) -> None:
     """Asks the process above to stop, once the other lane is at work."""
     while not started.exists():
         time.sleep(0.01)
-    os.kill(os.getppid(), signal.SIGTERM)
+    os.kill(os.getppid(), number)
     signal.pause()
 
 
@@ -99,10 +99,15 @@ def test_errors_come_as_they_were(tmp_path: Path) -> None:
         side_by_side(tmp_path, (leave,))
 
 
-def test_what_asks_this_process_to_stop_asks_the_lanes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_what_asks_this_process_to_stop_asks_the_lanes(tmp_path: Path, number: signal.Signals) -> None:
     started = tmp_path / "started"
-    with pytest.raises((Preempted, RunFailed)):
-        side_by_side(tmp_path, (wait_to_be_asked, started), (ask_above, started))
+    before = signal.signal(number, lambda *_: None)
+    try:
+        with pytest.raises((Preempted, RunFailed)):
+            side_by_side(tmp_path, (wait_to_be_asked, started), (ask_above, started, number))
+    finally:
+        signal.signal(number, before)
     assert (tmp_path / "saved").exists()
 
 

@@ -1,8 +1,8 @@
 """A rank without a model: says that it lives, does one step, and then what the next line of `script` says.
 
 Called as `stub.py RUN_DIR artkv train ...`. A start takes one line off the file RUN_DIR/../script: die, stop, hang,
-error, wrong, asked, done, load (for long, before its step) or stop_first (where it has never been before). What it was
-started with is appended to RUN_DIR/../starts.
+error, wrong, asked, done, load (for long, before its step), late (its first sign is) or stop_first (where it has never
+been before). What it was started with is appended to RUN_DIR/../starts.
 """
 
 import os
@@ -28,6 +28,9 @@ def main(run_dir: Path, arguments: list[str]) -> None:
     script.write_text("\n".join(rest))
     with starts.open("a") as file:
         file.write(" ".join(arguments) + "\n")
+    if line == "late":
+        signal.signal(signal.SIGUSR1, lambda *_: asked_to_stop(run_dir))
+        time.sleep(2)
     with heartbeat(Path(arguments[arguments.index("--supervised") + 1]), rank=0) as alive:
         if line == "load":
             time.sleep(10)
@@ -45,6 +48,8 @@ def main(run_dir: Path, arguments: list[str]) -> None:
         if line == "hang":
             signal.signal(signal.SIGTERM, lambda *_: asked_to_stop(run_dir))
             time.sleep(600)
+        if line == "late":
+            time.sleep(60)
         if line in ERRORS:
             raise ERRORS[line]
 

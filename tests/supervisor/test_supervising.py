@@ -1,14 +1,18 @@
 """The supervisor around a real process, which dies, stops, fails or hangs by a script; what it does then."""
 
+import fcntl
 import json
 import os
+import pty
 import re
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,7 +32,7 @@ class Supervised:
         self.run_dir = folder / "a run"
         self.config = config
 
-    def begin(self, script: Sequence[str], *options: str) -> "subprocess.Popen[str]":
+    def begin(self, script: Sequence[str], *options: str, **how: Any) -> "subprocess.Popen[str]":
         (self.folder / "script").write_text("\n".join(script))
         training = ["artkv", "train", "--config", str(self.config), "--set", f"run.output_dir={self.run_dir}"]
         return subprocess.Popen(
@@ -36,7 +40,8 @@ class Supervised:
                 sys.executable, "-m", "artkv", "supervise", "--silence", "1", *options, "--",
                 sys.executable, str(Path(stub.__file__)), str(self.run_dir), *training,
             ],
-            stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+            text=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+            **{"stderr": subprocess.PIPE, **how},
         )  # fmt: skip
 
     def run(self, script: Sequence[str], *options: str) -> tuple[int, str]:
@@ -147,14 +152,70 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def test_a_stop_is_passed_on_and_there_is_no_further_start(supervised: Supervised) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_stop_is_passed_on_and_there_is_no_further_start(supervised: Supervised, number: signal.Signals) -> None:
     process = supervised.begin(["hang", "done"], "--silence", "60")
     wait_for(lambda: [beat.phase for beat in beats_of(supervised.run_dir).values()] == ["saving"])
     time.sleep(0.7)  # the stub listens only then
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     process.communicate(timeout=SECONDS)
     assert process.returncode == 75
     assert len(supervised.starts()) == 1
+
+
+def test_a_connection_that_drops_saves_the_run(supervised: Supervised) -> None:
+    """The terminal sends SIGHUP, and takes no word any more."""
+    terminal, shells_end = pty.openpty()
+    process = supervised.begin(
+        ["hang", "done"], "--silence", "60", stdin=shells_end, stdout=shells_end, stderr=shells_end,
+        start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )  # fmt: skip
+    os.close(shells_end)
+    wait_for(lambda: [beat.phase for beat in beats_of(supervised.run_dir).values()] == ["saving"])
+    time.sleep(0.7)  # the stub listens only then
+    os.close(terminal)
+    assert process.wait(SECONDS) == 75
+    assert (supervised.run_dir / "preempted.json").exists()
+    assert len(supervised.starts()) == 1
+
+
+def test_a_stop_before_the_first_heartbeat_waits_for_it(supervised: Supervised) -> None:
+    """SIGUSR1 would end a process that does not listen yet, and a launcher, which never does."""
+    process = supervised.begin(["late", "done"], "--silence", "60")
+    wait_for((supervised.folder / "starts").exists)
+    assert not beats_of(supervised.run_dir)
+    process.send_signal(signal.SIGUSR1)
+    process.communicate(timeout=SECONDS)
+    assert process.returncode == 75
+    assert len(supervised.starts()) == 1
+
+
+def test_a_stop_while_a_launcher_is_started_reaches_it(supervised: Supervised) -> None:
+    stopped_too_early = (
+        "import os, signal, sys, artkv.supervisor.supervising as supervising\n"
+        "class Launched(supervising.Launched):\n"
+        "    def __init__(self, command):\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        super().__init__(command)\n"
+        "supervising.Launched = Launched\n"
+        "from artkv.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    training = ["artkv", "train", "--config", str(supervised.config), "--set", f"run.output_dir={supervised.run_dir}"]
+    launcher = [sys.executable, "-c", "import time; time.sleep(30)"]
+    ended = subprocess.run(
+        [sys.executable, "-c", stopped_too_early, "supervise", "--", *launcher, *training],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}, timeout=SECONDS, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 128 + signal.SIGTERM
+
+
+def test_a_console_that_is_full_costs_the_message_and_no_run(supervised: Supervised) -> None:
+    with Path("/dev/full").open("w") as full:
+        process = supervised.begin(["die", "done"], stderr=full)
+        assert process.wait(SECONDS) == 0
+    assert len(supervised.starts()) == 2
+    assert "ended without a word" in supervised.causes()[0]
 
 
 def test_a_stop_during_a_pause_ends_it(supervised: Supervised) -> None:

@@ -78,7 +78,9 @@ def check_resumed(output: Path, undisturbed: Path) -> None:
 
 
 # To every process of the job, as `scancel` and `--signal` send it; and to one rank alone.
-@pytest.mark.parametrize(("number", "ranks"), [(signal.SIGTERM, (0, 1)), (signal.SIGUSR1, (1,))])
+@pytest.mark.parametrize(
+    ("number", "ranks"), [(signal.SIGTERM, (0, 1)), (signal.SIGUSR1, (1,)), (signal.SIGHUP, (0, 1))]
+)
 def test_signals_stop_all_ranks_with_75_and_the_resume_gives_the_undisturbed_bytes(
     start: Start, undisturbed: Path, tmp_path: Path, number: signal.Signals, ranks: tuple[int, ...]
 ) -> None:

@@ -245,6 +245,20 @@ def test_a_stop_before_the_first_step_keeps_what_there_was(
     assert run_training(resume="auto").step == STEPS
 
 
+def test_a_terminal_that_is_gone_asks_to_stop_but_for_under_nohup() -> None:
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        for handler, reason in ((lambda *_: None, "SIGHUP"), (signal.SIG_IGN, None)):
+            signal.signal(signal.SIGHUP, handler)
+            requests = StopRequests()
+            requests.listen(*SIGNALS)
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert requests.reason == reason
+            requests.stop_listening()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_a_wrong_start_after_a_stop_leaves_no_marker(run_training: Train, tiny_config: Config) -> None:
     """Else a script that starts again on the marker would do so for ever."""
     tiny_config.run.output_dir.mkdir()

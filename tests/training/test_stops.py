@@ -38,7 +38,10 @@ def test_nobody_stops_unasked(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("reason", "error"), [("SIGUSR1", RunFailed), ("SIGTERM", Preempted)])
+@pytest.mark.parametrize(
+    ("reason", "error"),
+    [("SIGUSR1", RunFailed), ("SIGTERM", Preempted), ("SIGHUP", Preempted)],
+)
 def test_a_start_that_gained_nothing_is_not_to_be_repeated_for_want_of_time(
     tmp_path: Path, reason: str, error: type[Exception]
 ) -> None:
