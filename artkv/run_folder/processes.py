@@ -30,6 +30,16 @@ def is_stopped(pid: int) -> bool:
     return fields is not None and fields[0] in "Tt"
 
 
+def describe(pid: int) -> str:
+    """A process of this machine as messages name it, such as `process 4711 (python, state D)`."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return f"process {pid}"
+    name = text[text.find("(") + 1 : text.rfind(")")]
+    return f"process {pid} ({name}, state {text.rpartition(')')[2].split()[0]})"
+
+
 def is_zombie(pid: int) -> bool:
     """Whether a process of this machine has ended and its parent has not asked how."""
     fields = _fields(pid)

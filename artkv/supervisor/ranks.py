@@ -10,12 +10,15 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
+from artkv.errors import RunFailed
 from artkv.run_folder.heartbeat import Beat
-from artkv.run_folder.processes import descendants, is_zombie, process_start
+from artkv.run_folder.processes import descendants, describe, is_zombie, process_start
 
 _PR_SET_CHILD_SUBREAPER = 36
 # Seconds for Slurm or ssh to pass on a signal, and for the launcher to notice that its ranks are gone.
 _PATIENCE = 10.0
+# Seconds for what was killed to be gone: a large process gives back its memory, and the GPU's.
+_SECONDS_TO_END = 60.0
 
 
 class Launched:
@@ -34,17 +37,28 @@ class Launched:
         self.process.send_signal(number)
 
     def end(self, beats: Mapping[int, Beat]) -> None:
-        """Kills all ranks and the launcher, and returns when those that can be seen from here are gone."""
+        """Kills all ranks and the launcher, and returns when those that can be seen from here are gone.
+
+        Raises `RunFailed` where one of them does not go: it waits in the system, which looks at no signal then.
+        """
         signal_ranks(signal.SIGKILL, beats)
         if any(not beat.is_here for beat in beats.values()):  # srun ends when its tasks are gone, wherever they are
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(_PATIENCE)
+        began, pause = time.monotonic(), 0.02
         while left := self._left():
+            if time.monotonic() - began > _SECONDS_TO_END:
+                raise RunFailed(
+                    f"{', '.join(map(describe, left))}: not gone {_SECONDS_TO_END:.0f} s after SIGKILL; in state D a "
+                    "process waits for a disk, a file server or a GPU (dmesg may say which); start again when it is "
+                    "gone"
+                )
             for pid in left:
                 with suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
             self.process.poll()
-            time.sleep(0.02)
+            time.sleep(pause)
+            pause = min(1.5 * pause, 1.0)  # each look reads all of /proc
 
     def _left(self) -> list[int]:
         """Descendants that live. Those whose parent died are this process's children now, and have to be buried."""

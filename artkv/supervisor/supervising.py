@@ -141,11 +141,12 @@ class _Supervisor:
                 continue  # so nor can the ranks: a disk that is full or read-only has not made them silent
             silence = self._watch.look(beats)
             if silence is None and self._watch.is_silent_from_the_first:
-                launched.end(beats)
-                return Fault("no rank has come up in time", 0, has_gained=False)
+                fault = Fault("no rank has come up in time", 0, has_gained=False)
+                self._end(launched, beats, fault)
+                return fault
         beats = self._beats = read_beats(self._folder)
         fault = fault_of(beats, code or 0) if silence is None else self._fault_of_silence(silence, beats)
-        launched.end(beats)  # what the launcher has left behind
+        self._end(launched, beats, fault)  # what the launcher has left behind
         marker = None
         with suppress(UserError, OSError):
             marker = read_marker(self._run_dir)
@@ -158,6 +159,14 @@ class _Supervisor:
         if marker is not None and marker.reason not in (signal.SIGTERM.name, signal.SIGHUP.name):
             return PREEMPTED  # whoever gives the time is asked for more of it
         return fault
+
+    def _end(self, launched: Launched, beats: Mapping[int, Beat], fault: Fault) -> None:
+        """Ends all that is left of a start; where that cannot be, no other may begin beside it."""
+        try:
+            launched.end(beats)
+        except RunFailed as error:
+            self._log(fault, str(error))
+            raise RunFailed(f"{fault.cause}; not started again: {error}") from None
 
     def _fault_of_silence(self, silence: Silence, beats: Mapping[int, Beat]) -> Fault:
         """Has the ranks write their stacks, and learns from who answers; nobody has ended yet."""

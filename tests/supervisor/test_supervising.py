@@ -210,6 +210,33 @@ def test_a_stop_while_a_launcher_is_started_reaches_it(supervised: Supervised) -
     assert ended.returncode == 128 + signal.SIGTERM
 
 
+def test_a_process_that_cannot_be_killed_is_named_and_ends_it(supervised: Supervised) -> None:
+    """As one in state D, which a disk or a GPU holds: here SIGKILL does nothing."""
+    without_kill = (
+        "import os, signal, sys, artkv.supervisor.ranks as ranks\n"
+        "kill = os.kill\n"
+        "ranks.os.kill = lambda pid, number: None if number == signal.SIGKILL else kill(pid, number)\n"
+        "ranks._SECONDS_TO_END = 1.0\n"
+        "from artkv.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    supervised.run_dir.mkdir()
+    training = ["artkv", "train", "--config", str(supervised.config), "--set", f"run.output_dir={supervised.run_dir}"]
+    launcher = ["bash", "-c", "sleep 30 >/dev/null 2>&1 & exit 1", "bash"]
+    began = time.monotonic()
+    ended = subprocess.run(
+        [sys.executable, "-c", without_kill, "supervise", "--", *launcher, *training],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}, text=True, stderr=subprocess.PIPE,
+        timeout=SECONDS, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 3
+    told = r"no rank has come up \(exit code 1\); not started again: process \d+ \(sleep, state S\): not gone 1 s"
+    assert re.search(told, ended.stderr)
+    assert time.monotonic() - began < 25
+    (line,) = (supervised.run_dir / "restarts.jsonl").read_text().splitlines()
+    assert "(sleep, state S)" in json.loads(line)["gave_up"]
+
+
 def test_a_console_that_is_full_costs_the_message_and_no_run(supervised: Supervised) -> None:
     with Path("/dev/full").open("w") as full:
         process = supervised.begin(["die", "done"], stderr=full)
