@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from artkv.devices import check_devices, device_name, rank_device
-from artkv.errors import Preempted, RunFailed, UserError
+from artkv.errors import Preempted, RunFailed, UserError, shared_memory_message, summary
 from artkv.launcher_variables import Place, check_environment, launched_place, local_size, srun_rendezvous
 from artkv.single_rank import SINGLE_RANK
 
@@ -190,7 +190,9 @@ def process_group(timeout_minutes: float, on_cpu: bool = False) -> Iterator[Worl
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout, **options)
     except dist.DistError as error:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        reason = str(error).partition("\n")[0]
+        if (memory := shared_memory_message(str(error))) is not None:
+            raise RunFailed(f"rank {rank} of {size} on {socket.gethostname()}: {memory}") from None
+        reason = summary(error)
         if "address already in use" in reason.lower():
             raise RunFailed(
                 f"rank {rank} of {size} on {socket.gethostname()} cannot listen at {where} (MASTER_ADDR, MASTER_PORT): "

@@ -1,4 +1,9 @@
-"""What ends a command: wrong input, a run that fails, a run that was asked to stop."""
+"""What ends a command: wrong input, a run that fails, one that was asked to stop; and what an error says in a line."""
+
+import re
+
+# After lines that say no more than that there was an error.
+_NCCLS_REASON = re.compile(r"Last error:\s*(\S.*)")
 
 
 class UserError(Exception):
@@ -33,3 +38,25 @@ class Preempted(Exception):
     def __reduce__(self) -> tuple[type["Preempted"], tuple[int, str]]:
         """For the way from one process to another: by default an exception is made anew of its message alone."""
         return type(self), (self.step, self.reason)
+
+
+def summary(error: BaseException) -> str:
+    """The first line of an error's message, and NCCL's reason, which it tells last."""
+    text = str(error).strip()
+    first_line = (text.splitlines() or [""])[0]
+    reason = _NCCLS_REASON.search(text)
+    return first_line if reason is None else f"{first_line}: {reason[1].strip()}"
+
+
+def shared_memory_message(text: str) -> str | None:
+    """The message where an error's text says that NCCL found too little shared memory, None for any other error.
+
+    NCCL calls it a system error, as it does a connection that is lost.
+    """
+    reason = _NCCLS_REASON.search(text)
+    if reason is None or not ("/dev/shm" in reason[1] or "No space left" in reason[1]):
+        return None
+    return (
+        f"/dev/shm is too small for NCCL ({reason[1].strip():.200}); give the container more, such as docker run "
+        "--shm-size 16g, or free some of it"
+    )

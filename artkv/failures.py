@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from artkv.errors import Preempted, RunFailed, UserError
+from artkv.errors import Preempted, RunFailed, UserError, shared_memory_message, summary
 
 # Exit codes. 2, wrong usage, is argparse's own.
 DONE = 0
@@ -213,12 +213,14 @@ def exit_code(error: BaseException, verb: str | None, debug: bool) -> int:
     if (system := _told_by_system(error)) is not None:
         tell(f"{who}{system}")
         return WRONG_INPUT
-    first_line = (str(error).strip().splitlines() or [""])[0]
+    if (memory := shared_memory_message(str(error))) is not None:
+        tell(f"{who}run failed: {memory}")
+        return RUN_FAILED
     if _is_lost_peer(error):
-        tell(f"{who}run failed: another rank is gone ({first_line:.200}); look at the first error of the others")
+        tell(f"{who}run failed: another rank is gone ({summary(error):.300}); look at the first error of the others")
         return RUN_FAILED
     where = "" if debug else f"\n  {_kept_traceback(error)}"
-    tell(f"{who}failed in a way that nobody foresaw: {type(error).__name__}: {first_line:.500}{where}")
+    tell(f"{who}failed in a way that nobody foresaw: {type(error).__name__}: {summary(error):.500}{where}")
     return RUN_FAILED
 
 

@@ -207,6 +207,18 @@ def test_a_port_that_another_run_has_is_told_with_what_to_give(tmp_path: Path, f
     assert "reached from every node" not in message
 
 
+def test_a_meeting_that_fails_for_want_of_shared_memory_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(*_: object, **__: object) -> None:
+        raise torch.distributed.DistBackendError(
+            "NCCL error in: x.cpp:94, unhandled system error\nncclSystemError: System call\nLast error:\n"
+            "Error while creating shared memory segment /dev/shm/nccl-x4Zf1b (size 9637888)"
+        )
+
+    monkeypatch.setattr(torch.distributed, "init_process_group", init)
+    with pytest.raises(RunFailed, match=r"/dev/shm is too small for NCCL \(Error while .*--shm-size"):
+        process_group(timeout_minutes=1).__enter__()
+
+
 def test_a_port_at_which_another_program_listens_is_not_waited_at_for_ever(tmp_path: Path, free_port: int) -> None:
     with socket.create_server(("127.0.0.1", free_port)):
         process = FORKS.Process(target=_wait_alone, args=(1, free_port, str(tmp_path)))

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 import artkv.cli as cli
 from artkv.errors import Preempted, RunFailed, UserError
 from artkv.failures import check_surroundings, exit_code, for_terminal
+from artkv.run_folder.state_record import cause_of, is_lost_peer
 
 
 def raised(action: Callable[[], Any]) -> BaseException:
@@ -266,6 +267,41 @@ def test_a_rank_whose_peer_is_gone_says_so_in_one_line(
     monkeypatch.delenv("RANK")  # of one process it cannot be that
     assert exit_code(lost, "train", debug=True) == 3
     assert "nobody foresaw" in capsys.readouterr().err
+
+
+NCCL = (
+    "NCCL error in: ProcessGroupNCCL.cpp:94, unhandled system error (run with NCCL_DEBUG=INFO for details), NCCL "
+    "version 2.28.9\nncclSystemError: System call (e.g. socket, malloc) or external library call failed or device "
+    "error. \nLast error:\n"
+)
+NO_SHARED_MEMORY = "Error while creating shared memory segment /dev/shm/nccl-x4Zf1b (size 9637888)"
+
+
+def test_too_little_shared_memory_is_a_ranks_own_error_and_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in a container of Docker's without --shm-size, where NCCL speaks of a system error."""
+    error = torch.distributed.DistBackendError(NCCL + NO_SHARED_MEMORY)
+    monkeypatch.setenv("RANK", "1")
+    assert exit_code(error, "train", debug=False) == 3
+    told = capsys.readouterr().err
+    assert f"artkv: [rank 1] run failed: /dev/shm is too small for NCCL ({NO_SHARED_MEMORY}); give" in told
+    assert "--shm-size" in told
+    assert told.count("\n") == 1
+    assert not is_lost_peer(str(error))
+    assert cause_of(error, rank=1, hosts=["n1", "n1"]).endswith(f"version 2.28.9: {NO_SHARED_MEMORY}")
+
+
+def test_nccls_own_reason_is_told_of_a_peer_that_is_gone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = torch.distributed.DistBackendError(f"{NCCL}Call to connect returned Connection refused")
+    monkeypatch.setenv("RANK", "1")
+    assert exit_code(error, "train", debug=False) == 3
+    told = capsys.readouterr().err
+    assert "another rank is gone" in told
+    assert "Call to connect returned Connection refused" in told
+    assert "lost connection" in cause_of(error, rank=1, hosts=["n1", "n1"])
 
 
 @pytest.mark.parametrize(

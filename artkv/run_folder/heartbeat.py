@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from artkv.errors import UserError
+from artkv.errors import UserError, summary
 from artkv.reading import parse_json, read_regular, to_record
 from artkv.run_folder.processes import machine, process_start
 
@@ -135,8 +135,7 @@ class Heartbeat:
     def end(self, error: BaseException | None) -> None:
         """Says that this rank is at its end, and why."""
         if self._path is not None:
-            first_line = (str(error).splitlines() or [""])[0]
-            text = "" if error is None else f"{type(error).__name__}: {first_line}"[:_LONGEST_ERROR]
+            text = "" if error is None else f"{type(error).__name__}: {summary(error)}"[:_LONGEST_ERROR]
             self._beat = replace(self._beat, error=text, is_wrong_input=isinstance(error, UserError))
             self.beat("ended")
             self._ended.set()

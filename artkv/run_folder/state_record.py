@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge, Le
 
-from artkv.errors import Preempted, UserError
+from artkv.errors import Preempted, UserError, shared_memory_message, summary
 from artkv.files import reason_of, told, write_small
 from artkv.reading import Count, Positive, check_version, read_object, to_record
 from artkv.run_folder.layout import LOGS
@@ -155,10 +155,9 @@ def cause_of(error: BaseException, rank: int, hosts: Sequence[str]) -> str:
     which rank that can have been, and where to look.
     """
     text = str(error)
-    first_line = (text.splitlines() or [""])[0]
     if isinstance(error, Preempted):
-        return first_line
-    is_lost, is_silent = _LOST.search(text), _SILENT.search(text)
+        return summary(error)
+    is_lost, is_silent = _is_lost(text), _SILENT.search(text)
     if len(hosts) > 1 and not isinstance(error, UserError) and (is_lost or is_silent):
         others = [other for other in range(len(hosts)) if other != rank]
         where = ", ".join(dict.fromkeys(hosts[other] for other in others))
@@ -166,12 +165,16 @@ def cause_of(error: BaseException, rank: int, hosts: Sequence[str]) -> str:
         how = "lost connection" if is_lost else "no answer in time"
         logs = f"{LOGS}/rank_{others[0]:05d}.log" if len(others) == 1 else LOGS
         return f"{which} on {where} did not answer: {how}; see {logs}"
-    return f"{type(error).__name__}: {first_line}"
+    return f"{type(error).__name__}: {summary(error)}"
 
 
 def is_lost_peer(error: str) -> bool:
     """Whether an error's text says no more than that another rank is gone."""
-    return bool(_LOST.search(error) or _SILENT.search(error))
+    return _is_lost(error) or _SILENT.search(error) is not None
+
+
+def _is_lost(error: str) -> bool:
+    return _LOST.search(error) is not None and shared_memory_message(error) is None
 
 
 def record_cause(run_dir: Path, cause: str) -> None:
