@@ -16,7 +16,7 @@ from tests.test_launch_scripts import TELL
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 # Of a task of SkyPilot's, of which it takes no others. Its own reader took the file by hand; see docs/containers.md.
-SKYPILOT_KEYS = {"name", "resources", "num_nodes", "workdir", "file_mounts", "envs", "setup", "run"}
+SKYPILOT_KEYS = {"name", "resources", "workdir", "file_mounts", "envs", "setup", "run"}
 
 
 def jobset() -> Any:
@@ -84,23 +84,15 @@ def test_a_task_of_skypilots_has_no_key_that_it_does_not_know() -> None:
 
 
 @pytest.mark.parametrize(("nodes", "restarts"), [("1", "20"), ("2", "0")])
-@pytest.mark.parametrize("of", ["jobset", "skypilot"])
-def test_a_node_starts_its_ranks_under_a_supervisor(of: str, nodes: str, restarts: str, tmp_path: Path) -> None:
+def test_a_node_starts_its_ranks_under_a_supervisor(nodes: str, restarts: str, tmp_path: Path) -> None:
     """Which understands the command: it reads the config for the run's folder out of it."""
     (tmp_path / "artkv" / "bin").mkdir(parents=True)
     program = tmp_path / "artkv" / "bin" / "artkv"
     program.write_text(f"#!{sys.executable}\n{TELL}")
     program.chmod(0o755)
     (tmp_path / "my.yaml").write_text("run: {output_dir: out}\n")
-    if of == "jobset":
-        script = pods()["template"]["spec"]["containers"][0]["args"][0]
-        more = {"NODES": nodes, "GPUS": "8", "MASTER": "first", "JOB_COMPLETION_INDEX": "1"}
-    else:
-        script = skypilot()["run"]
-        more = {
-            "SKYPILOT_NUM_NODES": nodes, "SKYPILOT_NUM_GPUS_PER_NODE": "8", "SKYPILOT_NODE_IPS": "first\nsecond",
-            "SKYPILOT_NODE_RANK": "1", "OUTPUT_DIR": str(tmp_path / "out"),
-        }  # fmt: skip
+    script = pods()["template"]["spec"]["containers"][0]["args"][0]
+    more = {"NODES": nodes, "GPUS": "8", "MASTER": "first", "JOB_COMPLETION_INDEX": "1"}
     environment = {
         "PATH": f"{program.parent}:{os.defpath}", "HOME": str(tmp_path), "TOLD": str(tmp_path / "told"),
         "CONFIG": str(tmp_path / "my.yaml"), **more,
@@ -114,6 +106,28 @@ def test_a_node_starts_its_ranks_under_a_supervisor(of: str, nodes: str, restart
     ):  # fmt: skip
         assert words[words.index(option) + 1] == value
     assert run_dir_of(words[5:]).name == "out"
+
+
+def test_a_machine_keeps_its_run_on_its_disk_and_a_copy_on_the_bucket(tmp_path: Path) -> None:
+    programs = tmp_path / "artkv" / "bin"
+    programs.mkdir(parents=True)
+    trains = 'import pathlib\npathlib.Path(sys.argv[-1].partition("=")[2], "checkpoint").touch()\nsys.exit(75)\n'
+    for name, text in {"artkv": TELL + trains, "rsync": TELL}.items():
+        (programs / name).write_text(f"#!{sys.executable}\n{text}")
+        (programs / name).chmod(0o755)
+    (tmp_path / "my.yaml").write_text("{}\n")
+    environment = {
+        "PATH": os.defpath, "HOME": str(tmp_path), "TOLD": str(tmp_path / "told"),
+        "CONFIG": str(tmp_path / "my.yaml"), "OUTPUT_DIR": str(tmp_path / "a bucket"),
+    }  # fmt: skip
+    ended = subprocess.run(["bash", "-c", skypilot()["run"]], env=environment, check=False, timeout=60)
+    assert ended.returncode == 75  # the training's
+    restored, trained, saved = [json.loads(line) for line in (tmp_path / "told").read_text().splitlines()]
+    run, bucket = str(tmp_path / "run"), str(tmp_path / "a bucket")
+    assert restored[-2:] == [f"{bucket}/", f"{run}/"]
+    assert saved[-3:] == ["--delete-after", f"{run}/", f"{bucket}/"]
+    assert restored[0] == saved[0] == "rsync"
+    assert run_dir_of(trained[trained.index("--") + 1 :]) == Path(run)
 
 
 def test_hadolint_finds_nothing_in_the_dockerfile() -> None:
