@@ -29,8 +29,10 @@ def launch(verb: str, ranks: int, *options: str) -> int:
     asking = heeded(signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
     # A terminal's goes to all processes, and DeepSpeed's launcher would die of it before its ranks have saved.
     before_start = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    process = subprocess.Popen(command(ranks, "artkv", verb, *options), env=shell.without_person())
-    signal.signal(signal.SIGHUP, before_start)
+    try:
+        process = subprocess.Popen(command(ranks, "artkv", verb, *options), env=shell.without_person())
+    finally:
+        signal.signal(signal.SIGHUP, before_start)
 
     def pass_on(_: int, __: FrameType | None) -> None:
         process.send_signal(signal.SIGTERM)  # the launcher knows no other; a single process takes it for the same
