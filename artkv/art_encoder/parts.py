@@ -1,6 +1,5 @@
 """What a training of the art encoder works with, before its first step: network, optimizer, loaders."""
 
-import multiprocessing
 import sys
 from dataclasses import dataclass
 from functools import reduce
@@ -30,6 +29,7 @@ from artkv.art_encoder.timm_parts import (
     target_mixer,
     training_transform,
 )
+from artkv.art_encoder.workers import begin_worker
 from artkv.distributed import World
 from artkv.errors import UserError
 from artkv.models.timm_networks import is_efficientnet
@@ -138,11 +138,10 @@ def _loaders(
     most = max(1, _PICTURES_FOR_STATISTICS // settings.batch_size)
     statistics_batches = list(BalancedBatches(*order))[:most]
     batches = BalancedBatches(*order, world)
-    # A fork of a process that has threads can hang; a fork server has none, and imports what a worker needs once.
-    multiprocessing.set_forkserver_preload([PictureDataset.__module__])
     common: dict[str, Any] = {
         "num_workers": settings.workers,
         "multiprocessing_context": "forkserver" if settings.workers else None,
+        "worker_init_fn": begin_worker,
         "pin_memory": world.device.type == "cuda",
         # the loaders' own draws stay out of the global generator, which dropout uses
         "generator": torch.Generator().manual_seed(settings.seed),
