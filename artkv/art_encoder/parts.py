@@ -35,6 +35,9 @@ from artkv.errors import UserError
 from artkv.models.timm_networks import is_efficientnet
 
 _PICTURES_FOR_STATISTICS = 2048  # at most; a mean and variance need no more
+# Of one rank at once, on any number of ranks, so that the statistics are the same; a step's batch is of all ranks, and
+# may be more than one has room for.
+_STATISTICS_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -134,10 +137,10 @@ def _loaders(
     validation = PictureDataset(data.validation, data.heads, as_used)
     # Statistics of training pictures, balanced like the training, in the view that the encoder gets in use.
     statistics = PictureDataset(data.training, data.heads, as_used)
-    order = (training.drawn_by, settings.batch_size, settings.class_balance, settings.seed)
-    most = max(1, _PICTURES_FOR_STATISTICS // settings.batch_size)
-    statistics_batches = list(BalancedBatches(*order))[:most]
-    batches = BalancedBatches(*order, world)
+    batches = BalancedBatches(training.drawn_by, settings.batch_size, settings.class_balance, settings.seed, world)
+    size = min(settings.batch_size, _STATISTICS_BATCH)
+    statistics_batches = list(BalancedBatches(training.drawn_by, size, settings.class_balance, settings.seed))
+    own_statistics = statistics_batches[: _PICTURES_FOR_STATISTICS // size][world.rank :: world.size]
     common: dict[str, Any] = {
         "num_workers": settings.workers,
         "multiprocessing_context": "forkserver" if settings.workers else None,
@@ -150,6 +153,6 @@ def _loaders(
     return (
         batches,
         DataLoader(training, batch_sampler=batches, persistent_workers=settings.workers > 0, **common),
-        KeptBatches(DataLoader(statistics, batch_sampler=statistics_batches[world.rank :: world.size], **common)),
+        KeptBatches(DataLoader(statistics, batch_sampler=own_statistics, **common)),
         KeptBatches(DataLoader(own, batch_size=max(1, settings.batch_size // world.size), **common)),
     )
