@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from artkv.art_encoder.arguments import ArtEncoderSettings
+from artkv.art_encoder.batches import PictureDataset
 from artkv.art_encoder.batchnorm import estimate_batchnorm
 from artkv.art_encoder.data import StyleData, check_pictures, read_style_data
 from artkv.art_encoder.losses import Loss, precision
@@ -30,6 +31,7 @@ from artkv.art_encoder.ranks import Stops, check_batch_can_be_shared, trained_to
 from artkv.art_encoder.scores import ArtEncoderScores, evaluate
 from artkv.art_encoder.state import Standing, StoppedEpoch, load_state, save_state, write_tensors
 from artkv.art_encoder.timm_parts import TargetMixer
+from artkv.art_encoder.workers import start_fork_server
 from artkv.distributed import World
 from artkv.errors import RunFailed, UserError
 from artkv.monitoring.progress import ProgressLine
@@ -115,6 +117,8 @@ def train_art_encoder(
         Stops(world, stop_reason),
         ProgressLine(settings.epochs * steps, done, world.rank),
     )
+    if settings.workers:
+        start_fork_server(PictureDataset.__module__)
     ready()
     for epoch in range(standing.epochs_done + 1, settings.epochs + 1):
         trained = _train_epoch(settings, parts, going, epoch, stopped)
