@@ -131,6 +131,7 @@ class RunLock:
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
         self._taken_by: str | None = None
+        self._renewed_at = 0.0
 
     def try_take(self) -> bool:
         """Takes the lock, or looks at its holder once more; False if it is not clear yet whether that one lives.
@@ -151,8 +152,10 @@ class RunLock:
         if absent:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._made_folders = absent
+        began = _now()
         self._write()
         if self._link():
+            self._renewed_at = began
             self._thread = threading.Thread(target=self._beat, name="run lock", daemon=True)
             self._thread.start()
             return True
@@ -232,35 +235,42 @@ class RunLock:
                 return
 
     def _renew(self) -> None:
+        began = _now()
         try:
             # The slow part comes before the look: nothing may come between that and the rename.
             self._write()
         except OSError as error:
             self._temporary.unlink(missing_ok=True)
-            if error.errno in NO_ROOM:
-                self._overwrite()
+            if error.errno in NO_ROOM and self._overwrite():
+                self._renewed_at = began
             return
         if self._is_mine():
             self._temporary.replace(self._path)
         elif self._taken_by is not None or not self._link():
             self._temporary.unlink(missing_ok=True)
+            return
+        self._renewed_at = began
 
-    def _overwrite(self) -> None:
+    def _overwrite(self) -> bool:
         """Beats on a full disk, where the lock's file has its place already: to others a silent lock is a dead run's.
 
-        Another run that takes the lock has a file of its own, which this never writes into.
+        False where the lock is not this run's any more. Another run that takes it has a file of its own, which this
+        never writes into.
         """
         with self._path.open("r+b", buffering=0) as file:
             holder = _parse(file.read(_MOST_BYTES), self._path)
             if holder.token == self._record.token:
                 overwrite(file.fileno(), self._next_beat())
-        self._is_mine()
+        return self._is_mine()
 
     def _is_mine(self) -> bool:
         """Whether the lock's file is this run's; notes whose it is, if another's. False where there is none."""
         holder = read_lock(self._path.parent)
         if holder is not None and holder.token != self._record.token:
             self._taken_by = holder.describe()
+        # Whoever took it over may have ended since, and its lock with it.
+        if holder is None and _now() - self._renewed_at > self._interval * _MISSED_BEATS_OF_REQUEUED:
+            self._taken_by = "another run"
         return holder is not None and holder.token == self._record.token
 
     def _has_moved(self, holder: LockRecord) -> bool:
@@ -314,6 +324,11 @@ class RunLock:
         finally:
             removed.unlink()
         print(f"artkv: {holder.describe()} is dead and left {self._path}; taking it over", file=sys.stderr, flush=True)
+
+
+def _now() -> float:
+    """Seconds of a clock that goes on while the machine is suspended, which `time.monotonic` does not count."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 @contextmanager
