@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from artkv.errors import RunFailed, UserError
 from artkv.files import NO_ROOM, overwrite, reason_of
 from artkv.reading import Count, check_version, parse_json, read_regular, to_record
-from artkv.run_folder.processes import machine, process_start
+from artkv.run_folder.processes import is_anothers, machine, process_start
 
 if TYPE_CHECKING:  # torch takes seconds, which `artkv status` need not wait for
     from artkv.distributed import World
@@ -67,10 +67,11 @@ class LockRecord:
         return process if self.job is None else f"job {self.job} ({process})"
 
     def is_running_here(self) -> bool | None:
-        """Whether the holder's process exists; None if it is another machine's, where this cannot be seen."""
+        """Whether the holder's process exists; None where this cannot be seen: on another machine, say."""
         if self.machine != machine() or self.pid_start is None:
             return None
-        return process_start(self.pid) == self.pid_start
+        start = process_start(self.pid)
+        return None if start is None and is_anothers(self.pid) else start == self.pid_start
 
 
 def read_lock(run_dir: Path) -> LockRecord | None:

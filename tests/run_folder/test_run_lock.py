@@ -278,6 +278,19 @@ def test_the_lock_of_a_killed_process_of_this_host_is_taken_at_once(locks: Locks
     assert seconds_to_take(locks.new(beat=1000.0)) < 5  # long before 6 heartbeats
 
 
+def test_a_process_of_another_user_that_proc_hides_is_judged_by_its_heartbeat(
+    locks: Locks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holder = locks.new()
+    assert holder.try_take()
+    monkeypatch.setattr(run_lock_module, "process_start", lambda pid: None)
+    monkeypatch.setattr(run_lock_module, "is_anothers", lambda pid: pid == os.getpid())
+    other = locks.new()
+    with pytest.raises(UserError, match="which is alive"):
+        seconds_to_take(other)
+    assert is_held(holder)
+
+
 def test_a_number_that_another_process_uses_now_is_no_living_holder(locks: Locks) -> None:
     record = taken(locks.new(beat=1000.0), locks.run_dir)
     assert record.pid_start is not None
