@@ -8,6 +8,7 @@ others may map.
 Letters in tensor names are explained in `artkv.batch`.
 """
 
+import errno
 import os
 import resource
 import threading
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from artkv.batch import PaintingFeatures
 from artkv.datasets.columns import PathColumn
-from artkv.errors import UserError
+from artkv.errors import RunFailed, UserError
 from artkv.feature_cache.shards import Shard
 from artkv.reading import check_regular, remedy_for
 
@@ -97,9 +98,20 @@ class Records:
         return records
 
     def _read(self, shard: int, start: int, target: memoryview) -> None:
-        done = 0
+        done, is_reopened = 0, False
         while done < len(target):
-            count = os.preadv(self._file(shard), [target[done:]], start + done)
+            try:
+                count = os.preadv(self._file(shard), [target[done:]], start + done)
+            except OSError as error:
+                # On NFS, of a file that was removed and made again, with the same bytes.
+                if error.errno == errno.ESTALE and not is_reopened:
+                    os.close(self._files.pop(shard))
+                    is_reopened = True
+                    continue
+                raise RunFailed(
+                    f"{self._paths[shard]}: cannot be read any more ({error.strerror}); look at the disk or file "
+                    "server, and go on with --resume"
+                ) from None
             if count == 0:
                 raise UserError(
                     f"{self._paths[shard]}: is shorter than it was at the start; delete this file, `artkv cache` "

@@ -161,8 +161,7 @@ def create_store(root: Path, identity: EncoderIdentity) -> None:
 
 
 def _describe(path: Path, text: str) -> None:
-    if not path.is_file():
-        write_shared(path, text.encode())
+    write_shared(path, text.encode(), replaces=False)
 
 
 def _described(shard: Shard) -> dict[str, Any]:

@@ -278,3 +278,51 @@ def test_two_jobs_at_once(config: Config) -> None:
         path.unlink()
     prepare(config)
     assert files_of(config) == together
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_shard_of_another_job_is_left_as_it_is(
+    config: Config, monkeypatch: pytest.MonkeyPatch, has_links: bool
+) -> None:
+    """Whoever has it open could not read it any more on NFS before version 4."""
+    if not has_links:
+
+        def link(*arguments: object) -> None:
+            raise OSError(errno.EPERM, "Operation not permitted")
+
+        monkeypatch.setattr(os, "link", link)
+    lone = World(0, 0, 1, torch.device("cpu"))
+    true_fill = filling.fill
+    inodes: list[dict[Path, int]] = []
+
+    def late(*arguments: object) -> None:
+        """The other job was quicker."""
+        if not inodes:
+            inodes.append({})
+            prepare(config, world=lone)
+            inodes[0] = {path: path.stat().st_ino for path in config.frozen.feature_cache.rglob("*/*")}  # type: ignore[union-attr]
+        true_fill(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(preparation, "fill", late)
+    prepare(config, world=lone)
+    assert len(inodes[0]) == 2 * (3 + 4)
+    assert inodes[0] == {path: path.stat().st_ino for path in inodes[0]}
+
+
+def test_two_writers_of_one_name_leave_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both have seen that there is none."""
+    path = tmp_path / "shard"
+    path.write_bytes(b"first")
+    inode = path.stat().st_ino
+    monkeypatch.setattr(Path, "is_file", lambda self: False)
+    true_link = os.link
+
+    def link(source: Path, target: Path) -> None:
+        monkeypatch.undo()
+        true_link(source, target)
+
+    monkeypatch.setattr(os, "link", link)
+    shared_files.write_shared(path, b"second", replaces=False)
+    assert path.read_bytes() == b"first"
+    assert path.stat().st_ino == inode
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,5 +1,6 @@
 """Records get into batches whole and in order, whoever reads them; models compute with them as they would without."""
 
+import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -21,7 +22,7 @@ from artkv.datasets.question_set import QuestionSet
 from artkv.datasets.table import QuestionTable
 from artkv.datasets.tokenized_table import tokenize_table
 from artkv.distributed import single_process
-from artkv.errors import UserError
+from artkv.errors import RunFailed, UserError
 from artkv.evaluation.answering import (
     ALL_ABLATIONS,
     Ablation,
@@ -83,6 +84,32 @@ def test_shard_cut_off_while_training_is_named(paintings: CachedPaintings, confi
     for path in config.frozen.feature_cache.glob("*/shards/*"):  # type: ignore[union-attr]
         os.truncate(path, 1200)
     with pytest.raises(UserError, match="is shorter than it was at the start; delete this file"):
+        paintings.load(np.arange(12), np.arange(12), pin_memory=False)
+
+
+def test_file_that_nfs_has_lost_is_opened_again_once(
+    paintings: CachedPaintings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = paintings.load(np.arange(12), np.arange(12), pin_memory=False)
+    stale = set(paintings._vit._files.values())
+    true_preadv = os.preadv
+
+    def preadv(file: int, buffers: list, offset: int) -> int:
+        if file in stale:
+            stale.remove(file)  # a new one may have its number
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return true_preadv(file, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    found = paintings.load(np.arange(12), np.arange(12), pin_memory=False)
+    assert torch.equal(found.image_features, expected.image_features)
+    assert not stale
+
+    def never(*arguments: object) -> int:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(os, "preadv", never)
+    with pytest.raises(RunFailed, match=r"\.safetensors: cannot be read any more \(Stale file handle\); look at"):
         paintings.load(np.arange(12), np.arange(12), pin_memory=False)
 
 
