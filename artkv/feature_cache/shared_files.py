@@ -36,7 +36,7 @@ def write_shared(path: Path, content: bytes, replaces: bool = True) -> None:
 
 
 def _is_written(path: Path, content: bytes, replaces: bool) -> bool:
-    """False if the temporary file was taken for abandoned before it was locked."""
+    """False if the temporary file was taken for abandoned: before it was locked, or by a host that sees no locks."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     with temporary.open("xb") as file:
         try:
@@ -51,6 +51,8 @@ def _is_written(path: Path, content: bytes, replaces: bool) -> bool:
                 temporary.replace(path)
             elif not publish(temporary, path):
                 temporary.unlink(missing_ok=True)
+        except FileNotFoundError:
+            return False
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
@@ -62,6 +64,6 @@ def remove_abandoned(folder: Path) -> None:
     for path in folder.glob(".*.tmp"):
         if not _TEMPORARY.fullmatch(path.name):
             continue
-        with suppress(OSError), path.open("rb") as file:
+        with suppress(OSError), path.open("r+b") as file:  # NFS locks nothing for one alone that is open for reading
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()

@@ -11,6 +11,7 @@ import stat
 import threading
 import weakref
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -258,6 +259,39 @@ def test_temporary_files_of_the_living_are_left_alone(tmp_path: Path) -> None:
         assert [path.name for path in tmp_path.iterdir()] == [living.name]
     shared_files.remove_abandoned(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_abandoned_files_are_known_where_only_writers_may_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".a.safetensors.0123456789ab.tmp").write_bytes(b"half")
+
+    def flock(file: BinaryIO, operation: int) -> None:  # NFS's, as of flock(2)
+        if operation & fcntl.LOCK_EX and not file.writable():
+            raise OSError(errno.EBADF, "Bad file descriptor")
+
+    monkeypatch.setattr(shared_files.fcntl, "flock", flock)
+    shared_files.remove_abandoned(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("replaces", [True, False])
+def test_a_temporary_file_that_another_host_removed_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replaces: bool
+) -> None:
+    """Where locks are each host's own (Lustre with localflock) a living writer's file looks abandoned."""
+    true_fsync = os.fsync
+    removed: list[Path] = []
+
+    def fsync(file: int) -> None:
+        true_fsync(file)
+        if not removed:
+            removed.extend(tmp_path.glob(".*.tmp"))
+            removed[0].unlink()
+
+    monkeypatch.setattr(shared_files.os, "fsync", fsync)
+    shared_files.write_shared(tmp_path / "shard", b"content", replaces)
+    assert removed
+    assert [path.name for path in tmp_path.iterdir()] == ["shard"]
+    assert (tmp_path / "shard").read_bytes() == b"content"
 
 
 def test_complete_shards_do_not_move_the_others() -> None:
