@@ -111,8 +111,13 @@ class RunLock:
         environment: Mapping[str, str] = os.environ,
         heartbeat_seconds: float = HEARTBEAT_SECONDS,
         predecessor_seconds: float = 600.0,
+        place: str = "run.output_dir =",
     ) -> None:
-        """predecessor_seconds: how long a requeued job waits for its own run before, which may still be ending."""
+        """predecessor_seconds: how long a requeued job waits for its own run before, which may still be ending.
+
+        place: what the folder was given as.
+        """
+        self._place = place
         self._path = run_dir / LOCK
         self._interval = heartbeat_seconds
         restart = environment.get("SLURM_RESTART_COUNT", "0")
@@ -146,7 +151,7 @@ class RunLock:
             remedy = "give a folder that can be written, on a file system with hard links"
             if error.errno == errno.EACCES:
                 remedy = f"give this user permission to write there (chmod u+rwx {folder}, and u+rw {self._path})"
-            raise UserError(f"run.output_dir = {folder}: cannot be locked ({reason_of(error)}); {remedy}") from None
+            raise UserError(f"{self._place} {folder}: cannot be locked ({reason_of(error)}); {remedy}") from None
 
     def _take_or_look(self) -> bool:
         absent = [folder for folder in self._path.parents if not folder.exists()]
@@ -169,7 +174,7 @@ class RunLock:
                 time.sleep(min(_SECONDS_BETWEEN_LOOKS, self._interval / 2))
                 return False
             raise UserError(
-                f"run.output_dir = {self._path.parent}: is in use by {holder.describe()}, which is alive; wait for it "
+                f"{self._place} {self._path.parent}: is in use by {holder.describe()}, which is alive; wait for it "
                 "to end, stop it, or give another folder"
             )
         if runs_here is False or time.monotonic() - self._watched_since > self._patience(holder):
@@ -333,13 +338,15 @@ def _now() -> float:
 
 
 @contextmanager
-def run_lock(run_dir: Path, world: "World", predecessor_minutes: float = 10.0) -> Iterator[RunLock | None]:
+def run_lock(
+    run_dir: Path, world: "World", predecessor_minutes: float = 10.0, place: str = "run.output_dir ="
+) -> Iterator[RunLock | None]:
     """Holds the lock of `run_dir` for all ranks; rank 0's lock, None on the others.
 
-    predecessor_minutes: how long a requeued job waits for its own run before. The ranks meet after each look at a
-    lock that is held, so that none waits for long at a time.
+    predecessor_minutes: how long a requeued job waits for its own run before. place: what the folder was given as. The
+    ranks meet after each look at a lock that is held, so that none waits for long at a time.
     """
-    lock = RunLock(run_dir, predecessor_seconds=60 * predecessor_minutes) if world.is_main else None
+    lock = RunLock(run_dir, predecessor_seconds=60 * predecessor_minutes, place=place) if world.is_main else None
     try:
         while not world.broadcast(world.together(lambda: lock.try_take() if lock else False)):
             pass
