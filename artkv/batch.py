@@ -229,6 +229,7 @@ class AnsweringBatch(_Movable):
         one of a blank way.
     choices: the answers that are to be scored, of all prompts one after the other, some at a time.
     rows: the questions' row numbers in their CSV table. num_choices: of each of them, how many there are.
+    painting_index: of each prompt, the number of its painting among all that are shown.
     """
 
     paintings: PaintingViews | PaintingFeatures | None
@@ -238,6 +239,7 @@ class AnsweringBatch(_Movable):
     choices: tuple[PackedChoices, ...]
     rows: tuple[int, ...]
     num_choices: tuple[int, ...]
+    painting_index: tuple[int, ...]
 
 
 @dataclass(frozen=True)

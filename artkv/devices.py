@@ -20,6 +20,10 @@ if not torch.cuda.is_available() and "DS_ACCELERATOR" not in os.environ:
     # Before DeepSpeed is imported, by whatever library: it warns on each rank when it finds no GPU unasked.
     os.environ |= {"DS_ACCELERATOR": "cpu", _OWN_ACCELERATOR: "1"}
 
+# PyTorch has its convolutions round float32 to TF32's 10 bits on GPUs that can, and no other product. Features would
+# differ by that between a GPU and the CPU, which may fill one cache; what trains computes in bfloat16.
+torch.backends.cudnn.allow_tf32 = False
+
 
 def check_devices(devices: list[tuple[str, str]]) -> None:
     """Raises `UserError` unless all ranks' devices are of one kind and no GPU is two ranks'.

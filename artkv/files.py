@@ -87,6 +87,22 @@ def write_if_possible(path: Path, content: str) -> None:
         temporary.replace(path)
 
 
+def publish(temporary: Path, path: Path) -> bool:
+    """Gives a file that is complete its name, unless there is a file of that name; whether it did.
+
+    What others may have open or mapped is not replaced: on NFS before version 4 its content is gone with its name.
+    """
+    try:
+        os.link(temporary, path)
+    except OSError:
+        if path.is_file():
+            return False
+        temporary.replace(path)  # on a file system without hard links
+    else:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
 def overwrite(descriptor: int, content: bytes) -> None:
     """Puts a record, in one write, where another of about its length is, and makes sure that it is on the disk."""
     os.pwrite(descriptor, content.ljust(os.fstat(descriptor).st_size), 0)

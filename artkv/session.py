@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 import torch
 from PIL import Image
+from torch.nn.functional import pad
 from typing_extensions import Self
 
 from artkv.batch import PaintingFeatures, PaintingViews
@@ -67,8 +68,8 @@ from artkv.run_folder.checkpoint import Checkpoint
 # A file's path, a decoded picture, or the features that `Session.encode` made of either, of one painting.
 Picture: TypeAlias = str | Path | Image.Image | PaintingFeatures
 
-# A question that somebody asks, with its answer: longer than usual.
-_ASKED = BatchShape(paintings=1, questions=1, text_tokens=64)
+# A question that somebody asks, with its answer, longer than usual; the page has it answered without the prefix too.
+_ASKED = BatchShape(paintings=1, questions=1, text_tokens=64, answered_at_once=2)
 
 
 class Session:
@@ -243,24 +244,36 @@ class Session:
 
     def answers(self, picture: Picture, questions: Sequence[str], use_prefix: bool = True) -> list[LikelyAnswer]:
         """The answer to each of the questions about a picture, with what the model thinks of it."""
+        return self.answers_by_prefix(picture, questions, [use_prefix])[0]
+
+    def answers_by_prefix(
+        self, picture: Picture, questions: Sequence[str], use_prefix: Sequence[bool]
+    ) -> list[list[LikelyAnswer]]:
+        """`answers` with the prefix on or off, for each of `use_prefix`; all in one batch."""
         backbone, device = self.model.backbone, self.world.device
         for text in questions:
             _check_question(text)
         self._check_prompt(backbone)
         prompts = [encode_prompt(backbone.tokenizer, self.config.dataset.prompt, text) for text in questions]
-        num_visual = self.model.visual_token_count(use_prefix)
-        most = backbone.max_positions - num_visual - 1  # one for the first token of the answer
+        num_seen = [self.model.visual_token_count(use) for use in use_prefix]
+        most = backbone.max_positions - max(num_seen) - 1  # one for the first token of the answer
         for text, prompt in zip(questions, prompts, strict=True):
             if len(prompt) > most:
                 raise UserError(
                     f"the question {quoted(text)} has {len(prompt):,} tokens with dataset.prompt around it, and the "
                     f"language model has room for {most:,}; shorten it"
                 )
-        packing = PackingSettings(num_visual, backbone.language_model_width)
-        packed = pack_prompts(prompts, [0] * len(prompts), backbone.tokenizer.pad_token_id, packing).to(device)
+        packing = PackingSettings(max(num_seen), backbone.language_model_width)
+        painting_index = [way for way in range(len(use_prefix)) for _ in prompts]
+        packed = pack_prompts(
+            prompts * len(use_prefix), painting_index, backbone.tokenizer.pad_token_id, packing, num_seen
+        ).to(device)
         with torch.no_grad():
-            visual_tokens = self.model.visual_tokens(self.encode(picture), use_prefix)
-        return self.model.generate_with_probability(visual_tokens, packed, self.config.evaluation.max_new_tokens)
+            features = self.encode(picture)
+            visual = [self.model.visual_tokens(features, use) for use in use_prefix]
+            visual_IKD = torch.cat([pad(one, (0, 0, 0, max(num_seen) - one.shape[1])) for one in visual])
+        likely = self.model.generate_with_probability(visual_IKD, packed, self.config.evaluation.max_new_tokens)
+        return [likely[way * len(prompts) : (way + 1) * len(prompts)] for way in range(len(use_prefix))]
 
     def attention(self, picture: Picture) -> PaintingAttention:
         """Where the Q-Former's query tokens look in a picture, with the prefix and without."""

@@ -1,10 +1,11 @@
 """Answering: artkv's evaluation beside stock BLIP-2's `generate`, each with the card to itself.
 
 Stock BLIP-2 is asked as its documentation does, one row a question, and gets what favours it: pixel values ready in
-memory, questions of like length together, an end at the newline where artkv ends too, and as many rows (1, 16, 64,
-256 ...) as take no more memory than artkv's evaluation took. Both answer greedily with as many new tokens at most.
+memory, questions of like length together, an end at the newline where artkv ends too, and as many rows as take no more
+memory than artkv's evaluation took. Both answer greedily with as many new tokens at most.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -168,22 +169,37 @@ def run_stock_answers(
 
 
 def fitting_rows(answer: Callable[[int], object], most: int, memory_bytes: int | None) -> int:
-    """1, 16, 64, 256 ...: the most rows that take no more memory than `memory_bytes`; 16 where that is not known."""
+    """The most rows that take no more memory than `memory_bytes`; 16 where that is not known."""
     if memory_bytes is None or not torch.cuda.is_available():
         answer(min(_USUAL_ROWS, most))
         return min(_USUAL_ROWS, most)
-    rows, fitting = 1, 1
-    while rows <= most:
+
+    def peak(rows: int) -> float:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         try:
             answer(rows)
         except torch.OutOfMemoryError:
-            break
-        if torch.cuda.max_memory_allocated() > memory_bytes:
-            break
-        fitting, rows = rows, 4 * rows if rows >= _USUAL_ROWS else _USUAL_ROWS
-    return fitting
+            return math.inf
+        return torch.cuda.max_memory_allocated()
+
+    return rows_by_peaks(peak, most, memory_bytes)
+
+
+def rows_by_peaks(peak: Callable[[int], float], most: int, memory_bytes: int) -> int:
+    """The most rows, nearly, by their peak of memory, which grows as a line does; the last one asked for is tried."""
+    few, more = min(_USUAL_ROWS, most), min(4 * _USUAL_ROWS, most)
+    of_few = peak(few)
+    if of_few > memory_bytes:
+        return 1
+    of_more = peak(more) if more > few else of_few
+    if of_more > memory_bytes or more in (few, most):
+        return few if of_more > memory_bytes else more
+    by_line = few + (memory_bytes - of_few) * (more - few) / max(1, of_more - of_few)
+    rows = int(min(most, by_line))
+    while rows > more and peak(rows) > memory_bytes:
+        rows = rows * 19 // 20
+    return max(rows, more)
 
 
 def padded_prompts(prompts: Sequence[list[int]], num_visual: int) -> dict[str, Any]:

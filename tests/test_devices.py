@@ -13,6 +13,10 @@ from artkv.devices import check_devices, check_kernels
 from artkv.errors import UserError
 
 
+def test_convolutions_in_float32_are_not_in_tf32() -> None:
+    assert not torch.backends.cudnn.allow_tf32  # which PyTorch allows
+
+
 def test_two_ranks_on_one_gpu_and_a_rank_without_one_are_told() -> None:
     check_devices([("cpu", "n1"), ("cpu", "n1")])
     check_devices([("gpu-a", "n1"), ("gpu-b", "n1"), ("gpu-c", "n2")])

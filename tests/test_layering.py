@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1] / "artkv"
 # A part imports itself and lower numbers. The lowest, and the top, may import one another, in no circle.
 LAYERS = {
     "errors": 0, "config": 0, "files": 0, "reading": 0, "distributed": 0, "devices": 0, "launcher_variables": 0,
-    "single_rank": 0, "batch": 0, "file_kinds": 0,
+    "single_rank": 0, "batch": 0, "file_kinds": 0, "parent_process": 0,
     "datasets": 1, "kv_modulation": 1, "frozen": 1, "monitoring": 1, "run_folder": 1,
     "models": 2, "feature_cache": 2,
     "evaluation": 3, "planning": 3, "art_encoder": 3,

@@ -8,7 +8,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from artkv.art_encoder.losses import precision
 from artkv.distributed import World
 
 
@@ -18,8 +17,9 @@ def estimate_batchnorm(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]]
 
     Averaged weights have no statistics of their own: those averaged along with them lag behind. Measured on
     EfficientNet-B0 from random weights, 108 steps, six styles: top-1 0.37 with the lagging ones, 0.52 with these.
+    In float32, as they are used.
 
-    loader: of this rank's batches, of whole batches as a rank alone has them.
+    loader: of this rank's share of the batches, which are the same for any number of ranks.
     """
     model.eval()
     norms = [part for part in model.modules() if isinstance(part, _BatchNorm)]
@@ -31,8 +31,7 @@ def estimate_batchnorm(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]]
         norm.momentum = None  # a plain mean over batches
         norm.train()
     for pixels, _ in loader:
-        with precision(world.device):
-            model(pixels.to(world.device))
+        model(pixels.to(world.device))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         if world.size > 1:

@@ -1,6 +1,5 @@
 """What a training of the art encoder works with, before its first step: network, optimizer, loaders."""
 
-import multiprocessing
 import sys
 from dataclasses import dataclass
 from functools import reduce
@@ -30,11 +29,15 @@ from artkv.art_encoder.timm_parts import (
     target_mixer,
     training_transform,
 )
+from artkv.art_encoder.workers import begin_worker
 from artkv.distributed import World
 from artkv.errors import UserError
 from artkv.models.timm_networks import is_efficientnet
 
 _PICTURES_FOR_STATISTICS = 2048  # at most; a mean and variance need no more
+# Of one rank at once, on any number of ranks, so that the statistics are the same; a step's batch is of all ranks, and
+# may be more than one has room for.
+_STATISTICS_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -134,15 +137,14 @@ def _loaders(
     validation = PictureDataset(data.validation, data.heads, as_used)
     # Statistics of training pictures, balanced like the training, in the view that the encoder gets in use.
     statistics = PictureDataset(data.training, data.heads, as_used)
-    order = (training.drawn_by, settings.batch_size, settings.class_balance, settings.seed)
-    most = max(1, _PICTURES_FOR_STATISTICS // settings.batch_size)
-    statistics_batches = list(BalancedBatches(*order))[:most]
-    batches = BalancedBatches(*order, world)
-    # A fork of a process that has threads can hang; a fork server has none, and imports what a worker needs once.
-    multiprocessing.set_forkserver_preload([PictureDataset.__module__])
+    batches = BalancedBatches(training.drawn_by, settings.batch_size, settings.class_balance, settings.seed, world)
+    size = min(settings.batch_size, _STATISTICS_BATCH)
+    statistics_batches = list(BalancedBatches(training.drawn_by, size, settings.class_balance, settings.seed))
+    own_statistics = statistics_batches[: _PICTURES_FOR_STATISTICS // size][world.rank :: world.size]
     common: dict[str, Any] = {
         "num_workers": settings.workers,
         "multiprocessing_context": "forkserver" if settings.workers else None,
+        "worker_init_fn": begin_worker,
         "pin_memory": world.device.type == "cuda",
         # the loaders' own draws stay out of the global generator, which dropout uses
         "generator": torch.Generator().manual_seed(settings.seed),
@@ -151,6 +153,6 @@ def _loaders(
     return (
         batches,
         DataLoader(training, batch_sampler=batches, persistent_workers=settings.workers > 0, **common),
-        KeptBatches(DataLoader(statistics, batch_sampler=statistics_batches[world.rank :: world.size], **common)),
+        KeptBatches(DataLoader(statistics, batch_sampler=own_statistics, **common)),
         KeptBatches(DataLoader(own, batch_size=max(1, settings.batch_size // world.size), **common)),
     )

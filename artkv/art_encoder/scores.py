@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from artkv.art_encoder.batches import UNLABELLED
 from artkv.art_encoder.data import Head
-from artkv.art_encoder.losses import precision
 from artkv.distributed import World
 
 
@@ -122,6 +121,7 @@ def evaluate(
 ) -> ArtEncoderScores:
     """Scores a classifier in eval mode on pictures that it was not trained on, each counted once.
 
+    In float32, as the encoder is used: logits of several classes are often equal in bfloat16, which counts as wrong.
     loader: this rank's pictures, every `world.size`-th of all from its rank on. All ranks return the scores of all.
     """
     model.eval()
@@ -129,10 +129,9 @@ def evaluate(
     found: list[Tensor] = []
     for pixels, labels in loader:
         labels = labels.to(world.device).reshape(len(pixels), len(heads))
-        with precision(world.device):
-            logits = model(pixels.to(world.device))
+        logits = model(pixels.to(world.device))
         columns = []
-        for number, scores in enumerate(logits.float().split(counts, dim=1)):
+        for number, scores in enumerate(logits.split(counts, dim=1)):
             truth = labels[:, number]
             wanted = truth.clamp(min=0)
             true_scores = scores.gather(1, wanted[:, None])

@@ -139,13 +139,19 @@ def _stopped(saved: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Stopped
 
 
 def _moments(tensors: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor]]:
-    """The optimizer's state by a parameter's number; ValueError where it is of other parameters."""
-    shapes = [parameter.shape for group in optimizer.param_groups for parameter in group["params"]]
+    """The optimizer's state by a parameter's number; ValueError where it is of other parameters.
+
+    In memory as the parameters are, perhaps channels last, which a file does not keep: else a step is slower.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     moments: dict[int, dict[str, Tensor]] = {}
     for name, tensor in _group(tensors, "optimizer").items():
         index, kind = name.split(".")
-        if tensor.dim() and tensor.shape != shapes[int(index)]:
-            raise ValueError(f"optimizer.{name} is {tuple(tensor.shape)}, not {tuple(shapes[int(index)])}")
+        if tensor.dim():
+            parameter = parameters[int(index)]
+            if tensor.shape != parameter.shape:
+                raise ValueError(f"optimizer.{name} is {tuple(tensor.shape)}, not {tuple(parameter.shape)}")
+            tensor = torch.empty_like(parameter, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
         moments.setdefault(int(index), {})[kind] = tensor
     if moments and len({tuple(sorted(one)) for one in moments.values()}) > 1:
         raise ValueError("parts of the optimizer's state are missing")

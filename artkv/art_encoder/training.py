@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from artkv.art_encoder.arguments import ArtEncoderSettings
+from artkv.art_encoder.batches import PictureDataset
 from artkv.art_encoder.batchnorm import estimate_batchnorm
 from artkv.art_encoder.data import StyleData, check_pictures, read_style_data
 from artkv.art_encoder.losses import Loss, precision
@@ -30,10 +31,12 @@ from artkv.art_encoder.ranks import Stops, check_batch_can_be_shared, trained_to
 from artkv.art_encoder.scores import ArtEncoderScores, evaluate
 from artkv.art_encoder.state import Standing, StoppedEpoch, load_state, save_state, write_tensors
 from artkv.art_encoder.timm_parts import TargetMixer
+from artkv.art_encoder.workers import start_fork_server
 from artkv.distributed import World
 from artkv.errors import RunFailed, UserError
 from artkv.monitoring.progress import ProgressLine
 from artkv.monitoring.tensorboard_log import TensorBoardLog
+from artkv.run_folder.run_lock import RunLock, run_lock
 
 # What may differ between a stop and a resume without changing the result, or is recorded otherwise: the data by
 # digest, the initial weights by what they became.
@@ -89,10 +92,21 @@ def train_art_encoder(
     something to save.
     Progress goes to standard error: a bar on a terminal, lines elsewhere. Raises UserError where the data, a
     checkpoint or the output folder is not right, before the first step and before anything is written, and RunFailed
-    where the loss stops being a finite number.
+    where the loss stops being a finite number. A folder that another training is using is a UserError too.
     """
     world = world or world_of_one(settings)
     check_batch_can_be_shared(settings, world)
+    with run_lock(settings.output_dir, world, settings.timeout_minutes, "--output-dir") as lock:
+        return _train(settings, world, stop_reason, ready, lock)
+
+
+def _train(
+    settings: ArtEncoderSettings,
+    world: World,
+    stop_reason: Callable[[], str | None],
+    ready: Callable[[], object],
+    lock: RunLock | None,
+) -> ArtEncoderResult:
     folder = ArtEncoderFolder(settings)
     is_resumed = world.broadcast(world.on_main(lambda: folder.check(settings)))
     data = world.broadcast(world.on_main(lambda: _read(settings, folder)))
@@ -115,9 +129,12 @@ def train_art_encoder(
         Stops(world, stop_reason),
         ProgressLine(settings.epochs * steps, done, world.rank),
     )
+    if settings.workers:
+        start_fork_server(PictureDataset.__module__)
     ready()
     for epoch in range(standing.epochs_done + 1, settings.epochs + 1):
         trained = _train_epoch(settings, parts, going, epoch, stopped)
+        world.on_main(lambda: lock.check() if lock else None)
         if trained.is_stopped:
             stopped = _stopped_epoch(trained, world)
             world.on_main(partial(save_state, folder.state, run, standing, parts.learnt, stopped))

@@ -118,6 +118,7 @@ class AnsweringBatchMaker:
             self._choices(prompts, all_index, answers * len(shown.are_blank), num_seen),
             tuple(rows),
             tuple(len(of_row) for of_row in answers),
+            tuple(all_index),
         )
 
     def _choices(

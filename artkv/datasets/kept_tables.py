@@ -1,5 +1,6 @@
 """Large tables that were found to be right, kept in the user's cache, so that a million questions are checked once."""
 
+import hashlib
 import json
 import os
 from dataclasses import asdict
@@ -32,22 +33,23 @@ def kept_table(csv_path: Path, images: ImageIndex, form: TableForm) -> QuestionT
     It is used if the bytes of the file, how it is read, the names of all pictures, and size and times of those that
     it names are what they were when every row was checked and every picture decoded.
     """
-    path = _place(csv_path, images)
-    if path is None or not path.exists():
+    folder = _folder(csv_path, images)
+    if folder is None or not folder.exists():
         return None
     try:
         with open_regular(csv_path) as file:
             sha256 = file_sha256(file)
     except OSError:
         return None  # whoever reads it tells why
-    arrays = kept(path, _key(sha256, images, form))
+    key = _key(sha256, images, form)
+    arrays = kept(folder, key)
     if arrays is None:
         return None
     questions, answers, question_ids, question_types, paths = (
         StringColumn.of_arrays(arrays, name) for name in (*_TEXTS, _PATHS)
     )
     stamps = picture_stamps(paths)
-    if stamps is None or not np.array_equal(stamps, arrays["stamps"]):
+    if stamps is None or kept(folder, _key_of_check(key, stamps)) is None:
         return None
     lines, painting_of_row = (arrays[name] for name in _NUMBERS)
     columns = (questions, answers, question_ids, question_types, lines, painting_of_row)
@@ -68,17 +70,24 @@ def settled_stamps(table: QuestionTable) -> np.ndarray | None:
 
 def keep_table(table: QuestionTable, sha256: str, images: ImageIndex, form: TableForm, stamps: np.ndarray) -> None:
     """Keeps a table that is right. sha256: of the bytes it was read from. stamps: see `settled_stamps`."""
-    arrays = {name: getattr(table, name) for name in _NUMBERS} | {"stamps": stamps}
+    arrays = {name: getattr(table, name) for name in _NUMBERS}
     for name in _TEXTS:
         arrays |= getattr(table, name).arrays(name)
     arrays |= table.painting_paths.strings.arrays(_PATHS)
-    keep(_place(table.path, images), _key(sha256, images, form), arrays)
+    folder, key = _folder(table.path, images), _key(sha256, images, form)
+    keep(folder, key, arrays)
+    keep(folder, _key_of_check(key, stamps), {})
 
 
-def _place(csv_path: Path, images: ImageIndex) -> Path | None:
+def _folder(csv_path: Path, images: ImageIndex) -> Path | None:
     return kept_at("tables", _FORMAT, os.path.abspath(csv_path), images.root)
 
 
 def _key(sha256: str, images: ImageIndex, form: TableForm) -> str:
     """Of all that a table and its checks depend on, but for the stamps of its pictures."""
     return json.dumps([sha256, asdict(form), images.fingerprint(), images.max_pixels, PIL.__version__])
+
+
+def _key_of_check(key: str, stamps: np.ndarray) -> str:
+    """Of the file, without arrays, that says that the table's pictures were found right when they had these stamps."""
+    return f"{key} {hashlib.sha256(stamps.tobytes()).hexdigest()}"

@@ -22,17 +22,17 @@ def kept_tokens(
     """As `tokenize_table`, from the cache where the same texts were tokenised before by the same tokenizer.
 
     The arrays are then mapped from the file, so that the ranks of a host share its pages. Tables with problems are not
-    kept. A file is of a CSV file and a tokenizer, and made anew where either has changed.
+    kept. A folder is of a CSV file and a tokenizer, with a file for each prompt and each state of either.
     """
     key = _key(table, tokenizer, prompt_template) if len(table) >= FEWEST_ROWS else None
     if key is None or tokenizer.pad_token_id is None:
         return tokenize_table(table, tokenizer, prompt_template)
-    path = kept_at("tokens", _FORMAT, os.path.abspath(table.path), getattr(tokenizer, "name_or_path", ""))
-    if (found := kept(path, key)) is not None:
+    folder = kept_at("tokens", _FORMAT, os.path.abspath(table.path), getattr(tokenizer, "name_or_path", ""))
+    if (found := kept(folder, key)) is not None:
         return TokenizedTable(**found, pad_token_id=tokenizer.pad_token_id), []
     made, problems = tokenize_table(table, tokenizer, prompt_template)
     if not problems:
-        keep(path, key, {name: getattr(made, name) for name in ("token_ids", "offsets", "answer_starts")})
+        keep(folder, key, {name: getattr(made, name) for name in ("token_ids", "offsets", "answer_starts")})
     return made, problems
 
 

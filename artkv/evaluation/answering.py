@@ -24,6 +24,7 @@ from artkv.datasets.table import QuestionTable
 from artkv.distributed import World
 from artkv.errors import UserError
 from artkv.evaluation.batch_size import automatic_batch_size
+from artkv.evaluation.generation import Generation
 from artkv.evaluation.run_roles import masked_encoders, masked_folder
 from artkv.evaluation.scores import Scores, score_predictions
 from artkv.kv_modulation import Use
@@ -118,6 +119,8 @@ def check_ablations(ablations: Sequence[Ablation], config: Config, place: str) -
 QUESTIONS_BETWEEN_MEETINGS = 64
 # Paintings that are encoded at a time: an art encoder takes dozens of MB for each, which must not grow with the batch.
 PAINTINGS_AT_ONCE = 16
+# Of those that are encoded: the Q-Former takes some 3 MB for each, and as long for a few as for one.
+FEATURES_AT_ONCE = 128
 
 
 @dataclass(frozen=True)
@@ -207,27 +210,36 @@ def answer_under(
     )
     batches = answering_loader(make, plan, world, settings.workers)
     between_meetings = max(1, QUESTIONS_BETWEEN_MEETINGS // (rows_at_once * number))
-    answered: dict[int, Answered] = {}
+    assert make.shown.num_visual is not None
+    generation = Generation(
+        model, questions.tokenized, make.shown.num_visual, settings.max_new_tokens, rows_at_once * number
+    )
+    scored: dict[int, list[NDArray[np.float64]]] = {}
+    left = len(range(world.rank, plan.num_micro_batches, world.size))
     with torch.no_grad():
         # All ranks count the same rounds, since they meet in some; a rank may have no batch in the last one.
         for round_number in range(1, -(-plan.num_micro_batches // world.size) + 1):
             batch = next(batches, None)
             if batch is not None:
-                answered |= model.in_room(partial(_answers, model, batch, settings, world, ablations))
+                left -= 1
+                answer = partial(_answer, model, batch, generation, world, ablations, not left)
+                scored |= generation.in_parts(batch, answer)
+                generation.finish(not left)
                 advance(len(batch.rows))
             if gives_up is not None and round_number % between_meetings == 0 and _any(gives_up(), world):
                 raise GaveUp
-    everything: dict[int, Answered] = {}
-    for part, gave_up in world.gather((answered, gives_up is not None and gives_up())):
+    texts: dict[tuple[int, int], str] = {}
+    for (some_texts, some_scored), gave_up in world.gather(
+        ((generation.texts, scored), gives_up is not None and gives_up())
+    ):
         if gave_up:
             raise GaveUp
-        everything |= part
-    if len(everything) != len(table):
-        raise RuntimeError(f"{len(everything)} answers to {len(table)} questions of {table.path}")
-    rows = [everything[row] for row in range(len(table))]
-    return [
-        Answered([row.texts[way] for row in rows], [row.log_likelihoods[way] for row in rows]) for way in range(number)
-    ]
+        texts |= some_texts
+        scored |= some_scored
+    if len(texts) != number * len(table):
+        raise RuntimeError(f"{len(texts)} answers to {number} x {len(table)} questions of {table.path}")
+    rows = range(len(table))
+    return [Answered([texts[row, way] for row in rows], [scored[row][way] for row in rows]) for way in range(number)]
 
 
 def _shown(model: KVModulatedBlip2, ablations: Sequence[Ablation], num_paintings: int, seed: int) -> Shown:
@@ -240,23 +252,24 @@ def _shown(model: KVModulatedBlip2, ablations: Sequence[Ablation], num_paintings
     )
 
 
-def _answers(
+def _answer(
     model: KVModulatedBlip2,
     batch: AnsweringBatch,
-    settings: AnsweringSettings,
+    generation: Generation,
     world: World,
     ablations: Sequence[Ablation],
-) -> dict[int, Answered]:
-    """What is said to each row, an ablation each."""
+    is_last: bool,
+    parts: int,
+) -> dict[int, list[NDArray[np.float64]]]:
+    """Generates the batch's answers, and returns each row's choices' log likelihoods, of an ablation each."""
     on_device = batch.to(world.device, non_blocking=True)
     visual_IKD = _visual_tokens(model, on_device, ablations)
-    texts = model.generate_answers(visual_IKD, on_device.prompts, settings.max_new_tokens)
-    scored = [model.log_likelihoods(visual_IKD, choices).cpu().numpy() for choices in on_device.choices]
-    flat = np.concatenate([np.zeros(0), *scored])
-    number = len(batch.rows)
+    flat = model.log_likelihoods(visual_IKD, on_device.choices).cpu().numpy() if batch.choices else np.zeros(0)
     ends = np.cumsum([*batch.num_choices] * len(ablations))
     log_likelihoods = np.split(flat, ends[:-1])
-    return {row: Answered(texts[place::number], log_likelihoods[place::number]) for place, row in enumerate(batch.rows)}
+    generation.answer(on_device, visual_IKD, is_last, parts)
+    number = len(batch.rows)
+    return {row: log_likelihoods[place::number] for place, row in enumerate(batch.rows)}
 
 
 def _visual_tokens(model: KVModulatedBlip2, batch: AnsweringBatch, ablations: Sequence[Ablation]) -> Tensor:
@@ -266,9 +279,10 @@ def _visual_tokens(model: KVModulatedBlip2, batch: AnsweringBatch, ablations: Se
     """
     parts: dict[Ablation, list[Tensor]] = {ablation: [] for ablation in ablations}
     paintings, other_art = batch.paintings, batch.other_art
-    for start in range(0, 0 if paintings is None else len(paintings), PAINTINGS_AT_ONCE):
+    at_once = PAINTINGS_AT_ONCE if isinstance(paintings, PaintingViews) else FEATURES_AT_ONCE
+    for start in range(0, 0 if paintings is None else len(paintings), at_once):
         assert paintings is not None
-        some = slice(start, start + PAINTINGS_AT_ONCE)
+        some = slice(start, start + at_once)
         features = features_of(model, paintings[some])
         art = features.art_features
         others = art if other_art is None else tuple(one[some] for one in other_art)

@@ -3,6 +3,9 @@
 The more of them, the less often OPT's weights are read for an answer, from host memory where its blocks stream.
 """
 
+import math
+from typing import NamedTuple
+
 import numpy as np
 import torch
 
@@ -14,27 +17,38 @@ from artkv.models.kv_modulated_blip2 import KVModulatedBlip2
 
 # On two cores of a CPU, where more is no faster; measured in docs/evaluation.md.
 QUESTIONS_ON_A_CPU = 128
-# On a GPU. A product with so many tokens takes longer than reading its weights from device memory; and up to five such
-# batches lie in host memory, 1.7 MB a painting that is not cached.
-MOST_QUESTIONS = 512
+# On a GPU. The host takes some 20 ms to launch a token's pass, and a pass reads all of OPT, from host memory where it
+# streams: hundreds of questions do not yet take a card longer than that.
+MOST_QUESTIONS = 2048
+# Of a batch's pictures or features in host memory, where up to five batches lie.
+_MOST_BATCH_BYTES = 2**29
 # Of the memory that is free; the rest is for the encoders, and for what is not in `question_bytes`.
 _SHARE_OF_MEMORY = 0.7
+# Nearly all answers are shorter, and make room when they end; a batch whose answers are not goes on in parts.
+_EXPECTED_NEW_TOKENS = 16
 
 
-def question_bytes(model: KVModulatedBlip2, prompt_tokens: int, max_new_tokens: int, painting_bytes: int) -> int:
-    """Device memory of a question that shares nothing with another, and whose answer does not end.
+class MeanQuestion(NamedTuple):
+    """Of a table's questions, each: tokens of its prompt, and paintings, where several questions share one."""
+
+    prompt_tokens: float
+    paintings: float
+
+
+def question_bytes(model: KVModulatedBlip2, question: MeanQuestion, max_new_tokens: int, painting_bytes: int) -> int:
+    """Device memory of a question among many, whose text shares nothing with another.
 
     Keys and values, once more for the block that is being laid out anew; the first pass through a block, with its
-    mask; logits; and what the encoders get of a painting.
+    mask; logits; and what the encoders get of its share of a painting.
     """
     backbone = model.backbone
     opt = backbone.language_model.config
-    columns = model.num_visual_tokens + prompt_tokens
-    new_columns = min(max_new_tokens, backbone.max_positions - columns)
+    columns = model.num_visual_tokens * question.paintings + question.prompt_tokens
+    new_columns = min(max_new_tokens, _EXPECTED_NEW_TOKENS)
     numbers = 2 * (opt.num_hidden_layers + 1) * opt.hidden_size * (columns + new_columns)
     numbers += columns * (8 * opt.hidden_size + 2 * opt.ffn_dim + MAX_COLUMNS)
     numbers += 2 * opt.vocab_size
-    return numbers * backbone.dtype.itemsize + painting_bytes
+    return math.ceil(numbers * backbone.dtype.itemsize + painting_bytes * question.paintings)
 
 
 def questions_that_fit(free_bytes: int, bytes_a_question: int) -> int:
@@ -72,10 +86,12 @@ def automatic_batch_size(
     """
     number = QUESTIONS_ON_A_CPU
     if world.device.type == "cuda":
-        longest = int(questions.tokenized.prompt_lengths.max())
-        blank = questions.paintings.load_blank(1, pin_memory=False)
-        painting_bytes = blank.num_bytes
-        size = question_bytes(model, longest, max_new_tokens, painting_bytes)
-        number = questions_that_fit(free_device_bytes(world.device), size)
+        table = questions.table
+        mean = MeanQuestion(float(questions.tokenized.prompt_lengths.mean()), table.num_paintings / len(table))
+        painting_bytes = questions.paintings.load_blank(1, pin_memory=False).num_bytes
+        size = question_bytes(model, mean, max_new_tokens, painting_bytes)
+        # Ablations share a painting's pictures.
+        most = num_ablations * int(_MOST_BATCH_BYTES / (painting_bytes * mean.paintings))
+        number = min(questions_that_fit(free_device_bytes(world.device), size), max(1, most))
     most = max(1, min(world.gather(number)) // num_ablations)
     return even_batch_size(most, questions.table.painting_of_row, world.size)

@@ -10,10 +10,12 @@ from typing import NamedTuple
 
 from artkv.config.paths import user_cache
 from artkv.distributed import World, single_process
+from artkv.errors import UserError
 from artkv.feature_cache import fingerprint
 from artkv.feature_cache.contents import PictureMemo
 from artkv.feature_cache.preparation import CacheSettings, decoded_before
-from artkv.feature_cache.store import open_store
+from artkv.feature_cache.store import SHARDS, open_store
+from artkv.reading import remedy_for
 
 # Left free on the disk: as much again as the features take, and no more than this.
 _MOST_LEFT_FREE_BYTES = 10 * 2**30
@@ -63,7 +65,15 @@ def choose_location(
 def _choose(settings: CacheSettings, paths: Sequence[Path], record_bytes: Sequence[int], world: World) -> Location:
     folder = settings.folder
     encoders = settings.open_encoders(single_process(world.device))
-    stores = [open_store(folder, encoder.identity) for encoder in encoders]
+    try:
+        stores = [open_store(folder, encoder.identity) for encoder in encoders]
+    except (UserError, PermissionError) as error:  # what is damaged ends the run: it is told how to be mended
+        if not _is_of_permission(error):
+            raise
+        reason = str(error)
+        if isinstance(error, PermissionError):
+            reason = f"{error.filename}: cannot be read ({error.strerror}); {remedy_for(error, '')}"
+        return Location(None, f"features not cached: {reason}, or {_REMEDY}")
     memo = PictureMemo(folder / "pictures.json")
     known = [memo.get(path) for path in set(paths)]
     lacking = [sum(found is None or found[1] not in store.place_of for found in known) for store in stores]
@@ -73,12 +83,16 @@ def _choose(settings: CacheSettings, paths: Sequence[Path], record_bytes: Sequen
     # And the blank one.
     needed = sum((number + 1) * size for number, size in zip(lacking, record_bytes, strict=True) if number)
     what = f"features of {num_missing} pictures, {needed / _GB:.2f} GB"
+    written = folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _probe(folder).unlink()
+        # Of a cache that several users share, an encoder's part may be one's who lets the others only read.
+        parts = [_nearest(store.folder / SHARDS) for store, number in zip(stores, lacking, strict=True) if number]
+        for written in dict.fromkeys([folder, *parts]):
+            _probe(written).unlink()
         free = shutil.disk_usage(folder).free
     except OSError as error:
-        return Location(None, f"{what}, not cached: {folder} cannot be written ({error.strerror}); {_REMEDY}")
+        return Location(None, f"{what}, not cached: {written} cannot be written ({error.strerror}); {_REMEDY}")
     wanted = needed + min(needed, _MOST_LEFT_FREE_BYTES)
     if free < wanted:
         return Location(
@@ -89,6 +103,18 @@ def _choose(settings: CacheSettings, paths: Sequence[Path], record_bytes: Sequen
 
 
 _REMEDY = "set ARTKV_CACHE or frozen.feature_cache to a folder with room"
+
+
+def _is_of_permission(error: BaseException | None) -> bool:
+    """Whether an error, or what it was raised for, is that this user may not read something."""
+    while error is not None and not isinstance(error, PermissionError):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder, or the nearest above it that is there."""
+    return next(path for path in (folder, *folder.parents) if path.is_dir())
 
 
 def _probe(folder: Path) -> Path:

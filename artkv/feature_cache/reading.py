@@ -8,12 +8,15 @@ others may map.
 Letters in tensor names are explained in `artkv.batch`.
 """
 
+import errno
 import os
 import resource
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -21,12 +24,15 @@ from torch import Tensor
 
 from artkv.batch import PaintingFeatures
 from artkv.datasets.columns import PathColumn
-from artkv.errors import UserError
+from artkv.errors import RunFailed, UserError
 from artkv.feature_cache.shards import Shard
 from artkv.reading import check_regular, remedy_for
 
-# Files kept open: a part of what the system allows a process.
-_MAX_OPEN_FILES = 256
+# Files that all records of a process keep open together.
+_MAX_OPEN_FILES = 1024
+# The same, of what the system allows a process (1024 mostly), which other things have files open too.
+_SHARE_OF_OPEN_FILES = 4
+_TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
 
 
 class CachedPaintings:
@@ -65,8 +71,11 @@ class Records:
 
     places: (paintings + 1, 2) int64, each painting's shard and record in it, and at the end the blank picture's.
 
-    May be used from several threads.
+    May be used from several threads. Files stay open; a process has records of each encoder and table, which share what
+    may be open.
     """
+
+    _living: ClassVar["WeakSet[Records]"] = WeakSet()
 
     def __init__(self, shards: list[Shard], places: np.ndarray) -> None:
         self._paths = PathColumn(shard.path for shard in shards)
@@ -75,7 +84,7 @@ class Records:
         self._offsets = np.array([shard.features.offset for shard in shards], dtype=np.int64)
         self._files: OrderedDict[int, int] = OrderedDict()
         self._lock = threading.Lock()
-        self._max_files = min(_MAX_OPEN_FILES, max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 8))
+        self._living.add(self)
 
     @property
     def blank(self) -> int:
@@ -97,9 +106,20 @@ class Records:
         return records
 
     def _read(self, shard: int, start: int, target: memoryview) -> None:
-        done = 0
+        done, is_reopened = 0, False
         while done < len(target):
-            count = os.preadv(self._file(shard), [target[done:]], start + done)
+            try:
+                count = os.preadv(self._file(shard), [target[done:]], start + done)
+            except OSError as error:
+                # On NFS, of a file that was removed and made again, with the same bytes.
+                if error.errno == errno.ESTALE and not is_reopened:
+                    os.close(self._files.pop(shard))
+                    is_reopened = True
+                    continue
+                raise RunFailed(
+                    f"{self._paths[shard]}: cannot be read any more ({error.strerror}); look at the disk or file "
+                    "server, and go on with --resume"
+                ) from None
             if count == 0:
                 raise UserError(
                     f"{self._paths[shard]}: is shorter than it was at the start; delete this file, `artkv cache` "
@@ -112,16 +132,29 @@ class Records:
         if shard in self._files:
             self._files.move_to_end(shard)
             return self._files[shard]
-        while len(self._files) >= self._max_files:
-            os.close(self._files.popitem(last=False)[1])
+        while len(self._files) >= self._most_files():
+            self._close_oldest()
         path: Path = self._paths[shard]
-        try:
-            check_regular(path)
-            self._files[shard] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            remedy = remedy_for(error, "run `artkv cache` again")
-            raise UserError(f"{path}: cannot be read ({error.strerror}); {remedy}") from None
+        while shard not in self._files:
+            try:
+                check_regular(path)
+                self._files[shard] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                if error.errno in _TOO_MANY_FILES:
+                    if not self._files:
+                        raise
+                    self._close_oldest()
+                    continue
+                remedy = remedy_for(error, "run `artkv cache` again")
+                raise UserError(f"{path}: cannot be read ({error.strerror}); {remedy}") from None
         return self._files[shard]
+
+    def _most_files(self) -> int:
+        allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return max(1, min(_MAX_OPEN_FILES, allowed // _SHARE_OF_OPEN_FILES) // len(self._living))
+
+    def _close_oldest(self) -> None:
+        os.close(self._files.popitem(last=False)[1])
 
     def close(self) -> None:
         """Closes its files; the next batch opens them again."""

@@ -85,7 +85,10 @@ def shard_name(contents: Sequence[str]) -> str:
 
 
 def write_shard(folder: Path, fingerprint: str, contents: Sequence[str], features: Tensor) -> None:
-    """Writes one shard, whole or not at all. The features, a record each, are on the CPU, contents sorted."""
+    """Writes one shard, whole or not at all. The features, a record each, are on the CPU, contents sorted.
+
+    One that is there, of another job that fills the same cache, has the same bytes and may be open already.
+    """
     features = features.contiguous()
     described = {
         "fingerprint": fingerprint,
@@ -93,7 +96,8 @@ def write_shard(folder: Path, fingerprint: str, contents: Sequence[str], feature
         "checksums": [_checksum(_as_bytes(record)) for record in features],
     }
     # One key: safetensors does not keep the order of several, and the bytes shall be the same each time.
-    write_shared(folder / shard_name(contents), save({_FEATURES: features}, {"artkv": json.dumps(described)}))
+    content = save({_FEATURES: features}, {"artkv": json.dumps(described)})
+    write_shared(folder / shard_name(contents), content, replaces=False)
 
 
 def read_header(path: Path) -> Shard:

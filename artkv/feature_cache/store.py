@@ -142,8 +142,8 @@ def open_store(root: Path, identity: EncoderIdentity) -> FeatureStore:
         # Renamed into place when complete: one that the index knows by its size needs no second look.
         shard = _from_index(path, entry) if entry and entry["bytes"] == path.stat().st_size else read_header(path)
         if not os.access(path, os.R_OK):  # which the index's words would hide until the first batch
-            remedy = remedy_for(PermissionError(errno.EACCES, "", str(path)), "")
-            raise UserError(f"{path}: cannot be read (Permission denied); {remedy}")
+            error = PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            raise UserError(f"{path}: cannot be read ({error.strerror}); {remedy_for(error, '')}") from error
         if shard.fingerprint != fingerprint.digest(identity):
             raise UserError(f"{path}: was not made with what {description} says; delete this file")
         shards.append(shard)
@@ -161,8 +161,7 @@ def create_store(root: Path, identity: EncoderIdentity) -> None:
 
 
 def _describe(path: Path, text: str) -> None:
-    if not path.is_file():
-        write_shared(path, text.encode())
+    write_shared(path, text.encode(), replaces=False)
 
 
 def _described(shard: Shard) -> dict[str, Any]:

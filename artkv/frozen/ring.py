@@ -72,9 +72,10 @@ class BlockRing:
         for position in window:
             if position not in self._slot_of:
                 slot = self._free_slot(window)
+                self.transport.submit(slot, self.blocks[position])
+                # Behind it: a slot whose copy could not be begun has no block.
                 self._slot_of[position] = slot
                 self.loads[position] += 1
-                self.transport.submit(slot, self.blocks[position])
 
     def _free_slot(self, window: list[int]) -> Slot:
         """An empty slot, or that of the block fetched longest ago among those outside the window."""

@@ -58,6 +58,9 @@ class LikelyAnswer(NamedTuple):
 
 
 T = TypeVar("T")
+
+# Parts of the choices whose hidden states wait for each other at a block: some 15 MB each at OPT-2.7b's width.
+_CHOICES_TOGETHER = 16
 # A graph is tied to a number of paintings, which beyond this is a multiple of it.
 _PAINTINGS_MULTIPLE = 4
 
@@ -275,33 +278,54 @@ class KVModulatedBlip2(nn.Module):
 
         An answer also ends where OPT has no position left for it.
         """
-        return self._texts(self._decode(visual_IKD, prompts, max_new_tokens))
+        return self.answers_of(self.generate_tokens(visual_IKD, prompts, max_new_tokens).token_ids)
 
     def generate_with_probability(
         self, visual_IKD: Tensor, prompts: PackedPrompts, max_new_tokens: int
     ) -> list[LikelyAnswer]:
         """`generate_answers` with what the model thinks of them."""
-        decoded = self._decode(visual_IKD, prompts, max_new_tokens, with_probability=True)
+        limits = DecodingLimits(max_new_tokens, self.backbone.max_positions)
+        decoded = self._decode(visual_IKD, prompts, limits, with_probability=True)
         assert decoded.log_probabilities is not None
         log_of_all = decoded.log_probabilities.double().sum(dim=1)
         num_tokens = (decoded.token_ids != self.backbone.tokenizer.pad_token_id).sum(dim=1).clamp(min=1)
         probabilities = zip(log_of_all.exp().tolist(), (log_of_all / num_tokens).exp().tolist(), strict=True)
-        texts = self._texts(decoded)
+        texts = self.answers_of(decoded.token_ids)
         return [LikelyAnswer(text, *likely) for text, likely in zip(texts, probabilities, strict=True)]
 
+    def generate_tokens(
+        self, visual_IKD: Tensor, prompts: PackedPrompts, max_new_tokens: int, leave: int = 0, parts: int = 1
+    ) -> Decoded:
+        """Greedy answers as tokens, some of which may be left before they end; see `DecodingLimits`."""
+        limits = DecodingLimits(max_new_tokens, self.backbone.max_positions, leave, parts)
+        return self._decode(visual_IKD, prompts, limits, with_probability=False)
+
+    def answers_of(self, token_ids: Tensor | Sequence[Sequence[int]]) -> list[str]:
+        """The texts of generated tokens, (Q, T) or T of each question, padding included."""
+        answers: Sequence[str] = self.backbone.tokenizer.batch_decode(token_ids, skip_special_tokens=True)
+        return [answer.split("\n", 1)[0].strip() for answer in answers]
+
     @torch.no_grad()
-    def log_likelihoods(self, visual_IKD: Tensor, choices: PackedChoices) -> Tensor:
-        """The log probability of each answer after its prompt, its newline included: (`num_answers`,), fp64."""
+    def log_likelihoods(self, visual_IKD: Tensor, choices: Sequence[PackedChoices]) -> Tensor:
+        """The log probability of each answer after its prompt, its newline included: (`num_answers`,), fp64.
+
+        choices: of which one part after the other goes through each block, so that it is fetched once for some of them.
+        """
         language_model = self.backbone.language_model
-        (hidden_RCD,) = decode_packed(language_model, [self._packed_embeddings(visual_IKD, choices)], [choices])
-        log_p_A = answer_log_probabilities(
-            hidden_RCD.flatten(0, 1), language_model.lm_head, choices.answer_places, choices.answer_ids
-        ).double()
-        return log_p_A.new_zeros(choices.num_answers).index_add_(0, choices.answer_owners, log_p_A)
+        found = [torch.zeros(0, dtype=torch.float64, device=visual_IKD.device)]
+        for start in range(0, len(choices), _CHOICES_TOGETHER):
+            some = choices[start : start + _CHOICES_TOGETHER]
+            embeds = [self._packed_embeddings(visual_IKD, part) for part in some]
+            for part, hidden_RCD in zip(some, decode_packed(language_model, embeds, some), strict=True):
+                log_p_A = answer_log_probabilities(
+                    hidden_RCD.flatten(0, 1), language_model.lm_head, part.answer_places, part.answer_ids
+                ).double()
+                found.append(log_p_A.new_zeros(part.num_answers).index_add_(0, part.answer_owners, log_p_A))
+        return torch.cat(found)
 
     @torch.no_grad()
     def _decode(
-        self, visual_IKD: Tensor, prompts: PackedPrompts, max_new_tokens: int, with_probability: bool = False
+        self, visual_IKD: Tensor, prompts: PackedPrompts, limits: DecodingLimits, with_probability: bool
     ) -> Decoded:
         backbone = self.backbone
         return decode_greedily(
@@ -309,14 +333,10 @@ class KVModulatedBlip2(nn.Module):
             backbone.tokenizer,
             prompts,
             self._packed_embeddings(visual_IKD, prompts),
-            DecodingLimits(max_new_tokens, backbone.max_positions),
+            limits,
             look_back=0 if "opt" in backbone.streamed else 1,
             with_probability=with_probability,
         )
-
-    def _texts(self, decoded: Decoded) -> list[str]:
-        answers: Sequence[str] = self.backbone.tokenizer.batch_decode(decoded.token_ids, skip_special_tokens=True)
-        return [answer.split("\n", 1)[0].strip() for answer in answers]
 
     def _prompt_embeddings(self, visual_IKD: Tensor, questions: QuestionBatch) -> tuple[Tensor, Tensor]:
         """`[visual tokens][text]` of each question, padded on the right: (Q, S, D) and its mask (Q, S)."""

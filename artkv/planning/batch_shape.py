@@ -20,7 +20,7 @@ class BatchShape:
     paintings: at most as many as questions. text_tokens: T, of the longest question with its answer; packed, as if
     questions on a painting had nothing but BOS in common.
     is_packed: whether a painting's questions share a sequence. longest_text: of all texts, validation's too, in tokens;
-    None: text_tokens.
+    None: text_tokens. answered_at_once: questions where it is not the config that says how many.
     """
 
     paintings: int
@@ -28,6 +28,7 @@ class BatchShape:
     text_tokens: int
     is_packed: bool = False
     longest_text: int | None = None
+    answered_at_once: int | None = None
 
 
 @dataclass(frozen=True)

@@ -339,7 +339,8 @@ def _image_tokens(vision: Any) -> int:
 def _evaluation_batch(config: Config, batch: BatchShape) -> tuple[BatchShape, int]:
     evaluation = config.evaluation
     text_tokens = batch.longest_text or batch.text_tokens
-    questions = _QUESTIONS_OF_AUTO if evaluation.batch_size == "auto" else evaluation.batch_size
+    of_config = _QUESTIONS_OF_AUTO if evaluation.batch_size == "auto" else evaluation.batch_size
+    questions = batch.answered_at_once or of_config
     return BatchShape(questions, questions, text_tokens), evaluation.max_new_tokens
 
 

@@ -20,6 +20,7 @@ from typing import Any, ParamSpec
 from typing_extensions import Self
 
 from artkv.errors import RunFailed
+from artkv.parent_process import end_with_parent
 from artkv.training.preemption import heeded
 
 P = ParamSpec("P")
@@ -111,6 +112,7 @@ def two_lanes(log: Path) -> Iterator[tuple[Lane, Lane]]:
 
 def _prepare(threads: int, log: Path | None) -> None:
     """Of a new process, before it imports torch."""
+    end_with_parent()
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # a terminal's goes to the process above too, which asks to stop
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))

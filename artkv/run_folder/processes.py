@@ -19,9 +19,23 @@ def machine() -> str:
 
 
 def process_start(pid: int) -> int | None:
-    """When a process of this machine began, in ticks since boot; None if it is dead (or this is no Linux)."""
+    """When a process of this machine began, in ticks since boot; None if it is dead, or not to be seen.
+
+    Processes of other users are hidden where /proc is mounted so (hidepid); see `is_anothers`.
+    """
     fields = _fields(pid)
     return None if fields is None or fields[0] in "ZX" else int(fields[19])
+
+
+def is_anothers(pid: int) -> bool:
+    """Whether there is a process of this number on this machine that another user's is, and not to be signalled."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):  # a lock that somebody has damaged may hold any number
+        pass
+    return False
 
 
 def is_stopped(pid: int) -> bool:

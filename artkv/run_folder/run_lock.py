@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from artkv.errors import RunFailed, UserError
 from artkv.files import NO_ROOM, overwrite, reason_of
 from artkv.reading import Count, check_version, parse_json, read_regular, to_record
-from artkv.run_folder.processes import machine, process_start
+from artkv.run_folder.processes import is_anothers, machine, process_start
 
 if TYPE_CHECKING:  # torch takes seconds, which `artkv status` need not wait for
     from artkv.distributed import World
@@ -67,10 +67,11 @@ class LockRecord:
         return process if self.job is None else f"job {self.job} ({process})"
 
     def is_running_here(self) -> bool | None:
-        """Whether the holder's process exists; None if it is another machine's, where this cannot be seen."""
+        """Whether the holder's process exists; None where this cannot be seen: on another machine, say."""
         if self.machine != machine() or self.pid_start is None:
             return None
-        return process_start(self.pid) == self.pid_start
+        start = process_start(self.pid)
+        return None if start is None and is_anothers(self.pid) else start == self.pid_start
 
 
 def read_lock(run_dir: Path) -> LockRecord | None:
@@ -110,8 +111,13 @@ class RunLock:
         environment: Mapping[str, str] = os.environ,
         heartbeat_seconds: float = HEARTBEAT_SECONDS,
         predecessor_seconds: float = 600.0,
+        place: str = "run.output_dir =",
     ) -> None:
-        """predecessor_seconds: how long a requeued job waits for its own run before, which may still be ending."""
+        """predecessor_seconds: how long a requeued job waits for its own run before, which may still be ending.
+
+        place: what the folder was given as.
+        """
+        self._place = place
         self._path = run_dir / LOCK
         self._interval = heartbeat_seconds
         restart = environment.get("SLURM_RESTART_COUNT", "0")
@@ -131,6 +137,7 @@ class RunLock:
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
         self._taken_by: str | None = None
+        self._renewed_at = 0.0
 
     def try_take(self) -> bool:
         """Takes the lock, or looks at its holder once more; False if it is not clear yet whether that one lives.
@@ -144,15 +151,17 @@ class RunLock:
             remedy = "give a folder that can be written, on a file system with hard links"
             if error.errno == errno.EACCES:
                 remedy = f"give this user permission to write there (chmod u+rwx {folder}, and u+rw {self._path})"
-            raise UserError(f"run.output_dir = {folder}: cannot be locked ({reason_of(error)}); {remedy}") from None
+            raise UserError(f"{self._place} {folder}: cannot be locked ({reason_of(error)}); {remedy}") from None
 
     def _take_or_look(self) -> bool:
         absent = [folder for folder in self._path.parents if not folder.exists()]
         if absent:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._made_folders = absent
+        began = _now()
         self._write()
         if self._link():
+            self._renewed_at = began
             self._thread = threading.Thread(target=self._beat, name="run lock", daemon=True)
             self._thread.start()
             return True
@@ -165,7 +174,7 @@ class RunLock:
                 time.sleep(min(_SECONDS_BETWEEN_LOOKS, self._interval / 2))
                 return False
             raise UserError(
-                f"run.output_dir = {self._path.parent}: is in use by {holder.describe()}, which is alive; wait for it "
+                f"{self._place} {self._path.parent}: is in use by {holder.describe()}, which is alive; wait for it "
                 "to end, stop it, or give another folder"
             )
         if runs_here is False or time.monotonic() - self._watched_since > self._patience(holder):
@@ -232,35 +241,42 @@ class RunLock:
                 return
 
     def _renew(self) -> None:
+        began = _now()
         try:
             # The slow part comes before the look: nothing may come between that and the rename.
             self._write()
         except OSError as error:
             self._temporary.unlink(missing_ok=True)
-            if error.errno in NO_ROOM:
-                self._overwrite()
+            if error.errno in NO_ROOM and self._overwrite():
+                self._renewed_at = began
             return
         if self._is_mine():
             self._temporary.replace(self._path)
         elif self._taken_by is not None or not self._link():
             self._temporary.unlink(missing_ok=True)
+            return
+        self._renewed_at = began
 
-    def _overwrite(self) -> None:
+    def _overwrite(self) -> bool:
         """Beats on a full disk, where the lock's file has its place already: to others a silent lock is a dead run's.
 
-        Another run that takes the lock has a file of its own, which this never writes into.
+        False where the lock is not this run's any more. Another run that takes it has a file of its own, which this
+        never writes into.
         """
         with self._path.open("r+b", buffering=0) as file:
             holder = _parse(file.read(_MOST_BYTES), self._path)
             if holder.token == self._record.token:
                 overwrite(file.fileno(), self._next_beat())
-        self._is_mine()
+        return self._is_mine()
 
     def _is_mine(self) -> bool:
         """Whether the lock's file is this run's; notes whose it is, if another's. False where there is none."""
         holder = read_lock(self._path.parent)
         if holder is not None and holder.token != self._record.token:
             self._taken_by = holder.describe()
+        # Whoever took it over may have ended since, and its lock with it.
+        if holder is None and _now() - self._renewed_at > self._interval * _MISSED_BEATS_OF_REQUEUED:
+            self._taken_by = "another run"
         return holder is not None and holder.token == self._record.token
 
     def _has_moved(self, holder: LockRecord) -> bool:
@@ -316,14 +332,21 @@ class RunLock:
         print(f"artkv: {holder.describe()} is dead and left {self._path}; taking it over", file=sys.stderr, flush=True)
 
 
+def _now() -> float:
+    """Seconds of a clock that goes on while the machine is suspended, which `time.monotonic` does not count."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 @contextmanager
-def run_lock(run_dir: Path, world: "World", predecessor_minutes: float = 10.0) -> Iterator[RunLock | None]:
+def run_lock(
+    run_dir: Path, world: "World", predecessor_minutes: float = 10.0, place: str = "run.output_dir ="
+) -> Iterator[RunLock | None]:
     """Holds the lock of `run_dir` for all ranks; rank 0's lock, None on the others.
 
-    predecessor_minutes: how long a requeued job waits for its own run before. The ranks meet after each look at a
-    lock that is held, so that none waits for long at a time.
+    predecessor_minutes: how long a requeued job waits for its own run before. place: what the folder was given as. The
+    ranks meet after each look at a lock that is held, so that none waits for long at a time.
     """
-    lock = RunLock(run_dir, predecessor_seconds=60 * predecessor_minutes) if world.is_main else None
+    lock = RunLock(run_dir, predecessor_seconds=60 * predecessor_minutes, place=place) if world.is_main else None
     try:
         while not world.broadcast(world.together(lambda: lock.try_take() if lock else False)):
             pass

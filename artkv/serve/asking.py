@@ -75,10 +75,8 @@ class AskedModel:
         picture = open_picture("as uploaded", content, MAX_UPLOAD_PIXELS)
         has_prefix = self.session.model.has_prefix
         features = self.session.encode(picture)
-        answers = [
-            self.session.answers(features, [question], use_prefix)[0]
-            for use_prefix in ([True, False] if has_prefix else [False])
-        ]
+        ways = [True, False] if has_prefix else [False]
+        answers = [answer for (answer,) in self.session.answers_by_prefix(features, [question], ways)]
         looks = looks_of(self.session.attention(features), has_prefix)
         picture.thumbnail((_EDGE, _EDGE), Image.Resampling.LANCZOS)
         drawn = zip(answers, looks.captions(), overlays(picture, looks), strict=True)

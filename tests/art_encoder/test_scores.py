@@ -59,3 +59,14 @@ def test_styles_alone_are_written_as_they_were_before_there_were_heads() -> None
     assert tree["per_style"][0] == {"style": "a", "count": 2, "top1": 0.5, "top5": 1.0}
     assert ArtEncoderScores.from_tree(tree) == scores
     assert list(scores.metrics()) == ["validation_loss", "top1", "top5", "mean_style_top1"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_logits_that_bfloat16_cannot_tell_apart_are_told_apart() -> None:
+    device = torch.device("cuda")
+    model = nn.Linear(2, 7, bias=False, device=device)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[10.0, 0.01], *[[10.0, 0.0]] * 6]))
+    loader = [(torch.ones(3, 2), torch.zeros(3, dtype=torch.int64))]
+    assert evaluate(model, loader, HEADS[:1], single_process(device)).top1 == 1.0

@@ -2,7 +2,9 @@
 
 import csv
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +28,7 @@ from artkv.config.art_encoders import BLIND
 from artkv.distributed import single_process
 from artkv.errors import Preempted, RunFailed, UserError
 from artkv.models.art_encoder import art_source, load_art_encoder
+from artkv.run_folder.run_lock import RunLock, read_lock
 from tests.art_encoder.conftest import FAST, write_styles
 
 
@@ -191,6 +194,28 @@ def test_what_must_not_change_between_stop_and_resume(folders: Path, uninterrupt
     other = write_styles(tmp_path / "other", 17)
     with pytest.raises(UserError, match="the pictures, their styles or the split"):
         train_art_encoder(settings.model_copy(update={"resume": True, "data": other}))
+
+
+def test_two_trainings_do_not_write_one_folder(folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = ArtEncoderSettings(**FAST, data=folders, output_dir=tmp_path / "out", epochs=1)
+    lock = RunLock(settings.output_dir)
+    assert lock.try_take()
+    with pytest.raises(UserError, match=f"--output-dir {tmp_path / 'out'}: is in use by process .*, which is alive"):
+        train_art_encoder(settings)
+    lock.release()
+    original = art_encoder.train_on_batch
+
+    def lost(*arguments: Any) -> torch.Tensor:
+        """Another has taken the folder, since this one stood still."""
+        record = read_lock(settings.output_dir)
+        assert record is not None
+        (settings.output_dir / "run.lock").write_text(json.dumps(asdict(replace(record, token="other"))))
+        return original(*arguments)
+
+    monkeypatch.setattr(art_encoder, "train_on_batch", lost)
+    with pytest.raises(RunFailed, match="has taken its folder"):
+        train_art_encoder(settings)
+    assert not (settings.output_dir / "state.safetensors").exists()
 
 
 def test_a_diverging_loss_fails_the_run(folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -231,6 +231,30 @@ def test_trainings_one_after_another(tmp_path: Path) -> None:
     assert "| transformers Trainer; 12 |" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("most", "memory", "wanted"),
+    [
+        (1920, 10_000, 449),
+        (1920, 10_090, 454),
+        (200, 10_000, 200),
+        (40, 10_000, 40),
+        (1920, 2_000, 50),
+        (1920, 1_100, 1),
+    ],
+)
+def test_a_peer_gets_as_many_rows_as_fit(module: Any, most: int, memory: int, wanted: int) -> None:
+    """Of a peak of 1,000 and 20 a row, a little more above 100 rows: found within a twentieth."""
+    tried = []
+
+    def peak(rows: int) -> float:
+        tried.append(rows)
+        return 1000 + 20 * rows + (10 if rows > 100 else 0)
+
+    rows = module("answering_rows").rows_by_peaks(peak, most, memory)
+    assert 0.94 * wanted <= rows <= wanted or (rows == 16 and wanted == 50)
+    assert len(tried) <= 4
+
+
 def test_answers_in_a_session(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     done = run_script(

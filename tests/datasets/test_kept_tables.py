@@ -124,6 +124,25 @@ def test_whatever_changes_is_checked_again(
     assert len(checks) == 2
 
 
+def test_a_table_that_another_run_has_mapped_stays(
+    folder: Path, checks: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def files() -> dict[Path, int]:
+        return {path: path.stat().st_ino for path in (user_cache() / "tables").glob("*/*/*")}
+
+    read(folder)
+    first = files()
+    for name in NAMES:
+        (folder / "images" / name).touch()
+    wait(monkeypatch)
+    read(folder)
+    read(folder, form=TableForm(limit=2))
+    assert len(checks) == 3
+    assert first.items() < files().items()
+    read(folder)
+    assert len(checks) == 3
+
+
 def test_a_picture_that_is_damaged_later_is_told(folder: Path) -> None:
     read(folder)
     (folder / "images/b.png").write_bytes((folder / "images/b.png").read_bytes()[:30])
@@ -147,7 +166,7 @@ def test_a_table_that_is_gone_later_is_told(folder: Path) -> None:
 
 def test_a_damaged_file_of_the_cache_is_made_anew(folder: Path, checks: list[Path]) -> None:
     wanted = texts(read(folder))
-    (kept,) = (user_cache() / "tables").glob("*/*")
+    kept = max((user_cache() / "tables").glob("*/*/*"), key=lambda path: path.stat().st_size)
     content = bytearray(kept.read_bytes())
     content[len(content) // 2] ^= 1
     kept.write_bytes(content)
@@ -167,7 +186,7 @@ def test_small_wrong_and_young_ones_are_not_kept(folder: Path, monkeypatch: pyte
     (folder / "images/b.png").write_bytes(b"GIF89a")
     with pytest.raises(UserError):
         read(folder)
-    assert not list((user_cache() / "tables").glob("*/*"))
+    assert not list((user_cache() / "tables").glob("*/*/*"))
 
 
 @pytest.mark.parametrize("is_same", [True, False])
@@ -185,4 +204,4 @@ def test_ranks_keep_it_where_they_saw_the_same_pictures(
 
     world = Ranks(0, 0, 2, single_process(torch.device("cpu")).device)
     read_checked_tables([folder / "train.csv"], folder / "images", world)
-    assert bool(list((user_cache() / "tables").glob("*/*"))) == is_same
+    assert bool(list((user_cache() / "tables").glob("*/*/*"))) == is_same

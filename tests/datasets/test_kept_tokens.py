@@ -44,7 +44,7 @@ def same(one: TokenizedTable, other: TokenizedTable) -> bool:
 
 
 def kept_files() -> list[Path]:
-    return sorted((user_cache() / "tokens").glob("*/*"))
+    return sorted((user_cache() / "tokens").glob("*/*/*"))
 
 
 def test_the_second_start_maps_what_the_first_has_made(
@@ -69,7 +69,10 @@ def test_other_texts_prompts_and_tokenizers_are_made_anew(
     moved = table_of(["What is this?W", "ho?", "Où 画?"], ["a boat", "NA", "on the sea"])
     other = train_tokenizer(["A still life with lemons and a glass of wine"])
     for args in ((moved, tokenizer, PROMPT), (table, tokenizer, "Q: {question} A:"), (table, other, PROMPT)):
+        before = {path: path.stat().st_ino for path in kept_files()}
         assert same(kept_tokens(*args)[0], tokenize_table(*args)[0])
+        # Another run may have those mapped.
+        assert before.items() < {path: path.stat().st_ino for path in kept_files()}.items()
     tokenizer.add_special_tokens({"additional_special_tokens": ["boat"]})
     assert len(kept_tokens(table, tokenizer, PROMPT)[1]) == len(tokenize_table(table, tokenizer, PROMPT)[1])
 

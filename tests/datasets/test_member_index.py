@@ -31,7 +31,7 @@ def same(one: MemberIndex, other: MemberIndex) -> bool:
 
 
 def kept_files() -> list[Path]:
-    return sorted((user_cache() / "members").glob("*/*"))
+    return sorted((user_cache() / "members").glob("*/*/*"))
 
 
 def test_an_index_is_remembered_until_the_file_changes(tmp_path: Path, later: None, readers: dict) -> None:

@@ -34,6 +34,7 @@ from artkv.evaluation.answering import (
     check_ablations,
     shuffled_painting_index,
 )
+from artkv.models.opt.decoding import Decoded
 from artkv.session import Session
 from tests.feature_cache.conftest import on_ranks
 
@@ -64,7 +65,9 @@ class Model:
         art = features.art_features[0][:, :1] if use_prefix else torch.full((len(features), 1), -1.0)
         return torch.cat([features.image_features[:, :1], art], dim=1)[:, None]
 
-    def generate_answers(self, visual_IKD: Tensor, prompts: PackedPrompts, max_new_tokens: int) -> list[str]:
+    def generate_tokens(
+        self, visual_IKD: Tensor, prompts: PackedPrompts, max_new_tokens: int, leave: int, parts: int
+    ) -> Decoded:
         seen = {}
         for place, painting in zip(prompts.piece_places.tolist(), prompts.piece_painting.tolist(), strict=True):
             seen[divmod(place, prompts.token_ids.shape[1])] = visual_IKD[painting, 0].tolist()
@@ -74,8 +77,11 @@ class Model:
             column = int(prompts.last_columns[row, slot])
             start = max(start for other, start in seen if other == row and start <= column)
             picture, art = seen[row, start]
-            answers.append(f"{int(prompts.position_ids[row, column])} {picture:.0f} {art:.0f}")
-        return answers
+            answers.append([int(prompts.position_ids[row, column]), round(picture), round(art)])
+        return Decoded(torch.tensor(answers), None, torch.zeros(len(answers), dtype=torch.int64))
+
+    def answers_of(self, token_ids: Tensor) -> list[str]:
+        return [" ".join(map(str, ids)) for ids in token_ids.tolist()]
 
 
 class Numbered:

@@ -14,6 +14,7 @@ from artkv.evaluation import batch_size
 from artkv.evaluation.batch_size import (
     MOST_QUESTIONS,
     QUESTIONS_ON_A_CPU,
+    MeanQuestion,
     automatic_batch_size,
     even_batch_size,
     question_bytes,
@@ -35,30 +36,48 @@ def opt_model(dtype: torch.dtype = torch.bfloat16, **changes: int) -> Any:
     return SimpleNamespace(backbone=backbone, num_visual_tokens=32)
 
 
+SIX_A_PAINTING = MeanQuestion(prompt_tokens=15, paintings=1 / 6)
+
+
 def test_keys_and_values_are_nearly_all_of_a_question() -> None:
-    # 32 visual tokens, 15 of the prompt, 100 new ones: each 2 x 32 x 2560 numbers in bf16.
-    keys_and_values = 147 * 2 * 32 * 2560 * 2
-    size = question_bytes(opt_model(), prompt_tokens=15, max_new_tokens=100, painting_bytes=0)
+    # A sixth of 32 visual tokens, 15 of the prompt, 16 new ones: each 2 x 32 x 2560 numbers in bf16.
+    keys_and_values = (32 / 6 + 31) * 2 * 32 * 2560 * 2
+    size = question_bytes(opt_model(), SIX_A_PAINTING, max_new_tokens=100, painting_bytes=0)
     assert keys_and_values < size < 1.3 * keys_and_values
-    assert question_bytes(opt_model(torch.float32), 15, 100, 0) == 2 * size
-    assert question_bytes(opt_model(), 15, 100, 10**6) == size + 10**6
+    assert question_bytes(opt_model(torch.float32), SIX_A_PAINTING, 100, 0) == pytest.approx(2 * size, abs=2)
+    assert question_bytes(opt_model(), SIX_A_PAINTING, 100, 6 * 10**6) == pytest.approx(size + 10**6, abs=1)
 
 
-def test_an_answer_takes_no_more_positions_than_there_are() -> None:
-    assert question_bytes(opt_model(), 15, 2048 - 47, 0) == question_bytes(opt_model(), 15, 5000, 0)
-    assert question_bytes(opt_model(), 15, 20, 0) < question_bytes(opt_model(), 15, 21, 0)
+def test_a_question_of_an_h200s_run_took_less() -> None:
+    """480 questions, six a painting, 16 tokens each: a peak of 6.2 GB streamed, 0.85 of it weights and slots."""
+    size = question_bytes(opt_model(), SIX_A_PAINTING, 16, 1_000_000)
+    assert 11.1e6 < size < 1.4 * 11.1e6
 
 
-@pytest.mark.parametrize(("free_gib", "least", "most"), [(6, 64, 128), (24, 256, 400), (70, 512, 512), (0, 1, 1)])
+def test_long_answers_are_not_waited_for() -> None:
+    assert question_bytes(opt_model(), SIX_A_PAINTING, 16, 0) == question_bytes(opt_model(), SIX_A_PAINTING, 5000, 0)
+    assert question_bytes(opt_model(), SIX_A_PAINTING, 8, 0) < question_bytes(opt_model(), SIX_A_PAINTING, 9, 0)
+
+
+@pytest.mark.parametrize(("free_gib", "least", "most"), [(6, 280, 360), (24, 1100, 1400), (70, 2048, 2048), (0, 1, 1)])
 def test_what_fits_into_cards_of_usual_sizes(free_gib: int, least: int, most: int) -> None:
-    size = question_bytes(opt_model(), 15, 100, 2_000_000)
+    size = question_bytes(opt_model(), SIX_A_PAINTING, 100, 2_000_000)
     assert least <= questions_that_fit(free_gib * GIB, size) <= most
     assert questions_that_fit(1000 * GIB, size) == MOST_QUESTIONS
 
 
+class Table:
+    def __init__(self, painting_of_row: list[int]) -> None:
+        self.painting_of_row = np.array(painting_of_row)
+        self.num_paintings = len(set(painting_of_row))
+
+    def __len__(self) -> int:
+        return len(self.painting_of_row)
+
+
 def question_set(painting_of_row: list[int]) -> Any:
     return SimpleNamespace(
-        table=SimpleNamespace(painting_of_row=np.array(painting_of_row)),
+        table=Table(painting_of_row),
         tokenized=SimpleNamespace(prompt_lengths=np.array([9, 15])),
         paintings=SimpleNamespace(
             load_blank=lambda number, pin_memory: PaintingViews(
@@ -71,8 +90,9 @@ def question_set(painting_of_row: list[int]) -> Any:
 def test_ranks_take_what_the_fullest_of_them_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else they would share out other batches each, and meet at other questions."""
     questions = question_set(list(range(10_000)))
-    fitting = questions_that_fit(10 * GIB, question_bytes(opt_model(), 15, 100, 4000))
-    assert fitting < questions_that_fit(30 * GIB, question_bytes(opt_model(), 15, 100, 4000))
+    size = question_bytes(opt_model(), MeanQuestion(12, 1), 100, 4000)
+    fitting = questions_that_fit(10 * GIB, size)
+    assert fitting < questions_that_fit(30 * GIB, size)
     free = {0: 30 * GIB, 1: 10 * GIB}
 
     def on_rank(world: ThreadWorld) -> int:
@@ -83,6 +103,16 @@ def test_ranks_take_what_the_fullest_of_them_holds(monkeypatch: pytest.MonkeyPat
     first, second = on_ranks(2, on_rank)
     assert first == second
     assert 0.9 * fitting // 4 < first <= fitting // 4
+
+
+def test_a_batchs_pictures_are_not_too_many_for_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 1.7 MB each, one a question, half a GiB; ablations share them."""
+    questions = question_set(list(range(10_000)))
+    questions.paintings.load_blank = lambda number, pin_memory: PaintingViews(torch.zeros(number, 425_000))
+    monkeypatch.setattr(batch_size, "free_device_bytes", lambda device: 1000 * GIB)
+    world = World(0, 0, 1, torch.device("cuda", 0))
+    found = [automatic_batch_size(opt_model(), questions, 100, ablations, world) for ablations in (1, 4)]
+    assert found == pytest.approx([GIB / 2 / 1.7e6, GIB / 2 / 1.7e6], rel=0.03)
 
 
 def test_a_cpu_gets_a_stated_number() -> None:

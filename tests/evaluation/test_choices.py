@@ -195,7 +195,7 @@ def test_no_more_candidates_are_scored_at_once_than_questions_are_answered(
     scored = KVModulatedBlip2.log_likelihoods
 
     def counted(self: KVModulatedBlip2, visual: Tensor, choices: Any) -> Tensor:
-        sizes.append(choices.num_answers)
+        sizes.extend(part.num_answers for part in choices)
         return scored(self, visual, choices)
 
     monkeypatch.setattr(KVModulatedBlip2, "log_likelihoods", counted)

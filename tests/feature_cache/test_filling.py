@@ -11,6 +11,7 @@ import stat
 import threading
 import weakref
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -260,6 +261,39 @@ def test_temporary_files_of_the_living_are_left_alone(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_abandoned_files_are_known_where_only_writers_may_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".a.safetensors.0123456789ab.tmp").write_bytes(b"half")
+
+    def flock(file: BinaryIO, operation: int) -> None:  # NFS's, as of flock(2)
+        if operation & fcntl.LOCK_EX and not file.writable():
+            raise OSError(errno.EBADF, "Bad file descriptor")
+
+    monkeypatch.setattr(shared_files.fcntl, "flock", flock)
+    shared_files.remove_abandoned(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("replaces", [True, False])
+def test_a_temporary_file_that_another_host_removed_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replaces: bool
+) -> None:
+    """Where locks are each host's own (Lustre with localflock) a living writer's file looks abandoned."""
+    true_fsync = os.fsync
+    removed: list[Path] = []
+
+    def fsync(file: int) -> None:
+        true_fsync(file)
+        if not removed:
+            removed.extend(tmp_path.glob(".*.tmp"))
+            removed[0].unlink()
+
+    monkeypatch.setattr(shared_files.os, "fsync", fsync)
+    shared_files.write_shared(tmp_path / "shard", b"content", replaces)
+    assert removed
+    assert [path.name for path in tmp_path.iterdir()] == ["shard"]
+    assert (tmp_path / "shard").read_bytes() == b"content"
+
+
 def test_complete_shards_do_not_move_the_others() -> None:
     contents = [f"{number:064x}" for number in range(3 * SHARD_SIZE + 2)]
     whole = plan_shards(contents)
@@ -278,3 +312,51 @@ def test_two_jobs_at_once(config: Config) -> None:
         path.unlink()
     prepare(config)
     assert files_of(config) == together
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_shard_of_another_job_is_left_as_it_is(
+    config: Config, monkeypatch: pytest.MonkeyPatch, has_links: bool
+) -> None:
+    """Whoever has it open could not read it any more on NFS before version 4."""
+    if not has_links:
+
+        def link(*arguments: object) -> None:
+            raise OSError(errno.EPERM, "Operation not permitted")
+
+        monkeypatch.setattr(os, "link", link)
+    lone = World(0, 0, 1, torch.device("cpu"))
+    true_fill = filling.fill
+    inodes: list[dict[Path, int]] = []
+
+    def late(*arguments: object) -> None:
+        """The other job was quicker."""
+        if not inodes:
+            inodes.append({})
+            prepare(config, world=lone)
+            inodes[0] = {path: path.stat().st_ino for path in config.frozen.feature_cache.rglob("*/*")}  # type: ignore[union-attr]
+        true_fill(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(preparation, "fill", late)
+    prepare(config, world=lone)
+    assert len(inodes[0]) == 2 * (3 + 4)
+    assert inodes[0] == {path: path.stat().st_ino for path in inodes[0]}
+
+
+def test_two_writers_of_one_name_leave_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both have seen that there is none."""
+    path = tmp_path / "shard"
+    path.write_bytes(b"first")
+    inode = path.stat().st_ino
+    monkeypatch.setattr(Path, "is_file", lambda self: False)
+    true_link = os.link
+
+    def link(source: Path, target: Path) -> None:
+        monkeypatch.undo()
+        true_link(source, target)
+
+    monkeypatch.setattr(os, "link", link)
+    shared_files.write_shared(path, b"second", replaces=False)
+    assert path.read_bytes() == b"first"
+    assert path.stat().st_ino == inode
+    assert list(tmp_path.iterdir()) == [path]

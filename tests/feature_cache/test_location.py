@@ -1,8 +1,10 @@
 """Where features are kept if nobody says: below the test's own $ARTKV_CACHE."""
 
+import os
 import shutil
 import threading
 from collections import namedtuple
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,9 +13,11 @@ import pytest
 import artkv.models.backbone.backends as backends
 from artkv.config import Config, ModelConfig, override_config
 from artkv.distributed import single_process
+from artkv.errors import UserError
 from artkv.feature_cache import features_root
 from artkv.models.files.blip2_files import Blip2Files
 from artkv.session import Session
+from tests.bad_inputs.test_permissions import as_anybody
 from tests.feature_cache.conftest import on_ranks
 
 Usage = namedtuple("Usage", "total used free")
@@ -79,6 +83,41 @@ def test_without_room_nothing_is_cached_and_the_line_says_why(
     assert loaded.features.folder is None
     assert loaded.placement.config.frozen.feature_cache is None
     assert reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("part", "mode", "reason"),
+    [
+        ("vit-*/shards", 0o555, "shards cannot be written (Permission denied); set ARTKV_CACHE"),
+        ("vit-*/shards", 0, "shards: cannot be read (Permission denied); give this user permission to read it"),
+        ("vit-*", 0, "cache.json: cannot be read (Permission denied); give this user permission to read it"),
+        ("vit-*/shards/*", 0, ".safetensors: cannot be read (Permission denied); give this user permission to read it"),
+        ("cache.json", 0, "cannot be read (Permission denied); give this user permission to read it"),
+    ],
+)
+def test_a_part_that_another_user_has_made_may_keep_it_from_being_used(
+    automatic: Config, features_root: Path, part: str, mode: int, reason: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    # By what this user may do, and not by what the process began with.
+    monkeypatch.setattr(os, "access", partial(os.access, effective_ids=True))
+    Session(automatic, single_process(), ["train"]).load()
+    for path in (features_root / "format-3").glob(part):
+        path.chmod(mode)
+    capsys.readouterr()
+    with as_anybody():
+        assert session(automatic).load().features.folder is None
+    told = capsys.readouterr().err
+    assert reason in told
+    assert "or set ARTKV_CACHE or frozen.feature_cache to a folder with room" in told or mode
+
+
+def test_a_damaged_part_ends_the_run(automatic: Config, features_root: Path) -> None:
+    session(automatic).load()
+    for path in features_root.glob("*/*/shards/*"):
+        path.write_bytes(b"half")
+    with pytest.raises(UserError, match="delete this file"):
+        session(automatic).load()
 
 
 def test_a_complete_cache_needs_no_room(automatic: Config, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Records get into batches whole and in order, whoever reads them; models compute with them as they would without."""
 
+import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -21,7 +22,7 @@ from artkv.datasets.question_set import QuestionSet
 from artkv.datasets.table import QuestionTable
 from artkv.datasets.tokenized_table import tokenize_table
 from artkv.distributed import single_process
-from artkv.errors import UserError
+from artkv.errors import RunFailed, UserError
 from artkv.evaluation.answering import (
     ALL_ABLATIONS,
     Ablation,
@@ -32,6 +33,7 @@ from artkv.evaluation.answering import (
     answer_under,
     answering_settings,
 )
+from artkv.feature_cache import reading
 from artkv.feature_cache.reading import CachedPaintings
 from tests.feature_cache.conftest import prepare, tables_of
 
@@ -66,17 +68,55 @@ def test_bfloat16_records(config: Config, table: QuestionTable) -> None:
     torch.testing.assert_close(features.image_features.float(), exact.image_features, rtol=0, atol=0.1)
 
 
-def test_few_files_are_open_at_a_time(paintings: CachedPaintings) -> None:
+def test_few_files_are_open_at_a_time(paintings: CachedPaintings, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = paintings.load(np.arange(12), np.arange(12), pin_memory=False)
     paintings.close()
-    for records in (paintings._vit, *paintings._art):
-        records._max_files = 1
+    monkeypatch.setattr(reading, "_MAX_OPEN_FILES", 1)
     open_before = len(os.listdir("/proc/self/fd"))
     features = paintings.load(np.arange(12), np.arange(12), pin_memory=False)
     assert len(os.listdir("/proc/self/fd")) == open_before + 2
     assert torch.equal(features.image_features, expected.image_features)
     paintings.close()
     assert len(os.listdir("/proc/self/fd")) == open_before
+
+
+def test_all_records_share_what_may_be_open(
+    config: Config, table: QuestionTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = prepare(config)
+    together = [cached.paintings(table) for _ in range(3)]  # as of three tables
+    open_before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(reading.resource, "getrlimit", lambda kind: (4 * 12, 4 * 12))
+    for _ in range(3):
+        together.append(together.pop(0))
+        together[0].load(np.arange(12), np.arange(12), pin_memory=False)
+    assert len(os.listdir("/proc/self/fd")) == open_before + 2 * 3 * 2
+    del together[1:]
+    together[0].load(np.arange(12), np.arange(12), pin_memory=False)
+    assert len(os.listdir("/proc/self/fd")) == open_before + 2 * 4  # all shards that there are
+
+
+def test_where_the_system_allows_no_more_files_older_ones_are_closed(
+    paintings: CachedPaintings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = paintings.load(np.arange(12), np.arange(12), pin_memory=False)
+    paintings.close()
+    true_open = os.open
+    open_before = len(os.listdir("/proc/self/fd"))
+    spare = 1
+
+    def limited(path: Any, *arguments: Any) -> int:
+        if len(os.listdir("/proc/self/fd")) > open_before + spare:
+            raise OSError(errno.EMFILE, "Too many open files", str(path))
+        return true_open(path, *arguments)
+
+    monkeypatch.setattr(os, "open", limited)
+    records = paintings._vit
+    assert torch.equal(records.load(np.arange(12), False), expected.image_features)
+    records.close()
+    spare = -1
+    with pytest.raises(OSError, match="Too many open files"):  # whose remedy the command line knows
+        records.load(np.arange(12), False)
 
 
 def test_shard_cut_off_while_training_is_named(paintings: CachedPaintings, config: Config) -> None:
@@ -86,12 +126,37 @@ def test_shard_cut_off_while_training_is_named(paintings: CachedPaintings, confi
         paintings.load(np.arange(12), np.arange(12), pin_memory=False)
 
 
-def test_several_threads_read_the_same(paintings: CachedPaintings) -> None:
+def test_file_that_nfs_has_lost_is_opened_again_once(
+    paintings: CachedPaintings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = paintings.load(np.arange(12), np.arange(12), pin_memory=False)
+    stale = set(paintings._vit._files.values())
+    true_preadv = os.preadv
+
+    def preadv(file: int, buffers: list, offset: int) -> int:
+        if file in stale:
+            stale.remove(file)  # a new one may have its number
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return true_preadv(file, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    found = paintings.load(np.arange(12), np.arange(12), pin_memory=False)
+    assert torch.equal(found.image_features, expected.image_features)
+    assert not stale
+
+    def never(*arguments: object) -> int:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(os, "preadv", never)
+    with pytest.raises(RunFailed, match=r"\.safetensors: cannot be read any more \(Stale file handle\); look at"):
+        paintings.load(np.arange(12), np.arange(12), pin_memory=False)
+
+
+def test_several_threads_read_the_same(paintings: CachedPaintings, monkeypatch: pytest.MonkeyPatch) -> None:
     """With so few open files that threads close each other's."""
     expected = paintings.load(np.arange(12), np.arange(12), pin_memory=False)
     paintings.close()
-    for records in (paintings._vit, *paintings._art):
-        records._max_files = 1
+    monkeypatch.setattr(reading, "_MAX_OPEN_FILES", 1)
     orders = [np.random.default_rng(seed).permutation(12) for seed in range(40)]
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda order: paintings.load(order, order, pin_memory=False), orders))

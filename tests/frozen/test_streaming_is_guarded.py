@@ -139,3 +139,37 @@ def test_training_goes_on_after_a_backward_that_was_abandoned(kept_bytes: int | 
     for seed in range(2):
         assert all(map(torch.equal, step(model, seed), step(resident, seed)))
     assert streamed.live_slots == 2
+
+
+class FailsOnce:
+    """A transport of nothing, whose third copy cannot be begun; `held` is what each slot got."""
+
+    def __init__(self) -> None:
+        self.held: dict[int, int] = {}
+        self.slots: list[object] = []
+        self.copies = 0
+
+    def new_slot(self) -> Any:
+        self.slots.append(object())
+        return self.slots[-1]
+
+    def submit(self, slot: Any, block: int) -> None:
+        self.copies += 1
+        if self.copies == 3:
+            raise MemoryError("no room for an event")
+        self.held[id(slot)] = block
+
+    def wait(self, slot: Any) -> None: ...
+    def release(self, slot: Any) -> None: ...
+
+
+def test_a_slot_whose_copy_could_not_begin_is_no_blocks() -> None:
+    transport: Any = FailsOnce()
+    ring = BlockRing(transport, range(6), 2)
+    assert transport.held[id(ring.acquire(0, Direction.CYCLE))] == 0
+    ring.release(0)
+    with pytest.raises(MemoryError):
+        ring.acquire(1, Direction.CYCLE)
+    for position in (1, 2, 3, 2, 1, 0):
+        assert transport.held[id(ring.acquire(position, Direction.CYCLE))] == position
+        ring.release(position)

@@ -254,6 +254,6 @@ def test_with_a_prompt_off_beside_one_that_is_on_each_is_stock_opts(
             log_p = log_p[-len(candidate_ids) - 1 : -1]
             expected_log_p.append(log_p[range(len(candidate_ids)), candidate_ids].sum())
     choices = pack_choices(possible, tokenizer.pad_token_id, packing, num_seen)
-    found = model.log_likelihoods(visual, choices)
+    found = model.log_likelihoods(visual, [choices])
     # fp32; the worst seen is 2e-7 relative.
     torch.testing.assert_close(found, torch.stack(expected_log_p).double(), rtol=2e-6, atol=0)

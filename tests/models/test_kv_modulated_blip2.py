@@ -155,8 +155,10 @@ def test_log_likelihoods_are_stock_blip2s_one_candidate_at_a_time(
             expected.append(log_p[range(len(answer)), answer].sum())
     with torch.no_grad():
         visual = model.visual_tokens(model.encode(views()))
-    together = model.log_likelihoods(visual, pack_choices(possible, tokenizer.pad_token_id, packing))
-    alone = [model.log_likelihoods(visual, pack_choices([one], tokenizer.pad_token_id, packing)) for one in possible]
+    together = model.log_likelihoods(visual, [pack_choices(possible, tokenizer.pad_token_id, packing)])
+    parts = [pack_choices([one], tokenizer.pad_token_id, packing) for one in possible]
+    alone = [model.log_likelihoods(visual, [part]) for part in parts]
+    torch.testing.assert_close(model.log_likelihoods(visual, parts), torch.cat(alone), rtol=0, atol=0)
     # fp32, from -12 to -42; the worst seen is 1.5e-7 relative.
     torch.testing.assert_close(together, torch.stack(expected).double(), rtol=2e-6, atol=0)
     torch.testing.assert_close(together, torch.cat(alone), rtol=2e-6, atol=0)

@@ -5,6 +5,8 @@ import pickle
 import signal
 import sys
 import time
+from multiprocessing import get_context
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ import pytest
 
 from artkv.errors import Preempted, RunFailed, UserError
 from artkv.quickstart.lanes import results, two_lanes
+
+SECONDS = 120
 
 
 def its_threads() -> tuple[int, str]:
@@ -114,3 +118,29 @@ def test_what_asks_this_process_to_stop_asks_the_lanes(tmp_path: Path, number: s
 def test_where_a_training_stopped_is_told_across_processes() -> None:
     stop = pickle.loads(pickle.dumps(Preempted(12, "SIGTERM")))
     assert (stop.step, stop.reason, str(stop)) == (12, "SIGTERM", "stopped by SIGTERM after step 12")
+
+
+def tell_and_wait(started: Path) -> None:
+    started.write_text(str(os.getpid()))
+    signal.pause()
+
+
+def test_a_killed_process_leaves_no_lane(tmp_path: Path) -> None:
+    told = [tmp_path / "first", tmp_path / "second"]
+    above = get_context("spawn").Process(target=side_by_side, args=(tmp_path, *((tell_and_wait, one) for one in told)))
+    above.start()
+    lanes = []
+    try:
+        deadline = time.monotonic() + SECONDS
+        while not all(one.is_file() and one.read_text() for one in told):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        lanes = [os.pidfd_open(int(one.read_text())) for one in told]
+        above.kill()
+        for lane in lanes:
+            assert wait([lane], timeout=SECONDS)
+    finally:
+        above.kill()
+        above.join()
+        for lane in lanes:
+            os.close(lane)

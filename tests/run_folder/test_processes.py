@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 
-from artkv.run_folder.processes import descendants, is_stopped, is_zombie, machine, process_start
+from artkv.run_folder.processes import descendants, is_anothers, is_stopped, is_zombie, machine, process_start
 
 CHILD_AND_GRANDCHILD = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
 
@@ -40,6 +41,18 @@ def test_a_process_is_known_by_its_start_and_state() -> None:
         assert is_zombie(child.pid)
         assert process_start(child.pid) is None
     assert not is_zombie(child.pid)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be another user")
+def test_a_process_of_another_user_is_known_to_be_there() -> None:
+    assert not is_anothers(os.getpid())
+    assert not is_anothers(2**53)
+    asking = "import os; from artkv.run_folder.processes import is_anothers; os.setuid(65534); print(is_anothers({}))"
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as child:
+        found = subprocess.check_output([sys.executable, "-c", asking.format(child.pid)], text=True)
+        child.kill()
+    assert found == "True\n"
+    assert subprocess.check_output([sys.executable, "-c", asking.format(child.pid)], text=True) == "False\n"
 
 
 def test_this_machine_has_one_name() -> None:

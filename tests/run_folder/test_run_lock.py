@@ -195,6 +195,24 @@ def test_a_lock_that_was_taken_is_seen_before_the_next_heartbeat(locks: Locks) -
         lock.check()
 
 
+def test_a_lock_that_is_gone_after_a_long_stop_was_taken_by_a_run_that_has_ended(
+    locks: Locks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = locks.new(beat=1000.0)
+    assert lock.try_take()
+    (locks.run_dir / "run.lock").unlink()
+    lock.check()
+    lock._renew()  # somebody's `rm`, or a look of `_remove`: nobody could have taken it so soon
+    assert read_lock(locks.run_dir) is not None
+    (locks.run_dir / "run.lock").unlink()
+    now = run_lock_module._now()
+    monkeypatch.setattr(run_lock_module, "_now", lambda: now + 3001.0)
+    lock._renew()
+    assert list(locks.run_dir.iterdir()) == []
+    with pytest.raises(RunFailed, match="stood still so long that another run has taken its folder"):
+        lock.check()
+
+
 def test_a_heartbeat_that_was_slow_to_be_written_does_not_replace_another_runs_lock(
     locks: Locks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -258,6 +276,19 @@ def test_the_lock_of_a_killed_process_of_this_host_is_taken_at_once(locks: Locks
         finally:
             holder.kill()
     assert seconds_to_take(locks.new(beat=1000.0)) < 5  # long before 6 heartbeats
+
+
+def test_a_process_of_another_user_that_proc_hides_is_judged_by_its_heartbeat(
+    locks: Locks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holder = locks.new()
+    assert holder.try_take()
+    monkeypatch.setattr(run_lock_module, "process_start", lambda pid: None)
+    monkeypatch.setattr(run_lock_module, "is_anothers", lambda pid: pid == os.getpid())
+    other = locks.new()
+    with pytest.raises(UserError, match="which is alive"):
+        seconds_to_take(other)
+    assert is_held(holder)
 
 
 def test_a_number_that_another_process_uses_now_is_no_living_holder(locks: Locks) -> None:

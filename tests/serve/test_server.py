@@ -255,8 +255,9 @@ def test_a_process_answers_as_ask_does_and_a_signal_ends_it_with_0(
     assert process.returncode == 0, error
     assert out == ""
     assert "Traceback" not in error
-    # This process's session gives what artkv ask prints, to the last digit.
+    # This process's session gives what artkv ask prints; the page has both ways in one batch, in fp32.
     session = asked_model.session
     for column, use_prefix in zip(told["columns"], (True, False), strict=True):
         (answer,) = session.answers(path, ["What is thing 0?"], use_prefix)
-        assert (column["answer"], column["probability"]) == (answer.text, answer.probability)
+        assert column["answer"] == answer.text
+        assert column["probability"] == pytest.approx(answer.probability, rel=3e-5)

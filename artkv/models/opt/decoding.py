@@ -5,14 +5,14 @@ token of each question, as new columns of the row that holds its prompt. A row h
 
     [ prompts, as packed | C first tokens | C second tokens | ... ]
 
-and a slot's query sees its prompt and its own new tokens. Cache and mask are laid out anew every few steps: larger, and
+and a slot's query sees its prompt and its own new tokens. Cache and mask are laid out anew now and then: larger, and
 without the questions that have ended. In between every tensor of a step keeps its shape and its place.
 
 Letters in tensor names are explained in `artkv.batch`: C columns ask, L are asked.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -24,35 +24,45 @@ from artkv.datasets.tokenization import newline_token_id
 from artkv.distributed import ToHost
 from artkv.models.opt.packed_sequences import closed_mask, tree_attention_mask
 
-# Steps between two layouts. Most answers end in the first few steps.
+# Steps until the second layout, in which most answers end. Later ones hold as many again as there have been.
 CHUNK_STEPS = 8
 
 
 class DecodingLimits(NamedTuple):
-    """max_new_tokens: of an answer. max_positions: of OPT, visual tokens and prompt included."""
+    """What decoding stops at, and how much it does at a time.
+
+    max_new_tokens: of an answer. max_positions: of OPT, visual tokens and prompt included. leave: so many questions, or
+    fewer, that have not ended when cache and mask would be laid out anew stay as they are. parts: the rows are decoded
+    in so many, one after the other, of which each takes less memory.
+    """
 
     max_new_tokens: int
     max_positions: int
+    leave: int = 0
+    parts: int = 1
 
 
 class Decoded(NamedTuple):
     """token_ids: (Q, max_new_tokens), ended by a newline or `</s>` and filled up with padding.
 
     log_probabilities: the same shape, float32, of each of these among all tokens, 0 for padding; None unless wanted.
+    new_tokens: (Q,) int64, of a question that was left how many it has; of one that has ended 0.
     """
 
     token_ids: Tensor
     log_probabilities: Tensor | None
+    new_tokens: Tensor
 
 
 class Layout(NamedTuple):
     """What is kept of the rows, and room for more.
 
-    rows: numbers of the rows to keep. slots_RC: of each, the slots to keep; both by the numbers that they have had.
-    prompt_columns: of the packed prompts. old_slots: C, so far. steps: for how many tokens a slot there is to be room.
+    rows_R: numbers of the rows to keep, int64; None: all. slots_RC: of each, the slots to keep; both by the numbers
+    that they have had. prompt_columns: of the packed prompts. old_slots: C, so far. steps: for how many tokens a slot
+    there is to be room.
     """
 
-    rows: Sequence[int]
+    rows_R: Tensor | None
     slots_RC: Tensor
     prompt_columns: int
     old_slots: int
@@ -60,11 +70,15 @@ class Layout(NamedTuple):
 
     def of_slots(self, values_RC: Tensor) -> Tensor:
         """What is kept of one value a slot."""
-        return values_RC[self.rows].take_along_dim(self.slots_RC, dim=1)
+        return self.of_rows(values_RC).take_along_dim(self.slots_RC, dim=1)
+
+    def of_rows(self, values: Tensor) -> Tensor:
+        """What is kept of values that begin with a dimension of rows."""
+        return values if self.rows_R is None else values.index_select(0, self.rows_R)
 
     def of_columns(self, held_RHLX: Tensor) -> Tensor:
         """What is kept of keys or values."""
-        kept = held_RHLX if len(self.rows) == len(held_RHLX) else held_RHLX[self.rows]
+        kept = self.of_rows(held_RHLX)
         prompts, own = kept[:, :, : self.prompt_columns], kept[:, :, self.prompt_columns :]
         if own.shape[2]:
             by_step = own.unflatten(2, (-1, self.old_slots))
@@ -129,13 +143,13 @@ class _Answers:
     """The answers so far, and what the next step needs: tensors of (R, C) slots.
 
     ids, positions: of each slot's newest token. ended: whether it has its last one, or never had a question.
-    left: how many tokens it may still have. places: where in the flattened first layout it was. mask_R1CL: whom its
-    query sees. written: (steps, places) of the first layout, all tokens, filled up with padding. log_probabilities: of
-    these, 0 for padding; None where nobody wants them.
+    left: how many tokens it may still have. places: where in the flattened first layout it was. mask_R1LL: whom the
+    prompts' queries see. mask_R1CL: whom a slot's query sees. written: (steps, places) of the first layout, all tokens,
+    filled up with padding. log_probabilities: of these, 0 for padding; None where nobody wants them.
     """
 
     def __init__(
-        self, prompts: PackedPrompts, mask_R1LL: Tensor, limits: DecodingLimits, tokenizer: Any, with_probability: bool
+        self, prompts: PackedPrompts, dtype: torch.dtype, limits: DecodingLimits, tokenizer: Any, with_probability: bool
     ) -> None:
         last_RC, self._pad_id = prompts.last_columns, tokenizer.pad_token_id
         self._end_ids = (newline_token_id(tokenizer), tokenizer.eos_token_id)
@@ -147,7 +161,8 @@ class _Answers:
         self._places_RC = torch.arange(last_RC.numel(), device=last_RC.device).view_as(last_RC)
         self.written = last_RC.new_full((limits.max_new_tokens, last_RC.numel()), self._pad_id)
         self.log_probabilities = self.written.float().zero_() if with_probability else None
-        self.mask_R1CL = mask_R1LL.take_along_dim(last_RC[:, None, :, None], dim=2)
+        self.mask_R1LL = tree_attention_mask(prompts.subtree_end, dtype)
+        self.mask_R1CL = self.mask_R1LL.take_along_dim(last_RC[:, None, :, None], dim=2)
         self._prompt_columns = self.mask_R1CL.shape[3]
         self._own_R1CC = self.mask_R1CL
 
@@ -166,20 +181,25 @@ class _Answers:
         # Ended slots are computed along; their positions must be some.
         self.positions_RC = (self.positions_RC + 1).clamp(max=self._last_position)
 
-    def layout(self, steps: int) -> Layout | None:
-        """All rows that have a question left, in each of them as many slots as the fullest has; None where none has."""
+    def layout(self, steps: int, leave: int) -> Layout | None:
+        """All rows that have a question left, in each of them as many slots as the fullest has.
+
+        None where only so many are left, in all, as may be left.
+        """
         alive = (~self.ended_RC).sum(dim=1).tolist()
         rows = [row for row, number in enumerate(alive) if number]
-        if not rows:
+        if sum(alive) <= leave:
             return None
-        living_first_RC = self.ended_RC[rows].to(torch.uint8).argsort(dim=1, stable=True)
-        return Layout(rows, living_first_RC[:, : max(alive)], self._prompt_columns, self.ended_RC.shape[1], steps)
+        rows_R = None if len(rows) == len(alive) else torch.tensor(rows, device=self.ended_RC.device)
+        ended_RC = self.ended_RC if rows_R is None else self.ended_RC.index_select(0, rows_R)
+        living_first_RC = ended_RC.to(torch.uint8).argsort(dim=1, stable=True)
+        return Layout(rows_R, living_first_RC[:, : max(alive)], self._prompt_columns, ended_RC.shape[1], steps)
 
     def lay_out(self, layout: Layout, cache: ColumnCache) -> None:
         """Goes over to a layout, and lets the cache write the next tokens into it."""
         num_rows, num_slots = layout.slots_RC.shape
         num_past = (self.mask_R1CL.shape[3] - self._prompt_columns) // layout.old_slots
-        prompts_R1CL = self.mask_R1CL[layout.rows][..., : self._prompt_columns]
+        prompts_R1CL = layout.of_rows(self.mask_R1CL)[..., : self._prompt_columns]
         prompts_R1CL = prompts_R1CL.take_along_dim(layout.slots_RC[:, None, :, None], dim=2)
         self.ids_RC, self.positions_RC = layout.of_slots(self.ids_RC), layout.of_slots(self.positions_RC)
         self.ended_RC, self._left_RC = layout.of_slots(self.ended_RC), layout.of_slots(self._left_RC)
@@ -201,6 +221,13 @@ class _Answers:
         """Lets each slot's query see its own among the columns of the next tokens."""
         self.mask_R1CL.index_copy_(3, columns_C, self._own_R1CC)
 
+    def decoded(self, steps: int) -> Decoded:
+        """What there is after so many steps, of all places of the first layout."""
+        new_tokens = torch.zeros_like(self.written[0])
+        new_tokens.index_copy_(0, self._places_RC.flatten(), torch.where(self.ended_RC, 0, steps).flatten())
+        log_probabilities = None if self.log_probabilities is None else self.log_probabilities.T
+        return Decoded(self.written.T, log_probabilities, new_tokens)
+
 
 def decode_greedily(
     language_model: Any,
@@ -219,28 +246,54 @@ def decode_greedily(
         look_back: see `EndWatch`.
         with_probability: whether the tokens' log probabilities are wanted.
     """
+    names = ("position_ids", "subtree_end", "last_columns", "is_asked")
+    parts = []
+    for rows in torch.arange(len(embeds_RLD)).tensor_split(min(limits.parts, len(embeds_RLD))):
+        some = slice(int(rows[0]), int(rows[-1]) + 1)
+        part = replace(prompts, **{name: getattr(prompts, name)[some] for name in names})
+        watch = EndWatch(look_back if embeds_RLD.is_cuda else 0)
+        answers = _Answers(part, embeds_RLD.dtype, limits, tokenizer, with_probability)
+        parts.append(_decode_rows(language_model, part, embeds_RLD[some], answers, limits, watch))
+    token_ids, log_probabilities, new_tokens = zip(*parts, strict=True)
+    return Decoded(
+        torch.cat(token_ids).index_select(0, prompts.places),
+        torch.cat(log_probabilities).index_select(0, prompts.places) if with_probability else None,
+        torch.cat(new_tokens).index_select(0, prompts.places),
+    )
+
+
+def _decode_rows(
+    language_model: Any,
+    prompts: PackedPrompts,
+    embeds_RLD: Tensor,
+    answers: _Answers,
+    limits: DecodingLimits,
+    watch: EndWatch,
+) -> Decoded:
+    """What `decode_greedily` returns, of all places of the rows."""
     decoder, head = language_model.model.decoder, language_model.lm_head
     embed = language_model.get_input_embeddings()
-    cache, watch = ColumnCache(), EndWatch(look_back if embeds_RLD.is_cuda else 0)
-    mask_R1LL = tree_attention_mask(prompts.subtree_end, embeds_RLD.dtype)
-    answers = _Answers(prompts, mask_R1LL, limits, tokenizer, with_probability)
+    cache = ColumnCache()
     hidden_RCD = decoder(
         inputs_embeds=embeds_RLD,
-        attention_mask=mask_R1LL,
+        attention_mask=answers.mask_R1LL,
         position_ids=prompts.position_ids,
         past_key_values=cache,
         answer_columns=prompts.last_columns,
         use_cache=False,
     ).last_hidden_state
     answers.take(0, head(hidden_RCD))
+    steps = next_layout = 1
     for step in range(1, limits.max_new_tokens):
         if watch.have_all_ended(answers.ended_RC):
             break
-        if (step - 1) % CHUNK_STEPS == 0:
-            layout = answers.layout(min(CHUNK_STEPS, limits.max_new_tokens - step))
+        if step == next_layout:
+            chunk = max(CHUNK_STEPS, step - 1)
+            layout = answers.layout(min(chunk, limits.max_new_tokens - step), limits.leave)
             if layout is None:
                 break
             answers.lay_out(layout, cache)
+            next_layout += chunk
         assert cache.columns_C is not None
         answers.see_own(cache.columns_C)
         hidden_RCD = decoder(
@@ -252,8 +305,5 @@ def decode_greedily(
         ).last_hidden_state
         cache.columns_C += answers.ids_RC.shape[1]
         answers.take(step, head(hidden_RCD))
-    log_probabilities = answers.log_probabilities
-    return Decoded(
-        answers.written.index_select(1, prompts.places).T,
-        None if log_probabilities is None else log_probabilities.index_select(1, prompts.places).T,
-    )
+        steps += 1
+    return answers.decoded(steps)

@@ -15,7 +15,7 @@ from artkv.datasets.tokenization import encode_prompt
 from artkv.models.assembly import BuiltModel
 from artkv.models.kv_modulated_blip2 import KVModulatedBlip2
 from artkv.models.opt import decoding
-from artkv.models.opt.decoding import DecodingLimits, EndWatch, decode_greedily
+from artkv.models.opt.decoding import Decoded, DecodingLimits, EndWatch, decode_greedily
 from artkv.models.opt.packed_sequences import packed_embeddings
 from tests.models.conftest import PROMPT
 
@@ -88,23 +88,25 @@ def by_generate(model: KVModulatedBlip2, ends: Ends, max_new_tokens: int) -> lis
     return found
 
 
+@torch.no_grad()
+def greedy(model: KVModulatedBlip2, ends: Ends, prompts: PackedPrompts, limits: DecodingLimits) -> Decoded:
+    language_model = model.backbone.language_model
+    embeds_RLD = packed_embeddings(language_model.get_input_embeddings()(prompts.token_ids), visual_tokens(), prompts)
+    return decode_greedily(language_model, ends, prompts, embeds_RLD, limits)
+
+
 def decoded(
     model: KVModulatedBlip2,
     ends: Ends,
     max_new_tokens: int,
     questions: Sequence[tuple[int, str]] = QUESTIONS,
+    parts: int = 1,
     **layout: Any,
 ) -> list[list[int]]:
     """The same by packed decoding, cut behind their ends; all that follows is padding."""
-    language_model = model.backbone.language_model
-    prompts = packed(model, questions, **layout)
-    with torch.no_grad():
-        embeds_RLD = packed_embeddings(
-            language_model.get_input_embeddings()(prompts.token_ids), visual_tokens(), prompts
-        )
-    limits = DecodingLimits(max_new_tokens, max_positions=128)
+    limits = DecodingLimits(max_new_tokens, max_positions=128, parts=parts)
     answers = []
-    for ids in decode_greedily(language_model, ends, prompts, embeds_RLD, limits).token_ids.tolist():
+    for ids in greedy(model, ends, packed(model, questions, **layout), limits).token_ids.tolist():
         end = next((n + 1 for n, one in enumerate(ids) if one in (ends.newline, ends.eos_token_id)), len(ids))
         padding = next((n for n, one in enumerate(ids) if one == 1), len(ids))
         assert set(ids[min(end, padding) :]) <= {1}
@@ -156,6 +158,40 @@ def test_answers_end_where_the_positions_do(build_on: Build) -> None:
     assert decoded(model, ends, 200) == expected
 
 
+@pytest.mark.parametrize("parts", [2, 3, 100])
+def test_parts_of_the_rows_have_the_same_tokens(build_on: Build, parts: int) -> None:
+    model = build_on("transformers").model
+    ends = telling_ends(model)
+    expected = by_generate(model, ends, 40)
+    calls = Counter(model)
+    assert decoded(model, ends, 40, parts=parts, max_columns=30) == expected
+    rows = len(packed(model, QUESTIONS, max_columns=30).token_ids)
+    assert rows > 3
+    assert max(rows for rows, _ in calls.shapes) == -(-rows // min(parts, rows))
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_few_are_left_as_they_are(build_on: Build, parts: int) -> None:
+    """Of nine different questions at most three of a part, with the tokens that they have at a layout."""
+    model = build_on("transformers").model
+    ends = telling_ends(model)
+    expected = by_generate(model, ends, 40)
+    calls = Counter(model)
+    found = greedy(model, ends, packed(model, QUESTIONS), DecodingLimits(40, 128, leave=3, parts=parts))
+    were_left = 0
+    for ids, length, whole in zip(found.token_ids.tolist(), found.new_tokens.tolist(), expected, strict=True):
+        if length:
+            assert length in (1, 9, 17, 33)
+            assert ids[:length] == whole[:length]
+            assert set(ids[length:]) == {1}
+            assert len(whole) > length
+            were_left += 1
+        else:
+            assert ids[: len(whole)] == whole
+    assert 1 <= were_left <= 4 * parts  # one question is asked twice
+    assert parts > 1 or len(calls.shapes) == found.new_tokens.max() < max(map(len, expected))
+
+
 class Counter:
     """Shapes of what the decoder was given, a call each."""
 
@@ -197,8 +233,8 @@ def test_what_has_ended_is_dropped(build_on: Build) -> None:
     calls = Counter(model)
     decoded(model, ends, 40)
     steps = calls.shapes[1:]
-    for chunk in range(0, len(steps), decoding.CHUNK_STEPS):
-        shapes = set(steps[chunk : chunk + decoding.CHUNK_STEPS])
+    for chunk in (0, 8, 16, 32):  # as many steps as there have been, and eight at first
+        shapes = set(steps[chunk : 2 * chunk or decoding.CHUNK_STEPS])
         assert len(shapes) == 1  # all alike in between
         ((rows, slots),) = shapes
         alive = sum(len(ids) > chunk + 1 for ids in expected)
