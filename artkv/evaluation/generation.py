@@ -23,7 +23,7 @@ from artkv.models.kv_modulated_blip2 import KVModulatedBlip2
 T = TypeVar("T")
 
 # A batch leaves so many of its answers: to go on with one of them costs what beginning with one does.
-_SHARE_LEFT = 8
+SHARE_LEFT = 8
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Generation:
         """Generates the batch's answers; it and what its questions see are on the device. is_last: of this rank."""
         prompts = batch.prompts
         # The last batch has none to wait for; with others that are open it may leave some to them.
-        leave = 0 if is_last and not self._open else len(prompts) // _SHARE_LEFT
+        leave = 0 if is_last and not self._open else len(prompts) // SHARE_LEFT
         decoded = self._model.generate_tokens(visual_IKD, prompts, self._max_new_tokens, leave, parts)
         places = [(row, way) for way in range(len(self._num_visual)) for row in batch.rows]
         tokens, lengths = decoded.token_ids.tolist(), decoded.new_tokens.tolist()
@@ -89,7 +89,7 @@ class Generation:
         """Goes on with the open answers: with all of them, or where there are enough for a batch."""
         while self._open and (is_last or len(self._open) >= self._at_once):
             some, rest = self._open[: self._at_once], self._open[self._at_once :]
-            leave = 0 if is_last and not rest else len(some) // _SHARE_LEFT
+            leave = 0 if is_last and not rest else len(some) // SHARE_LEFT
             self._open = rest + self._go_on(some, leave)
 
     def _go_on(self, some: list[_Open], leave: int) -> list[_Open]:

@@ -72,7 +72,7 @@ def test_what_batches_leave_is_ended_together_with_the_same_answers(
     counted = passes(session)
     found, numbers = {}, {}
     for share in (8, 3, 2, 10**9):
-        monkeypatch.setattr(generation, "_SHARE_LEFT", share)
+        monkeypatch.setattr(generation, "SHARE_LEFT", share)
         for batch_size in (8, 16):  # two and four questions, each in four ways
             counted.clear()
             found[share, batch_size] = answers(session, batch_size)
