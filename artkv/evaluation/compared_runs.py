@@ -13,15 +13,8 @@ from artkv.datasets.records import read_records
 from artkv.datasets.table_form import TableForm
 from artkv.errors import UserError
 from artkv.evaluation.answer_summary import most_frequent_answers, summarize_answers
-from artkv.evaluation.comparison import (
-    FEW_SEEDS,
-    Comparison,
-    Resampling,
-    Seeds,
-    SeedSpread,
-    compare_values,
-    spread_over_seeds,
-)
+from artkv.evaluation.comparison import Comparison, compare_values
+from artkv.evaluation.resampling import Resampling
 from artkv.evaluation.results import (
     COMPARISON,
     Predictions,
@@ -33,6 +26,7 @@ from artkv.evaluation.results import (
 )
 from artkv.evaluation.run_roles import CONTROL, Roles, Run, ablations_of, masked_encoders, roles_of
 from artkv.evaluation.scores import ACCURACY, rows_by_type
+from artkv.evaluation.seed_spread import FEW_SEEDS, Seeds, SeedSpreads, spread_over_seeds
 from artkv.files import check_writable, told, write_whole
 
 
@@ -165,22 +159,21 @@ def _compare_seeds(roles: Roles, on: Predictions, evaluated: _Evaluated, resampl
         _check_comparable(on, predictions, evaluated.metric)
     painting_Q, by_type = _paintings(on), rows_by_type(on.columns["question_type"])
     with_QU = np.column_stack([predictions.scores(evaluated.metric) for predictions in on_of_seeds])
-    overall: dict[str, SeedSpread] = {}
-    of_types: dict[str, dict[str, SeedSpread]] = {}
+    against = {}
     for name, given in compared.items():
         without_QU = np.column_stack([predictions.scores(evaluated.metric) for predictions in given])
         is_paired = name not in retrained
-        overall[name] = spread_over_seeds(with_QU, without_QU, painting_Q, resampling, is_paired)
-        of_types[name] = {
+        overall = spread_over_seeds(with_QU, without_QU, painting_Q, resampling, is_paired)
+        of_types = {
             kind: spread_over_seeds(with_QU[rows], without_QU[rows], painting_Q[rows], resampling, is_paired)
             for kind, rows in by_type.items()
         }
+        against[name] = SeedSpreads(overall, of_types)
     return Seeds(
         training_seeds=tuple(run.seed for run in roles.seeds),
         control_seeds=tuple(run.seed for run in roles.controls),
         warning=_warning(roles, missing),
-        overall=overall,
-        by_type=of_types,
+        against=against,
     )
 
 

@@ -17,33 +17,21 @@ from typing_extensions import Self
 from artkv.evaluation.answer_summary import AnswerSummary
 from artkv.evaluation.resampling import (
     LEVEL,
-    NO_SPREAD,
     Floats,
+    Resampling,
     Z,
-    bootstrap_means,
     holm,
-    interval_without_spread,
     mean_intervals,
-    percentile_interval,
     sign_flip_p_values,
     sum_by_painting,
 )
 from artkv.evaluation.scores import Estimate, rows_by_type
+from artkv.evaluation.seed_spread import Seeds
 
 SIGNIFICANT = 1 - LEVEL
 POWER = 0.8
 # With fewer paintings that differ, no exchange of signs is rare enough: 2 / 2^5 is more than 5%.
 FEWEST_DIFFERING = 6
-# With fewer runs, their spread is hardly known, and the interval too narrow; docs/evaluation.md has by how much.
-FEW_SEEDS = 5
-
-
-@dataclass(frozen=True)
-class Resampling:
-    """samples: of the bootstrap. seed: of all draws, which are the same for all that is compared."""
-
-    samples: int
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -104,67 +92,6 @@ class Differences:
         """What `to_json` gave."""
         by_type = {name: Difference.from_json(given) for name, given in tree["by_type"].items()}
         return cls(Difference.from_json(tree["overall"]), by_type)
-
-
-@dataclass(frozen=True)
-class SeedSpread:
-    """A difference over runs that differ in their seed.
-
-    differences: of each run. mean, standard_deviation: over them; the latter None for one run. low, high: the 95%
-    interval of the mean, for other paintings and other seeds, see `spread_over_seeds`.
-    """
-
-    differences: tuple[float, ...]
-    mean: float
-    standard_deviation: float | None
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Seeds:
-    """Differences over the runs of several seeds.
-
-    training_seeds, control_seeds: of the runs with the prefix, and of the controls. warning: what is to be kept in
-    mind, None for nothing. overall, by_type: by what is compared with, as in `Comparison.against`; there by type.
-    """
-
-    training_seeds: tuple[int, ...]
-    control_seeds: tuple[int, ...]
-    warning: str | None
-    overall: dict[str, SeedSpread]
-    by_type: dict[str, dict[str, SeedSpread]]
-
-    def to_json(self) -> dict[str, Any]:
-        """`{"training_seeds", "control_seeds", "warning", "against": {name: {"overall", "by_type": {type}}}}`."""
-        against = {
-            name: {"overall": vars(spread), "by_type": {t: vars(s) for t, s in self.by_type[name].items()}}
-            for name, spread in self.overall.items()
-        }
-        return {
-            "training_seeds": self.training_seeds,
-            "control_seeds": self.control_seeds,
-            "warning": self.warning,
-            "against": against,
-        }
-
-    @classmethod
-    def from_json(cls, tree: Mapping[str, Any]) -> Self:
-        """What `to_json` gave."""
-
-        def spread(given: Mapping[str, Any]) -> SeedSpread:
-            return SeedSpread(**{**given, "differences": tuple(given["differences"])})
-
-        return cls(
-            tuple(tree["training_seeds"]),
-            tuple(tree["control_seeds"]),
-            tree["warning"],
-            {name: spread(given["overall"]) for name, given in tree["against"].items()},
-            {
-                name: {kind: spread(one) for kind, one in given["by_type"].items()}
-                for name, given in tree["against"].items()
-            },
-        )
 
 
 @dataclass(frozen=True)
@@ -321,55 +248,3 @@ def _share_that_shows(paintings: int) -> float:
         )
         low, high = (share, high) if 1 - fewer < POWER else (low, share)
     return high
-
-
-def spread_over_seeds(
-    with_QU: Floats, without_QU: Floats, painting_Q: NDArray[Any], resampling: Resampling, is_paired: bool
-) -> SeedSpread:
-    """A difference over the runs of several seeds, a column each.
-
-    is_paired: each run has its own column to compare with, as its ablations are. Else the columns of `without_QU` are
-    runs by themselves, such as controls, and each run is compared with their mean.
-
-    The interval draws paintings and runs, crossed: each sample has the same paintings in all of its runs (Owen, The
-    Pigeonhole Bootstrap, 2007). Of U runs it draws U - 1, with which their mean has the right variance, where U would
-    have one too small by (U - 1) / U (Rao and Wu, Resampling Inference With Complex Survey Data, 1988). One run is
-    taken as it is, and the interval then says nothing of other seeds.
-    """
-    if is_paired:
-        with_QU, without_QU = with_QU - without_QU, np.zeros((len(with_QU), 1))
-    means_BU = []
-    for place, values_QU in enumerate((with_QU, without_QU)):
-        sums_IU, size_I = sum_by_painting(values_QU, painting_Q)
-        drawn_BU = bootstrap_means(sums_IU, size_I, resampling.samples, resampling.seed)
-        means_BU.append(_mean_of_drawn_runs(drawn_BU, [resampling.seed, place]))
-    mean_U, others = with_QU.mean(axis=0), without_QU.mean()
-    low, high = _interval_of_draws(means_BU[0] - means_BU[1], float(mean_U.mean() - others), len(size_I))
-    runs = len(mean_U)
-    return SeedSpread(
-        differences=tuple(float(value) for value in mean_U - others),
-        mean=float(mean_U.mean() - others),
-        standard_deviation=float(mean_U.std(ddof=1)) if runs > 1 else None,
-        low=low,
-        high=high,
-    )
-
-
-def _interval_of_draws(means_B: Floats, mean: float, paintings: int) -> tuple[float, float]:
-    if paintings == 1:
-        return -1.0, 1.0
-    if np.ptp(means_B) < NO_SPREAD:
-        low, high = interval_without_spread(np.array([mean]), paintings, -1.0)
-    else:
-        low, high = percentile_interval(means_B[:, None], paintings)
-    return float(low[0]), float(high[0])
-
-
-def _mean_of_drawn_runs(means_BU: Floats, seed: list[int]) -> Floats:
-    """(B,) means over runs that are drawn with replacement, one fewer than there are."""
-    samples, runs = means_BU.shape
-    if runs == 1:
-        return means_BU[:, 0]
-    times_BU = np.random.default_rng(seed).multinomial(runs - 1, np.full(runs, 1 / runs), size=samples)
-    mean_B: Floats = (times_BU * means_BU).sum(axis=1) / (runs - 1)
-    return mean_B

@@ -5,6 +5,7 @@ Letters in array names are explained in `artkv.batch`; M are columns that are tr
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
@@ -25,6 +26,14 @@ _DRAWS_AT_ONCE = 64
 MOST_COUNTED = 14
 # Else so many are drawn, and the smallest p-value is 0.0001.
 FLIPS = 9_999
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """samples: of the bootstrap. seed: of all draws, which are the same for all that is compared."""
+
+    samples: int
+    seed: int
 
 
 def sum_by_painting(values_QM: Floats, painting_Q: NDArray[Any]) -> tuple[Floats, NDArray[np.int64]]:

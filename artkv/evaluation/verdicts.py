@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 from artkv.evaluation.answer_summary import ALL
-from artkv.evaluation.comparison import POWER, Comparison, Difference, Differences, Seeds
+from artkv.evaluation.comparison import POWER, Comparison, Difference, Differences
 from artkv.evaluation.encoder_effects import encoder_verdicts, format_encoders
 from artkv.evaluation.scores import Estimate, format_columns
+from artkv.evaluation.seed_spread import Seeds
 
 # What the prefix is held against, the strictest first, in words.
 _BASELINES = {"control": "over the control", "off": "over its absence"}
@@ -102,8 +103,8 @@ def _format_seeds(seeds: Seeds) -> str:
     runs, controls = len(seeds.training_seeds), len(seeds.control_seeds)
     title = f"over {runs} seed{'s' * (runs != 1)}" + (f", {controls} of the control" if controls else "")
     rows = [[title, "mean difference", "spread", "of each seed"]]
-    for name, overall in seeds.overall.items():
-        for kind, one in _with_all(seeds.by_type[name], overall):
+    for name, spreads in seeds.against.items():
+        for kind, one in _with_all(spreads.by_type, spreads.overall):
             each = " ".join(f"{value:.3f}" for value in one.differences)
             mean = _show(Estimate(one.mean, one.low, one.high), digits=3)
             rows.append([f"{name}, {kind}", mean, _number(one.standard_deviation, 3), each])

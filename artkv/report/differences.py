@@ -90,9 +90,9 @@ def seed_rows(comparison: Comparison) -> list[dict[str, str]]:
     if comparison.seeds is None:
         return []
     rows = []
-    for name, overall in comparison.seeds.overall.items():
+    for name, spreads in comparison.seeds.against.items():
         label = _label(name)
-        for kind, one in [*comparison.seeds.by_type[name].items(), ("all", overall)]:
+        for kind, one in [*spreads.by_type.items(), ("all", spreads.overall)]:
             rows.append(
                 {
                     "against": label, "name": kind, "mean": _signed(one.mean),

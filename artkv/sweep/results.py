@@ -56,8 +56,9 @@ class SettingResult:
         """(mean, low, high) of what the prefix adds to `other`, over seeds if there are several."""
         if self.comparison is None:
             return None
-        if (seeds := self.comparison.seeds) is not None and other in seeds.overall:
-            spread = seeds.overall[other] if question_type == ALL else seeds.by_type[other].get(question_type)
+        if (seeds := self.comparison.seeds) is not None and other in seeds.against:
+            spreads = seeds.against[other]
+            spread = spreads.overall if question_type == ALL else spreads.by_type.get(question_type)
             return None if spread is None else (spread.mean, spread.low, spread.high)
         if (against := self.comparison.against.get(other)) is None:
             return None

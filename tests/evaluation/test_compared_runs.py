@@ -8,7 +8,8 @@ import pytest
 
 from artkv.errors import UserError
 from artkv.evaluation.compared_runs import compare_runs
-from artkv.evaluation.comparison import Comparison, Resampling, compare_values
+from artkv.evaluation.comparison import Comparison, compare_values
+from artkv.evaluation.resampling import Resampling
 from artkv.evaluation.results import read_predictions
 from artkv.evaluation.run_roles import open_run
 from tests.evaluation.evaluations import PAINTINGS, answers_to, choices_of, make_table, write_evaluation, write_run
@@ -72,20 +73,20 @@ def test_seeds_of_a_run_and_of_its_control_are_put_together(tmp_path: Path) -> N
     assert found.seeds.warning is not None
     assert "3 seeds of the run are few" in found.seeds.warning
     assert "2 seeds of the control are few" in found.seeds.warning
-    style = found.seeds.by_type["control"]["style"]
+    style = found.seeds.against["control"].by_type["style"]
     assert style.differences == pytest.approx((16 / 20, 14 / 20, 12 / 20))
     assert style.mean == pytest.approx(14 / 20)
     assert style.standard_deviation == pytest.approx(0.1)
     assert style.low < 14 / 20 < style.high
     # Each run's own ablation.
-    assert found.seeds.by_type["off"]["style"].differences == pytest.approx((17 / 20, 15 / 20, 13 / 20))
+    assert found.seeds.against["off"].by_type["style"].differences == pytest.approx((17 / 20, 15 / 20, 13 / 20))
     # The first run and the first control alone:
     assert found.against["control"].by_type["style"].difference.value == pytest.approx(15 / 20)
 
     (runs[2] / "eval" / "test-off" / "predictions.csv").unlink()
     found = compare(*runs)
     assert found.seeds is not None
-    assert list(found.seeds.overall) == ["shuffled", "blank"]
+    assert list(found.seeds.against) == ["shuffled", "blank"]
     assert found.seeds.warning is not None
     assert found.seeds.warning.endswith("off: not evaluated for every seed")
 

@@ -15,16 +15,14 @@ from artkv.evaluation.comparison import (
     ComparedRun,
     Comparison,
     Difference,
-    Resampling,
-    Seeds,
     compare_values,
     detectable_difference,
     paired_differences,
-    spread_over_seeds,
     standard_errors,
 )
-from artkv.evaluation.resampling import sum_by_painting, unseen_share
+from artkv.evaluation.resampling import Resampling, sum_by_painting, unseen_share
 from artkv.evaluation.scores import Estimate
+from artkv.evaluation.seed_spread import Seeds, SeedSpreads, spread_over_seeds
 
 DRAWS = Resampling(samples=1000, seed=1)
 
@@ -206,63 +204,6 @@ def test_without_types_there_are_none() -> None:
     assert compare_values(with_Q, {}, painting, [""] * 120, DRAWS) == {}
 
 
-def test_several_seeds_have_mean_and_spread() -> None:
-    generator = np.random.default_rng(0)
-    with_QU = (generator.random((60, 3)) < [0.7, 0.8, 0.9]).astype(float)
-    without_QU = (generator.random((60, 2)) < 0.5).astype(float)
-    painting = np.repeat(np.arange(20), 3)
-    found = spread_over_seeds(with_QU, without_QU, painting, DRAWS, is_paired=False)
-    expected = with_QU.mean(axis=0) - without_QU.mean()
-    assert found.differences == pytest.approx(expected)
-    assert found.mean == pytest.approx(expected.mean())
-    assert found.standard_deviation == pytest.approx(np.std(expected, ddof=1))
-    assert found.low < found.mean < found.high
-    paired = spread_over_seeds(with_QU, np.roll(with_QU, 1, axis=0), painting, DRAWS, is_paired=True)
-    assert paired.differences == pytest.approx((0, 0, 0), abs=1e-12)
-    one = spread_over_seeds(with_QU[:, :1], without_QU, painting, DRAWS, is_paired=False)
-    assert one.standard_deviation is None
-
-
-@pytest.mark.parametrize(("seeds", "seed_spread", "least", "most"), [(10, 0.05, 0.92, 0.98), (3, 0.2, 0.7, 0.9)])
-def test_the_interval_over_seeds_holds_both_sources(seeds: int, seed_spread: float, least: float, most: float) -> None:
-    """With ten seeds it has its 95%. With three that differ much it has not, which is what the warning says."""
-    hits = 0
-    for repeat in range(300):
-        generator = np.random.default_rng([seeds, repeat])
-        painting = np.repeat(np.arange(60), generator.integers(1, 7, size=60))
-        of_painting = generator.normal(0, 0.3, 60)[painting]
-        values = 0.2 + generator.normal(0, seed_spread, seeds) + of_painting[:, None]
-        values = values + generator.normal(0, 0.3, values.shape)
-        found = spread_over_seeds(values, np.zeros_like(values), painting, Resampling(500, repeat), is_paired=True)
-        hits += found.low <= 0.2 <= found.high
-    assert least <= hits / 300 <= most  # 300 know a share of 95% to 1.3%
-
-
-def test_the_mean_of_seeds_has_the_variance_of_a_mean() -> None:
-    """Where paintings do not matter: that of U draws of U runs would be too small by (U - 1) / U, and 5% narrower."""
-    seeds, paintings = 10, 200
-    values = np.tile(np.random.default_rng(0).normal(0.2, 0.05, seeds), (paintings, 1))
-    found = spread_over_seeds(values, np.zeros_like(values), np.arange(paintings), Resampling(20_000, 0), True)
-    expanded = math.sqrt(paintings / (paintings - 1)) * stats.t.ppf(0.975, paintings - 1)
-    expected = expanded * values[0].std(ddof=1) / math.sqrt(seeds)
-    # 20 000 draws know the width to 0.7%, and ten numbers have no normal distribution; seen: 0.5%.
-    assert (found.high - found.low) / 2 == pytest.approx(expected, rel=0.02)
-
-
-def test_runs_and_controls_have_the_same_paintings_in_each_sample() -> None:
-    """What makes a painting hard is then the same for both, and widens no interval."""
-    hard, own = np.random.default_rng(0).random((2, 50, 1))
-    found = spread_over_seeds(hard + 0.2 + 0.02 * own, hard, np.arange(50), DRAWS, is_paired=False)
-    assert (found.low, found.high) == pytest.approx((0.21, 0.21), abs=0.005)
-    assert hard.std() > 0.2
-
-
-def test_seeds_without_any_difference_are_not_certain() -> None:
-    same = np.ones((30, 3))
-    found = spread_over_seeds(same, same, np.arange(30), DRAWS, is_paired=True)
-    assert (found.low, found.high) == pytest.approx((-unseen_share(30), unseen_share(30)))
-
-
 def keys_and_types(tree: object, path: str = "") -> Iterator[tuple[str, type]]:
     if isinstance(tree, dict):
         for key, value in tree.items():
@@ -281,7 +222,7 @@ def test_json_is_plain_and_comes_back() -> None:
         has_prefix=True,
         runs=(ComparedRun("outputs/demo", "the run that is compared", 1337),),
         against=compare_values(with_Q, without, painting, types, DRAWS),
-        seeds=Seeds((1, 2), (), "few", {"off": spread}, {"off": {"style": spread}}),
+        seeds=Seeds((1, 2), (), "few", {"off": SeedSpreads(spread, {"style": spread})}),
         answers=summarize_answers(["a"] * 120, ["a", "b", "c"] * 40, types, {}, "exact_match"),
     )
     tree = json.loads(json.dumps(comparison.to_json(), allow_nan=False))

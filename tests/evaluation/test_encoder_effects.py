@@ -105,7 +105,7 @@ def test_several_seeds_of_a_retrained_run_are_no_pairs(tmp_path: Path) -> None:
     without = [write_encoders_run(tmp_path / f"w{s}", {"on": 10 + s}, "bc", training={"seed": s}) for s in (1, 3)]
     comparison, _ = compare_runs([open_run(folder) for folder in (run, *without)], None, "exact_match")
     assert comparison.seeds is not None
-    assert len(comparison.seeds.overall["without a"].differences) == 1  # of the one run, to the mean of the two
-    assert comparison.seeds.by_type["without a"]["style"].mean == pytest.approx(1 - 12 / PAINTINGS)
+    assert len(comparison.seeds.against["without a"].overall.differences) == 1  # of the one run, to the mean of the two
+    assert comparison.seeds.against["without a"].by_type["style"].mean == pytest.approx(1 - 12 / PAINTINGS)
     assert "2 seeds of the run without a are few" in (comparison.seeds.warning or "")
-    assert "a off" in comparison.seeds.overall
+    assert "a off" in comparison.seeds.against

@@ -8,7 +8,8 @@ import pytest
 
 from artkv.evaluation.answer_summary import summarize_answers
 from artkv.evaluation.compared_runs import compare_runs
-from artkv.evaluation.comparison import Comparison, Resampling, compare_values
+from artkv.evaluation.comparison import Comparison, compare_values
+from artkv.evaluation.resampling import Resampling
 from artkv.evaluation.run_roles import open_run
 from artkv.evaluation.verdicts import format_comparison, verdict, verdicts
 from tests.evaluation.evaluations import write_run

@@ -1,0 +1,141 @@
+"""A difference over runs that differ in their seed: mean, spread, and an interval for other paintings and other seeds.
+
+Letters in array names are explained in `artkv.batch`; U are runs.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import Self
+
+from artkv.evaluation.resampling import (
+    NO_SPREAD,
+    Floats,
+    Resampling,
+    bootstrap_means,
+    interval_without_spread,
+    percentile_interval,
+    sum_by_painting,
+)
+
+# With fewer runs, their spread is hardly known, and the interval too narrow; docs/evaluation.md has by how much.
+FEW_SEEDS = 5
+
+
+@dataclass(frozen=True)
+class SeedSpread:
+    """A difference over runs that differ in their seed.
+
+    differences: of each run. mean, standard_deviation: over them; the latter None for one run. low, high: the 95%
+    interval of the mean, for other paintings and other seeds, see `spread_over_seeds`.
+    """
+
+    differences: tuple[float, ...]
+    mean: float
+    standard_deviation: float | None
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class SeedSpreads:
+    """Of a split: overall, and of each question type."""
+
+    overall: SeedSpread
+    by_type: dict[str, SeedSpread]
+
+    def to_json(self) -> dict[str, Any]:
+        """`{"overall": {...}, "by_type": {type: {...}}}`."""
+        return {"overall": vars(self.overall), "by_type": {name: vars(one) for name, one in self.by_type.items()}}
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> Self:
+        """What `to_json` gave."""
+
+        def spread(given: Mapping[str, Any]) -> SeedSpread:
+            return SeedSpread(**{**given, "differences": tuple(given["differences"])})
+
+        return cls(spread(tree["overall"]), {name: spread(given) for name, given in tree["by_type"].items()})
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """Differences over the runs of several seeds.
+
+    training_seeds, control_seeds: of the runs with the prefix, and of the controls. warning: what is to be kept in
+    mind, None for nothing. against: by what is compared with, as `Comparison.against`.
+    """
+
+    training_seeds: tuple[int, ...]
+    control_seeds: tuple[int, ...]
+    warning: str | None
+    against: dict[str, SeedSpreads]
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields by their names, in plain values."""
+        return {**vars(self), "against": {name: spreads.to_json() for name, spreads in self.against.items()}}
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> Self:
+        """What `to_json` gave."""
+        return cls(
+            tuple(tree["training_seeds"]),
+            tuple(tree["control_seeds"]),
+            tree["warning"],
+            {name: SeedSpreads.from_json(given) for name, given in tree["against"].items()},
+        )
+
+
+def spread_over_seeds(
+    with_QU: Floats, without_QU: Floats, painting_Q: NDArray[Any], resampling: Resampling, is_paired: bool
+) -> SeedSpread:
+    """A difference over the runs of several seeds, a column each.
+
+    is_paired: each run has its own column to compare with, as its ablations are. Else the columns of `without_QU` are
+    runs by themselves, such as controls, and each run is compared with their mean.
+
+    The interval draws paintings and runs, crossed: each sample has the same paintings in all of its runs (Owen, The
+    Pigeonhole Bootstrap, 2007). Of U runs it draws U - 1, with which their mean has the right variance, where U would
+    have one too small by (U - 1) / U (Rao and Wu, Resampling Inference With Complex Survey Data, 1988). One run is
+    taken as it is, and the interval then says nothing of other seeds.
+    """
+    if is_paired:
+        with_QU, without_QU = with_QU - without_QU, np.zeros((len(with_QU), 1))
+    means_BU = []
+    for place, values_QU in enumerate((with_QU, without_QU)):
+        sums_IU, size_I = sum_by_painting(values_QU, painting_Q)
+        drawn_BU = bootstrap_means(sums_IU, size_I, resampling.samples, resampling.seed)
+        means_BU.append(_mean_of_drawn_runs(drawn_BU, [resampling.seed, place]))
+    mean_U, others = with_QU.mean(axis=0), without_QU.mean()
+    low, high = _interval_of_draws(means_BU[0] - means_BU[1], float(mean_U.mean() - others), len(size_I))
+    runs = len(mean_U)
+    return SeedSpread(
+        differences=tuple(float(value) for value in mean_U - others),
+        mean=float(mean_U.mean() - others),
+        standard_deviation=float(mean_U.std(ddof=1)) if runs > 1 else None,
+        low=low,
+        high=high,
+    )
+
+
+def _interval_of_draws(means_B: Floats, mean: float, paintings: int) -> tuple[float, float]:
+    if paintings == 1:
+        return -1.0, 1.0
+    if np.ptp(means_B) < NO_SPREAD:
+        low, high = interval_without_spread(np.array([mean]), paintings, -1.0)
+    else:
+        low, high = percentile_interval(means_B[:, None], paintings)
+    return float(low[0]), float(high[0])
+
+
+def _mean_of_drawn_runs(means_BU: Floats, seed: list[int]) -> Floats:
+    """(B,) means over runs that are drawn with replacement, one fewer than there are."""
+    samples, runs = means_BU.shape
+    if runs == 1:
+        return means_BU[:, 0]
+    times_BU = np.random.default_rng(seed).multinomial(runs - 1, np.full(runs, 1 / runs), size=samples)
+    mean_B: Floats = (times_BU * means_BU).sum(axis=1) / (runs - 1)
+    return mean_B
