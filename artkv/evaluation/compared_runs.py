@@ -1,7 +1,7 @@
 """Compares the evaluations in runs' folders, and writes `comparison.json`."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,9 +24,9 @@ from artkv.evaluation.results import (
     is_answered,
     read_predictions,
 )
-from artkv.evaluation.run_roles import CONTROL, Roles, Run, ablations_of, masked_encoders, roles_of
+from artkv.evaluation.run_roles import BASELINES, CONTROL, Roles, Run, ablations_of, masked_encoders, roles_of
 from artkv.evaluation.scores import ACCURACY, rows_by_type
-from artkv.evaluation.seed_spread import FEW_SEEDS, Seeds, SeedSpreads, spread_over_seeds
+from artkv.evaluation.seed_spread import FEW_SEEDS, Seeds, SeedSpreads, spreads_over_seeds
 from artkv.files import check_writable, told, write_whole
 
 
@@ -58,6 +58,8 @@ def compare_runs(runs: Sequence[Run], split: str | None, metric: str) -> tuple[C
     config, types = first.config, on.columns["question_type"]
     resampling = Resampling(config.evaluation.bootstrap_samples, config.training.seed)
     without = {name: predictions.scores(metric) for name, predictions in compared.items()}
+    baselines = {name: without[name] for name in _shuffled_against(without)}
+    on_Q, painting_Q = on.scores(metric), _paintings(on)
     comparison = Comparison(
         split=evaluated.split,
         metric=metric,
@@ -65,7 +67,10 @@ def compare_runs(runs: Sequence[Run], split: str | None, metric: str) -> tuple[C
         has_prefix=first.has_prefix,
         encoders=masked_encoders(first.config),
         runs=tuple(roles.told),
-        against=compare_values(on.scores(metric), without, _paintings(on), types, resampling),
+        against=compare_values(on_Q, without, painting_Q, types, resampling),
+        shuffled_over=compare_values(without["shuffled"], baselines, painting_Q, types, resampling)
+        if baselines
+        else {},
         seeds=_compare_seeds(roles, on, evaluated, resampling),
         answers=summarize_answers(
             on.columns["prediction"], on.columns["answer"], types, _training_majority(config), metric
@@ -85,6 +90,12 @@ def _answered_split(run_dir: Path) -> str:
             "--all-ablations"
         )
     return split
+
+
+def _shuffled_against(compared: Iterable[str]) -> list[str]:
+    """Of what is compared, what shuffled prefixes are held against; empty where they were not evaluated."""
+    names = list(compared)
+    return [name for name in BASELINES if name in names and "shuffled" in names]
 
 
 def _retrained(roles: Roles) -> dict[str, list[Run]]:
@@ -158,22 +169,25 @@ def _compare_seeds(roles: Roles, on: Predictions, evaluated: _Evaluated, resampl
     for predictions in [*on_of_seeds, *(one for of_name in compared.values() for one in of_name)]:
         _check_comparable(on, predictions, evaluated.metric)
     painting_Q, by_type = _paintings(on), rows_by_type(on.columns["question_type"])
-    with_QU = np.column_stack([predictions.scores(evaluated.metric) for predictions in on_of_seeds])
-    against = {}
-    for name, given in compared.items():
-        without_QU = np.column_stack([predictions.scores(evaluated.metric) for predictions in given])
-        is_paired = name not in retrained
-        overall = spread_over_seeds(with_QU, without_QU, painting_Q, resampling, is_paired)
-        of_types = {
-            kind: spread_over_seeds(with_QU[rows], without_QU[rows], painting_Q[rows], resampling, is_paired)
-            for kind, rows in by_type.items()
+    scores_QU = {
+        name: np.column_stack([predictions.scores(evaluated.metric) for predictions in given])
+        for name, given in {"on": on_of_seeds, **compared}.items()
+    }
+
+    def spreads(with_name: str, names: Iterable[str]) -> dict[str, SeedSpreads]:
+        return {
+            name: spreads_over_seeds(
+                scores_QU[with_name], scores_QU[name], painting_Q, by_type, resampling, is_paired=name not in retrained
+            )
+            for name in names
         }
-        against[name] = SeedSpreads(overall, of_types)
+
     return Seeds(
         training_seeds=tuple(run.seed for run in roles.seeds),
         control_seeds=tuple(run.seed for run in roles.controls),
         warning=_warning(roles, missing),
-        against=against,
+        against=spreads("on", compared),
+        shuffled_over=spreads("shuffled", _shuffled_against(compared)),
     )
 
 

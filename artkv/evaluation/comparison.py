@@ -6,7 +6,7 @@ All of it draws and flips whole paintings (`artkv.evaluation.resampling`). Lette
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import NormalDist
 from typing import Any
 
@@ -26,7 +26,7 @@ from artkv.evaluation.resampling import (
     sum_by_painting,
 )
 from artkv.evaluation.scores import Estimate, rows_by_type
-from artkv.evaluation.seed_spread import Seeds
+from artkv.evaluation.seed_spread import Seeds, SeedSpreads
 
 SIGNIFICANT = 1 - LEVEL
 POWER = 0.8
@@ -95,6 +95,19 @@ class Differences:
 
 
 @dataclass(frozen=True)
+class Effect:
+    """A difference as it is judged: over the seeds where they were compared, else that of a single run.
+
+    is_shown: whether it is told from 0 at 5%, corrected for the number of question types where it is of one of them.
+    single: the difference of a single run; None where it is over seeds.
+    """
+
+    estimate: Estimate
+    is_shown: bool
+    single: Difference | None
+
+
+@dataclass(frozen=True)
 class ComparedRun:
     """A run that was compared. taken_for: what, in words. training_seed: its `training.seed`."""
 
@@ -111,7 +124,8 @@ class Comparison:
     `blank` of this run, `NAME off` and `NAME shuffled` of each of its encoders, `control`, `without NAME`, and other
     runs by their folder's name; as many as there are. seeds: None with one run, and one of each control at most.
     answers: what is asked and answered in each question type; `all` without types. encoders: the names of the run's
-    art encoders where it has several; left out of the JSON where there are none.
+    art encoders where it has several; left out of the JSON where there are none. shuffled_over: with shuffled prefixes
+    against `control` and `off`: what another painting's prefix adds.
     """
 
     split: str
@@ -123,6 +137,17 @@ class Comparison:
     seeds: Seeds | None
     answers: dict[str, AnswerSummary]
     encoders: tuple[str, ...] = ()
+    shuffled_over: dict[str, Differences] = field(default_factory=dict)
+
+    def effect(self, name: str, question_type: str | None = None) -> Effect | None:
+        """What the run gains over one of `against`, on a question type or on all together; None where it is unknown."""
+        spreads = None if self.seeds is None else self.seeds.against.get(name)
+        return _effect(spreads, self.against.get(name), question_type)
+
+    def effect_of_shuffled(self, baseline: str, question_type: str | None = None) -> Effect | None:
+        """What shuffled prefixes gain over one of `shuffled_over`."""
+        spreads = None if self.seeds is None else self.seeds.shuffled_over.get(baseline)
+        return _effect(spreads, self.shuffled_over.get(baseline), question_type)
 
     def to_json(self) -> dict[str, Any]:
         """The fields by their names, in plain values."""
@@ -130,6 +155,7 @@ class Comparison:
             **{name: value for name, value in vars(self).items() if name != "encoders" or value},
             "runs": [vars(run) for run in self.runs],
             "against": {name: differences.to_json() for name, differences in self.against.items()},
+            "shuffled_over": {name: differences.to_json() for name, differences in self.shuffled_over.items()},
             "seeds": None if self.seeds is None else self.seeds.to_json(),
             "answers": {name: summary.to_json() for name, summary in self.answers.items()},
         }
@@ -142,11 +168,26 @@ class Comparison:
                 **tree,
                 "runs": tuple(ComparedRun(**run) for run in tree["runs"]),
                 "encoders": tuple(str(name) for name in tree.get("encoders", ())),
-                "against": {name: Differences.from_json(given) for name, given in tree["against"].items()},
+                **{
+                    key: {name: Differences.from_json(given) for name, given in tree.get(key, {}).items()}
+                    for key in ("against", "shuffled_over")
+                },
                 "seeds": None if tree["seeds"] is None else Seeds.from_json(tree["seeds"]),
                 "answers": {name: AnswerSummary.from_json(given) for name, given in tree["answers"].items()},
             }
         )
+
+
+def _effect(spreads: SeedSpreads | None, single: Differences | None, question_type: str | None) -> Effect | None:
+    if spreads is not None:
+        spread = spreads.overall if question_type is None else spreads.by_type.get(question_type)
+        if spread is not None:
+            return Effect(Estimate(spread.mean, spread.low, spread.high), spread.is_shown, None)
+    elif single is not None:
+        one = single.overall if question_type is None else single.by_type.get(question_type)
+        if one is not None:
+            return Effect(one.difference, one.is_significant, one)
+    return None
 
 
 def compare_values(

@@ -15,6 +15,8 @@ from artkv.run_folder.separation import holds_run
 # Names in a comparison, and of the folders behind the split's, of what a run is compared with of its own.
 ABLATIONS = {"off": "off", "shuffled": "shuffled", "blank": "on-blank"}
 CONTROL = "control"
+# What the prefix is held against in a verdict, the strictest first.
+BASELINES = (CONTROL, "off")
 # What is done to a single art encoder.
 MASKS = ("off", "shuffled")
 # What `without` begins with: runs that were trained without some of the art encoders of the one that is compared.

@@ -4,7 +4,7 @@ Letters in array names are explained in `artkv.batch`; U are runs.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,8 @@ class SeedSpread:
     """A difference over runs that differ in their seed.
 
     differences: of each run. mean, standard_deviation: over them; the latter None for one run. low, high: the 95%
-    interval of the mean, for other paintings and other seeds, see `spread_over_seeds`.
+    interval of the mean, for other paintings and other seeds, see `spread_over_seeds`. is_shown: whether the interval
+    leaves 0 out where it is widened for the number of question types.
     """
 
     differences: tuple[float, ...]
@@ -38,6 +39,13 @@ class SeedSpread:
     standard_deviation: float | None
     low: float
     high: float
+    is_shown: bool
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> Self:
+        """What `vars` gave; files from before `is_shown` have the interval alone to go by."""
+        shown = {"is_shown": not tree["low"] <= 0 <= tree["high"]}
+        return cls(**{**shown, **tree, "differences": tuple(tree["differences"])})
 
 
 @dataclass(frozen=True)
@@ -54,11 +62,8 @@ class SeedSpreads:
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> Self:
         """What `to_json` gave."""
-
-        def spread(given: Mapping[str, Any]) -> SeedSpread:
-            return SeedSpread(**{**given, "differences": tuple(given["differences"])})
-
-        return cls(spread(tree["overall"]), {name: spread(given) for name, given in tree["by_type"].items()})
+        by_type = {name: SeedSpread.from_json(given) for name, given in tree["by_type"].items()}
+        return cls(SeedSpread.from_json(tree["overall"]), by_type)
 
 
 @dataclass(frozen=True)
@@ -66,17 +71,19 @@ class Seeds:
     """Differences over the runs of several seeds.
 
     training_seeds, control_seeds: of the runs with the prefix, and of the controls. warning: what is to be kept in
-    mind, None for nothing. against: by what is compared with, as `Comparison.against`.
+    mind, None for nothing. against, shuffled_over: by what is compared with, as those of `Comparison`.
     """
 
     training_seeds: tuple[int, ...]
     control_seeds: tuple[int, ...]
     warning: str | None
     against: dict[str, SeedSpreads]
+    shuffled_over: dict[str, SeedSpreads] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The fields by their names, in plain values."""
-        return {**vars(self), "against": {name: spreads.to_json() for name, spreads in self.against.items()}}
+        spreads = {"against": self.against, "shuffled_over": self.shuffled_over}
+        return vars(self) | {key: {name: one.to_json() for name, one in of.items()} for key, of in spreads.items()}
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> Self:
@@ -85,17 +92,45 @@ class Seeds:
             tuple(tree["training_seeds"]),
             tuple(tree["control_seeds"]),
             tree["warning"],
-            {name: SeedSpreads.from_json(given) for name, given in tree["against"].items()},
+            *(
+                {name: SeedSpreads.from_json(given) for name, given in tree.get(key, {}).items()}
+                for key in ("against", "shuffled_over")
+            ),
         )
 
 
+def spreads_over_seeds(
+    with_QU: Floats,
+    without_QU: Floats,
+    painting_Q: NDArray[Any],
+    rows_of_types: Mapping[str, NDArray[np.int64]],
+    resampling: Resampling,
+    is_paired: bool,
+) -> SeedSpreads:
+    """A difference over seeds on all questions together and on those of each type; see `spread_over_seeds`."""
+    tests = len(rows_of_types)
+    return SeedSpreads(
+        spread_over_seeds(with_QU, without_QU, painting_Q, resampling, is_paired),
+        {
+            name: spread_over_seeds(with_QU[rows], without_QU[rows], painting_Q[rows], resampling, is_paired, tests)
+            for name, rows in rows_of_types.items()
+        },
+    )
+
+
 def spread_over_seeds(
-    with_QU: Floats, without_QU: Floats, painting_Q: NDArray[Any], resampling: Resampling, is_paired: bool
+    with_QU: Floats,
+    without_QU: Floats,
+    painting_Q: NDArray[Any],
+    resampling: Resampling,
+    is_paired: bool,
+    tests: int = 1,
 ) -> SeedSpread:
     """A difference over the runs of several seeds, a column each.
 
     is_paired: each run has its own column to compare with, as its ablations are. Else the columns of `without_QU` are
-    runs by themselves, such as controls, and each run is compared with their mean.
+    runs by themselves, such as controls, and each run is compared with their mean. tests: the number of question types
+    where it is of one of them.
 
     The interval draws paintings and runs, crossed: each sample has the same paintings in all of its runs (Owen, The
     Pigeonhole Bootstrap, 2007). Of U runs it draws U - 1, with which their mean has the right variance, where U would
@@ -110,24 +145,27 @@ def spread_over_seeds(
         drawn_BU = bootstrap_means(sums_IU, size_I, resampling.samples, resampling.seed)
         means_BU.append(_mean_of_drawn_runs(drawn_BU, [resampling.seed, place]))
     mean_U, others = with_QU.mean(axis=0), without_QU.mean()
-    low, high = _interval_of_draws(means_BU[0] - means_BU[1], float(mean_U.mean() - others), len(size_I))
+    mean = float(mean_U.mean() - others)
+    low, high = _interval_of_draws(means_BU[0] - means_BU[1], mean, len(size_I), 1)
+    wider = _interval_of_draws(means_BU[0] - means_BU[1], mean, len(size_I), tests)
     runs = len(mean_U)
     return SeedSpread(
         differences=tuple(float(value) for value in mean_U - others),
-        mean=float(mean_U.mean() - others),
+        mean=mean,
         standard_deviation=float(mean_U.std(ddof=1)) if runs > 1 else None,
         low=low,
         high=high,
+        is_shown=not wider[0] <= 0 <= wider[1],
     )
 
 
-def _interval_of_draws(means_B: Floats, mean: float, paintings: int) -> tuple[float, float]:
+def _interval_of_draws(means_B: Floats, mean: float, paintings: int, tests: int) -> tuple[float, float]:
     if paintings == 1:
         return -1.0, 1.0
     if np.ptp(means_B) < NO_SPREAD:
         low, high = interval_without_spread(np.array([mean]), paintings, -1.0)
     else:
-        low, high = percentile_interval(means_B[:, None], paintings)
+        low, high = percentile_interval(means_B[:, None], paintings, tests)
     return float(low[0]), float(high[0])
 
 

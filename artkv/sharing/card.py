@@ -88,6 +88,8 @@ def _scores(evidence: Evidence) -> list[str]:
     if evidence.comparison is not None:
         lines += ["", "What the prefix adds, by the tests of artkv compare:", ""]
         lines += [f"- {' '.join(sentence.split())}" for sentence in verdicts(evidence.comparison)]
+        seeds = evidence.comparison.seeds
+        lines += [f"- note: {seeds.warning}"] if seeds is not None and seeds.warning else []
     return lines
 
 

@@ -215,6 +215,7 @@ def keys_and_types(tree: object, path: str = "") -> Iterator[tuple[str, type]]:
 def test_json_is_plain_and_comes_back() -> None:
     with_Q, without, painting, types = compared()
     spread = spread_over_seeds(np.column_stack([with_Q, with_Q]), np.zeros((120, 2)), painting, DRAWS, True)
+    spreads = SeedSpreads(spread, {"style": spread})
     comparison = Comparison(
         split="test",
         metric="exact_match",
@@ -222,7 +223,8 @@ def test_json_is_plain_and_comes_back() -> None:
         has_prefix=True,
         runs=(ComparedRun("outputs/demo", "the run that is compared", 1337),),
         against=compare_values(with_Q, without, painting, types, DRAWS),
-        seeds=Seeds((1, 2), (), "few", {"off": SeedSpreads(spread, {"style": spread})}),
+        seeds=Seeds((1, 2), (), "few", {"off": spreads}, {"control": spreads}),
+        shuffled_over=compare_values(with_Q, {"control": without["blank"]}, painting, types, DRAWS),
         answers=summarize_answers(["a"] * 120, ["a", "b", "c"] * 40, types, {}, "exact_match"),
     )
     tree = json.loads(json.dumps(comparison.to_json(), allow_nan=False))
@@ -234,8 +236,18 @@ def test_json_is_plain_and_comes_back() -> None:
     ]  # fmt: skip
     assert set(difference["difference"]) == {"value", "low", "high"}
     assert tree["against"]["off"]["overall"]["p_holm"] is None
-    assert set(tree["seeds"]) == {"training_seeds", "control_seeds", "warning", "against"}
+    assert set(tree["seeds"]) == {"training_seeds", "control_seeds", "warning", "against", "shuffled_over"}
     assert {kind for _, kind in keys_and_types(tree)} <= {int, float, str, bool, list, type(None)}
+
+
+def test_a_file_from_before_shuffled_prefixes_were_held_against_the_control_is_read() -> None:
+    spread = spread_over_seeds(np.ones((20, 2)), np.zeros((20, 2)), np.arange(20), DRAWS, True)
+    seeds = Seeds((1, 2), (), None, {"off": SeedSpreads(spread, {})})
+    answers = summarize_answers(["a"], ["a"], [""], {}, "exact_match")
+    given = Comparison("test", "exact_match", "step_00000081", True, (), {}, seeds, answers)
+    tree = json.loads(json.dumps(given.to_json()))
+    del tree["shuffled_over"], tree["seeds"]["shuffled_over"], tree["seeds"]["against"]["off"]["overall"]["is_shown"]
+    assert Comparison.from_json(tree) == given
 
 
 def test_estimates_are_the_scores_own() -> None:

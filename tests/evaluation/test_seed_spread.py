@@ -67,3 +67,19 @@ def test_seeds_without_any_difference_are_not_certain() -> None:
     same = np.ones((30, 3))
     found = spread_over_seeds(same, same, np.arange(30), DRAWS, is_paired=True)
     assert (found.low, found.high) == pytest.approx((-unseen_share(30), unseen_share(30)))
+
+
+def test_of_several_types_the_interval_that_shows_is_wider() -> None:
+    """By Bonferroni: of three, the 99.17% interval of scipy's t in Hesterberg's percentiles, of the same draws."""
+    values = np.random.default_rng(0).normal(size=(60, 1))
+    values = 0.14 + 0.5 * (values - values.mean()) / values.std(ddof=1)
+    one, three = (
+        spread_over_seeds(values, np.zeros((60, 1)), np.arange(60), Resampling(20_000, 0), True, tests)
+        for tests in (1, 3)
+    )
+    assert (one.low, one.high) == (three.low, three.high)  # what is shown is 95% always
+    assert one.low > 0
+    assert one.is_shown
+    error = 0.5 / math.sqrt(60)
+    assert stats.t.ppf(1 - 0.025, 59) * error < 0.14 < stats.t.ppf(1 - 0.025 / 3, 59) * error
+    assert not three.is_shown
