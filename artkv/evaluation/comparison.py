@@ -19,19 +19,17 @@ from artkv.evaluation.resampling import (
     LEVEL,
     Floats,
     Resampling,
-    Z,
     holm,
     mean_intervals,
     sign_flip_p_values,
     sum_by_painting,
+    z_of,
 )
 from artkv.evaluation.scores import Estimate, rows_by_type
 from artkv.evaluation.seed_spread import Seeds, SeedSpreads
 
 SIGNIFICANT = 1 - LEVEL
 POWER = 0.8
-# With fewer paintings that differ, no exchange of signs is rare enough: 2 / 2^5 is more than 5%.
-FEWEST_DIFFERING = 6
 
 
 @dataclass(frozen=True)
@@ -207,9 +205,10 @@ def compare_values(
     without_QM = np.column_stack(list(without.values()))
     with_QM = np.broadcast_to(with_Q[:, None], without_QM.shape)
     overall = paired_differences(with_QM, without_QM, painting_Q, resampling)
+    rows_of_types = rows_by_type(question_types)
     by_type = {
-        name: paired_differences(with_QM[rows], without_QM[rows], painting_Q[rows], resampling)
-        for name, rows in rows_by_type(question_types).items()
+        name: paired_differences(with_QM[rows], without_QM[rows], painting_Q[rows], resampling, len(rows_of_types))
+        for name, rows in rows_of_types.items()
     }
     result = {}
     for place, name in enumerate(without):
@@ -224,9 +223,12 @@ def compare_values(
 
 
 def paired_differences(
-    with_QM: Floats, without_QM: Floats, painting_Q: NDArray[Any], resampling: Resampling
+    with_QM: Floats, without_QM: Floats, painting_Q: NDArray[Any], resampling: Resampling, tests: int = 1
 ) -> list[Difference]:
-    """The difference of each of M pairs of columns, all on the same questions and with the same draws."""
+    """The difference of each of M pairs of columns, all on the same questions and with the same draws.
+
+    tests: the number of question types where they are on one of them, for what is detectable.
+    """
     differences_QM = with_QM - without_QM
     sums_IM, size_I = sum_by_painting(differences_QM, painting_Q)
     mean_M = differences_QM.mean(axis=0)
@@ -242,7 +244,7 @@ def paired_differences(
             difference=Estimate(float(mean_M[m]), float(low_M[m]), float(high_M[m])),
             p_value=float(p_M[m]),
             p_holm=None,
-            detectable=detectable_difference(float(error_M[m]), len(size_I), int((sums_IM[:, m] != 0).sum())),
+            detectable=detectable_difference(float(error_M[m]), len(size_I), int((sums_IM[:, m] != 0).sum()), tests),
             wins=int((differences_QM[:, m] > 0).sum()),
             losses=int((differences_QM[:, m] < 0).sum()),
         )
@@ -263,29 +265,35 @@ def standard_errors(sums_IM: Floats, size_I: NDArray[np.int64]) -> Floats:
     return errors_M
 
 
-def detectable_difference(standard_error: float, paintings: int, differing: int) -> float | None:
+def detectable_difference(standard_error: float, paintings: int, differing: int, tests: int = 1) -> float | None:
     """The smallest true difference that would be significant at 5% in 80% of such sets of paintings.
 
     (1.96 + 0.84) standard errors (Bloom, Minimum Detectable Effects, 1995): it takes the difference for normally
-    distributed, and its spread for what it was found to be.
+    distributed, and its spread for what it was found to be. tests: how many Holm's correction is for; 1.96 is then the
+    quantile for a p-value of 5% / tests, which is what it asks for of the smallest of them. It asks for less of the
+    others, so that these would be significant more often.
 
-    differing: paintings with a difference. Where these are fewer than six, nothing could have been significant, and a
-    spread that hardly showed says nothing; nor does one of 0, where all are won alike. Then it is at least the share of
-    paintings of which six or more are drawn in 80% of such sets: they must all differ in the same direction, here in
-    all of their questions. None where there are fewer than six paintings.
+    differing: paintings with a difference. Where these are fewer than `fewest_differing`, nothing could have been
+    significant, and a spread that hardly showed says nothing; nor does one of 0, where all are won alike. Then it is at
+    least the share of paintings of which so many are drawn in 80% of such sets: they must all differ in the same
+    direction, here in all of their questions. None where there are fewer paintings.
     """
-    normal = (Z + NormalDist().inv_cdf(POWER)) * standard_error
-    if differing >= FEWEST_DIFFERING and standard_error > 0:
+    normal = (z_of(tests) + NormalDist().inv_cdf(POWER)) * standard_error
+    fewest = fewest_differing(tests)
+    if differing >= fewest and standard_error > 0:
         return normal
-    return None if paintings < FEWEST_DIFFERING else max(normal, _share_that_shows(paintings))
+    return None if paintings < fewest else max(normal, _share_that_shows(paintings, fewest))
 
 
-def _share_that_shows(paintings: int) -> float:
+def fewest_differing(tests: int) -> int:
+    """With fewer paintings that differ no exchange of signs is rare enough: six for one test, since 2 / 2^5 > 5%."""
+    return math.floor(math.log2(2 * tests / SIGNIFICANT)) + 1
+
+
+def _share_that_shows(paintings: int, fewest: int) -> float:
     low, high = 0.0, 1.0
     for _ in range(50):
         share = (low + high) / 2
-        fewer = sum(
-            math.comb(paintings, k) * share**k * (1 - share) ** (paintings - k) for k in range(FEWEST_DIFFERING)
-        )
+        fewer = sum(math.comb(paintings, k) * share**k * (1 - share) ** (paintings - k) for k in range(fewest))
         low, high = (share, high) if 1 - fewer < POWER else (low, share)
     return high

@@ -20,6 +20,8 @@ Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
 
 # Means that are equal but for rounding.
 NO_SPREAD = 1e-12
+# With fewer paintings that deviate from the rest, draws know little of how many more there may be.
+FEWEST_DEVIATING = 6
 # Draws at once: 64 x 10 000 paintings of int64 take 5 MB.
 _DRAWS_AT_ONCE = 64
 # Up to so many paintings that differ, all flips are counted: 2^14 x 14 numbers take 2 MB.
@@ -94,17 +96,40 @@ def mean_intervals(
 ) -> tuple[Floats, Floats]:
     """Low and high of the 95% interval of each column's mean over questions, (M,) each.
 
-    By bootstrap over paintings. Where every draw is the same it would have no width: there Wilson's limit for what
-    none of the paintings showed. A single painting has the interval `least` to 1, the bounds of a question's value.
+    By bootstrap over paintings. Where all of these are equal, every draw would be the same: there Wilson's limit for
+    what none of the paintings showed. Where fewer than `FEWEST_DEVIATING` deviate the draws hardly know it, and the
+    interval reaches as far as either says. A single painting has the interval `least` to 1, the bounds of a question's
+    value.
     """
     paintings, columns = sums_IM.shape
     if paintings == 1:
         return np.full(columns, least), np.ones(columns)
     mean_M = sums_IM.sum(axis=0) / size_I.sum()
     drawn = percentile_interval(bootstrap_means(sums_IM, size_I, samples, seed), paintings)
-    unspread = interval_without_spread(mean_M, paintings, least)
-    is_unspread_M = np.ptp(sums_IM / size_I[:, None], axis=0) < NO_SPREAD
-    return np.where(is_unspread_M, unspread[0], drawn[0]), np.where(is_unspread_M, unspread[1], drawn[1])
+    deviating_M = deviating(sums_IM / size_I[:, None])
+    return with_what_is_unseen(drawn, mean_M, deviating_M, paintings, least)
+
+
+def deviating(values_IM: Floats) -> NDArray[np.int64]:
+    """(M,) how many paintings have another value than most have."""
+    ordered_IM = np.sort(values_IM, axis=0)
+    paintings, found = len(values_IM), []
+    for ordered_I in ordered_IM.T:
+        ends = np.flatnonzero(np.append(np.diff(ordered_I) > NO_SPREAD, True))
+        found.append(paintings - int(np.diff(ends, prepend=-1).max()))
+    return np.array(found, dtype=np.int64)
+
+
+def with_what_is_unseen(
+    drawn: tuple[Floats, Floats], mean_M: Floats, deviating_M: NDArray[np.int64], paintings: int, least: float
+) -> tuple[Floats, Floats]:
+    """An interval of draws, widened where few paintings deviate to that of `interval_without_spread`."""
+    low_M, high_M = interval_without_spread(mean_M, paintings, least)
+    is_few_M = deviating_M < FEWEST_DEVIATING
+    return (
+        np.where(is_few_M, np.minimum(drawn[0], low_M), drawn[0]),
+        np.where(is_few_M, np.maximum(drawn[1], high_M), drawn[1]),
+    )
 
 
 def z_of(tests: int) -> float:
@@ -134,9 +159,9 @@ def unseen_share(paintings: int) -> float:
 
 
 def interval_without_spread(value: Floats, paintings: int, least: float) -> tuple[Floats, Floats]:
-    """Low and high where all paintings have the same `value`: a share that none showed may be at `least` or at 1.
+    """Low and high where nearly all paintings have the same value: a share that none showed may be at `least` or at 1.
 
-    With `least` 0 and a value of 0 or 1 it is Wilson's interval, with the number of paintings as n.
+    value: their mean. With `least` 0 and a value of 0 or 1 it is Wilson's interval, the number of paintings as n.
     """
     share = unseen_share(paintings)
     return value - share * (value - least), value + share * (1 - value)

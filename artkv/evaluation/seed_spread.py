@@ -3,6 +3,7 @@
 Letters in array names are explained in `artkv.batch`; U are runs.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,13 +13,13 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from artkv.evaluation.resampling import (
-    NO_SPREAD,
     Floats,
     Resampling,
     bootstrap_means,
-    interval_without_spread,
+    deviating,
     percentile_interval,
     sum_by_painting,
+    with_what_is_unseen,
 )
 
 # With fewer runs, their spread is hardly known, and the interval too narrow; docs/evaluation.md has by how much.
@@ -29,7 +30,8 @@ FEW_SEEDS = 5
 class SeedSpread:
     """A difference over runs that differ in their seed.
 
-    differences: of each run. mean, standard_deviation: over them; the latter None for one run. low, high: the 95%
+    differences: of each run. mean: over them. standard_deviation: of the difference of one run, that of what it is
+    compared with included; None where either is known of one run alone. low, high: the 95%
     interval of the mean, for other paintings and other seeds, see `spread_over_seeds`. is_shown: whether the interval
     leaves 0 out where it is widened for the number of question types.
     """
@@ -146,26 +148,31 @@ def spread_over_seeds(
         means_BU.append(_mean_of_drawn_runs(drawn_BU, [resampling.seed, place]))
     mean_U, others = with_QU.mean(axis=0), without_QU.mean()
     mean = float(mean_U.mean() - others)
-    low, high = _interval_of_draws(means_BU[0] - means_BU[1], mean, len(size_I), 1)
-    wider = _interval_of_draws(means_BU[0] - means_BU[1], mean, len(size_I), tests)
-    runs = len(mean_U)
+    sums_I1, size_I = sum_by_painting((with_QU.mean(axis=1) - without_QU.mean(axis=1))[:, None], painting_Q)
+    (low, high), (wide_low, wide_high) = (
+        _interval_of_draws(means_BU[0] - means_BU[1], mean, sums_I1[:, 0] / size_I, number) for number in (1, tests)
+    )
+    # Of a pair a run's own; else the controls' too, to whose mean all runs are held.
+    means = [values_QU.mean(axis=0) for values_QU in ((with_QU,) if is_paired else (with_QU, without_QU))]
     return SeedSpread(
         differences=tuple(float(value) for value in mean_U - others),
         mean=mean,
-        standard_deviation=float(mean_U.std(ddof=1)) if runs > 1 else None,
+        standard_deviation=math.sqrt(sum(of_U.var(ddof=1) for of_U in means))
+        if all(len(of_U) > 1 for of_U in means)
+        else None,
         low=low,
         high=high,
-        is_shown=not wider[0] <= 0 <= wider[1],
+        is_shown=not wide_low <= 0 <= wide_high,
     )
 
 
-def _interval_of_draws(means_B: Floats, mean: float, paintings: int, tests: int) -> tuple[float, float]:
+def _interval_of_draws(means_B: Floats, mean: float, values_I: Floats, tests: int) -> tuple[float, float]:
+    """values_I: each painting's mean difference over its questions and all runs."""
+    paintings = len(values_I)
     if paintings == 1:
         return -1.0, 1.0
-    if np.ptp(means_B) < NO_SPREAD:
-        low, high = interval_without_spread(np.array([mean]), paintings, -1.0)
-    else:
-        low, high = percentile_interval(means_B[:, None], paintings, tests)
+    drawn = percentile_interval(means_B[:, None], paintings, tests)
+    low, high = with_what_is_unseen(drawn, np.array([mean]), deviating(values_I[:, None]), paintings, -1.0)
     return float(low[0]), float(high[0])
 
 

@@ -76,7 +76,7 @@ def test_seeds_of_a_run_and_of_its_control_are_put_together(tmp_path: Path) -> N
     style = found.seeds.against["control"].by_type["style"]
     assert style.differences == pytest.approx((16 / 20, 14 / 20, 12 / 20))
     assert style.mean == pytest.approx(14 / 20)
-    assert style.standard_deviation == pytest.approx(0.1)
+    assert style.standard_deviation == pytest.approx(np.hypot(0.1, 0.1 / np.sqrt(2)))  # of the run, and of the control
     assert style.low < 14 / 20 < style.high
     # Each run's own ablation.
     assert found.seeds.against["off"].by_type["style"].differences == pytest.approx((17 / 20, 15 / 20, 13 / 20))

@@ -9,6 +9,7 @@ import pytest
 import statsmodels.api as sm
 from numpy.typing import NDArray
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from artkv.evaluation.answer_summary import summarize_answers
 from artkv.evaluation.comparison import (
@@ -134,36 +135,45 @@ def test_five_equal_paintings_are_not_certain(value: float) -> None:
     assert found.p_value == (1.0 if value == 0 else 2 / 32)
 
 
-def test_a_detectable_difference_is_detected_in_four_of_five_sets() -> None:
-    """Independent questions, of which a share is won and none is lost; p-values of the test itself."""
+@pytest.mark.parametrize("types", [1, 6])
+def test_a_detectable_difference_is_detected_in_four_of_five_sets(types: int) -> None:
+    """Independent questions, of which a share is won and fewer are lost; p-values of the test itself.
+
+    Of several types the smallest p-value, which statsmodels' correction multiplies by their number.
+    """
     generator = np.random.default_rng(2)
     paintings, won, lost = 150, 0.25, 0.1
     error = math.sqrt((won + lost - (won - lost) ** 2) / paintings)
-    found = detectable_difference(error, paintings, 50)
+    found = detectable_difference(error, paintings, 50, types)
     assert found is not None
     # The lost stay as many; the won are as many as make the difference that is asked for.
     more = lost + found
     outcomes = generator.choice([1.0, -1.0, 0.0], p=[more, lost, 1 - more - lost], size=(paintings, 3000))
     differences = paired_differences(outcomes, np.zeros_like(outcomes), np.arange(paintings), Resampling(50, 0))
-    share = np.mean([difference.p_value < 0.05 for difference in differences])
+    p_values = [[difference.p_value] + [1.0] * (types - 1) for difference in differences]
+    share = np.mean([multipletests(given, method="holm")[1][0] < 0.05 for given in p_values])
     # 3000 sets know it to 0.7%; the normal distribution, and the spread at another difference, are approximations.
     assert share == pytest.approx(0.8, abs=0.04)
 
 
-@pytest.mark.parametrize("paintings", [6, 20, 216])
-def test_where_nothing_differs_what_is_detectable_is_what_six_paintings_would_show(paintings: int) -> None:
-    found = detectable_difference(0.0, paintings, 0)
+@pytest.mark.parametrize(("paintings", "types", "fewest"), [(6, 1, 6), (20, 1, 6), (216, 1, 6), (9, 6, 8), (216, 6, 8)])
+def test_where_nothing_differs_what_is_detectable_is_what_the_fewest_paintings_would_show(
+    paintings: int, types: int, fewest: int
+) -> None:
+    """Of one type six, since 2 of 2^6 exchanges are 3.1%; of six types eight, since 6 x 2 of 2^8 are 4.7%."""
+    found = detectable_difference(0.0, paintings, 0, types)
     assert found is not None
-    assert stats.binom.sf(5, paintings, found) == pytest.approx(0.8, abs=1e-9)
+    assert stats.binom.sf(fewest - 1, paintings, found) == pytest.approx(0.8, abs=1e-9)
     won = (np.random.default_rng(0).random((paintings, 4000)) < found).astype(float)
     differences = paired_differences(won, np.zeros_like(won), np.arange(paintings), Resampling(10, 0))
-    share = np.mean([difference.p_value < 0.05 for difference in differences])
+    share = np.mean([types * difference.p_value < 0.05 for difference in differences])
     assert share == pytest.approx(0.8, abs=0.03)  # 4000 sets know it to 0.6%
 
 
 def test_too_few_paintings_can_show_nothing_and_a_spread_of_few_counts_for_little() -> None:
     assert detectable_difference(0.0, 5, 0) is None
     assert detectable_difference(0.2, 5, 5) is None
+    assert detectable_difference(0.2, 7, 7, tests=6) is None
     assert detectable_difference(0.0, 100, 100) == detectable_difference(0.0, 100, 0)  # all of them won alike
     assert detectable_difference(0.001, 100, 1) == detectable_difference(0.0, 100, 0)
     assert detectable_difference(0.5, 100, 5) == pytest.approx(0.5 * (1.959964 + 0.841621), rel=1e-5)
@@ -190,6 +200,9 @@ def test_types_are_compared_and_corrected_for_how_many_they_are() -> None:
     assert (colour.p_value, colour.p_holm) == (1.0, 1.0)
     assert found["off"].overall.p_holm is None
     assert found["off"].overall.questions == 120
+    # Of three types seven must differ, 3 x 2 of 2^7, of all questions together six. All colours of the forty are right.
+    assert colour.detectable is not None
+    assert stats.binom.sf(6, 40, colour.detectable) == pytest.approx(0.8, abs=1e-9)
     assert found["off"] == found["control"]  # the same draws for all that is compared
     assert compare_values(*compared(), DRAWS) == found
     _, without, painting, types = compared()

@@ -21,10 +21,16 @@ def test_several_seeds_have_mean_and_spread() -> None:
     expected = with_QU.mean(axis=0) - without_QU.mean()
     assert found.differences == pytest.approx(expected)
     assert found.mean == pytest.approx(expected.mean())
-    assert found.standard_deviation == pytest.approx(np.std(expected, ddof=1))
+    # Of one run less one control, which vary by themselves.
+    both = np.var(with_QU.mean(axis=0), ddof=1) + np.var(without_QU.mean(axis=0), ddof=1)
+    assert found.standard_deviation == pytest.approx(math.sqrt(both))
+    alone = spread_over_seeds(with_QU, without_QU[:, :1], painting, DRAWS, is_paired=False)
+    assert alone.standard_deviation is None  # of one control nobody knows how controls vary
     assert found.low < found.mean < found.high
     paired = spread_over_seeds(with_QU, np.roll(with_QU, 1, axis=0), painting, DRAWS, is_paired=True)
     assert paired.differences == pytest.approx((0, 0, 0), abs=1e-12)
+    uneven = spread_over_seeds(with_QU, np.ones_like(with_QU), painting, DRAWS, is_paired=True)
+    assert uneven.standard_deviation == pytest.approx(np.std(with_QU.mean(axis=0), ddof=1))
     one = spread_over_seeds(with_QU[:, :1], without_QU, painting, DRAWS, is_paired=False)
     assert one.standard_deviation is None
 
@@ -83,3 +89,12 @@ def test_of_several_types_the_interval_that_shows_is_wider() -> None:
     error = 0.5 / math.sqrt(60)
     assert stats.t.ppf(1 - 0.025, 59) * error < 0.14 < stats.t.ppf(1 - 0.025 / 3, 59) * error
     assert not three.is_shown
+
+
+def test_a_win_of_one_painting_is_no_certainty_over_seeds_either() -> None:
+    with_QU = np.zeros((216, 3))
+    with_QU[0] = 1.0
+    found = spread_over_seeds(with_QU, np.zeros((216, 1)), np.arange(216), DRAWS, is_paired=False)
+    assert found.low < 0
+    assert found.high >= unseen_share(216)
+    assert not found.is_shown
