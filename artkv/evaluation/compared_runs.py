@@ -1,7 +1,7 @@
 """Compares the evaluations in runs' folders, and writes `comparison.json`."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,12 +17,14 @@ from artkv.evaluation.comparison import Comparison, compare_values
 from artkv.evaluation.resampling import Resampling
 from artkv.evaluation.results import (
     COMPARISON,
+    DTYPE,
     Predictions,
     check_same_questions,
     evaluation_folder,
     first_answered_split,
     is_answered,
     read_predictions,
+    selection_note,
 )
 from artkv.evaluation.run_roles import BASELINES, CONTROL, Roles, Run, ablations_of, masked_encoders, roles_of
 from artkv.evaluation.scores import ACCURACY, rows_by_type
@@ -71,6 +73,7 @@ def compare_runs(runs: Sequence[Run], split: str | None, metric: str) -> tuple[C
         shuffled_over=compare_values(without["shuffled"], baselines, painting_Q, types, resampling)
         if baselines
         else {},
+        notes=_notes(first, on, evaluated.split, compared),
         seeds=_compare_seeds(roles, on, evaluated, resampling),
         answers=summarize_answers(
             on.columns["prediction"], on.columns["answer"], types, _training_majority(config), metric
@@ -90,6 +93,17 @@ def _answered_split(run_dir: Path) -> str:
             "--all-ablations"
         )
     return split
+
+
+def _notes(first: Run, on: Predictions, split: str, compared: Mapping[str, Predictions]) -> tuple[str, ...]:
+    """That the questions chose the checkpoint, and what was answered in another type than the prefix on."""
+    chosen = selection_note(first.folder, split, on.checkpoint)
+    notes, dtype = [chosen] if chosen else [], on.conditions.get(DTYPE)
+    for name, predictions in compared.items():
+        other = predictions.conditions.get(DTYPE)
+        if None not in (dtype, other) and other != dtype:
+            notes.append(f"{name} was answered in {other}, the prefix on in {dtype}, which alone may change answers")
+    return tuple(notes)
 
 
 def _shuffled_against(compared: Iterable[str]) -> list[str]:

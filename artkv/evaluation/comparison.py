@@ -123,7 +123,8 @@ class Comparison:
     runs by their folder's name; as many as there are. seeds: None with one run, and one of each control at most.
     answers: what is asked and answered in each question type; `all` without types. encoders: the names of the run's
     art encoders where it has several; left out of the JSON where there are none. shuffled_over: with shuffled prefixes
-    against `control` and `off`: what another painting's prefix adds.
+    against `control` and `off`: what another painting's prefix adds. notes: what is to be kept in mind of how it was
+    evaluated.
     """
 
     split: str
@@ -136,6 +137,7 @@ class Comparison:
     answers: dict[str, AnswerSummary]
     encoders: tuple[str, ...] = ()
     shuffled_over: dict[str, Differences] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def effect(self, name: str, question_type: str | None = None) -> Effect | None:
         """What the run gains over one of `against`, on a question type or on all together; None where it is unknown."""
@@ -165,7 +167,7 @@ class Comparison:
             **{
                 **tree,
                 "runs": tuple(ComparedRun(**run) for run in tree["runs"]),
-                "encoders": tuple(str(name) for name in tree.get("encoders", ())),
+                **{key: tuple(str(text) for text in tree.get(key, ())) for key in ("encoders", "notes")},
                 **{
                     key: {name: Differences.from_json(given) for name, given in tree.get(key, {}).items()}
                     for key in ("against", "shuffled_over")

@@ -113,7 +113,8 @@ def format_comparison(comparison: Comparison) -> str:
 
 def _format_runs(comparison: Comparison) -> str:
     lines = [f"{comparison.metric} on {comparison.split}, prefix on, difference to each of these:"]
-    return "\n".join([*lines, *(f"  {run.folder}: {run.taken_for}" for run in comparison.runs)])
+    lines += [f"  {run.folder}: {run.taken_for}" for run in comparison.runs]
+    return "\n".join([*lines, *(f"note: {note}" for note in comparison.notes)])
 
 
 def _format_differences(title: str, differences: Differences) -> str:

@@ -12,6 +12,7 @@ from artkv.evaluation.comparison import Comparison, compare_values
 from artkv.evaluation.resampling import Resampling
 from artkv.evaluation.results import read_predictions
 from artkv.evaluation.run_roles import open_run
+from artkv.evaluation.verdicts import format_comparison
 from tests.evaluation.evaluations import PAINTINGS, answers_to, choices_of, make_table, write_evaluation, write_run
 
 CONTROL = {"enabled": False}
@@ -166,3 +167,44 @@ def test_choices_among_other_candidates_are_not_compared(tmp_path: Path) -> None
     write_evaluation(run, "off", table, answers_to(table, 20))
     with pytest.raises(UserError, match=r"test-off/predictions.csv: has no choices; evaluate again with --choices"):
         compare(run, metric="accuracy")
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "now", "message"),
+    [
+        ("max_new_tokens", 100, 5, "evaluation.max_new_tokens = 5, .*test-on/predictions.csv with 100; evaluate both"),
+        ("prompt", "Q: {q} A:", "{q}", "dataset.prompt = '{q}', .*test-on/predictions.csv with 'Q: {q} A:'; evaluate"),
+        ("quantised", [], ["frozen.opt nf4"], r"quantised weights = \['frozen.opt nf4'\], .* with \[\]; evaluate both"),
+    ],
+)
+def test_answers_that_were_computed_otherwise_are_not_compared(
+    tmp_path: Path, name: str, before: object, now: object, message: str
+) -> None:
+    run, control = (
+        write_run(tmp_path / folder, {}, kv_modulation={"enabled": folder == "run"}) for folder in ("run", "c")
+    )
+    table = make_table(tmp_path)
+    write_evaluation(run, "on", table, answers_to(table, 20), **{name: before})
+    write_evaluation(control, "on", table, answers_to(table, 3), **{name: now})
+    with pytest.raises(UserError, match=f"c/eval/test-on/predictions.csv: was answered with {message}"):
+        compare(run, control)
+    write_evaluation(control, "on", table, answers_to(table, 3))  # before it was written down, nobody knows
+    assert list(compare(run, control).against) == ["control"]
+
+
+def test_another_type_and_a_checkpoint_that_the_questions_chose_are_noted(tmp_path: Path) -> None:
+    run, table = write_run(tmp_path / "run", {}), make_table(tmp_path)
+    write_evaluation(run, "on", table, answers_to(table, 20), dtype="bfloat16")
+    write_evaluation(run, "off", table, answers_to(table, 3), dtype="float32")
+    notes = compare(run).notes
+    assert notes == ("off was answered in float32, the prefix on in bfloat16, which alone may change answers",)
+    (run / "checkpoints" / "step_00000081").mkdir(parents=True)
+    (run / "best").symlink_to("checkpoints/step_00000081")
+    assert compare(run).notes == notes  # of the test split
+    (run / "eval" / "test-on").rename(run / "eval" / "val-on")
+    (run / "eval" / "test-off").rename(run / "eval" / "val-off")
+    comparison, _ = compare_runs([open_run(run)], "val", "exact_match")
+    assert comparison.notes[0].startswith(
+        "step_00000081 is the best of its run on val, so its scores there are too good"
+    )
+    assert f"note: {comparison.notes[0]}" in format_comparison(comparison).splitlines()
