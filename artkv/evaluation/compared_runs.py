@@ -48,8 +48,7 @@ def compare_runs(runs: Sequence[Run], split: str | None, metric: str) -> tuple[C
     check_writable(path, f"{path.parent}: the comparison's folder")
     own = ablations_of(first.config)
     compared = {name: read for name in own if (read := evaluated.ablation(first, name, on)) is not None}
-    compared |= {name: evaluated.on(of_seeds[0]) for name, of_seeds in _retrained(roles).items()}
-    compared |= {name: evaluated.on(run) for name, run in roles.others.items()}
+    compared |= {name: evaluated.on(of_seeds[0]) for name, of_seeds in _other_trainings(roles).items()}
     if not compared and len(roles.seeds) == 1:
         raise UserError(
             f"{on.path.parent}: is all that was evaluated, there is nothing to compare it with; evaluate with "
@@ -112,9 +111,9 @@ def _shuffled_against(compared: Iterable[str]) -> list[str]:
     return [name for name in BASELINES if name in names and "shuffled" in names]
 
 
-def _retrained(roles: Roles) -> dict[str, list[Run]]:
-    """The runs that lack the prefix, or an encoder, since they were trained so: of each name those of all seeds."""
-    return ({CONTROL: roles.controls} if roles.controls else {}) | roles.without
+def _other_trainings(roles: Roles) -> dict[str, list[Run]]:
+    """The runs that were trained otherwise, as without the prefix, or an encoder: of each name those of all seeds."""
+    return ({CONTROL: roles.controls} if roles.controls else {}) | roles.without | roles.others
 
 
 class _Evaluated(NamedTuple):
@@ -165,9 +164,9 @@ def _paintings(predictions: Predictions) -> NDArray[np.str_]:
 
 
 def _compare_seeds(roles: Roles, on: Predictions, evaluated: _Evaluated, resampling: Resampling) -> Seeds | None:
-    """What the seeds of the run and of its control show together; None with one of each."""
-    retrained = _retrained(roles)
-    if len(roles.seeds) == 1 and all(len(runs) < 2 for runs in retrained.values()):
+    """What the seeds of the run, of its control and of other runs show together; None with one of each."""
+    trainings = _other_trainings(roles)
+    if len(roles.seeds) == 1 and all(len(runs) < 2 for runs in trainings.values()):
         return None
     on_of_seeds = [on, *(evaluated.on(run) for run in roles.seeds[1:])]
     compared: dict[str, list[Predictions]] = {}
@@ -179,7 +178,7 @@ def _compare_seeds(roles: Roles, on: Predictions, evaluated: _Evaluated, resampl
             compared[name] = found
         elif found:
             missing.append(name)
-    compared |= {name: [evaluated.on(run) for run in runs] for name, runs in retrained.items()}
+    compared |= {name: [evaluated.on(run) for run in runs] for name, runs in trainings.items()}
     for predictions in [*on_of_seeds, *(one for of_name in compared.values() for one in of_name)]:
         _check_comparable(on, predictions, evaluated.metric)
     painting_Q, by_type = _paintings(on), rows_by_type(on.columns["question_type"])
@@ -191,7 +190,7 @@ def _compare_seeds(roles: Roles, on: Predictions, evaluated: _Evaluated, resampl
     def spreads(with_name: str, names: Iterable[str]) -> dict[str, SeedSpreads]:
         return {
             name: spreads_over_seeds(
-                scores_QU[with_name], scores_QU[name], painting_Q, by_type, resampling, is_paired=name not in retrained
+                scores_QU[with_name], scores_QU[name], painting_Q, by_type, resampling, is_paired=name not in trainings
             )
             for name in names
         }
@@ -208,7 +207,8 @@ def _compare_seeds(roles: Roles, on: Predictions, evaluated: _Evaluated, resampl
 def _warning(roles: Roles, missing: Sequence[str]) -> str | None:
     warnings = []
     groups = [(len(roles.seeds), "the run"), (len(roles.controls), "the control")]
-    for number, of_what in [*groups, *((len(runs), f"the run {name}") for name, runs in roles.without.items())]:
+    groups += [(len(runs), f"the run {name}") for name, runs in (roles.without | roles.others).items()]
+    for number, of_what in groups:
         if number == 1:
             warnings.append(f"one seed of {of_what} says nothing of its other seeds")
         elif 1 < number < FEW_SEEDS:

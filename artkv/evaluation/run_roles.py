@@ -87,15 +87,15 @@ class Roles:
     """What runs were taken for.
 
     seeds: the run that is compared, and others that differ from it in their seed alone. controls: those trained without
-    a prefix, which differ among themselves in their seed alone. without: those trained without some of its art
-    encoders, by what `without_name` calls that, which differ among themselves in their seed alone. others: any other,
-    by the name of its folder. told: all of them in the order given, with the role in words.
+    a prefix. without: those trained without some of its art encoders, by what `without_name` calls that. others: any
+    other, by the name of the first one's folder. The runs of each list differ among themselves in their seed alone.
+    told: all of them in the order given, with the role in words.
     """
 
     seeds: list[Run]
     controls: list[Run] = field(default_factory=list)
     without: dict[str, list[Run]] = field(default_factory=dict)
-    others: dict[str, Run] = field(default_factory=dict)
+    others: dict[str, list[Run]] = field(default_factory=dict)
     told: list[ComparedRun] = field(default_factory=list)
 
 
@@ -144,10 +144,14 @@ def _take(run: Run, roles: Roles) -> str:
         _add_seed(run, roles.controls)
         more = [key for key in differing if not key.startswith((*_OF_THE_PREFIX, _SEED))]
         return f"a control, of seed {run.seed}" + (f"; no strict one: it differs in {_some(more)} too" if more else "")
+    for name, group in roles.others.items():
+        if set(_differing(group[0], run)) <= {_SEED}:
+            _add_seed(run, group)
+            return f"the same as {name}, of seed {run.seed}"
     name = run.folder.name
     if name in (*roles.others, *ablations_of(first.config), CONTROL) or name.startswith(_WITHOUT):
         raise UserError(f"{run.folder}: something else is called {name} here; rename the folder")
-    roles.others[name] = run
+    roles.others[name] = [run]
     return f"another run: it differs in {_some(differing)}"
 
 

@@ -100,6 +100,30 @@ def test_another_run_is_compared_under_its_folders_name(tmp_path: Path) -> None:
     assert found.against["longer"].overall.difference.value == 0
 
 
+def test_seeds_of_two_settings_are_held_against_each_other(tmp_path: Path) -> None:
+    def seeds(name: str, styles_right: tuple[int, ...], tokens: int) -> list[Path]:
+        return [
+            write_run(
+                tmp_path / f"{name}{seed}", {"on": right}, training={"seed": seed},
+                kv_modulation={"num_prefix_tokens": tokens},
+            )
+            for seed, right in enumerate(styles_right)
+        ]  # fmt: skip
+
+    found = compare(*seeds("eight", (20, 18, 19), 8), *seeds("four", (10, 14), 4))
+    assert [run.taken_for for run in found.runs][3:] == [
+        "another run: it differs in kv_modulation.num_prefix_tokens", "the same as four0, of seed 1",
+    ]  # fmt: skip
+    assert list(found.against) == ["four0"]
+    assert found.seeds is not None
+    style = found.seeds.against["four0"].by_type["style"]
+    assert style.differences == pytest.approx((8 / 20, 6 / 20, 7 / 20))  # to the mean of ten and fourteen
+    variance = np.var([1, 0.9, 0.95], ddof=1) + np.var([0.5, 0.7], ddof=1)
+    assert style.standard_deviation == pytest.approx(np.sqrt(variance))
+    assert found.seeds.warning is not None
+    assert "2 seeds of the run four0 are few" in found.seeds.warning
+
+
 def test_a_control_alone_has_no_prefix(tmp_path: Path) -> None:
     assert not compare(write_run(tmp_path / "control", {"on": 5, "on-blank": 0}, kv_modulation=CONTROL)).has_prefix
 
