@@ -6,12 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
+from artkv import __version__
 from artkv.config import Config, DatasetConfig, load_config
 from artkv.datasets.pictures import open_picture
 from artkv.datasets.question_set import QuestionSet
@@ -31,9 +33,17 @@ from artkv.evaluation.answering import (
 from artkv.evaluation.attention import looks_of
 from artkv.evaluation.choices import MOST_CANDIDATES, Candidates, choose, read_candidates, row_choices
 from artkv.evaluation.extra_scores import extra_metrics
-from artkv.evaluation.results import COMPARISON, Answers, check_places, evaluation_folder, write_results
+from artkv.evaluation.results import (
+    COMPARISON,
+    Answers,
+    check_places,
+    evaluation_folder,
+    selection_note,
+    write_results,
+)
 from artkv.evaluation.scores import Scores, score_choices
 from artkv.files import check_writable, told, write_whole
+from artkv.models.backbone.backends import resolve_dtype
 from artkv.monitoring.cards import AnsweredQuestion, draw_card
 from artkv.run_folder.checkpoint import Checkpoint
 from artkv.session import Session, csv_path, pictures_folder
@@ -124,13 +134,30 @@ def evaluate(
             scores = replace(scores, choices=of_choices)
         results[ablation.name] = scores
         if world.is_main:
-            conditions = {"checkpoint": trained.hub_id or str(trained.path), "split": split} | ablation.conditions
+            shown = {"checkpoint": trained.hub_id or str(trained.path), "split": split} | ablation.conditions
             source = shuffled_painting_index(table.num_paintings, seed) if ablation.prefix == "shuffled" else None
             written = Answers(table, answered.texts, pictures_folder(config.dataset), source, chosen)
-            writes.append(partial(write_results, place, written, scores, conditions))
+            writes.append(partial(write_results, place, written, scores, shown | _conditions(session)))
     comparison = evaluation_folder(trained.run_dir, split, AS_TRAINED.name) / COMPARISON
     world.on_main(lambda: _replace(comparison, writes))
+    if world.is_main and (note := selection_note(trained.run_dir, split, trained.path.name)):
+        print(f"artkv: {note}", file=sys.stderr)
     return results
+
+
+def _conditions(session: Session) -> dict[str, Any]:
+    """How answers are computed, as far as they depend on it; what `auto` came to in its place."""
+    config, frozen = session.config, session.placement.config.frozen
+    quantised = [f"frozen.opt {frozen.opt}"] if frozen.opt in ("int8", "nf4") else []
+    if frozen.storage == "int8" and "stream" in (frozen.opt, frozen.vit):
+        quantised.append("frozen.storage int8")
+    return {
+        "dtype": str(resolve_dtype(config.model.dtype, session.world.device)).removeprefix("torch."),
+        "quantised": quantised,
+        "max_new_tokens": config.evaluation.max_new_tokens,
+        "prompt": config.dataset.prompt,
+        "artkv": __version__,
+    }
 
 
 def _replace(comparison: Path, writes: Sequence[Callable[[], None]]) -> None:

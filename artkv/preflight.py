@@ -156,16 +156,22 @@ def _unreadable_tables(config: Config) -> list[str]:
 
 
 def _note_shared_pictures(tables: Mapping[str, QuestionTable], note: Callable[[str], None]) -> None:
-    """Tells of pictures that are trained on and judged by; nothing is wrong with a run that does it."""
-    for split in ("val", "test"):
-        if split not in tables or "train" not in tables:
+    """Tells of pictures that are trained on, or chosen by, and judged by; nothing is wrong with a run that does it."""
+    learnt = "tell what was learnt by heart"
+    pairs = [
+        ("val", "train", learnt),
+        ("test", "train", learnt),
+        ("test", "val", "are of pictures that the checkpoint was chosen by"),
+    ]
+    for split, other, why in pairs:
+        if split not in tables or other not in tables:
             continue
-        shared = shared_pictures(tables[split], tables["train"])
+        shared = shared_pictures(tables[split], tables[other])
         if shared:
             note(
                 f"{len(shared)} of the {tables[split].num_paintings} pictures of dataset.{split} are pictures of "
-                f"dataset.train too, the first {printable(shared[0][0])} = {printable(shared[0][1])}: "
-                f"scores on {split} tell what was learnt by heart; keep each painting in one split"
+                f"dataset.{other} too, the first {printable(shared[0][0])} = {printable(shared[0][1])}: "
+                f"scores on {split} {why}; keep each painting in one split"
             )
 
 

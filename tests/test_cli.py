@@ -72,6 +72,10 @@ def test_evaluate_writes_and_prints_every_ablation(
         right = [row["prediction"].lower() == row["answer"].lower() for row in rows]
         assert metrics["overall"]["exact_match"]["value"] == pytest.approx(sum(right) / len(right))
         assert metrics["prefix"] == name.split("-")[0]
+        settings = load_config(trained_run / "config.yaml")
+        assert [metrics[key] for key in ("dtype", "quantised", "max_new_tokens", "prompt", "artkv")] == [
+            "float32", [], settings.evaluation.max_new_tokens, settings.dataset.prompt, artkv.__version__,
+        ]  # fmt: skip
         assert [one in metrics["overall"] for one in ("gleu", "rouge_l")] == [has_extras] * 2
     # One question about a blank picture has one answer, whatever the painting.
     by_question: dict[str, set[str]] = {}

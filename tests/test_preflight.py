@@ -217,6 +217,15 @@ def test_pictures_that_are_trained_on_and_judged_by_are_noted(tiny_config: Confi
     assert note.startswith("12 of the 12 pictures of dataset.val are pictures of dataset.train too, the first ")
 
 
+def test_pictures_that_are_chosen_by_and_judged_by_are_noted(tiny_config: Config, tiny_world: Path) -> None:
+    notes: list[str] = []
+    same = override_config(tiny_config, [f"dataset.{split}={tiny_world / 'val.csv'}" for split in ("val", "test")])
+    assert find_obstacles(same, notes.append) == []
+    (note,) = notes
+    assert " pictures of dataset.test are pictures of dataset.val too, the first " in note
+    assert note.endswith("are of pictures that the checkpoint was chosen by; keep each painting in one split")
+
+
 def test_lora_settings_that_train_nothing_are_noted(tiny_config: Config) -> None:
     notes: list[str] = []
     settings = ["trainable.lora.rank=64", "trainable.lora.alpha=3"]

@@ -1,7 +1,7 @@
 """Compares the evaluations in runs' folders, and writes `comparison.json`."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,26 +13,22 @@ from artkv.datasets.records import read_records
 from artkv.datasets.table_form import TableForm
 from artkv.errors import UserError
 from artkv.evaluation.answer_summary import most_frequent_answers, summarize_answers
-from artkv.evaluation.comparison import (
-    FEW_SEEDS,
-    Comparison,
-    Resampling,
-    Seeds,
-    SeedSpread,
-    compare_values,
-    spread_over_seeds,
-)
+from artkv.evaluation.comparison import Comparison, compare_values
+from artkv.evaluation.resampling import Resampling
 from artkv.evaluation.results import (
     COMPARISON,
+    DTYPE,
     Predictions,
     check_same_questions,
     evaluation_folder,
     first_answered_split,
     is_answered,
     read_predictions,
+    selection_note,
 )
-from artkv.evaluation.run_roles import CONTROL, Roles, Run, ablations_of, masked_encoders, roles_of
+from artkv.evaluation.run_roles import BASELINES, CONTROL, Roles, Run, ablations_of, masked_encoders, roles_of
 from artkv.evaluation.scores import ACCURACY, rows_by_type
+from artkv.evaluation.seed_spread import FEW_SEEDS, Seeds, SeedSpreads, spreads_over_seeds
 from artkv.files import check_writable, told, write_whole
 
 
@@ -52,8 +48,7 @@ def compare_runs(runs: Sequence[Run], split: str | None, metric: str) -> tuple[C
     check_writable(path, f"{path.parent}: the comparison's folder")
     own = ablations_of(first.config)
     compared = {name: read for name in own if (read := evaluated.ablation(first, name, on)) is not None}
-    compared |= {name: evaluated.on(of_seeds[0]) for name, of_seeds in _retrained(roles).items()}
-    compared |= {name: evaluated.on(run) for name, run in roles.others.items()}
+    compared |= {name: evaluated.on(of_seeds[0]) for name, of_seeds in _other_trainings(roles).items()}
     if not compared and len(roles.seeds) == 1:
         raise UserError(
             f"{on.path.parent}: is all that was evaluated, there is nothing to compare it with; evaluate with "
@@ -64,6 +59,8 @@ def compare_runs(runs: Sequence[Run], split: str | None, metric: str) -> tuple[C
     config, types = first.config, on.columns["question_type"]
     resampling = Resampling(config.evaluation.bootstrap_samples, config.training.seed)
     without = {name: predictions.scores(metric) for name, predictions in compared.items()}
+    baselines = {name: without[name] for name in _shuffled_against(without)}
+    on_Q, painting_Q = on.scores(metric), _paintings(on)
     comparison = Comparison(
         split=evaluated.split,
         metric=metric,
@@ -71,7 +68,11 @@ def compare_runs(runs: Sequence[Run], split: str | None, metric: str) -> tuple[C
         has_prefix=first.has_prefix,
         encoders=masked_encoders(first.config),
         runs=tuple(roles.told),
-        against=compare_values(on.scores(metric), without, _paintings(on), types, resampling),
+        against=compare_values(on_Q, without, painting_Q, types, resampling),
+        shuffled_over=compare_values(without["shuffled"], baselines, painting_Q, types, resampling)
+        if baselines
+        else {},
+        notes=_notes(first, on, evaluated.split, compared),
         seeds=_compare_seeds(roles, on, evaluated, resampling),
         answers=summarize_answers(
             on.columns["prediction"], on.columns["answer"], types, _training_majority(config), metric
@@ -93,9 +94,26 @@ def _answered_split(run_dir: Path) -> str:
     return split
 
 
-def _retrained(roles: Roles) -> dict[str, list[Run]]:
-    """The runs that lack the prefix, or an encoder, since they were trained so: of each name those of all seeds."""
-    return ({CONTROL: roles.controls} if roles.controls else {}) | roles.without
+def _notes(first: Run, on: Predictions, split: str, compared: Mapping[str, Predictions]) -> tuple[str, ...]:
+    """That the questions chose the checkpoint, and what was answered in another type than the prefix on."""
+    chosen = selection_note(first.folder, split, on.checkpoint)
+    notes, dtype = [chosen] if chosen else [], on.conditions.get(DTYPE)
+    for name, predictions in compared.items():
+        other = predictions.conditions.get(DTYPE)
+        if None not in (dtype, other) and other != dtype:
+            notes.append(f"{name} was answered in {other}, the prefix on in {dtype}, which alone may change answers")
+    return tuple(notes)
+
+
+def _shuffled_against(compared: Iterable[str]) -> list[str]:
+    """Of what is compared, what shuffled prefixes are held against; empty where they were not evaluated."""
+    names = list(compared)
+    return [name for name in BASELINES if name in names and "shuffled" in names]
+
+
+def _other_trainings(roles: Roles) -> dict[str, list[Run]]:
+    """The runs that were trained otherwise, as without the prefix, or an encoder: of each name those of all seeds."""
+    return ({CONTROL: roles.controls} if roles.controls else {}) | roles.without | roles.others
 
 
 class _Evaluated(NamedTuple):
@@ -146,9 +164,9 @@ def _paintings(predictions: Predictions) -> NDArray[np.str_]:
 
 
 def _compare_seeds(roles: Roles, on: Predictions, evaluated: _Evaluated, resampling: Resampling) -> Seeds | None:
-    """What the seeds of the run and of its control show together; None with one of each."""
-    retrained = _retrained(roles)
-    if len(roles.seeds) == 1 and all(len(runs) < 2 for runs in retrained.values()):
+    """What the seeds of the run, of its control and of other runs show together; None with one of each."""
+    trainings = _other_trainings(roles)
+    if len(roles.seeds) == 1 and all(len(runs) < 2 for runs in trainings.values()):
         return None
     on_of_seeds = [on, *(evaluated.on(run) for run in roles.seeds[1:])]
     compared: dict[str, list[Predictions]] = {}
@@ -160,34 +178,37 @@ def _compare_seeds(roles: Roles, on: Predictions, evaluated: _Evaluated, resampl
             compared[name] = found
         elif found:
             missing.append(name)
-    compared |= {name: [evaluated.on(run) for run in runs] for name, runs in retrained.items()}
+    compared |= {name: [evaluated.on(run) for run in runs] for name, runs in trainings.items()}
     for predictions in [*on_of_seeds, *(one for of_name in compared.values() for one in of_name)]:
         _check_comparable(on, predictions, evaluated.metric)
     painting_Q, by_type = _paintings(on), rows_by_type(on.columns["question_type"])
-    with_QU = np.column_stack([predictions.scores(evaluated.metric) for predictions in on_of_seeds])
-    overall: dict[str, SeedSpread] = {}
-    of_types: dict[str, dict[str, SeedSpread]] = {}
-    for name, given in compared.items():
-        without_QU = np.column_stack([predictions.scores(evaluated.metric) for predictions in given])
-        is_paired = name not in retrained
-        overall[name] = spread_over_seeds(with_QU, without_QU, painting_Q, resampling, is_paired)
-        of_types[name] = {
-            kind: spread_over_seeds(with_QU[rows], without_QU[rows], painting_Q[rows], resampling, is_paired)
-            for kind, rows in by_type.items()
+    scores_QU = {
+        name: np.column_stack([predictions.scores(evaluated.metric) for predictions in given])
+        for name, given in {"on": on_of_seeds, **compared}.items()
+    }
+
+    def spreads(with_name: str, names: Iterable[str]) -> dict[str, SeedSpreads]:
+        return {
+            name: spreads_over_seeds(
+                scores_QU[with_name], scores_QU[name], painting_Q, by_type, resampling, is_paired=name not in trainings
+            )
+            for name in names
         }
+
     return Seeds(
         training_seeds=tuple(run.seed for run in roles.seeds),
         control_seeds=tuple(run.seed for run in roles.controls),
         warning=_warning(roles, missing),
-        overall=overall,
-        by_type=of_types,
+        against=spreads("on", compared),
+        shuffled_over=spreads("shuffled", _shuffled_against(compared)),
     )
 
 
 def _warning(roles: Roles, missing: Sequence[str]) -> str | None:
     warnings = []
     groups = [(len(roles.seeds), "the run"), (len(roles.controls), "the control")]
-    for number, of_what in [*groups, *((len(runs), f"the run {name}") for name, runs in roles.without.items())]:
+    groups += [(len(runs), f"the run {name}") for name, runs in (roles.without | roles.others).items()]
+    for number, of_what in groups:
         if number == 1:
             warnings.append(f"one seed of {of_what} says nothing of its other seeds")
         elif 1 < number < FEW_SEEDS:

@@ -6,7 +6,7 @@ All of it draws and flips whole paintings (`artkv.evaluation.resampling`). Lette
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import NormalDist
 from typing import Any
 
@@ -17,33 +17,19 @@ from typing_extensions import Self
 from artkv.evaluation.answer_summary import AnswerSummary
 from artkv.evaluation.resampling import (
     LEVEL,
-    NO_SPREAD,
     Floats,
-    Z,
-    bootstrap_means,
+    Resampling,
     holm,
-    interval_without_spread,
     mean_intervals,
-    percentile_interval,
     sign_flip_p_values,
     sum_by_painting,
+    z_of,
 )
 from artkv.evaluation.scores import Estimate, rows_by_type
+from artkv.evaluation.seed_spread import Seeds, SeedSpreads
 
 SIGNIFICANT = 1 - LEVEL
 POWER = 0.8
-# With fewer paintings that differ, no exchange of signs is rare enough: 2 / 2^5 is more than 5%.
-FEWEST_DIFFERING = 6
-# With fewer runs, their spread is hardly known, and the interval too narrow; docs/evaluation.md has by how much.
-FEW_SEEDS = 5
-
-
-@dataclass(frozen=True)
-class Resampling:
-    """samples: of the bootstrap. seed: of all draws, which are the same for all that is compared."""
-
-    samples: int
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -107,64 +93,16 @@ class Differences:
 
 
 @dataclass(frozen=True)
-class SeedSpread:
-    """A difference over runs that differ in their seed.
+class Effect:
+    """A difference as it is judged: over the seeds where they were compared, else that of a single run.
 
-    differences: of each run. mean, standard_deviation: over them; the latter None for one run. low, high: the 95%
-    interval of the mean, for other paintings and other seeds, see `spread_over_seeds`.
+    is_shown: whether it is told from 0 at 5%, corrected for the number of question types where it is of one of them.
+    single: the difference of a single run; None where it is over seeds.
     """
 
-    differences: tuple[float, ...]
-    mean: float
-    standard_deviation: float | None
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Seeds:
-    """Differences over the runs of several seeds.
-
-    training_seeds, control_seeds: of the runs with the prefix, and of the controls. warning: what is to be kept in
-    mind, None for nothing. overall, by_type: by what is compared with, as in `Comparison.against`; there by type.
-    """
-
-    training_seeds: tuple[int, ...]
-    control_seeds: tuple[int, ...]
-    warning: str | None
-    overall: dict[str, SeedSpread]
-    by_type: dict[str, dict[str, SeedSpread]]
-
-    def to_json(self) -> dict[str, Any]:
-        """`{"training_seeds", "control_seeds", "warning", "against": {name: {"overall", "by_type": {type}}}}`."""
-        against = {
-            name: {"overall": vars(spread), "by_type": {t: vars(s) for t, s in self.by_type[name].items()}}
-            for name, spread in self.overall.items()
-        }
-        return {
-            "training_seeds": self.training_seeds,
-            "control_seeds": self.control_seeds,
-            "warning": self.warning,
-            "against": against,
-        }
-
-    @classmethod
-    def from_json(cls, tree: Mapping[str, Any]) -> Self:
-        """What `to_json` gave."""
-
-        def spread(given: Mapping[str, Any]) -> SeedSpread:
-            return SeedSpread(**{**given, "differences": tuple(given["differences"])})
-
-        return cls(
-            tuple(tree["training_seeds"]),
-            tuple(tree["control_seeds"]),
-            tree["warning"],
-            {name: spread(given["overall"]) for name, given in tree["against"].items()},
-            {
-                name: {kind: spread(one) for kind, one in given["by_type"].items()}
-                for name, given in tree["against"].items()
-            },
-        )
+    estimate: Estimate
+    is_shown: bool
+    single: Difference | None
 
 
 @dataclass(frozen=True)
@@ -184,7 +122,9 @@ class Comparison:
     `blank` of this run, `NAME off` and `NAME shuffled` of each of its encoders, `control`, `without NAME`, and other
     runs by their folder's name; as many as there are. seeds: None with one run, and one of each control at most.
     answers: what is asked and answered in each question type; `all` without types. encoders: the names of the run's
-    art encoders where it has several; left out of the JSON where there are none.
+    art encoders where it has several; left out of the JSON where there are none. shuffled_over: with shuffled prefixes
+    against `control` and `off`: what another painting's prefix adds. notes: what is to be kept in mind of how it was
+    evaluated.
     """
 
     split: str
@@ -196,6 +136,18 @@ class Comparison:
     seeds: Seeds | None
     answers: dict[str, AnswerSummary]
     encoders: tuple[str, ...] = ()
+    shuffled_over: dict[str, Differences] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def effect(self, name: str, question_type: str | None = None) -> Effect | None:
+        """What the run gains over one of `against`, on a question type or on all together; None where it is unknown."""
+        spreads = None if self.seeds is None else self.seeds.against.get(name)
+        return _effect(spreads, self.against.get(name), question_type)
+
+    def effect_of_shuffled(self, baseline: str, question_type: str | None = None) -> Effect | None:
+        """What shuffled prefixes gain over one of `shuffled_over`."""
+        spreads = None if self.seeds is None else self.seeds.shuffled_over.get(baseline)
+        return _effect(spreads, self.shuffled_over.get(baseline), question_type)
 
     def to_json(self) -> dict[str, Any]:
         """The fields by their names, in plain values."""
@@ -203,6 +155,7 @@ class Comparison:
             **{name: value for name, value in vars(self).items() if name != "encoders" or value},
             "runs": [vars(run) for run in self.runs],
             "against": {name: differences.to_json() for name, differences in self.against.items()},
+            "shuffled_over": {name: differences.to_json() for name, differences in self.shuffled_over.items()},
             "seeds": None if self.seeds is None else self.seeds.to_json(),
             "answers": {name: summary.to_json() for name, summary in self.answers.items()},
         }
@@ -214,12 +167,27 @@ class Comparison:
             **{
                 **tree,
                 "runs": tuple(ComparedRun(**run) for run in tree["runs"]),
-                "encoders": tuple(str(name) for name in tree.get("encoders", ())),
-                "against": {name: Differences.from_json(given) for name, given in tree["against"].items()},
+                **{key: tuple(str(text) for text in tree.get(key, ())) for key in ("encoders", "notes")},
+                **{
+                    key: {name: Differences.from_json(given) for name, given in tree.get(key, {}).items()}
+                    for key in ("against", "shuffled_over")
+                },
                 "seeds": None if tree["seeds"] is None else Seeds.from_json(tree["seeds"]),
                 "answers": {name: AnswerSummary.from_json(given) for name, given in tree["answers"].items()},
             }
         )
+
+
+def _effect(spreads: SeedSpreads | None, single: Differences | None, question_type: str | None) -> Effect | None:
+    if spreads is not None:
+        spread = spreads.overall if question_type is None else spreads.by_type.get(question_type)
+        if spread is not None:
+            return Effect(Estimate(spread.mean, spread.low, spread.high), spread.is_shown, None)
+    elif single is not None:
+        one = single.overall if question_type is None else single.by_type.get(question_type)
+        if one is not None:
+            return Effect(one.difference, one.is_significant, one)
+    return None
 
 
 def compare_values(
@@ -239,9 +207,10 @@ def compare_values(
     without_QM = np.column_stack(list(without.values()))
     with_QM = np.broadcast_to(with_Q[:, None], without_QM.shape)
     overall = paired_differences(with_QM, without_QM, painting_Q, resampling)
+    rows_of_types = rows_by_type(question_types)
     by_type = {
-        name: paired_differences(with_QM[rows], without_QM[rows], painting_Q[rows], resampling)
-        for name, rows in rows_by_type(question_types).items()
+        name: paired_differences(with_QM[rows], without_QM[rows], painting_Q[rows], resampling, len(rows_of_types))
+        for name, rows in rows_of_types.items()
     }
     result = {}
     for place, name in enumerate(without):
@@ -256,9 +225,12 @@ def compare_values(
 
 
 def paired_differences(
-    with_QM: Floats, without_QM: Floats, painting_Q: NDArray[Any], resampling: Resampling
+    with_QM: Floats, without_QM: Floats, painting_Q: NDArray[Any], resampling: Resampling, tests: int = 1
 ) -> list[Difference]:
-    """The difference of each of M pairs of columns, all on the same questions and with the same draws."""
+    """The difference of each of M pairs of columns, all on the same questions and with the same draws.
+
+    tests: the number of question types where they are on one of them, for what is detectable.
+    """
     differences_QM = with_QM - without_QM
     sums_IM, size_I = sum_by_painting(differences_QM, painting_Q)
     mean_M = differences_QM.mean(axis=0)
@@ -274,7 +246,7 @@ def paired_differences(
             difference=Estimate(float(mean_M[m]), float(low_M[m]), float(high_M[m])),
             p_value=float(p_M[m]),
             p_holm=None,
-            detectable=detectable_difference(float(error_M[m]), len(size_I), int((sums_IM[:, m] != 0).sum())),
+            detectable=detectable_difference(float(error_M[m]), len(size_I), int((sums_IM[:, m] != 0).sum()), tests),
             wins=int((differences_QM[:, m] > 0).sum()),
             losses=int((differences_QM[:, m] < 0).sum()),
         )
@@ -295,81 +267,35 @@ def standard_errors(sums_IM: Floats, size_I: NDArray[np.int64]) -> Floats:
     return errors_M
 
 
-def detectable_difference(standard_error: float, paintings: int, differing: int) -> float | None:
+def detectable_difference(standard_error: float, paintings: int, differing: int, tests: int = 1) -> float | None:
     """The smallest true difference that would be significant at 5% in 80% of such sets of paintings.
 
     (1.96 + 0.84) standard errors (Bloom, Minimum Detectable Effects, 1995): it takes the difference for normally
-    distributed, and its spread for what it was found to be.
+    distributed, and its spread for what it was found to be. tests: how many Holm's correction is for; 1.96 is then the
+    quantile for a p-value of 5% / tests, which is what it asks for of the smallest of them. It asks for less of the
+    others, so that these would be significant more often.
 
-    differing: paintings with a difference. Where these are fewer than six, nothing could have been significant, and a
-    spread that hardly showed says nothing; nor does one of 0, where all are won alike. Then it is at least the share of
-    paintings of which six or more are drawn in 80% of such sets: they must all differ in the same direction, here in
-    all of their questions. None where there are fewer than six paintings.
+    differing: paintings with a difference. Where these are fewer than `fewest_differing`, nothing could have been
+    significant, and a spread that hardly showed says nothing; nor does one of 0, where all are won alike. Then it is at
+    least the share of paintings of which so many are drawn in 80% of such sets: they must all differ in the same
+    direction, here in all of their questions. None where there are fewer paintings.
     """
-    normal = (Z + NormalDist().inv_cdf(POWER)) * standard_error
-    if differing >= FEWEST_DIFFERING and standard_error > 0:
+    normal = (z_of(tests) + NormalDist().inv_cdf(POWER)) * standard_error
+    fewest = fewest_differing(tests)
+    if differing >= fewest and standard_error > 0:
         return normal
-    return None if paintings < FEWEST_DIFFERING else max(normal, _share_that_shows(paintings))
+    return None if paintings < fewest else max(normal, _share_that_shows(paintings, fewest))
 
 
-def _share_that_shows(paintings: int) -> float:
+def fewest_differing(tests: int) -> int:
+    """With fewer paintings that differ no exchange of signs is rare enough: six for one test, since 2 / 2^5 > 5%."""
+    return math.floor(math.log2(2 * tests / SIGNIFICANT)) + 1
+
+
+def _share_that_shows(paintings: int, fewest: int) -> float:
     low, high = 0.0, 1.0
     for _ in range(50):
         share = (low + high) / 2
-        fewer = sum(
-            math.comb(paintings, k) * share**k * (1 - share) ** (paintings - k) for k in range(FEWEST_DIFFERING)
-        )
+        fewer = sum(math.comb(paintings, k) * share**k * (1 - share) ** (paintings - k) for k in range(fewest))
         low, high = (share, high) if 1 - fewer < POWER else (low, share)
     return high
-
-
-def spread_over_seeds(
-    with_QU: Floats, without_QU: Floats, painting_Q: NDArray[Any], resampling: Resampling, is_paired: bool
-) -> SeedSpread:
-    """A difference over the runs of several seeds, a column each.
-
-    is_paired: each run has its own column to compare with, as its ablations are. Else the columns of `without_QU` are
-    runs by themselves, such as controls, and each run is compared with their mean.
-
-    The interval draws paintings and runs, crossed: each sample has the same paintings in all of its runs (Owen, The
-    Pigeonhole Bootstrap, 2007). Of U runs it draws U - 1, with which their mean has the right variance, where U would
-    have one too small by (U - 1) / U (Rao and Wu, Resampling Inference With Complex Survey Data, 1988). One run is
-    taken as it is, and the interval then says nothing of other seeds.
-    """
-    if is_paired:
-        with_QU, without_QU = with_QU - without_QU, np.zeros((len(with_QU), 1))
-    means_BU = []
-    for place, values_QU in enumerate((with_QU, without_QU)):
-        sums_IU, size_I = sum_by_painting(values_QU, painting_Q)
-        drawn_BU = bootstrap_means(sums_IU, size_I, resampling.samples, resampling.seed)
-        means_BU.append(_mean_of_drawn_runs(drawn_BU, [resampling.seed, place]))
-    mean_U, others = with_QU.mean(axis=0), without_QU.mean()
-    low, high = _interval_of_draws(means_BU[0] - means_BU[1], float(mean_U.mean() - others), len(size_I))
-    runs = len(mean_U)
-    return SeedSpread(
-        differences=tuple(float(value) for value in mean_U - others),
-        mean=float(mean_U.mean() - others),
-        standard_deviation=float(mean_U.std(ddof=1)) if runs > 1 else None,
-        low=low,
-        high=high,
-    )
-
-
-def _interval_of_draws(means_B: Floats, mean: float, paintings: int) -> tuple[float, float]:
-    if paintings == 1:
-        return -1.0, 1.0
-    if np.ptp(means_B) < NO_SPREAD:
-        low, high = interval_without_spread(np.array([mean]), paintings, -1.0)
-    else:
-        low, high = percentile_interval(means_B[:, None], paintings)
-    return float(low[0]), float(high[0])
-
-
-def _mean_of_drawn_runs(means_BU: Floats, seed: list[int]) -> Floats:
-    """(B,) means over runs that are drawn with replacement, one fewer than there are."""
-    samples, runs = means_BU.shape
-    if runs == 1:
-        return means_BU[:, 0]
-    times_BU = np.random.default_rng(seed).multinomial(runs - 1, np.full(runs, 1 / runs), size=samples)
-    mean_B: Floats = (times_BU * means_BU).sum(axis=1) / (runs - 1)
-    return mean_B

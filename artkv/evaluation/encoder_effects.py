@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from artkv.evaluation.answer_summary import ALL
-from artkv.evaluation.comparison import Comparison, Difference
+from artkv.evaluation.comparison import Comparison, Difference, Effect
 from artkv.evaluation.run_roles import masked_name, without_name
 from artkv.evaluation.scores import Estimate, format_columns
 
@@ -18,6 +18,9 @@ TWO_QUESTIONS = (
     "masking asks what the trained model reads of an encoder, retraining whether a model can do without it, so the two "
     "can rank encoders differently"
 )
+
+# What is said where a run is held against one that was trained otherwise, and neither has other seeds.
+ONE_TRAINING = "one training of each; other seeds are not covered"
 
 
 @dataclass(frozen=True)
@@ -53,18 +56,24 @@ def encoder_effects(comparison: Comparison) -> list[EncoderEffect]:
 def encoder_verdicts(comparison: Comparison) -> list[str]:
     """A sentence for each encoder, on all questions together, and one on how the two ways rank them.
 
-    Ranks are of the differences as they were found, and are given where two encoders or more have both.
+    Over all seeds where several were compared. Ranks are of the differences as they were found, and are given where two
+    encoders or more have both.
     """
-    overall = [effect for effect in encoder_effects(comparison) if effect.question_type == ALL]
-    sentences = [f"encoder {effect.encoder}: {_sentence(effect)}" for effect in overall]
-    both = [one for one in overall if one.off is not None and one.without is not None]
-    if len(both) > 1:
-        masking = _ranks({one.encoder: one.off for one in both if one.off is not None})
-        retraining = _ranks({one.encoder: one.without for one in both if one.without is not None})
+    sentences, masking, retraining = [], {}, {}
+    for encoder in comparison.encoders:
+        names = (masked_name(encoder, "off"), masked_name(encoder, "shuffled"), without_name([encoder]))
+        off, shuffled, without = (comparison.effect(name) for name in names)
+        if off is None and shuffled is None and without is None:
+            continue
+        sentences.append(f"encoder {encoder}: {_sentence(off, shuffled, without)}")
+        if off is not None and without is not None:
+            masking[encoder], retraining[encoder] = off.estimate.value, without.estimate.value
+    if len(masking) > 1:
+        by_masking, by_retraining = _ranks(masking), _ranks(retraining)
         ranked = (
-            f"both rank them {masking}"
-            if masking == retraining
-            else f"{masking} by masking, {retraining} by retraining"
+            f"both rank them {by_masking}"
+            if by_masking == by_retraining
+            else f"{by_masking} by masking, {by_retraining} by retraining"
         )
         sentences.append(f"encoders: {ranked}; {TWO_QUESTIONS}")
     return sentences
@@ -91,32 +100,35 @@ def _cells(one: Difference | None) -> tuple[str, str]:
     return ("-", "-") if one is None else (_show(one.difference, 3), f"{p_of(one):.4f}")
 
 
-def _sentence(effect: EncoderEffect) -> str:
+def _sentence(off: Effect | None, shuffled: Effect | None, without: Effect | None) -> str:
     parts = [
-        _part("with its part off", effect.off),
-        _part("with another painting's features", effect.shuffled),
-        _part("trained without it", effect.without),
+        _part("with its part off", off),
+        _part("with another painting's features", shuffled),
+        _part("trained without it", without),
     ]
-    if effect.without is None:
+    if without is None:
         parts.append("whether a model trained without it does worse is open, since none was compared")
+    elif without.single is not None:
+        parts[-1] += f" ({ONE_TRAINING})"
     return "; ".join(part for part in parts if part)
 
 
-def _part(what: str, one: Difference | None) -> str:
+def _part(what: str, one: Effect | None) -> str:
     if one is None:
         return ""
-    if not one.is_significant:
-        return f"{what}, no difference is shown, {_show(one.difference, 2)}"
-    sign = 1 if one.difference.value > 0 else -1
-    estimate = Estimate(abs(one.difference.value), *sorted((sign * one.difference.low, sign * one.difference.high)))
+    if not one.is_shown:
+        return f"{what}, no difference is shown, {_show(one.estimate, 2)}"
+    found = one.estimate
+    sign = 1 if found.value > 0 else -1
+    estimate = Estimate(abs(found.value), *sorted((sign * found.low, sign * found.high)))
     return f"{what}, the model is {'worse' if sign > 0 else 'better'} by {_show(estimate, 2)}"
 
 
-def _ranks(of: Mapping[str, Difference]) -> str:
+def _ranks(of: Mapping[str, float]) -> str:
     """Names by their differences, the largest first; equal ones, as questions are whole numbers, with = between."""
     groups: dict[float, list[str]] = {}
-    for name, one in of.items():
-        groups.setdefault(round(one.difference.value, 9), []).append(name)
+    for name, value in of.items():
+        groups.setdefault(round(value, 9), []).append(name)
     ordered: Sequence[list[str]] = [groups[value] for value in sorted(groups, reverse=True)]
     return " > ".join(" = ".join(names) for names in ordered)
 

@@ -5,6 +5,7 @@ Letters in array names are explained in `artkv.batch`; M are columns that are tr
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
@@ -19,12 +20,22 @@ Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
 
 # Means that are equal but for rounding.
 NO_SPREAD = 1e-12
+# With fewer paintings that deviate from the rest, draws know little of how many more there may be.
+FEWEST_DEVIATING = 6
 # Draws at once: 64 x 10 000 paintings of int64 take 5 MB.
 _DRAWS_AT_ONCE = 64
 # Up to so many paintings that differ, all flips are counted: 2^14 x 14 numbers take 2 MB.
 MOST_COUNTED = 14
 # Else so many are drawn, and the smallest p-value is 0.0001.
 FLIPS = 9_999
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """samples: of the bootstrap. seed: of all draws, which are the same for all that is compared."""
+
+    samples: int
+    seed: int
 
 
 def sum_by_painting(values_QM: Floats, painting_Q: NDArray[Any]) -> tuple[Floats, NDArray[np.int64]]:
@@ -64,15 +75,17 @@ def bootstrap_means(sums_IM: Floats, size_I: NDArray[np.int64], samples: int, se
     return np.concatenate(means)
 
 
-def percentile_interval(means_BM: Floats, paintings: int) -> tuple[Floats, Floats]:
+def percentile_interval(means_BM: Floats, paintings: int, tests: int = 1) -> tuple[Floats, Floats]:
     """Low and high of the 95% interval of each column, (M,) each: Hesterberg's expanded percentiles.
+
+    tests: how many intervals are to hold at once; each is then one of 1 - 5% / tests (Bonferroni).
 
     The plain 2.5th and 97.5th percentiles are too narrow with few paintings, as a normal interval with the biased
     standard deviation would be. The percentiles taken here are further out by as much as makes up for both:
     Phi(-sqrt(I / (I - 1)) t), t the 97.5% point of Student's t with I - 1 degrees of freedom. 1.59 and 98.41 with 20
     paintings, 2.41 and 97.59 with 200. (Hesterberg, What Teachers Should Know About the Bootstrap, 2015.)
     """
-    expanded = math.sqrt(paintings / (paintings - 1)) * student_t(paintings - 1)
+    expanded = math.sqrt(paintings / (paintings - 1)) * student_t(paintings - 1, z_of(tests))
     tail = 100 * NormalDist().cdf(-expanded)
     low_M, high_M = np.percentile(means_BM, [tail, 100 - tail], axis=0)
     return low_M, high_M
@@ -83,26 +96,54 @@ def mean_intervals(
 ) -> tuple[Floats, Floats]:
     """Low and high of the 95% interval of each column's mean over questions, (M,) each.
 
-    By bootstrap over paintings. Where every draw is the same it would have no width: there Wilson's limit for what
-    none of the paintings showed. A single painting has the interval `least` to 1, the bounds of a question's value.
+    By bootstrap over paintings. Where all of these are equal, every draw would be the same: there Wilson's limit for
+    what none of the paintings showed. Where fewer than `FEWEST_DEVIATING` deviate the draws hardly know it, and the
+    interval reaches as far as either says. A single painting has the interval `least` to 1, the bounds of a question's
+    value.
     """
     paintings, columns = sums_IM.shape
     if paintings == 1:
         return np.full(columns, least), np.ones(columns)
     mean_M = sums_IM.sum(axis=0) / size_I.sum()
     drawn = percentile_interval(bootstrap_means(sums_IM, size_I, samples, seed), paintings)
-    unspread = interval_without_spread(mean_M, paintings, least)
-    is_unspread_M = np.ptp(sums_IM / size_I[:, None], axis=0) < NO_SPREAD
-    return np.where(is_unspread_M, unspread[0], drawn[0]), np.where(is_unspread_M, unspread[1], drawn[1])
+    deviating_M = deviating(sums_IM / size_I[:, None])
+    return with_what_is_unseen(drawn, mean_M, deviating_M, paintings, least)
 
 
-def student_t(degrees: int) -> float:
-    """The 97.5% point of Student's t, by Abramowitz and Stegun's expansion 26.7.5.
+def deviating(values_IM: Floats) -> NDArray[np.int64]:
+    """(M,) how many paintings have another value than most have."""
+    ordered_IM = np.sort(values_IM, axis=0)
+    paintings, found = len(values_IM), []
+    for ordered_I in ordered_IM.T:
+        ends = np.flatnonzero(np.append(np.diff(ordered_I) > NO_SPREAD, True))
+        found.append(paintings - int(np.diff(ends, prepend=-1).max()))
+    return np.array(found, dtype=np.int64)
 
-    Within 0.001 of the true one from 4 degrees of freedom on. Below it errs by up to 1.5 of 12.7, where the percentiles
-    that it is for are the smallest and the largest draw either way.
+
+def with_what_is_unseen(
+    drawn: tuple[Floats, Floats], mean_M: Floats, deviating_M: NDArray[np.int64], paintings: int, least: float
+) -> tuple[Floats, Floats]:
+    """An interval of draws, widened where few paintings deviate to that of `interval_without_spread`."""
+    low_M, high_M = interval_without_spread(mean_M, paintings, least)
+    is_few_M = deviating_M < FEWEST_DEVIATING
+    return (
+        np.where(is_few_M, np.minimum(drawn[0], low_M), drawn[0]),
+        np.where(is_few_M, np.maximum(drawn[1], high_M), drawn[1]),
+    )
+
+
+def z_of(tests: int) -> float:
+    """The two-sided normal quantile for each of several tests, of which none shall err in 95% (Bonferroni)."""
+    return NormalDist().inv_cdf(1 - (1 - LEVEL) / (2 * tests))
+
+
+def student_t(degrees: int, z: float = Z) -> float:
+    """The point of Student's t as probable as `z` of the normal distribution, by Abramowitz and Stegun's 26.7.5.
+
+    The 97.5% point is within 0.001 of the true one from 4 degrees of freedom on. Below it errs by up to 1.5 of 12.7,
+    where the percentiles that it is for are the smallest and the largest draw either way.
     """
-    x, n = Z, degrees
+    x, n = z, degrees
     terms = (
         (x**3 + x) / 4,
         (5 * x**5 + 16 * x**3 + 3 * x) / 96,
@@ -118,9 +159,9 @@ def unseen_share(paintings: int) -> float:
 
 
 def interval_without_spread(value: Floats, paintings: int, least: float) -> tuple[Floats, Floats]:
-    """Low and high where all paintings have the same `value`: a share that none showed may be at `least` or at 1.
+    """Low and high where nearly all paintings have the same value: a share that none showed may be at `least` or at 1.
 
-    With `least` 0 and a value of 0 or 1 it is Wilson's interval, with the number of paintings as n.
+    value: their mean. With `least` 0 and a value of 0 or 1 it is Wilson's interval, the number of paintings as n.
     """
     share = unseen_share(paintings)
     return value - share * (value - least), value + share * (1 - value)

@@ -5,7 +5,7 @@ import io
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from artkv.errors import UserError
 from artkv.evaluation.scores import Choice, Scores, exact_match, score_pairs, token_f1
 from artkv.files import check_writable, reason_of, told, write_together
 from artkv.reading import from_written, printable, read_object, read_regular, remedy_for
+from artkv.run_folder.layout import best_checkpoint
 
 if TYPE_CHECKING:  # torch takes seconds, which a comparison of what was written need not wait for
     from artkv.datasets.table import QuestionTable
@@ -35,6 +36,11 @@ _READ_IF_THERE = (PREFIX_OF, CHOICE, CHOICE_PROBABILITY, GOLD_PROBABILITY)
 # As `_rounded` writes it.
 _PROBABILITY = re.compile(r"[0-9](\.[0-9]+)?(e-[0-9]{2})?")
 _MOST_PREDICTIONS_BYTES = 2 * 2**30
+# How an evaluation's answers were computed: where it differs, predictions are not compared. And the type that the model
+# computed in, which decides ties and little more.
+_ALIKE = {"prompt": "dataset.prompt", "max_new_tokens": "evaluation.max_new_tokens", "quantised": "quantised weights"}
+DTYPE = "dtype"
+CONDITIONS = (*_ALIKE, DTYPE)
 # Of the splits that a run has answered, the first of these, where none is asked for.
 _SPLITS = ("test", "val", "train")
 
@@ -134,7 +140,8 @@ def write_results(folder: Path, answers: Answers, scores: Scores, conditions: Ma
 class Predictions:
     """A `predictions.csv`, read: its columns, in the order of the split's CSV file, as they are written there.
 
-    checkpoint: its name. candidates: of each question type, what the column `choice` was chosen among; None where there
+    checkpoint: its name. conditions: how they were computed, by `CONDITIONS`; empty of evaluations from before these
+    were written. candidates: of each question type, what the column `choice` was chosen among; None where there
     is no such column.
     """
 
@@ -142,6 +149,7 @@ class Predictions:
     columns: Mapping[str, list[str]]
     checkpoint: str
     candidates: Mapping[str, list[str]] | None = None
+    conditions: Mapping[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.columns["answer"])
@@ -196,7 +204,8 @@ def read_predictions(folder: Path) -> Predictions:
         )
     _check_scored(path, rows)
     columns = {name: [row[name] or "" for row in rows] for name in names}
-    return Predictions(path, columns, Path(checkpoint).name, candidates)
+    conditions = {name: metrics[name] for name in CONDITIONS if name in metrics}
+    return Predictions(path, columns, Path(checkpoint).name, candidates, conditions)
 
 
 def _check_scored(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
@@ -237,8 +246,25 @@ def _scores(metrics: dict[str, Any], path: Path) -> Scores:
     return from_written(Scores.from_json, metrics, str(path), _EVALUATE)
 
 
+def selection_note(run_dir: Path, split: str, checkpoint: str) -> str | None:
+    """That a checkpoint was chosen by the very questions it is scored on, by its name; None where it was not."""
+    if split != "val" or best_checkpoint(run_dir) != checkpoint:
+        return None
+    return f"{checkpoint} is the best of its run on val, so its scores there are too good; report those on test"
+
+
 def check_same_questions(first: Predictions, other: Predictions) -> None:
-    """Raises `UserError` with the first row in which two sets of predictions are not on the same question."""
+    """Raises `UserError` unless two sets of predictions are on the same questions, asked and answered alike.
+
+    It names the first row, or the setting, that differs.
+    """
+    for name, setting in _ALIKE.items():
+        here, there = (given.conditions.get(name) for given in (first, other))
+        if here is not None and there is not None and here != there:
+            raise UserError(
+                f"{other.path}: was answered with {setting} = {there!r:.80}, {first.path} with {here!r:.80}; evaluate "
+                "both alike"
+            )
     for row in range(min(len(first), len(other))):
         for name in _READ[:-1]:
             here, there = first.columns[name][row], other.columns[name][row]

@@ -2,7 +2,9 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +12,38 @@ from artkv.config import Config, load_config
 from artkv.errors import UserError
 from artkv.evaluation.comparison import ComparedRun
 from artkv.reading import exists
+from artkv.run_folder.checkpoint import open_checkpoint
+from artkv.run_folder.layout import CHECKPOINTS, checkpoints_newest_first
 from artkv.run_folder.separation import holds_run
+from artkv.run_folder.state import Identity
+from artkv.run_folder.status import STATE, read_if_readable
 
 # Names in a comparison, and of the folders behind the split's, of what a run is compared with of its own.
 ABLATIONS = {"off": "off", "shuffled": "shuffled", "blank": "on-blank"}
 CONTROL = "control"
+# What the prefix is held against in a verdict, the strictest first.
+BASELINES = (CONTROL, "off")
 # What is done to a single art encoder.
 MASKS = ("off", "shuffled")
 # What `without` begins with: runs that were trained without some of the art encoders of the one that is compared.
 _WITHOUT = "without "
 
 _SEED = "training.seed"
-# What decides neither what a run learns nor from what.
+# What decides neither what a run learns nor from what. Of `frozen.` opt and storage may quantise.
 _OF_NO_MATTER = (
-    "run.", "distributed.", "frozen.", "evaluation.", "dataset.val", "dataset.test", "dataset.image_root",
+    "run.", "distributed.", "frozen.vit", "frozen.slots", "frozen.resident_blocks", "frozen.memory_budget",
+    "frozen.feature_cache", "evaluation.", "dataset.val", "dataset.test", "dataset.image_root",
     "dataset.workers", "dataset.columns.", "dataset.delimiter", "dataset.encoding", "training.activation_checkpointing",
     "training.deepspeed",
 )  # fmt: skip
+# Where OPT's blocks lie in full precision; that is of no matter either.
+_OPT, _PLACES = "frozen.opt", ("auto", "resident", "stream")
+# Settings that leave open what was trained: what of a checkpoint counts in their place, and what that is called.
+_RESOLVED = {
+    "training.gradient_accumulation_steps": ("micro_batches_per_step", "ranks x accumulation"),
+    "model.dtype": ("dtype", "model.dtype"),
+    "dataset.train": ("data_hash", "the training questions"),
+}
 # What a control has no use for.
 _OF_THE_ENCODERS = ("efficientnet", "art_encoders")
 _OF_THE_PREFIX = ("kv_modulation.", *_OF_THE_ENCODERS)
@@ -39,6 +56,20 @@ class Run:
 
     folder: Path
     config: Config
+
+    @cached_property
+    def identity(self) -> Identity | None:
+        """What came of its settings, by its newest checkpoint; None where that is not there or cannot be read."""
+        with suppress(UserError):
+            for name in checkpoints_newest_first(self.folder):
+                return open_checkpoint(self.folder / CHECKPOINTS / name).identity
+        return None
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether its training is known not to be at its end."""
+        state = (read_if_readable(self.folder / STATE) or {}).get("state", "finished")
+        return bool(state != "finished")
 
     @property
     def has_prefix(self) -> bool:
@@ -56,15 +87,15 @@ class Roles:
     """What runs were taken for.
 
     seeds: the run that is compared, and others that differ from it in their seed alone. controls: those trained without
-    a prefix, which differ among themselves in their seed alone. without: those trained without some of its art
-    encoders, by what `without_name` calls that, which differ among themselves in their seed alone. others: any other,
-    by the name of its folder. told: all of them in the order given, with the role in words.
+    a prefix. without: those trained without some of its art encoders, by what `without_name` calls that. others: any
+    other, by the name of the first one's folder. The runs of each list differ among themselves in their seed alone.
+    told: all of them in the order given, with the role in words.
     """
 
     seeds: list[Run]
     controls: list[Run] = field(default_factory=list)
     without: dict[str, list[Run]] = field(default_factory=dict)
-    others: dict[str, Run] = field(default_factory=dict)
+    others: dict[str, list[Run]] = field(default_factory=dict)
     told: list[ComparedRun] = field(default_factory=list)
 
 
@@ -85,9 +116,10 @@ def roles_of(runs: Sequence[Run]) -> Roles:
     """What each run is taken for beside the first one; `UserError` for one that cannot be compared with it."""
     first = runs[0]
     roles = Roles([first])
-    roles.told.append(ComparedRun(str(first.folder), f"the run that is compared, of seed {first.seed}", first.seed))
-    for run in runs[1:]:
-        roles.told.append(ComparedRun(str(run.folder), _take(run, roles), run.seed))
+    for place, run in enumerate(runs):
+        taken_for = _take(run, roles) if place else f"the run that is compared, of seed {first.seed}"
+        unfinished = "; its training has not ended" if run.is_unfinished else ""
+        roles.told.append(ComparedRun(str(run.folder), f"{taken_for}{unfinished}", run.seed))
     return roles
 
 
@@ -99,7 +131,7 @@ def _take(run: Run, roles: Roles) -> str:
             f"{first.folder}: was trained without a prefix, {run.folder} with one; name first the run whose prefix is "
             "to be judged"
         )
-    differing = list(differing_settings(first.config, run.config))
+    differing = list(_differing(first, run))
     if lacks := lacked_encoders(first.config, run.config):
         name = without_name(lacks)
         _add_seed(run, roles.without.setdefault(name, []))
@@ -108,14 +140,18 @@ def _take(run: Run, roles: Roles) -> str:
         if set(differing) <= {_SEED}:
             _add_seed(run, roles.seeds)
             return f"the same with seed {run.seed}"
-    elif not roles.controls or set(differing_settings(roles.controls[0].config, run.config)) <= {_SEED}:
+    elif not roles.controls or set(_differing(roles.controls[0], run)) <= {_SEED}:
         _add_seed(run, roles.controls)
         more = [key for key in differing if not key.startswith((*_OF_THE_PREFIX, _SEED))]
         return f"a control, of seed {run.seed}" + (f"; no strict one: it differs in {_some(more)} too" if more else "")
+    for name, group in roles.others.items():
+        if set(_differing(group[0], run)) <= {_SEED}:
+            _add_seed(run, group)
+            return f"the same as {name}, of seed {run.seed}"
     name = run.folder.name
     if name in (*roles.others, *ablations_of(first.config), CONTROL) or name.startswith(_WITHOUT):
         raise UserError(f"{run.folder}: something else is called {name} here; rename the folder")
-    roles.others[name] = run
+    roles.others[name] = [run]
     return f"another run: it differs in {_some(differing)}"
 
 
@@ -185,11 +221,30 @@ def lacked_encoders(config: Config, other: Config) -> tuple[str, ...]:
 
 
 def differing_settings(first: Config, other: Config) -> Iterator[str]:
-    """Dotted keys of the settings in which two trainings differ."""
-    settings, others = (dict(_flat(config.model_dump(mode="json"))) for config in (first, other))
+    """Dotted keys of the settings in which two trainings differ; of two without a prefix not those of the prefix."""
+    settings, others = (all_settings(config) for config in (first, other))
+    of_no_use = () if first.kv_modulation.enabled or other.kv_modulation.enabled else _OF_THE_PREFIX
     for key, value in settings.items():
-        if value != others.get(key) and not key.startswith(_OF_NO_MATTER):
+        is_place = key == _OPT and {value, others[key]} <= {*_PLACES}
+        if value != others.get(key) and not key.startswith((*_OF_NO_MATTER, *of_no_use)) and not is_place:
             yield key
+
+
+def all_settings(config: Config) -> dict[str, Any]:
+    """All settings by their dotted keys, in plain values."""
+    return dict(_flat(config.model_dump(mode="json")))
+
+
+def _differing(first: Run, other: Run) -> Iterator[str]:
+    """In what two trainings differ: settings, or what came of them where both have a checkpoint."""
+    keys = list(differing_settings(first.config, other.config))
+    if first.identity is None or other.identity is None:
+        yield from keys
+        return
+    yield from (key for key in keys if key not in _RESOLVED)
+    for field_name, called in _RESOLVED.values():
+        if getattr(first.identity, field_name) != getattr(other.identity, field_name):
+            yield called
 
 
 def _flat(tree: Mapping[str, Any], dotted: str = "") -> Iterator[tuple[str, Any]]:

@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 from artkv.evaluation.answer_summary import ALL
-from artkv.evaluation.comparison import POWER, Comparison, Difference, Differences, Seeds
-from artkv.evaluation.encoder_effects import encoder_verdicts, format_encoders
+from artkv.evaluation.comparison import POWER, Comparison, Difference, Differences, Effect
+from artkv.evaluation.encoder_effects import ONE_TRAINING, encoder_verdicts, format_encoders
+from artkv.evaluation.run_roles import BASELINES, CONTROL
 from artkv.evaluation.scores import Estimate, format_columns
+from artkv.evaluation.seed_spread import Seeds
 
-# What the prefix is held against, the strictest first, in words.
-_BASELINES = {"control": "over the control", "off": "over its absence"}
+_OVER = {CONTROL: "over the control", "off": "over its absence"}
 
 T = TypeVar("T")
 
@@ -17,50 +18,76 @@ T = TypeVar("T")
 def verdict(comparison: Comparison, question_type: str | None = None) -> str:
     """One sentence on a question type, or on all questions together: what the prefix adds, and whether by facts.
 
-    The control is what it adds to, or, without a control, the same model with the prefix off.
+    The control is what it adds to, or, without a control, the same model with the prefix off; over all seeds where
+    several were compared. What it says of the control ends with how many trainings that rests on.
     """
     name = question_type or ALL
     if not comparison.has_prefix:
         return f"{name}: there is no prefix to judge, since this run was trained without one"
-    differences = {
-        against: of.overall if question_type is None else of.by_type[question_type]
-        for against, of in comparison.against.items()
-        if question_type is None or question_type in of.by_type
-    }
-    baseline = next((against for against in _BASELINES if against in differences), None)
-    shuffled = differences.get("shuffled")
-    if baseline is None:
-        return f"{name}: neither the control nor the prefix off was evaluated; {_about_shuffled(shuffled, None)}"
-    against, over = differences[baseline], _BASELINES[baseline]
-    gain = _show(against.difference)
-    if not against.is_significant:
-        shown = f"no difference {over} is shown, {gain}; {_what_would_have_shown(against)}"
-        if shuffled is not None and shuffled.is_significant:
-            direction = "worse" if shuffled.difference.value > 0 else "better"
-            shown += f"; with another painting's prefix it is {direction}, by {_show(shuffled.difference)}"
-        return f"{name}: {shown}"
-    if against.difference.value < 0:
-        return f"{name}: the prefix costs {_show(against.difference, -1)} {over}"
-    return f"{name}: the prefix adds {gain} {over}; {_about_shuffled(shuffled, against.difference.value)}"
+    baseline = next((base for base in BASELINES if comparison.effect(base, question_type) is not None), None)
+    shuffled = comparison.effect("shuffled", question_type)
+    against = None if baseline is None else comparison.effect(baseline, question_type)
+    if baseline is None or against is None:
+        return f"{name}: neither the control nor the prefix off was evaluated; {_about_shuffled(shuffled)}"
+    over, trainings = _OVER[baseline], _trainings(comparison, baseline)
+    gain = _show(against.estimate)
+    if not against.is_shown:
+        shown = f"no difference {over} is shown, {gain}{_what_would_have_shown(against.single)}"
+        if shuffled is not None and shuffled.is_shown:
+            direction = "worse" if shuffled.estimate.value > 0 else "better"
+            shown += f"; with another painting's prefix it is {direction}, by {_show(shuffled.estimate)}"
+        return f"{name}: {shown}{trainings}"
+    if against.estimate.value < 0:
+        return f"{name}: the prefix costs {_show(against.estimate, -1)} {over}{trainings}"
+    facts = _about_shuffled(shuffled, comparison.effect_of_shuffled(baseline, question_type), prefix_adds=True)
+    return f"{name}: the prefix adds {gain} {over}; {facts}{trainings}"
 
 
-def _about_shuffled(shuffled: Difference | None, gain: float | None) -> str:
-    """What another painting's prefix does, where this painting's adds `gain`; None: nobody knows what it adds."""
+def _trainings(comparison: Comparison, baseline: str) -> str:
+    """How many trainings a verdict rests on; '' where it is of the single model that was trained."""
+    seeds = comparison.seeds
+    runs, controls = (1, 1) if seeds is None else (len(seeds.training_seeds), len(seeds.control_seeds))
+    if baseline == CONTROL:
+        if runs == controls == 1:
+            return f" ({ONE_TRAINING})"
+        lone = [what for what, number in (("run", runs), ("control", controls)) if number == 1]
+        uncovered = f"; other seeds of the {lone[0]} are not covered" if lone else ""
+        return f" ({_seeds(runs)}, {controls} of the control{uncovered})"
+    if seeds is None or runs == 1:
+        return ""
+    return f" ({_seeds(runs)})" if baseline in seeds.against else f" (the first of {_seeds(runs)} alone)"
+
+
+def _seeds(number: int) -> str:
+    return f"{number} seed{'s' * (number != 1)}"
+
+
+def _about_shuffled(shuffled: Effect | None, added: Effect | None = None, prefix_adds: bool = False) -> str:
+    """What another painting's prefix does, and by that whether the prefix carries facts of this one.
+
+    added: what it adds to what this painting's was held against; None where that is unknown. prefix_adds: whether this
+    painting's does.
+    """
     if shuffled is None:
         return "shuffled prefixes were not evaluated, so whether it carries facts of this painting is open"
-    lost = shuffled.difference
-    if not shuffled.is_significant or lost.value < 0:
+    lost = shuffled.estimate
+    if not shuffled.is_shown or lost.value < 0:
         return f"shuffled prefixes do no worse ({_show(lost)}): no facts of this painting are shown"
-    if gain is None or lost.high >= gain:
-        alone = "another painting's prefix does worse" if gain is None else "shuffled prefixes do not"
-        return f"{alone}: it carries facts of this painting"
-    return f"shuffled prefixes add {gain - lost.value:.2f}: it carries facts of this painting, and adds without them"
+    if not prefix_adds or added is None:
+        return "another painting's prefix does worse: it carries facts of this painting"
+    if added.is_shown and added.estimate.value > 0:
+        return (
+            f"shuffled prefixes add {_show(added.estimate)}: it carries facts of this painting, and adds without them"
+        )
+    return f"shuffled prefixes are not shown to ({_show(added.estimate)}): it carries facts of this painting"
 
 
-def _what_would_have_shown(difference: Difference) -> str:
+def _what_would_have_shown(difference: Difference | None) -> str:
+    if difference is None:
+        return ""
     if difference.detectable is None:
-        return f"{difference.paintings} paintings are too few to show any"
-    return f"one of {difference.detectable:.2f} would have been, in {POWER:.0%} of such sets"
+        return f"; {difference.paintings} paintings are too few to show any"
+    return f"; one of {difference.detectable:.2f} would have been, in {POWER:.0%} of such sets"
 
 
 def verdicts(comparison: Comparison) -> list[str]:
@@ -73,7 +100,8 @@ def verdicts(comparison: Comparison) -> list[str]:
 def format_comparison(comparison: Comparison) -> str:
     """Tables for a terminal, the verdicts below; lines without a newline at the end."""
     parts = [_format_runs(comparison)]
-    parts += [_format_differences(name, of) for name, of in comparison.against.items()]
+    parts += [_format_differences(f"against {name}", of) for name, of in comparison.against.items()]
+    parts += [_format_differences(f"shuffled against {name}", of) for name, of in comparison.shuffled_over.items()]
     if encoders := format_encoders(comparison):
         parts.append(encoders)
     if comparison.seeds is not None:
@@ -85,11 +113,12 @@ def format_comparison(comparison: Comparison) -> str:
 
 def _format_runs(comparison: Comparison) -> str:
     lines = [f"{comparison.metric} on {comparison.split}, prefix on, difference to each of these:"]
-    return "\n".join([*lines, *(f"  {run.folder}: {run.taken_for}" for run in comparison.runs)])
+    lines += [f"  {run.folder}: {run.taken_for}" for run in comparison.runs]
+    return "\n".join([*lines, *(f"note: {note}" for note in comparison.notes)])
 
 
-def _format_differences(name: str, differences: Differences) -> str:
-    header = ["against " + name, "questions", "paintings", "with", "without", "difference", "p", "p Holm"]
+def _format_differences(title: str, differences: Differences) -> str:
+    header = [title, "questions", "paintings", "with", "without", "difference", "p", "p Holm"]
     rows = [[*header, "detectable", "wins", "losses"]]
     for kind, one in _with_all(differences.by_type, differences.overall):
         cells = [kind, str(one.questions), str(one.paintings), f"{one.with_value:.3f}", f"{one.without_value:.3f}"]
@@ -100,10 +129,11 @@ def _format_differences(name: str, differences: Differences) -> str:
 
 def _format_seeds(seeds: Seeds) -> str:
     runs, controls = len(seeds.training_seeds), len(seeds.control_seeds)
-    title = f"over {runs} seed{'s' * (runs != 1)}" + (f", {controls} of the control" if controls else "")
+    title = f"over {_seeds(runs)}" + (f", {controls} of the control" if controls else "")
     rows = [[title, "mean difference", "spread", "of each seed"]]
-    for name, overall in seeds.overall.items():
-        for kind, one in _with_all(seeds.by_type[name], overall):
+    shuffled = {f"shuffled over {name}": spreads for name, spreads in seeds.shuffled_over.items()}
+    for name, spreads in (seeds.against | shuffled).items():
+        for kind, one in _with_all(spreads.by_type, spreads.overall):
             each = " ".join(f"{value:.3f}" for value in one.differences)
             mean = _show(Estimate(one.mean, one.low, one.high), digits=3)
             rows.append([f"{name}, {kind}", mean, _number(one.standard_deviation, 3), each])

@@ -34,14 +34,17 @@ def described_comparison(evidence: Evidence) -> dict[str, Any]:
 def difference_tables(comparison: Comparison) -> list[dict[str, Any]]:
     """A table for each that the run is compared with, the control first: its label, and a row for each question type.
 
-    The last row is of all questions.
+    The last row is of all questions. Then what shuffled prefixes are held against. `with_label`: of what is compared.
     """
+    ordered = sorted(comparison.against.items(), key=lambda item: item[0] != CONTROL)
+    shuffled = [("shuffled", *item) for item in comparison.shuffled_over.items()]
     return [
         {
+            "with_label": _label(with_name),
             "label": _label(name),
             "rows": [_row(kind, one) for kind, one in [*of.by_type.items(), ("all", of.overall)]],
         }
-        for name, of in sorted(comparison.against.items(), key=lambda item: item[0] != CONTROL)
+        for with_name, name, of in [*(("on", *item) for item in ordered), *shuffled]
     ]
 
 
@@ -90,9 +93,10 @@ def seed_rows(comparison: Comparison) -> list[dict[str, str]]:
     if comparison.seeds is None:
         return []
     rows = []
-    for name, overall in comparison.seeds.overall.items():
-        label = _label(name)
-        for kind, one in [*comparison.seeds.by_type[name].items(), ("all", overall)]:
+    named = {_label(name): spreads for name, spreads in comparison.seeds.against.items()}
+    named |= {f"{_label(name)}, of shuffled": spreads for name, spreads in comparison.seeds.shuffled_over.items()}
+    for label, spreads in named.items():
+        for kind, one in [*spreads.by_type.items(), ("all", spreads.overall)]:
             rows.append(
                 {
                     "against": label, "name": kind, "mean": _signed(one.mean),

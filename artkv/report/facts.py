@@ -34,7 +34,8 @@ def training_facts(evidence: Evidence) -> Facts:
         facts.append(("first to last log line", f"{_day(first)} to {_day(last_time)}, {duration(last_time - first)}"))
     if status.state != "finished":
         facts.append(("state", status.state))
-    scored = [record for record in evidence.validations if record.get("exact_match") is not None]
+    # Before the first step too, which chooses no checkpoint.
+    scored = [record for record in evidence.validations if record.get("exact_match") is not None and record["step"] > 0]
     if scored:
         best = max(scored, key=lambda record: record["exact_match"])
         facts.append(("best validation exact match", f"{best['exact_match']:.3f} at step {best['step']:,}"))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from artkv import shell
 from artkv.config import Config, override_config
 from artkv.errors import UserError
+from artkv.evaluation.results import selection_note
 from artkv.evaluation.run_roles import CONTROL
 from artkv.files import check_writable, reason_of, told, write_whole
 from artkv.report.attention import as_json, describe, read_attention, telling_rows
@@ -120,6 +121,11 @@ def _notes(evidence: Evidence, settings: ReportSettings) -> list[Note]:
         notes.append(Note("Differences and verdicts are missing. To make them, and then this report again:", compare))
     elif settings.controls and CONTROL not in compared:
         notes.append(Note("Differences to the control are missing. To make them, and then this report again:", compare))
+    chosen = selection_note(evidence.run_dir, evidence.split, evidence.evaluations[0].checkpoint)
+    told_by = () if evidence.comparison is None else evidence.comparison.notes
+    notes += [
+        Note(f"{text[0].upper()}{text[1:]}.") for text in dict.fromkeys([*([chosen] if chosen else []), *told_by])
+    ]
     checkpoints = {one.checkpoint for one in evidence.evaluations if one.name != CONTROL}
     if len(checkpoints) > 1:
         notes.append(

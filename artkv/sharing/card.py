@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from artkv.evaluation.results import selection_note
 from artkv.evaluation.scores import Estimate
 from artkv.evaluation.verdicts import verdicts
 from artkv.report.evidence import Evidence
@@ -85,9 +86,14 @@ def _scores(evidence: Evidence) -> list[str]:
         of_kind = [scores.by_type[kind].exact_match for scores in of_each if kind in scores.by_type]
         if len(of_kind) == len(names):
             lines.append(_row(kind.replace("|", "/"), of_kind))
+    if chosen := selection_note(evidence.run_dir, evidence.split, evidence.evaluations[0].checkpoint):
+        lines += ["", f"{chosen}."]
     if evidence.comparison is not None:
         lines += ["", "What the prefix adds, by the tests of artkv compare:", ""]
         lines += [f"- {' '.join(sentence.split())}" for sentence in verdicts(evidence.comparison)]
+        seeds = evidence.comparison.seeds
+        lines += [f"- note: {seeds.warning}"] if seeds is not None and seeds.warning else []
+        lines += [f"- note: {note}" for note in evidence.comparison.notes if note != chosen]
     return lines
 
 

@@ -12,7 +12,7 @@ from artkv.report.page import page_environment, style_and_hash
 from artkv.report.plots import Interval, interval_plot
 from artkv.sweep.naming import told_settings
 from artkv.sweep.plan import Sweep, SweepRun
-from artkv.sweep.results import SettingResult, gain_tables, question_types, score_table
+from artkv.sweep.results import SettingResult, gain_tables, intervals, notes, question_types, score_table
 
 _FOLDER = Path(__file__).parent
 
@@ -30,7 +30,7 @@ def render(sweep: Sweep, results: Sequence[SettingResult], missing: Sequence[Swe
     ]
     for other, rows in gain_tables(results, types).items():
         title = f"What the prefix adds: on - {other}"
-        text = "With 95% intervals over paintings and, where there are several, seeds."
+        text = f"{intervals(results).capitalize()}."
         tables.append({"title": title, "text": text, "rows": [["setting", *types], *rows]})
     seeds = sum(len(result.seeds) for result in results)
     return page_environment(_FOLDER).get_template("page.html.jinja").render(
@@ -41,6 +41,7 @@ def render(sweep: Sweep, results: Sequence[SettingResult], missing: Sequence[Swe
         tables=tables,
         plot=_plot(results, types),
         by=", ".join(dict.fromkeys(key for result in results for key in result.settings)) or "setting",
+        notes=notes(results),
         missing=[run.name for run in missing],
     )  # fmt: skip
 

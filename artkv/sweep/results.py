@@ -14,6 +14,7 @@ from artkv.evaluation.run_roles import (
     CONTROL,
     Run,
     ablations_of,
+    all_settings,
     differing_settings,
     lacked_encoders,
     masked_names,
@@ -53,16 +54,17 @@ class SettingResult:
         return found
 
     def gain(self, other: str, question_type: str) -> tuple[float, float, float] | None:
-        """(mean, low, high) of what the prefix adds to `other`, over seeds if there are several."""
-        if self.comparison is None:
+        """(mean, low, high) of what the prefix adds to `other`, over seeds if there are several.
+
+        None where not all seeds were held against it: the first alone would say nothing of them.
+        """
+        compared = self.comparison
+        if compared is None or (compared.seeds is not None and other not in compared.seeds.against):
             return None
-        if (seeds := self.comparison.seeds) is not None and other in seeds.overall:
-            spread = seeds.overall[other] if question_type == ALL else seeds.by_type[other].get(question_type)
-            return None if spread is None else (spread.mean, spread.low, spread.high)
-        if (against := self.comparison.against.get(other)) is None:
+        effect = compared.effect(other, None if question_type == ALL else question_type)
+        if effect is None:
             return None
-        found = against.overall if question_type == ALL else against.by_type.get(question_type)
-        return None if found is None else (found.difference.value, found.difference.low, found.difference.high)
+        return effect.estimate.value, effect.estimate.low, effect.estimate.high
 
 
 def read_results(sweep: Sweep) -> tuple[list[SettingResult], list[SweepRun]]:
@@ -92,12 +94,29 @@ def format_results(results: Sequence[SettingResult], missing: Sequence[SweepRun]
     lines = [format_columns(score_table(results, types)), ""]
     for other, rows in gain_tables(results, types).items():
         lines += [format_columns([[f"on - {other}", *types], *rows]), ""]
-    lines.append(
-        "mean over seeds and their standard deviation; differences with 95% intervals, over paintings and seeds"
-    )
+    lines += [f"mean over seeds and their standard deviation; {intervals(results)}"]
+    lines += [f"note: {note}" for note in notes(results)]
     if missing:
         lines.append(f"not done yet: {', '.join(f'{run.index} ({run.name})' for run in missing)}")
     return "\n".join(lines)
+
+
+def intervals(results: Sequence[SettingResult]) -> str:
+    """What the intervals of differences cover."""
+    compared = [result.comparison for result in results if result.comparison is not None]
+    over_seeds = [comparison.seeds is not None for comparison in compared]
+    covered = "over paintings and seeds" if all(over_seeds) else "over paintings; one seed says nothing of other seeds"
+    if any(over_seeds) and not all(over_seeds):
+        covered = "over paintings, and over seeds where a setting has several"
+    return f"differences with 95% intervals, {covered}"
+
+
+def notes(results: Sequence[SettingResult]) -> list[str]:
+    """What is to be kept in mind of the comparisons, each once."""
+    compared = [result.comparison for result in results if result.comparison is not None]
+    warnings = [comparison.seeds.warning for comparison in compared if comparison.seeds is not None]
+    found = [note for comparison in compared for note in comparison.notes]
+    return list(dict.fromkeys([*filter(None, warnings), *found]))
 
 
 def score_table(results: Sequence[SettingResult], types: Sequence[str]) -> list[list[str]]:
@@ -133,14 +152,27 @@ def _result(sweep: Sweep, group: Sequence[SweepRun], others: Sequence[Run]) -> S
 
 
 def _strict(run: Run, others: Sequence[Run]) -> list[Run]:
-    """Controls that differ in prefix, art encoders and seed alone, and runs that lack some of its encoders."""
+    """Controls that differ in prefix, art encoders and seed alone, and runs that lack some of its encoders.
+
+    One of each seed: where a sweep goes over what is of no use to them, or makes no other training of them, that whose
+    settings are most like the run's.
+    """
     free = ("kv_modulation.", "efficientnet", "art_encoders", SEED)
-    return [
-        other
-        for other in others
-        if lacked_encoders(run.config, other.config)
-        or (not other.has_prefix and all(key.startswith(free) for key in differing_settings(run.config, other.config)))
-    ]
+    found: dict[tuple[tuple[str, ...], int], list[Run]] = {}
+    for other in others:
+        lacked = lacked_encoders(run.config, other.config)
+        is_control = not other.has_prefix and all(
+            key.startswith(free) for key in differing_settings(run.config, other.config)
+        )
+        if lacked or is_control:
+            found.setdefault((lacked, other.seed), []).append(other)
+    return [min(alike, key=lambda other: _unlike(run, other)) for alike in found.values()]
+
+
+def _unlike(run: Run, other: Run) -> int:
+    """How many settings two runs do not share."""
+    others = all_settings(other.config)
+    return sum(value != others.get(key) for key, value in all_settings(run.config).items())
 
 
 def _open(run: SweepRun) -> Run:

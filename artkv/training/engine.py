@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from artkv.batch import Batch, PackedQuestions
 from artkv.distributed import World
+from artkv.kv_modulation.injection import GATE
 from artkv.models.kv_modulated_blip2 import AnswerLoss, KVModulatedBlip2
 from artkv.run_folder.state import TrainableState
 from artkv.training.gradient_order import OrderedReduction
@@ -189,10 +190,14 @@ class TrainingEngine:
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay; biases, LayerNorm weights and gates, which have one dimension, do not."""
-    matrices = [p for p in model.parameters() if p.dim() > 1]
-    vectors = [p for p in model.parameters() if p.dim() <= 1]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    """Matrices decay; biases and LayerNorm weights, which have one dimension, and gates, of a head too, do not."""
+    decaying: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for name, parameter in model.named_parameters():
+        decaying[parameter.dim() > 1 and name.rpartition(".")[2] != GATE].append(parameter)
+    groups = [
+        {"params": decaying[True], "weight_decay": weight_decay},
+        {"params": decaying[False], "weight_decay": 0.0},
+    ]
     return [group for group in groups if group["params"]]
 
 

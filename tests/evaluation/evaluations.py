@@ -49,15 +49,18 @@ def write_evaluation(
     answers: Sequence[str],
     checkpoint: str = "step_00000081",
     choices: Sequence[Choice | None] | None = None,
+    **conditions: object,
 ) -> None:
-    """choices: among `STYLES`, of which style 2 is none; colours do not choose."""
+    """conditions: how they were computed. choices: among `STYLES`, of which style 2 is none; colours do not choose."""
     scores = score_predictions(
         answers, list(table.answers), list(table.question_types), 20, 0, table.painting_of_row.tolist()
     )
     if choices is not None:
         scores = replace(scores, choices=score_choices(choices, answers, table, STYLES, 20, 0))
     given = Answers(table, answers, table.painting_paths[0].parent, choices=choices)
-    write_results(evaluation_folder(run_dir, "test", ablation), given, scores, {"checkpoint": f"x/{checkpoint}"})
+    write_results(
+        evaluation_folder(run_dir, "test", ablation), given, scores, {"checkpoint": f"x/{checkpoint}", **conditions}
+    )
 
 
 def choices_of(table: QuestionTable, styles_right: int) -> list[Choice | None]:

@@ -8,9 +8,11 @@ import pytest
 
 from artkv.errors import UserError
 from artkv.evaluation.compared_runs import compare_runs
-from artkv.evaluation.comparison import Comparison, Resampling, compare_values
+from artkv.evaluation.comparison import Comparison, compare_values
+from artkv.evaluation.resampling import Resampling
 from artkv.evaluation.results import read_predictions
 from artkv.evaluation.run_roles import open_run
+from artkv.evaluation.verdicts import format_comparison
 from tests.evaluation.evaluations import PAINTINGS, answers_to, choices_of, make_table, write_evaluation, write_run
 
 CONTROL = {"enabled": False}
@@ -72,20 +74,20 @@ def test_seeds_of_a_run_and_of_its_control_are_put_together(tmp_path: Path) -> N
     assert found.seeds.warning is not None
     assert "3 seeds of the run are few" in found.seeds.warning
     assert "2 seeds of the control are few" in found.seeds.warning
-    style = found.seeds.by_type["control"]["style"]
+    style = found.seeds.against["control"].by_type["style"]
     assert style.differences == pytest.approx((16 / 20, 14 / 20, 12 / 20))
     assert style.mean == pytest.approx(14 / 20)
-    assert style.standard_deviation == pytest.approx(0.1)
+    assert style.standard_deviation == pytest.approx(np.hypot(0.1, 0.1 / np.sqrt(2)))  # of the run, and of the control
     assert style.low < 14 / 20 < style.high
     # Each run's own ablation.
-    assert found.seeds.by_type["off"]["style"].differences == pytest.approx((17 / 20, 15 / 20, 13 / 20))
+    assert found.seeds.against["off"].by_type["style"].differences == pytest.approx((17 / 20, 15 / 20, 13 / 20))
     # The first run and the first control alone:
     assert found.against["control"].by_type["style"].difference.value == pytest.approx(15 / 20)
 
     (runs[2] / "eval" / "test-off" / "predictions.csv").unlink()
     found = compare(*runs)
     assert found.seeds is not None
-    assert list(found.seeds.overall) == ["shuffled", "blank"]
+    assert list(found.seeds.against) == ["shuffled", "blank"]
     assert found.seeds.warning is not None
     assert found.seeds.warning.endswith("off: not evaluated for every seed")
 
@@ -96,6 +98,30 @@ def test_another_run_is_compared_under_its_folders_name(tmp_path: Path) -> None:
     found = compare(run, longer)
     assert list(found.against) == ["off", "shuffled", "blank", "longer"]
     assert found.against["longer"].overall.difference.value == 0
+
+
+def test_seeds_of_two_settings_are_held_against_each_other(tmp_path: Path) -> None:
+    def seeds(name: str, styles_right: tuple[int, ...], tokens: int) -> list[Path]:
+        return [
+            write_run(
+                tmp_path / f"{name}{seed}", {"on": right}, training={"seed": seed},
+                kv_modulation={"num_prefix_tokens": tokens},
+            )
+            for seed, right in enumerate(styles_right)
+        ]  # fmt: skip
+
+    found = compare(*seeds("eight", (20, 18, 19), 8), *seeds("four", (10, 14), 4))
+    assert [run.taken_for for run in found.runs][3:] == [
+        "another run: it differs in kv_modulation.num_prefix_tokens", "the same as four0, of seed 1",
+    ]  # fmt: skip
+    assert list(found.against) == ["four0"]
+    assert found.seeds is not None
+    style = found.seeds.against["four0"].by_type["style"]
+    assert style.differences == pytest.approx((8 / 20, 6 / 20, 7 / 20))  # to the mean of ten and fourteen
+    variance = np.var([1, 0.9, 0.95], ddof=1) + np.var([0.5, 0.7], ddof=1)
+    assert style.standard_deviation == pytest.approx(np.sqrt(variance))
+    assert found.seeds.warning is not None
+    assert "2 seeds of the run four0 are few" in found.seeds.warning
 
 
 def test_a_control_alone_has_no_prefix(tmp_path: Path) -> None:
@@ -165,3 +191,44 @@ def test_choices_among_other_candidates_are_not_compared(tmp_path: Path) -> None
     write_evaluation(run, "off", table, answers_to(table, 20))
     with pytest.raises(UserError, match=r"test-off/predictions.csv: has no choices; evaluate again with --choices"):
         compare(run, metric="accuracy")
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "now", "message"),
+    [
+        ("max_new_tokens", 100, 5, "evaluation.max_new_tokens = 5, .*test-on/predictions.csv with 100; evaluate both"),
+        ("prompt", "Q: {q} A:", "{q}", "dataset.prompt = '{q}', .*test-on/predictions.csv with 'Q: {q} A:'; evaluate"),
+        ("quantised", [], ["frozen.opt nf4"], r"quantised weights = \['frozen.opt nf4'\], .* with \[\]; evaluate both"),
+    ],
+)
+def test_answers_that_were_computed_otherwise_are_not_compared(
+    tmp_path: Path, name: str, before: object, now: object, message: str
+) -> None:
+    run, control = (
+        write_run(tmp_path / folder, {}, kv_modulation={"enabled": folder == "run"}) for folder in ("run", "c")
+    )
+    table = make_table(tmp_path)
+    write_evaluation(run, "on", table, answers_to(table, 20), **{name: before})
+    write_evaluation(control, "on", table, answers_to(table, 3), **{name: now})
+    with pytest.raises(UserError, match=f"c/eval/test-on/predictions.csv: was answered with {message}"):
+        compare(run, control)
+    write_evaluation(control, "on", table, answers_to(table, 3))  # before it was written down, nobody knows
+    assert list(compare(run, control).against) == ["control"]
+
+
+def test_another_type_and_a_checkpoint_that_the_questions_chose_are_noted(tmp_path: Path) -> None:
+    run, table = write_run(tmp_path / "run", {}), make_table(tmp_path)
+    write_evaluation(run, "on", table, answers_to(table, 20), dtype="bfloat16")
+    write_evaluation(run, "off", table, answers_to(table, 3), dtype="float32")
+    notes = compare(run).notes
+    assert notes == ("off was answered in float32, the prefix on in bfloat16, which alone may change answers",)
+    (run / "checkpoints" / "step_00000081").mkdir(parents=True)
+    (run / "best").symlink_to("checkpoints/step_00000081")
+    assert compare(run).notes == notes  # of the test split
+    (run / "eval" / "test-on").rename(run / "eval" / "val-on")
+    (run / "eval" / "test-off").rename(run / "eval" / "val-off")
+    comparison, _ = compare_runs([open_run(run)], "val", "exact_match")
+    assert comparison.notes[0].startswith(
+        "step_00000081 is the best of its run on val, so its scores there are too good"
+    )
+    assert f"note: {comparison.notes[0]}" in format_comparison(comparison).splitlines()

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy import stats
+from statsmodels.stats.proportion import proportion_confint
 
 from artkv.evaluation.compared_runs import compare_runs
 from artkv.evaluation.comparison import Comparison
@@ -65,8 +66,12 @@ def test_p_values_and_intervals_are_scipys(found: Comparison) -> None:
             n_resamples=4000,
             rng=np.random.default_rng(0),
         ).confidence_interval
+        low, high = drawn.low, drawn.high
+        if lost < 6:  # draws of so few know too little, and Wilson's limit is for what none of the paintings showed
+            share = proportion_confint(0, PAINTINGS, method="wilson")[1]
+            low = min(low, lost / PAINTINGS - share * (1 + lost / PAINTINGS))
         # Expanded percentiles of 1000 draws, in steps of 1/20.
-        assert (one.difference.low, one.difference.high) == pytest.approx((drawn.low, drawn.high), abs=0.06)
+        assert (one.difference.low, one.difference.high) == pytest.approx((low, high), abs=0.06)
 
 
 def test_masking_and_retraining_rank_a_redundant_encoder_differently(found: Comparison) -> None:
@@ -105,7 +110,7 @@ def test_several_seeds_of_a_retrained_run_are_no_pairs(tmp_path: Path) -> None:
     without = [write_encoders_run(tmp_path / f"w{s}", {"on": 10 + s}, "bc", training={"seed": s}) for s in (1, 3)]
     comparison, _ = compare_runs([open_run(folder) for folder in (run, *without)], None, "exact_match")
     assert comparison.seeds is not None
-    assert len(comparison.seeds.overall["without a"].differences) == 1  # of the one run, to the mean of the two
-    assert comparison.seeds.by_type["without a"]["style"].mean == pytest.approx(1 - 12 / PAINTINGS)
+    assert len(comparison.seeds.against["without a"].overall.differences) == 1  # of the one run, to the mean of the two
+    assert comparison.seeds.against["without a"].by_type["style"].mean == pytest.approx(1 - 12 / PAINTINGS)
     assert "2 seeds of the run without a are few" in (comparison.seeds.warning or "")
-    assert "a off" in comparison.seeds.overall
+    assert "a off" in comparison.seeds.against

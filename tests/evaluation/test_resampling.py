@@ -93,6 +93,36 @@ def test_where_no_difference_showed_it_may_be_either_way_in_a_share_that_wilson_
     np.testing.assert_allclose(high, [most, 1, 2 * most - 1], atol=1e-12)
 
 
+def zeros_and(values: list[float], of: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.array([[*values, *([0.0] * (of - len(values)))]]).T, np.ones(of, dtype=np.int64)
+
+
+@pytest.mark.parametrize("wrong", [1, 2, 5])
+def test_near_its_bounds_a_score_is_not_surer_than_where_all_are_right(wrong: int) -> None:
+    """Draws alone have a narrower interval for 215 right of 216 than for all, and end at 1."""
+    low, high = mean_intervals(*zeros_and([1.0] * (216 - wrong), 216), 0.0, samples=4000, seed=0)
+    wilson_low, wilson_high = proportion_confint(216 - wrong, 216, alpha=0.05, method="wilson")
+    all_right_low, _ = proportion_confint(216, 216, alpha=0.05, method="wilson")
+    assert low[0] < all_right_low
+    # Wilson's, an approximation too; the worst seen is 0.007, of two wrong and of five.
+    assert low[0] == pytest.approx(wilson_low, abs=0.008)
+    assert high[0] >= wilson_high - 0.001
+
+
+def test_few_wins_are_as_uncertain_as_none() -> None:
+    for wins in (1, 2, 3):
+        low, high = mean_intervals(*zeros_and([1.0] * wins, 216), -1.0, samples=4000, seed=0)
+        assert low[0] < 0  # of 2 or 4 or 8 exchanges, no p-value is below 5% either
+        assert high[0] >= proportion_confint(0, 216, alpha=0.05, method="wilson")[1]
+
+
+def test_where_six_paintings_deviate_the_draws_know_it() -> None:
+    sums, size = zeros_and([1.0] * 6, 100)
+    low, high = mean_intervals(sums, size, -1.0, samples=500, seed=3)
+    drawn = percentile_interval(bootstrap_means(sums, size, 500, 3), 100)
+    assert (low, high) == drawn
+
+
 def test_a_single_painting_claims_nothing() -> None:
     low, high = mean_intervals(np.array([[1.0, 0.0]]), np.array([2]), -1.0, samples=10, seed=0)
     assert (low.tolist(), high.tolist()) == ([-1.0, -1.0], [1.0, 1.0])

@@ -1,12 +1,17 @@
 """What runs are taken for, by their settings."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from artkv.config import Config, dump_config, override_config
 from artkv.errors import UserError
 from artkv.evaluation.run_roles import Run, ablations_of, open_run, roles_of
+from artkv.run_folder.checkpoint import write_checkpoint
+from artkv.run_folder.state import Identity, Progress, TrainableState
 
 CONTROL = "kv_modulation.enabled=false"
 
@@ -56,6 +61,69 @@ def test_a_control_that_differs_in_more_is_no_strict_one() -> None:
     assert told(run("a"), shorter)[1] == (
         "a control, of seed 1337; no strict one: it differs in training.num_epochs too"
     )
+
+
+@pytest.mark.parametrize(
+    "settings", [["frozen.opt=nf4"], ["frozen.opt=int8"], ["frozen.storage=int8", "frozen.opt=stream"]]
+)
+def test_quantised_frozen_weights_are_another_model(settings: list[str]) -> None:
+    key = settings[0].partition("=")[0]
+    other = told(run("a"), run("b", "training.seed=7", *settings))[1]
+    assert other == f"another run: it differs in training.seed, {key}"
+    control = told(run("a"), run("c", CONTROL, *settings))[1]
+    assert control == f"a control, of seed 1337; no strict one: it differs in {key} too"
+    for place in ("resident", "stream"):
+        assert told(run("a"), run("c", CONTROL, f"frozen.opt={place}"))[1] == "a control, of seed 1337"
+
+
+def test_of_two_runs_without_a_prefix_its_settings_are_of_no_use() -> None:
+    others = [run("d", CONTROL, "kv_modulation.injection=decoupled", "efficientnet.image_size=64", "training.seed=7")]
+    assert told(run("a"), run("c", CONTROL), *others)[2] == "a control, of seed 7"
+
+
+def trained(folder: Path, identity: Identity, *overrides: str) -> Run:
+    """A run with a checkpoint, as a training leaves it."""
+    config = override_config(Config(), overrides)
+    path = folder / "checkpoints" / "step_00000004"
+    path.parent.mkdir(parents=True)
+    write_checkpoint(
+        path, TrainableState(*({"weight": torch.ones(2)} for _ in range(3)), 4), Progress(step=4), identity, config
+    )
+    return Run(folder, config)
+
+
+ONE_GPU = Identity("frozen", "questions", "bfloat16", 1)
+
+
+@pytest.mark.parametrize(
+    ("other", "what"),
+    [
+        (replace(ONE_GPU, micro_batches_per_step=8), "ranks x accumulation"),
+        (replace(ONE_GPU, dtype="float32"), "model.dtype"),
+        (replace(ONE_GPU, data_hash="others"), "the training questions"),
+    ],
+)
+def test_what_came_of_equal_settings_makes_a_control_no_strict_one(tmp_path: Path, other: Identity, what: str) -> None:
+    first = trained(tmp_path / "run", ONE_GPU)
+    assert told(first, trained(tmp_path / "same", ONE_GPU, CONTROL))[1] == "a control, of seed 1337"
+    control = trained(tmp_path / "control", other, CONTROL)
+    assert told(first, control)[1] == f"a control, of seed 1337; no strict one: it differs in {what} too"
+    seed = trained(tmp_path / "seed", other, "training.seed=7")
+    assert told(first, seed)[1] == f"another run: it differs in training.seed, {what}"
+
+
+def test_the_same_step_of_more_ranks_is_the_same_training(tmp_path: Path) -> None:
+    """Eight micro-batches, of eight ranks or of one that accumulates them."""
+    eight = replace(ONE_GPU, micro_batches_per_step=8)
+    accumulating = trained(tmp_path / "one", eight, "training.gradient_accumulation_steps=8", "training.seed=7")
+    assert told(trained(tmp_path / "run", eight), accumulating)[1] == "the same with seed 7"
+
+
+def test_a_control_whose_training_has_not_ended_is_told(tmp_path: Path) -> None:
+    control = Run(tmp_path, override_config(Config(), [CONTROL]))
+    for state, expected in (("preempted", "; its training has not ended"), ("finished", "")):
+        (tmp_path / "status.json").write_text(json.dumps({"state": state}))
+        assert told(run("a"), control)[1] == f"a control, of seed 1337{expected}"
 
 
 def test_a_control_by_itself_may_be_compared_with_its_seeds() -> None:

@@ -112,6 +112,7 @@ def make_run(tmp_path: Path) -> MakeRun:
             }
             for step in range(10, 301, 10)
         ]  # fmt: skip
+        records.append({"step": 0, "time": 999.0, "kind": "validation", "exact_match": 0.95})  # chooses nothing
         records.append({"step": 300, "time": 1301.0, "kind": "validation", "exact_match": 0.9})
         lines = "".join(f"{json.dumps(record)}\n" for record in records)
         (run / "metrics.jsonl").write_text(lines, encoding="utf-8")

@@ -25,13 +25,16 @@ def right(evidence: Evidence) -> np.ndarray:
 
 def test_tables_have_what_the_answers_say_the_control_first(evidence: Evidence) -> None:
     tables = described_comparison(evidence)["differences"]
-    assert [table["label"] for table in tables] == ["control", "prefix off", "shuffled", "question only"]
+    assert [(table["with_label"], table["label"]) for table in tables] == [
+        *(("prefix on", label) for label in ("control", "prefix off", "shuffled", "question only")),
+        ("shuffled", "control"), ("shuffled", "prefix off"),
+    ]  # fmt: skip
     given = right(evidence)
     styles = np.array([kind == "style" for kind in evidence.evaluations[0].predictions.columns["question_type"]])
-    for table, place in zip(tables, (4, 1, 2, 3), strict=True):
+    for table, first, place in zip(tables, (0, 0, 0, 0, 2, 2), (4, 1, 2, 3, 4, 1), strict=True):
         assert [row["name"] for row in table["rows"]] == ["style", "subject", "time of day", "all"]
         for row, chosen in ((table["rows"][0], styles), (table["rows"][-1], np.full(36, True))):
-            on, other = given[0, chosen], given[place, chosen]
+            on, other = given[first, chosen], given[place, chosen]
             assert row["questions"] == str(chosen.sum())
             assert row["with_prefix"] == f"{on.mean():.3f}"
             assert row["without"] == f"{other.mean():.3f}"

@@ -22,7 +22,7 @@ def test_everything_in_the_folder_is_found(make_run: MakeRun) -> None:
     first = questions_about(12)[0]
     for name, one in zip(["on", "off", "shuffled", "on-blank", "off"], evidence.evaluations, strict=True):
         assert one.predictions.columns["prediction"][0] == answer(first, name)
-    assert (len(evidence.training), len(evidence.validations)) == (30, 1)
+    assert (len(evidence.training), len(evidence.validations)) == (30, 2)
     assert evidence.environment["cpu"] == "a CPU"
     assert evidence.comparison is None
     assert evidence.checkpoint is None  # the folder has none

@@ -7,6 +7,7 @@ import pytest
 
 from artkv.errors import UserError
 from artkv.sweep.plan import Sweep
+from artkv.sweep.reporting import report_on
 from artkv.sweep.results import format_results, gain_tables, question_types, read_results
 from tests.sweep.sweeps import GRID, answer, finish_training, make_sweep
 
@@ -40,6 +41,31 @@ def test_the_table_says_mean_spread_and_intervals(finished: Sweep) -> None:
     assert lines[on_control + 1].split()[-1] == "-"
 
 
+def test_what_intervals_cover_and_what_chose_the_checkpoints_is_told(finished: Sweep) -> None:
+    lines = format_results(*read_results(finished)).splitlines()
+    assert lines[-2].endswith("differences with 95% intervals, over paintings and seeds")
+    assert lines[-1].startswith("note: 3 seeds of the run are few: ")
+    page, _, _ = report_on(finished)[1]
+    assert "3 seeds of the run are few" in page.read_text(encoding="utf-8")
+
+
+def test_one_seed_is_not_called_seeds(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path, "{kv_modulation.num_prefix_tokens: [0, 4]}")
+    for run in sweep.runs:
+        finish_training(run)
+        answer(run, {"on": 20 if run.config.kv_modulation.enabled else 3, "on-blank": 0})
+    last = format_results(*read_results(sweep)).splitlines()[-1]
+    assert last.endswith("95% intervals, over paintings; one seed says nothing of other seeds")
+
+
+def test_an_ablation_that_a_seed_lacks_has_no_row(finished: Sweep) -> None:
+    (finished.runs[4].folder / "eval" / "test-off" / "predictions.csv").unlink()
+    results, _ = read_results(finished)
+    assert results[1].gain("off", "style") is None  # and not the first seed's
+    assert results[1].gain("control", "style") is not None
+    assert "off: not evaluated for every seed" in format_results(results, [])
+
+
 def test_what_is_not_done_yet_is_named_and_the_rest_reported(tmp_path: Path) -> None:
     sweep = make_sweep(tmp_path, GRID)
     with pytest.raises(UserError, match="none of its 6 runs is done yet"):
@@ -65,6 +91,33 @@ def test_a_control_that_differs_in_more_than_the_prefix_is_none(tmp_path: Path) 
         "num_prefix_tokens 4, num_epochs 1": pytest.approx(0.45),
         "num_prefix_tokens 4, num_epochs 2": pytest.approx(0.4),
     }
+
+
+@pytest.mark.parametrize(
+    "grid",
+    [
+        "frozen.opt: [resident, stream]",
+        "frozen.opt: [resident, nf4]",
+        "evaluation.max_new_tokens: [10, 20]",
+        "training.activation_checkpointing: [true, false]",
+        "kv_modulation.injection: [concat, decoupled]",
+    ],
+)
+def test_a_grid_over_what_makes_no_other_control_has_one_of_each_seed(tmp_path: Path, grid: str) -> None:
+    """And that is the control whose settings are most like the run's, told here by how many it has right."""
+    sweep = make_sweep(tmp_path, f"{{{grid}, kv_modulation.num_prefix_tokens: [0, 4], training.seed: [1, 2, 3]}}")
+    controls = iter([3, 3, 3, 6, 6, 6])
+    for run in sweep.runs:
+        finish_training(run)
+        answer(run, {"on": 20 if run.config.kv_modulation.enabled else next(controls), "on-blank": 0})
+    results, _ = read_results(sweep)
+    first, second = (result for result in results if result.comparison is not None)
+    for result, right in ((first, 3), (second, 6)):
+        assert result.comparison is not None
+        assert result.comparison.seeds is not None
+        assert result.comparison.seeds.control_seeds == (1, 2, 3)
+        assert list(result.comparison.against) == ["blank", "control"]
+        assert result.gain("control", "style")[0] == pytest.approx(1 - right / 20)
 
 
 def test_runs_without_an_encoder_have_a_table_beside_the_masks(tmp_path: Path) -> None:
