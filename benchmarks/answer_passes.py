@@ -42,7 +42,7 @@ def random_lengths() -> np.ndarray:
 
 def passes(lengths: np.ndarray, at_once: int, share: int | None) -> int:
     """As `Generation` goes about it on one rank. share: a batch leaves one answer in so many; None: none."""
-    counted, waiting = 0, lengths[:0]
+    counted, waiting, going_on = 0, lengths[:0], max(1, at_once // 2)
 
     def decode(some: np.ndarray, is_last: bool) -> np.ndarray:
         nonlocal counted
@@ -55,8 +55,8 @@ def passes(lengths: np.ndarray, at_once: int, share: int | None) -> int:
     for number, batch in enumerate(batches, start=1):
         is_last = number == len(batches)
         waiting = np.concatenate([waiting, decode(batch, is_last and not len(waiting))])
-        while len(waiting) and (is_last or len(waiting) >= at_once):
-            some, others = waiting[:at_once], waiting[at_once:]
+        while len(waiting) and (is_last or len(waiting) >= going_on):
+            some, others = waiting[:going_on], waiting[going_on:]
             waiting = np.concatenate([others, decode(some, is_last and not len(others))])
     return counted
 

@@ -222,9 +222,9 @@ def answer_under(
             batch = next(batches, None)
             if batch is not None:
                 left -= 1
-                answer = partial(_answer, model, batch, generation, world, ablations, not left)
-                scored |= generation.in_parts(batch, answer)
-                generation.finish(not left)
+                answer = partial(_answer, model, batch, generation, world, ablations)
+                scored |= model.in_room(partial(answer, is_last=not left))
+                generation.finish(is_last=not left)
                 advance(len(batch.rows))
             if gives_up is not None and round_number % between_meetings == 0 and _any(gives_up(), world):
                 raise GaveUp
@@ -259,7 +259,6 @@ def _answer(
     world: World,
     ablations: Sequence[Ablation],
     is_last: bool,
-    parts: int,
 ) -> dict[int, list[NDArray[np.float64]]]:
     """Generates the batch's answers, and returns each row's choices' log likelihoods, of an ablation each."""
     on_device = batch.to(world.device, non_blocking=True)
@@ -267,7 +266,7 @@ def _answer(
     flat = model.log_likelihoods(visual_IKD, on_device.choices).cpu().numpy() if batch.choices else np.zeros(0)
     ends = np.cumsum([*batch.num_choices] * len(ablations))
     log_likelihoods = np.split(flat, ends[:-1])
-    generation.answer(on_device, visual_IKD, is_last, parts)
+    generation.answer(on_device, visual_IKD, is_last)
     number = len(batch.rows)
     return {row: log_likelihoods[place::number] for place, row in enumerate(batch.rows)}
 

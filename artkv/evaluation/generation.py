@@ -8,7 +8,7 @@ are the questions with what there is of their answers.
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,22 +19,27 @@ from artkv.datasets.prompt_packing import pack_prompts
 from artkv.datasets.tokenized_table import TokenizedTable
 from artkv.models.cuda_recorder import give_back_unused, is_out_of_memory
 from artkv.models.kv_modulated_blip2 import KVModulatedBlip2
+from artkv.models.opt.decoding import Decoded
 
-T = TypeVar("T")
-
-# A batch leaves so many of its answers: to go on with one of them costs what beginning with one does.
+# A batch leaves one answer in so many: to go on with it costs a prompt's pass again, and half as much memory again.
 SHARE_LEFT = 8
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """What the questions about a painting see, (K, D), of which the last may be padding."""
+
+    visual_KD: Tensor
+    num_visual: int
 
 
 @dataclass(frozen=True)
 class _Open:
-    """An answer that goes on. row, way: whose. tokens: so far. visual_KD, num_visual: what its question sees."""
+    """An answer that goes on. places: (row, way) of all that ask it. tokens: so far."""
 
-    row: int
-    way: int
+    places: tuple[tuple[int, int], ...]
     tokens: tuple[int, ...]
-    visual_KD: Tensor
-    num_visual: int
+    seen: _Seen
 
 
 class Generation:
@@ -55,40 +60,44 @@ class Generation:
     ) -> None:
         self.texts: dict[tuple[int, int], str] = {}
         self._model, self._tokenized, self._num_visual = model, tokenized, num_visual
-        self._max_new_tokens, self._at_once = max_new_tokens, at_once
+        self._max_new_tokens = max_new_tokens
+        # Fewer than questions: these share paintings, and their answers have most of their tokens still to come.
+        self._open_at_once = max(1, at_once // 2)
         self._open: list[_Open] = []
         self._parts = 1
 
-    def in_parts(self, batch: AnsweringBatch, call: Callable[[int], T]) -> T:
-        """What `call` returns; if memory runs out, it is called again with twice as many parts, and so for good.
-
-        call: gets the number of parts in which the batch's rows are decoded.
-        """
-        return self._in_parts(len(batch.prompts.token_ids), call)
-
-    def answer(self, batch: AnsweringBatch, visual_IKD: Tensor, is_last: bool, parts: int) -> None:
+    def answer(self, batch: AnsweringBatch, visual_IKD: Tensor, is_last: bool) -> None:
         """Generates the batch's answers; it and what its questions see are on the device. is_last: of this rank."""
         prompts = batch.prompts
+        asked: dict[int, list[int]] = {}  # equal prompts on a painting have one place, and one answer
+        for number, place in enumerate(prompts.places.tolist()):
+            asked.setdefault(place, []).append(number)
         # The last batch has none to wait for; with others that are open it may leave some to them.
-        leave = 0 if is_last and not self._open else len(prompts) // SHARE_LEFT
-        decoded = self._model.generate_tokens(visual_IKD, prompts, self._max_new_tokens, leave, parts)
-        places = [(row, way) for way in range(len(self._num_visual)) for row in batch.rows]
+        leave = 0 if is_last and not self._open else len(asked) // SHARE_LEFT
+        decoded = self._decode(
+            len(prompts.token_ids),
+            lambda parts: self._model.generate_tokens(visual_IKD, prompts, self._max_new_tokens, leave, parts),
+        )
+        whose = [(row, way) for way in range(len(self._num_visual)) for row in batch.rows]
         tokens, lengths = decoded.token_ids.tolist(), decoded.new_tokens.tolist()
         texts = self._model.answers_of(decoded.token_ids)
-        for place, text, painting, of_one, length in zip(
-            places, texts, batch.painting_index, tokens, lengths, strict=True
-        ):
-            if length:
-                row, way = place
-                visual_KD = visual_IKD[painting].clone()  # a view would keep those of the whole batch
-                self._open.append(_Open(row, way, tuple(of_one[:length]), visual_KD, self._num_visual[way]))
+        seen: dict[int, _Seen] = {}
+        found: list[_Open] = []
+        for numbers in asked.values():
+            first, places = numbers[0], tuple(whose[number] for number in numbers)
+            if lengths[first]:
+                painting = batch.painting_index[first]
+                if painting not in seen:  # a view would keep what the whole batch sees
+                    seen[painting] = _Seen(visual_IKD[painting].clone(), self._num_visual[places[0][1]])
+                found.append(_Open(places, tuple(tokens[first][: lengths[first]]), seen[painting]))
             else:
-                self.texts[place] = text
+                self.texts |= dict.fromkeys(places, texts[first])
+        self._open += found
 
     def finish(self, is_last: bool) -> None:
         """Goes on with the open answers: with all of them, or where there are enough for a batch."""
-        while self._open and (is_last or len(self._open) >= self._at_once):
-            some, rest = self._open[: self._at_once], self._open[self._at_once :]
+        while self._open and (is_last or len(self._open) >= self._open_at_once):
+            some, rest = self._open[: self._open_at_once], self._open[self._open_at_once :]
             leave = 0 if is_last and not rest else len(some) // SHARE_LEFT
             self._open = rest + self._go_on(some, leave)
 
@@ -96,40 +105,45 @@ class Generation:
         """Ends most of the answers and returns the others."""
         model, tokenized = self._model, self._tokenized
         packing = PackingSettings(model.num_visual_tokens, model.backbone.language_model_width)
+        numbers = {seen: number for number, seen in enumerate(dict.fromkeys(one.seen for one in some))}
         prompts = pack_prompts(
-            [[*tokenized.for_generation(one.row)[0], *one.tokens] for one in some],
-            range(len(some)),
+            [[*tokenized.for_generation(one.places[0][0])[0], *one.tokens] for one in some],
+            [numbers[one.seen] for one in some],
             tokenized.pad_token_id,
             packing,
-            [one.num_visual for one in some],
-        ).to(some[0].visual_KD.device)
-        visual_IKD = torch.stack([one.visual_KD for one in some])
-        most = self._max_new_tokens - min(len(one.tokens) for one in some)
-        decoded = self._in_parts(
-            len(prompts.token_ids), lambda parts: model.generate_tokens(visual_IKD, prompts, most, leave, parts)
+            [seen.num_visual for seen in numbers],
         )
-        tokens = [
-            [*one.tokens, *new][: self._max_new_tokens]
-            for one, new in zip(some, decoded.token_ids.tolist(), strict=True)
-        ]
+        most = self._max_new_tokens - min(len(one.tokens) for one in some)
+
+        def generate(parts: int) -> Decoded:
+            visual_IKD = torch.stack([seen.visual_KD for seen in numbers])
+            return model.generate_tokens(visual_IKD, prompts.to(visual_IKD.device), most, leave, parts)
+
+        decoded = self._decode(len(prompts.token_ids), generate)
+        new_tokens = decoded.token_ids.tolist()
+        tokens = [[*one.tokens, *new][: self._max_new_tokens] for one, new in zip(some, new_tokens, strict=True)]
         still_open = []
         for one, text, of_one, length in zip(
             some, model.answers_of(tokens), tokens, decoded.new_tokens.tolist(), strict=True
         ):
             so_far = len(one.tokens) + length
             if length and so_far < self._max_new_tokens:
-                still_open.append(_Open(one.row, one.way, tuple(of_one[:so_far]), one.visual_KD, one.num_visual))
+                still_open.append(_Open(one.places, tuple(of_one[:so_far]), one.seen))
             else:
-                self.texts[one.row, one.way] = text
+                self.texts |= dict.fromkeys(one.places, text)
         return still_open
 
-    def _in_parts(self, num_rows: int, call: Callable[[int], T]) -> T:
+    def _decode(self, num_rows: int, call: Callable[[int], Decoded]) -> Decoded:
+        """What `call` returns; if memory runs out, it is called again with twice as many parts, and so for good.
+
+        call: gets the number of parts in which the rows are decoded.
+        """
         while True:
-            parts = self._parts
+            parts = min(self._parts, num_rows)
             try:
-                return self._model.in_room(lambda: call(parts))  # noqa: B023
+                return self._model.in_room(partial(call, parts))
             except RuntimeError as error:
-                if not is_out_of_memory(error) or parts >= num_rows:
+                if not is_out_of_memory(error) or parts == num_rows:
                     raise
             # Behind the `except`, so that what the failed call had made is gone.
             self._parts = 2 * parts

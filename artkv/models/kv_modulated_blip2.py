@@ -273,17 +273,13 @@ class KVModulatedBlip2(nn.Module):
         text_RLD = self.backbone.language_model.get_input_embeddings()(rows.token_ids)
         return packed_embeddings(text_RLD, visual_IKD, rows)
 
-    def generate_answers(self, visual_IKD: Tensor, prompts: PackedPrompts, max_new_tokens: int) -> list[str]:
-        """Greedy answers, without the question and cut at the newline; the same alone and in a batch.
-
-        An answer also ends where OPT has no position left for it.
-        """
-        return self.answers_of(self.generate_tokens(visual_IKD, prompts, max_new_tokens).token_ids)
-
     def generate_with_probability(
         self, visual_IKD: Tensor, prompts: PackedPrompts, max_new_tokens: int
     ) -> list[LikelyAnswer]:
-        """`generate_answers` with what the model thinks of them."""
+        """Greedy answers, without the question and cut at the newline, with what the model thinks of them.
+
+        An answer also ends where OPT has no position left for it.
+        """
         limits = DecodingLimits(max_new_tokens, self.backbone.max_positions)
         decoded = self._decode(visual_IKD, prompts, limits, with_probability=True)
         assert decoded.log_probabilities is not None
@@ -296,7 +292,7 @@ class KVModulatedBlip2(nn.Module):
     def generate_tokens(
         self, visual_IKD: Tensor, prompts: PackedPrompts, max_new_tokens: int, leave: int = 0, parts: int = 1
     ) -> Decoded:
-        """Greedy answers as tokens, some of which may be left before they end; see `DecodingLimits`."""
+        """Greedy answers as tokens, the same alone and in a batch; some may be left open, see `DecodingLimits`."""
         limits = DecodingLimits(max_new_tokens, self.backbone.max_positions, leave, parts)
         return self._decode(visual_IKD, prompts, limits, with_probability=False)
 

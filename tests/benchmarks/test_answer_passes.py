@@ -28,6 +28,7 @@ def test_what_batches_leave_goes_on_together(module: Any) -> None:
     passes = module("answer_passes").passes
     lengths = np.array([3, 3, 3, 30, 3, 3, 3, 40])
     assert passes(lengths, 4, None) == 30 + 40
-    # Nine steps and one left; nine, another one left; then both, with 21 and 31 tokens to come.
+    # Nine steps and one left; nine, another one left; then both, half a batch, with 21 and 31 tokens to come.
     assert passes(lengths, 4, 4) == 9 + 9 + 31
+    assert passes(lengths, 2, 4) == 3 + 30 + 3 + 40  # an eighth of two is none
     assert passes(lengths, 8, 4) == 40  # of one batch nothing waits for another

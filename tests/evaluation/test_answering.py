@@ -37,6 +37,7 @@ from artkv.evaluation.answering import (
 from artkv.models.opt.decoding import Decoded
 from artkv.session import Session
 from tests.feature_cache.conftest import on_ranks
+from tests.models.conftest import greedy_answers
 
 PROMPT = "Question: {question} Short answer:"
 SETTINGS = AnsweringSettings(batch_size=1, max_new_tokens=3, workers=1, seed=0)
@@ -217,7 +218,7 @@ def rows_of(session: Session, visual_IKD: Tensor) -> list[str]:
         prompt, width = tokenized.for_generation(row)[0], session.model.backbone.language_model_width
         packing = PackingSettings(visual_IKD.shape[1], width)
         packed = pack_prompts([prompt], [0], tokenized.pad_token_id, packing, [visual_IKD.shape[1]])
-        answers += session.model.generate_answers(visual_IKD[painting : painting + 1], packed, settings.max_new_tokens)
+        answers += greedy_answers(session.model, visual_IKD[painting : painting + 1], packed, settings.max_new_tokens)
     return answers
 
 

@@ -10,7 +10,7 @@ import torch
 from artkv.config import Config, override_config
 from artkv.distributed import World, single_process
 from artkv.evaluation import generation
-from artkv.evaluation.answering import ALL_ABLATIONS, answer_under, answering_settings
+from artkv.evaluation.answering import ALL_ABLATIONS, Ablation, answer_under, answering_settings
 from artkv.models.opt import decoding
 from artkv.models.opt.decoding import Decoded
 from artkv.session import Session
@@ -81,6 +81,31 @@ def test_what_batches_leave_is_ended_together_with_the_same_answers(
     for batch_size in (8, 16):
         assert numbers[3, batch_size] < numbers[10**9, batch_size], numbers
         assert numbers[2, batch_size] < numbers[10**9, batch_size], numbers
+
+
+def test_equal_questions_about_a_blank_picture_go_on_as_one(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eleven questions, of which the table has few different ones."""
+    monkeypatch.setattr(generation, "SHARE_LEFT", 2)
+    rows = []
+    generate = session.model.generate_tokens
+
+    def noted(visual: Any, prompts: Any, *others: Any) -> Decoded:
+        rows.append(int(prompts.is_asked.sum()))
+        return generate(visual, prompts, *others)
+
+    monkeypatch.setattr(session.model, "generate_tokens", noted)
+    blank = Ablation(image="blank")
+    questions = session.questions["val"]
+    prompts = {tuple(questions.tokenized.for_generation(row)[0]) for row in range(len(questions.table))}
+    found = {}
+    for batch_size in (1, 4, 100):
+        rows.clear()
+        settings = replace(answering_settings(session.config), batch_size=batch_size)
+        world = single_process(torch.device("cpu"))
+        found[batch_size] = answer_under(session.model, questions, settings, world, [blank])[0].texts
+        assert max(rows) <= min(batch_size, len(prompts))
+    assert found[4] == found[100] == found[1]
+    assert len(prompts) < len(questions.table)
 
 
 def test_on_two_ranks_too(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,12 +5,14 @@ from functools import partial
 
 import pytest
 import torch
+from torch import Tensor
 
-from artkv.batch import Batch, PaintingViews
+from artkv.batch import Batch, PackedPrompts, PaintingViews
 from artkv.config import Config
 from artkv.datasets.tokenization import collate_questions, encode_for_training
 from artkv.distributed import single_process
 from artkv.models.assembly import BuiltModel, build_model
+from artkv.models.kv_modulated_blip2 import KVModulatedBlip2
 
 QUESTIONS = [("What is it?", "oil"), ("Who painted this picture of a thing?", "Jan van Eyck"), ("Style?", "a b")]
 PAINTING_OF_QUESTION = [0, 1, 0]
@@ -18,6 +20,13 @@ PROMPT = "Question: {question} Short answer:"
 
 
 Build = Callable[..., BuiltModel]
+
+
+def greedy_answers(
+    model: KVModulatedBlip2, visual_IKD: Tensor, prompts: PackedPrompts, max_new_tokens: int
+) -> list[str]:
+    """Of one batch, all of them to their ends."""
+    return model.answers_of(model.generate_tokens(visual_IKD, prompts, max_new_tokens).token_ids)
 
 
 @pytest.fixture

@@ -16,7 +16,14 @@ from artkv.datasets.prompt_packing import pack_prompts
 from artkv.datasets.tokenization import encode_prompt
 from artkv.models.assembly import BuiltModel
 from artkv.models.kv_modulated_blip2 import KVModulatedBlip2
-from tests.models.conftest import PAINTING_OF_QUESTION, PROMPT, QUESTIONS, training_batch, views
+from tests.models.conftest import (
+    PAINTING_OF_QUESTION,
+    PROMPT,
+    QUESTIONS,
+    greedy_answers,
+    training_batch,
+    views,
+)
 
 Build = Callable[..., BuiltModel]
 IMAGE_TOKEN, NUM_VISUAL = 4, 6
@@ -116,8 +123,8 @@ def test_an_answers_probability_is_the_product_of_its_tokens(
     with torch.no_grad():
         visual = model.visual_tokens(model.encode(views()))
     answers = model.generate_with_probability(visual, prompts(tokenizer, [0, 1, 2]), max_new_tokens=4)
-    assert [answer.text for answer in answers] == model.generate_answers(
-        visual, prompts(tokenizer, [0, 1, 2]), max_new_tokens=4
+    assert [answer.text for answer in answers] == greedy_answers(
+        model, visual, prompts(tokenizer, [0, 1, 2]), max_new_tokens=4
     )
     newline = tokenizer("\n", add_special_tokens=False).input_ids[-1]
     for (question, _), painting, answer in zip(QUESTIONS, PAINTING_OF_QUESTION, answers, strict=True):
@@ -251,8 +258,8 @@ def test_answers_are_the_same_alone_and_in_a_batch_and_as_stock_blip2s(
     model = build(kv_modulation={"enabled": False}).model
     tokenizer = model.backbone.tokenizer
     visual = model.visual_tokens(model.encode(views())).detach()
-    together = model.generate_answers(visual, prompts(tokenizer, [0, 1, 2]), max_new_tokens=6)
-    alone = [model.generate_answers(visual, prompts(tokenizer, [row]), max_new_tokens=6)[0] for row in range(3)]
+    together = greedy_answers(model, visual, prompts(tokenizer, [0, 1, 2]), max_new_tokens=6)
+    alone = [greedy_answers(model, visual, prompts(tokenizer, [row]), max_new_tokens=6)[0] for row in range(3)]
     assert together == alone
     assert len(set(together)) > 1  # random weights, but not the same answer to everything
     newline = tokenizer("\n", add_special_tokens=False).input_ids[0]

@@ -31,9 +31,9 @@ CHUNK_STEPS = 8
 class DecodingLimits(NamedTuple):
     """What decoding stops at, and how much it does at a time.
 
-    max_new_tokens: of an answer. max_positions: of OPT, visual tokens and prompt included. leave: so many questions, or
-    fewer, that have not ended when cache and mask would be laid out anew stay as they are. parts: the rows are decoded
-    in so many, one after the other, of which each takes less memory.
+    max_new_tokens: of an answer. max_positions: of OPT, visual tokens and prompt included. leave: so many prompts, or
+    fewer, whose answers have not ended when cache and mask would be laid out anew stay as they are. parts: the rows are
+    decoded in so many, one after the other, of which each takes less memory and leaves its share.
     """
 
     max_new_tokens: int
@@ -247,13 +247,14 @@ def decode_greedily(
         with_probability: whether the tokens' log probabilities are wanted.
     """
     names = ("position_ids", "subtree_end", "last_columns", "is_asked")
+    num_parts = min(limits.parts, len(embeds_RLD))
+    limits = limits._replace(leave=limits.leave // num_parts)
     parts = []
-    for rows in torch.arange(len(embeds_RLD)).tensor_split(min(limits.parts, len(embeds_RLD))):
+    for rows in torch.arange(len(embeds_RLD)).tensor_split(num_parts):
         some = slice(int(rows[0]), int(rows[-1]) + 1)
         part = replace(prompts, **{name: getattr(prompts, name)[some] for name in names})
         watch = EndWatch(look_back if embeds_RLD.is_cuda else 0)
-        answers = _Answers(part, embeds_RLD.dtype, limits, tokenizer, with_probability)
-        parts.append(_decode_rows(language_model, part, embeds_RLD[some], answers, limits, watch))
+        parts.append(_decode_rows(language_model, tokenizer, part, embeds_RLD[some], limits, watch, with_probability))
     token_ids, log_probabilities, new_tokens = zip(*parts, strict=True)
     return Decoded(
         torch.cat(token_ids).index_select(0, prompts.places),
@@ -264,13 +265,15 @@ def decode_greedily(
 
 def _decode_rows(
     language_model: Any,
+    tokenizer: Any,
     prompts: PackedPrompts,
     embeds_RLD: Tensor,
-    answers: _Answers,
     limits: DecodingLimits,
     watch: EndWatch,
+    with_probability: bool,
 ) -> Decoded:
     """What `decode_greedily` returns, of all places of the rows."""
+    answers = _Answers(prompts, embeds_RLD.dtype, limits, tokenizer, with_probability)
     decoder, head = language_model.model.decoder, language_model.lm_head
     embed = language_model.get_input_embeddings()
     cache = ColumnCache()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from artkv.models.assembly import BuiltModel
 from artkv.models.kv_modulated_blip2 import KVModulatedBlip2
-from tests.models.conftest import training_batch, views
+from tests.models.conftest import greedy_answers, training_batch, views
 
 Build = Callable[..., BuiltModel]
 LORA = {"lora": {"targets": ["qformer", "opt"], "rank": 2, "alpha": 4}}
@@ -56,7 +56,7 @@ def test_answers_are_the_same_streamed(build: Build, bf16_folder: Path) -> None:
     for frozen in ({}, {"opt": "stream", "vit": "stream", "slots": 1}):
         model = build(model={"blip2": str(bf16_folder)}, frozen=frozen).model
         visual = model.visual_tokens(model.encode(views())).detach()
-        answers.append(model.generate_answers(visual, prompts(model.backbone.tokenizer, [0, 1, 2]), max_new_tokens=5))
+        answers.append(greedy_answers(model, visual, prompts(model.backbone.tokenizer, [0, 1, 2]), max_new_tokens=5))
     assert answers[0] == answers[1]
 
 

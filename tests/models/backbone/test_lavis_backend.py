@@ -19,7 +19,7 @@ from artkv.models.backbone.lavis_backend import open_lavis_backbone
 from artkv.models.backbone.transformers_backend import open_transformers_backbone
 from artkv.models.files.blip2_files import open_blip2
 from artkv.models.kv_modulated_blip2 import KVModulatedBlip2
-from tests.models.conftest import training_batch, views
+from tests.models.conftest import greedy_answers, training_batch, views
 from tests.models.lavis_writing import LavisFolder, write_lavis_folder
 from tests.models.test_kv_modulated_blip2 import prompts
 
@@ -69,7 +69,7 @@ def test_loss_gradients_and_answers_agree(build_on: Build, kv_modulation: dict, 
         loss.backward()
         losses.append(loss.item())
         visual = model.visual_tokens(model.encode(views())).detach()
-        answers.append(model.generate_answers(visual, prompts(model.backbone.tokenizer, [0, 1, 2]), max_new_tokens=6))
+        answers.append(greedy_answers(model, visual, prompts(model.backbone.tokenizer, [0, 1, 2]), max_new_tokens=6))
     # fp32, losses of about 80; the worst seen is 1e-7 relative.
     assert losses[1] == pytest.approx(losses[0], rel=2e-6)
     assert answers[0] == answers[1]
