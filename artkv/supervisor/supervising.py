@@ -238,8 +238,10 @@ class _Supervisor:
         return True
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._not_passed_on = signal.Signals(number)
-        self._asked = self._asked or self._not_passed_on
+        asked = signal.Signals(number)
+        if asked != signal.SIGUSR1 or self._not_passed_on is None:  # which waits for ranks, where others do not
+            self._not_passed_on = asked
+        self._asked = self._asked or asked
 
     def _pass_on(self, launched: Launched, beats: Mapping[int, Beat]) -> None:
         """Hands on what was asked since the last look, or while there was nobody yet to hand it to."""
@@ -250,7 +252,7 @@ class _Supervisor:
             # To the ranks themselves: a launcher would end without them, or give them less time than a save takes.
             signal_ranks(signal.SIGUSR1 if asked == signal.SIGUSR1 else signal.SIGTERM, beats)
         elif asked == signal.SIGUSR1:  # which ends a process that does not listen yet
-            self._not_passed_on = asked
+            self._not_passed_on = self._not_passed_on or asked
         else:
             launched.send(signal.SIGTERM)
 

@@ -192,6 +192,26 @@ def test_a_stop_before_the_first_heartbeat_waits_for_it(supervised: Supervised) 
     assert len(supervised.starts()) == 1
 
 
+@pytest.mark.parametrize("order", [(signal.SIGTERM, signal.SIGUSR1), (signal.SIGUSR1, signal.SIGTERM)])
+def test_before_the_first_heartbeat_what_ends_a_launcher_counts_more(
+    order: Sequence[signal.Signals], tmp_path: Path
+) -> None:
+    """As of `scancel` just after Slurm's warning, or before it."""
+
+    class Launcher:
+        sent: list[int] = []  # noqa: RUF012
+
+        def send(self, number: int) -> None:
+            self.sent.append(number)
+
+    supervisor, launcher = supervising._Supervisor(Settings([], restarts=1, silence=30.0), tmp_path), Launcher()
+    for number in order:
+        supervisor._note(number, None)
+    supervisor._pass_on(launcher, {})  # type: ignore[arg-type]
+    assert launcher.sent == [signal.SIGTERM]
+    assert supervisor._asked == order[0]
+
+
 def test_a_stop_while_a_launcher_is_started_reaches_it(supervised: Supervised) -> None:
     stopped_too_early = (
         "import os, signal, sys, artkv.supervisor.supervising as supervising\n"
