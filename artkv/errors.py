@@ -27,15 +27,16 @@ class RunFailed(Exception):
 class Preempted(Exception):
     """A run that was asked to stop and has; all ranks raise it together, after the same step. Exit code 75.
 
-    step: the optimizer steps done, which are saved. reason: SIGTERM, SIGUSR1, SIGINT, SIGHUP or walltime.
+    step: the optimizer steps done, which are saved; None where nothing is known of any. reason: SIGTERM, SIGUSR1,
+    SIGINT, SIGHUP or walltime.
     """
 
-    def __init__(self, step: int, reason: str) -> None:
-        super().__init__(f"stopped by {reason} after step {step}")
+    def __init__(self, step: int | None, reason: str) -> None:
+        super().__init__(f"stopped by {reason}" if step is None else f"stopped by {reason} after step {step}")
         self.step = step
         self.reason = reason
 
-    def __reduce__(self) -> tuple[type["Preempted"], tuple[int, str]]:
+    def __reduce__(self) -> tuple[type["Preempted"], tuple[int | None, str]]:
         """For the way from one process to another: by default an exception is made anew of its message alone."""
         return type(self), (self.step, self.reason)
 

@@ -190,8 +190,9 @@ def exit_code(error: BaseException, verb: str | None, debug: bool) -> int:
         return WRONG_INPUT
     if isinstance(error, Preempted):
         if rank() == "0":
-            again = {"sweep": "the same command", "art-encoder": "--resume"}.get(verb or "", "--resume auto")
-            tell(f"{error}, which is saved; go on with {again}")
+            again = {"sweep": "the same command", "quickstart": "the same command", "art-encoder": "--resume"}
+            saved = "" if error.step is None else ", which is saved"
+            tell(f"{error}{saved}; go on with {again.get(verb or '', '--resume auto')}")
         return PREEMPTED
     if isinstance(error, KeyboardInterrupt):
         if rank() == "0":

@@ -15,6 +15,7 @@ from types import FrameType
 
 from artkv import shell
 from artkv.argument_values import whole_number
+from artkv.errors import Preempted
 from artkv.training.preemption import heeded
 
 _LOOPBACK = "127.0.0.1"
@@ -23,29 +24,40 @@ _LOOPBACK = "127.0.0.1"
 def launch(verb: str, ranks: int, *options: str) -> int:
     """`artkv VERB ...` as one process, or as so many by DeepSpeed's launcher; returns the exit code.
 
-    What asks this process to stop asks the other as well, which is waited for: a training then saves. Called on the
-    main thread.
+    What asks this process to stop asks the other as well, which is waited for: a training then saves. `Preempted` is
+    raised then, however the other has ended, for nothing else is to be begun. Called on the main thread.
     """
+    process: subprocess.Popen[bytes] | None = None
+    asked: list[str] = []
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        asked.append(signal.Signals(number).name)
+        if process is not None:
+            process.send_signal(signal.SIGTERM)  # the launcher knows no other; a single process takes it for the same
+
     asking = heeded(signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
-    # A terminal's goes to all processes, and DeepSpeed's launcher would die of it before its ranks have saved.
-    before_start = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        process = subprocess.Popen(command(ranks, "artkv", verb, *options), env=shell.without_person())
-    finally:
-        signal.signal(signal.SIGHUP, before_start)
-
-    def pass_on(_: int, __: FrameType | None) -> None:
-        process.send_signal(signal.SIGTERM)  # the launcher knows no other; a single process takes it for the same
-
     before = {number: signal.signal(number, pass_on) for number in asking}
     try:
-        return process.wait()
-    except KeyboardInterrupt:  # the terminal has sent it to both
-        process.wait()
-        raise
+        # A terminal's goes to all processes, and DeepSpeed's launcher would die of it before its ranks have saved. So
+        # the other is born with it blocked; were it ignored here for that while, one that comes then would be lost.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
+        try:
+            process = subprocess.Popen(command(ranks, "artkv", verb, *options), env=shell.without_person())
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if asked:  # while it was started
+            process.send_signal(signal.SIGTERM)
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:  # the terminal has sent it to both
+            process.wait()
+            raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if asked:
+        raise Preempted(None, asked[0])
+    return code
 
 
 def command(ranks: int, *module: str) -> list[str]:

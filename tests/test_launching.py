@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import artkv.launching
+from artkv.errors import Preempted
 from artkv.launching import command, launch
 
 
@@ -116,8 +117,30 @@ def test_who_asks_this_process_to_stop_asks_the_other(number: signal.Signals, mo
     before = {one: signal.signal(one, lambda *_: None) for one in (number, signal.SIGHUP)}
     try:
         own = signal.getsignal(number)
-        assert launch("train", 1) == 75
+        with pytest.raises(Preempted, match=f"^stopped by {number.name}$"):
+            launch("train", 1)
         assert signal.getsignal(number) is own
     finally:
         for one, handler in before.items():
             signal.signal(one, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_stop_while_the_other_is_started_reaches_it(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, started = subprocess.Popen, []
+
+    def popen(*_: Any, **__: Any) -> Any:
+        os.kill(os.getpid(), number)
+        started.append(real(["sleep", "60"]))
+        os.kill(os.getpid(), number)
+        return started[0]
+
+    monkeypatch.setattr(artkv.launching.subprocess, "Popen", popen)
+    before = signal.signal(number, lambda *_: None)
+    try:
+        with pytest.raises(Preempted, match=f"^stopped by {number.name}$"):
+            launch("evaluate", 1)
+        assert started[0].returncode == -signal.SIGTERM
+        assert signal.SIGHUP not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    finally:
+        signal.signal(number, before)

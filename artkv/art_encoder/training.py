@@ -35,6 +35,7 @@ from artkv.art_encoder.workers import start_fork_server
 from artkv.distributed import World
 from artkv.errors import RunFailed, UserError
 from artkv.monitoring.progress import ProgressLine
+from artkv.monitoring.rank_log import lossy_console
 from artkv.monitoring.tensorboard_log import TensorBoardLog
 from artkv.run_folder.run_lock import RunLock, run_lock
 
@@ -96,7 +97,8 @@ def train_art_encoder(
     """
     world = world or world_of_one(settings)
     check_batch_can_be_shared(settings, world)
-    with run_lock(settings.output_dir, world, settings.timeout_minutes, "--output-dir") as lock:
+    # A terminal that is gone has sent SIGHUP, upon which the state is saved: no line of progress may fail before that.
+    with run_lock(settings.output_dir, world, settings.timeout_minutes, "--output-dir") as lock, lossy_console():
         return _train(settings, world, stop_reason, ready, lock)
 
 

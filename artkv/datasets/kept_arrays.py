@@ -73,10 +73,20 @@ def keep(folder: Path | None, key: str, arrays: Mapping[str, np.ndarray]) -> Non
                 temporary.replace(path)  # a damaged one
         finally:
             temporary.unlink(missing_ok=True)
-        oldest = time.time() - _UNUSED_DAYS * 86400
-        for other in folder.parent.glob("*/*"):  # what killed writers left, too
-            if other.stat().st_mtime < oldest:
-                other.unlink()
+    with suppress(OSError):
+        _remove_unused(folder)
+
+
+def _remove_unused(folder: Path) -> None:
+    """Removes what no run has begun with for long: of all names, of layouts that were before, of killed writers."""
+    oldest = time.time() - _UNUSED_DAYS * 86400
+    for layout in folder.parent.parent.glob("format-*"):
+        for root, folders, files in os.walk(layout, topdown=False):
+            for name, remove in (*((name, os.unlink) for name in files), *((name, os.rmdir) for name in folders)):
+                other = os.path.join(root, name)
+                with suppress(OSError):  # another process was quicker; a folder that is not empty stays
+                    if os.stat(other).st_mtime < oldest:
+                        remove(other)
 
 
 def kept(folder: Path | None, key: str) -> dict[str, np.ndarray] | None:

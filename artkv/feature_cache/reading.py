@@ -108,8 +108,9 @@ class Records:
     def _read(self, shard: int, start: int, target: memoryview) -> None:
         done, is_reopened = 0, False
         while done < len(target):
+            file = self._file(shard)
             try:
-                count = os.preadv(self._file(shard), [target[done:]], start + done)
+                count = os.preadv(file, [target[done:]], start + done)
             except OSError as error:
                 # On NFS, of a file that was removed and made again, with the same bytes.
                 if error.errno == errno.ESTALE and not is_reopened:

@@ -17,7 +17,7 @@ def say(what: str, began: float) -> None:
 
 
 def launch_stage(verb: str, config_path: Path, ranks: int, *options: str) -> None:
-    """Runs a verb in processes of its own; raises `RunFailed` if it fails."""
+    """Runs a verb in processes of its own; raises `RunFailed` if it fails, `Preempted` if this one is asked to stop."""
     code = launch(verb, ranks, "--config", str(config_path), *options)
     if code:
         raise RunFailed(f"{verb} ended with exit code {code}; its messages are above")

@@ -145,13 +145,18 @@ class _Supervisor:
                 self._end(launched, beats, fault)
                 return fault
         beats = self._beats = read_beats(self._folder)
+        # `deepspeed` ends with 0 too where its inner process was killed.
+        if code == 0 and beats and all(beat.phase == "ended" and not beat.error for beat in beats.values()):
+            try:
+                launched.end(beats)
+            except RunFailed as error:  # the run is done, and nothing is to be started beside what is left
+                print(f"artkv supervise: {error}", file=sys.stderr, flush=True)
+            return DONE
         fault = fault_of(beats, code or 0) if silence is None else self._fault_of_silence(silence, beats)
         self._end(launched, beats, fault)  # what the launcher has left behind
         marker = None
         with suppress(UserError, OSError):
             marker = read_marker(self._run_dir)
-        if code == 0 and beats and all(beat.phase == "ended" and not beat.error for beat in beats.values()):
-            return DONE  # `deepspeed` says so too where its inner process was killed
         if self._asked is not None:
             if marker is not None:
                 return PREEMPTED
@@ -233,8 +238,10 @@ class _Supervisor:
         return True
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._not_passed_on = signal.Signals(number)
-        self._asked = self._asked or self._not_passed_on
+        asked = signal.Signals(number)
+        if asked != signal.SIGUSR1 or self._not_passed_on is None:  # which waits for ranks, where others do not
+            self._not_passed_on = asked
+        self._asked = self._asked or asked
 
     def _pass_on(self, launched: Launched, beats: Mapping[int, Beat]) -> None:
         """Hands on what was asked since the last look, or while there was nobody yet to hand it to."""
@@ -245,16 +252,17 @@ class _Supervisor:
             # To the ranks themselves: a launcher would end without them, or give them less time than a save takes.
             signal_ranks(signal.SIGUSR1 if asked == signal.SIGUSR1 else signal.SIGTERM, beats)
         elif asked == signal.SIGUSR1:  # which ends a process that does not listen yet
-            self._not_passed_on = asked
+            self._not_passed_on = self._not_passed_on or asked
         else:
             launched.send(signal.SIGTERM)
 
     def _log(self, fault: Fault, reason: str | None) -> None:
+        again = f"not started again: {reason}" if reason else f"start {self._policy.restarts + 1}"
+        # First: what holds a process may be the server that has the run's folder, and then holds this one too.
+        print(f"artkv supervise: {fault.cause}; {again}", file=sys.stderr, flush=True)
         if not fault.is_wrong_input:  # else the folder may be another run's, in use
             append_restart(self._run_dir, Restart(time.time(), fault.cause, fault.step, reason))
             record_cause(self._run_dir, fault.cause)
-        again = f"not started again: {reason}" if reason else f"start {self._policy.restarts + 1}"
-        print(f"artkv supervise: {fault.cause}; {again}", file=sys.stderr, flush=True)
 
 
 def _size(path: Path) -> int:

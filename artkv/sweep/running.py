@@ -84,7 +84,7 @@ def do_runs(sweep: Sweep, runs: Sequence[SweepRun], ranks: int | None) -> dict[i
     """Does runs one after another, and says how long is left; one that fails does not keep the others.
 
     ranks: processes of each; None for as many as there are GPUs, or one. Returns what went wrong, by index. Raises
-    `Preempted` where a run was asked to stop and has saved.
+    `Preempted` where a run, or this process, was asked to stop.
     """
     if ranks is None:
         ranks = max(1, torch.cuda.device_count())
@@ -139,13 +139,20 @@ def _answered_checkpoint(sweep: Sweep, run: SweepRun, ablation: str) -> str:
 
 
 def _launch(run: SweepRun, verb: str, ranks: int, *options: str) -> None:
-    code = launch(verb, ranks, *options)
-    if code == 0:
-        return
-    # Launchers have exit codes of their own: the marker tells.
-    marker = read_if_readable(run.folder / MARKER)
-    if verb == "train" and marker:
-        raise Preempted(int(marker["step"]), f"{marker['reason']}, in run {run.index} ({run.name}),")
+    stop = None
+    try:
+        code = launch(verb, ranks, *options)
+        if code == 0:
+            return
+    except Preempted as error:
+        stop = error
+    # Launchers have exit codes of their own: the marker tells, where the training came to write it.
+    marker = read_if_readable(run.folder / MARKER) if verb == "train" else None
+    place = f"in run {run.index} ({run.name})"
+    if marker:
+        raise Preempted(int(marker["step"]), f"{marker['reason']}, {place},")
+    if stop is not None:
+        raise Preempted(None, f"{stop.reason}, {place}, during {verb}")
     raise RunFailed(f"{verb} ended with exit code {code}; its messages are above")
 
 

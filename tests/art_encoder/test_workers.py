@@ -12,6 +12,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from artkv.art_encoder.workers import begin_worker, start_fork_server
+from artkv.cli import main
 from tests.art_encoder.conftest import FAST
 from tests.art_encoder.test_ranks import wait_for
 from tests.system.ranks import SECONDS, run_to_end, started
@@ -62,6 +63,19 @@ def test_a_signal_to_the_group_is_saved_and_leaves_no_process(
     # without workers, which costs less: a result does not depend on them
     run_to_end([*words, "--resume", "--workers", "0"], tmp_path / "second", 1)
     assert epochs_done(output) == EPOCHS
+
+
+def on_a_console_that_takes_nothing(arguments: Sequence[str]) -> int:
+    with Path("/dev/full").open("wb") as full:
+        os.dup2(full.fileno(), 2)
+    return main(arguments)
+
+
+def test_a_terminal_that_is_gone_ends_no_training(folders: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    words = [*training(folders, output, 2), "--workers", "0"]
+    run_to_end(words, tmp_path, 1, on_a_console_that_takes_nothing)
+    assert epochs_done(output) == 2
 
 
 def test_a_killed_rank_leaves_no_process(folders: Path, tmp_path: Path) -> None:

@@ -79,6 +79,34 @@ def test_what_no_run_has_used_for_long_is_removed(folder: Path, path: Path) -> N
     assert list(other.iterdir()) == []
 
 
+def test_what_cannot_be_removed_does_not_keep_the_others_and_older_layouts_go_too(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    month_ago = time.time() - 31 * 86400
+    flat = folder.parent / "0123.arrays"  # as they were once, without a folder
+    older, empty = folder.parent.parent / "format-0" / "0123" / ".x.tmp", folder.parent / "no more"
+    mine = folder.parent.parent / "mine"
+    quicker = [folder.parent / "a", folder.parent / "z"]
+    older.parent.mkdir(parents=True)
+    empty.mkdir()
+    for path in (flat, older, mine, *quicker):
+        path.touch()
+    for path in (flat, older, mine, *quicker, empty):
+        os.utime(path, (month_ago, month_ago))
+    real = os.unlink
+
+    def unlink(path: object, **how: object) -> None:
+        if Path(str(path)) in quicker:
+            raise FileNotFoundError(path)
+        real(path, **how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "unlink", unlink)
+    keep(folder, "new", ARRAYS)
+    assert not any(path.exists() for path in (flat, older, empty))
+    assert mine.exists()
+    assert kept(folder, "key") is not None
+
+
 def test_every_damaged_byte_and_every_cut_is_seen(folder: Path, path: Path) -> None:
     content = path.read_bytes()
     for place in range(0, len(content), 7):

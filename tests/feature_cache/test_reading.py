@@ -152,6 +152,24 @@ def test_file_that_nfs_has_lost_is_opened_again_once(
         paintings.load(np.arange(12), np.arange(12), pin_memory=False)
 
 
+def test_a_lost_file_for_which_there_is_no_room_any_more_is_no_fault_of_the_disk(
+    paintings: CachedPaintings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = paintings._vit
+    records.load(np.arange(1), False)
+
+    def lost(*_: object) -> int:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    def refuse(path: object, *_: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files", str(path))
+
+    monkeypatch.setattr(os, "preadv", lost)
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(OSError, match="Too many open files"):  # whose remedy the command line knows
+        records.load(np.arange(1), False)
+
+
 def test_several_threads_read_the_same(paintings: CachedPaintings, monkeypatch: pytest.MonkeyPatch) -> None:
     """With so few open files that threads close each other's."""
     expected = paintings.load(np.arange(12), np.arange(12), pin_memory=False)

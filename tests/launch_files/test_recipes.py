@@ -124,7 +124,7 @@ def test_a_machine_keeps_its_run_on_its_disk_and_a_copy_on_the_bucket(tmp_path: 
     assert ended.returncode == 75  # the training's
     restored, trained, saved = [json.loads(line) for line in (tmp_path / "told").read_text().splitlines()]
     run, bucket = str(tmp_path / "run"), str(tmp_path / "a bucket")
-    assert restored[-2:] == [f"{bucket}/", f"{run}/"]
+    assert restored[-3:] == ["--update", f"{bucket}/", f"{run}/"]  # a job that fails is started again on its machine
     assert saved[-3:] == ["--delete-after", f"{run}/", f"{bucket}/"]
     assert restored[0] == saved[0] == "rsync"
     assert run_dir_of(trained[trained.index("--") + 1 :]) == Path(run)

@@ -17,7 +17,9 @@ from typing import Any
 import pytest
 
 from artkv.errors import UserError
-from artkv.supervisor.supervising import run_dir_of
+from artkv.supervisor import supervising
+from artkv.supervisor.policy import Fault
+from artkv.supervisor.supervising import Settings, run_dir_of
 from tests.supervisor import stub
 from tests.system.run_files import beats_of
 
@@ -190,6 +192,26 @@ def test_a_stop_before_the_first_heartbeat_waits_for_it(supervised: Supervised) 
     assert len(supervised.starts()) == 1
 
 
+@pytest.mark.parametrize("order", [(signal.SIGTERM, signal.SIGUSR1), (signal.SIGUSR1, signal.SIGTERM)])
+def test_before_the_first_heartbeat_what_ends_a_launcher_counts_more(
+    order: Sequence[signal.Signals], tmp_path: Path
+) -> None:
+    """As of `scancel` just after Slurm's warning, or before it."""
+
+    class Launcher:
+        sent: list[int] = []  # noqa: RUF012
+
+        def send(self, number: int) -> None:
+            self.sent.append(number)
+
+    supervisor, launcher = supervising._Supervisor(Settings([], restarts=1, silence=30.0), tmp_path), Launcher()
+    for number in order:
+        supervisor._note(number, None)
+    supervisor._pass_on(launcher, {})  # type: ignore[arg-type]
+    assert launcher.sent == [signal.SIGTERM]
+    assert supervisor._asked == order[0]
+
+
 def test_a_stop_while_a_launcher_is_started_reaches_it(supervised: Supervised) -> None:
     stopped_too_early = (
         "import os, signal, sys, artkv.supervisor.supervising as supervising\n"
@@ -210,22 +232,51 @@ def test_a_stop_while_a_launcher_is_started_reaches_it(supervised: Supervised) -
     assert ended.returncode == 128 + signal.SIGTERM
 
 
+WITHOUT_KILL = (
+    "import os, signal, sys, artkv.supervisor.ranks as ranks\n"
+    "kill = os.kill\n"
+    "ranks.os.kill = lambda pid, number: None if number == signal.SIGKILL else kill(pid, number)\n"
+    "ranks._SECONDS_TO_END = 1.0\n"
+    "from artkv.cli import main\n"
+    "sys.exit(main(sys.argv[1:]))\n"
+)
+
+
+def test_a_run_that_is_done_is_done_whatever_cannot_be_killed(supervised: Supervised) -> None:
+    (supervised.folder / "script").write_text("done")
+    rank = [sys.executable, str(Path(stub.__file__)), str(supervised.run_dir)]
+    training = ["artkv", "train", "--config", str(supervised.config), "--set", f"run.output_dir={supervised.run_dir}"]
+    shell = ["bash", "-c", 'sleep 30 >/dev/null 2>&1 & "$@"', "bash"]
+    ended = subprocess.run(
+        [sys.executable, "-c", WITHOUT_KILL, "supervise", "--", *shell, *rank, *training],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}, text=True, stderr=subprocess.PIPE,
+        timeout=SECONDS, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert re.search(r"process \d+ \(sleep, state S\): not gone 1 s", ended.stderr)
+    assert not supervised.run_dir.exists()  # no fault was written down
+
+
+def test_a_fault_is_told_before_it_is_written_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a file server that hangs the latter has no end."""
+    told = []
+    for name in ("append_restart", "record_cause"):
+        monkeypatch.setattr(supervising, name, lambda *_: told.append(capsys.readouterr().err))
+    supervisor = supervising._Supervisor(Settings([], restarts=1, silence=30.0), tmp_path)
+    supervisor._log(Fault("a rank died", 3, has_gained=True), None)
+    assert told == ["artkv supervise: a rank died; start 1\n", ""]
+
+
 def test_a_process_that_cannot_be_killed_is_named_and_ends_it(supervised: Supervised) -> None:
     """As one in state D, which a disk or a GPU holds: here SIGKILL does nothing."""
-    without_kill = (
-        "import os, signal, sys, artkv.supervisor.ranks as ranks\n"
-        "kill = os.kill\n"
-        "ranks.os.kill = lambda pid, number: None if number == signal.SIGKILL else kill(pid, number)\n"
-        "ranks._SECONDS_TO_END = 1.0\n"
-        "from artkv.cli import main\n"
-        "sys.exit(main(sys.argv[1:]))\n"
-    )
     supervised.run_dir.mkdir()
     training = ["artkv", "train", "--config", str(supervised.config), "--set", f"run.output_dir={supervised.run_dir}"]
     launcher = ["bash", "-c", "sleep 30 >/dev/null 2>&1 & exit 1", "bash"]
     began = time.monotonic()
     ended = subprocess.run(
-        [sys.executable, "-c", without_kill, "supervise", "--", *launcher, *training],
+        [sys.executable, "-c", WITHOUT_KILL, "supervise", "--", *launcher, *training],
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}, text=True, stderr=subprocess.PIPE,
         timeout=SECONDS, check=False,
     )  # fmt: skip

@@ -117,6 +117,30 @@ def test_a_run_that_was_asked_to_stop_stops_the_sweep(sweep: Sweep, monkeypatch:
         do_runs(sweep, sweep.runs, ranks=2)
 
 
+@pytest.mark.parametrize("verb", ["train", "evaluate"])
+def test_a_stop_ends_the_sweep_where_there_is_no_marker(
+    verb: str, sweep: Sweep, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before the ranks have met, after the last step, and where questions are answered."""
+    started = []
+
+    def launch(verb_launched: str, ranks: int, *options: str) -> int:
+        started.append(verb_launched)
+        if verb_launched == verb:
+            raise Preempted(None, "SIGHUP")
+        finish_training(sweep.runs[0])
+        return 0
+
+    monkeypatch.setattr(running, "launch", launch)
+    for name in ("check_is_apart", "_check_inputs", "check_split"):
+        monkeypatch.setattr(running, name, lambda *_: None)
+    assert cli.main(["sweep", str(sweep.path), "--ranks", "1"]) == 75
+    assert started[-1] == verb
+    assert len(started) == ["train", "evaluate"].index(verb) + 1
+    told = f"stopped by SIGHUP, in run 0 (num_prefix_tokens=0,seed=1), during {verb}; go on with the same command"
+    assert told in capsys.readouterr().err
+
+
 def test_a_model_that_is_not_there_is_told_before_the_first_run(tmp_path: Path) -> None:
     sweep = make_sweep(tmp_path, f"{{model.blip2: ['{tmp_path}/blip2', '{tmp_path}/missing'], training.seed: [1]}}")
     with pytest.raises(UserError, match=r"run 1 \(.*model\.blip2 = '[^']+/missing': no such folder"):
