@@ -385,15 +385,15 @@ def test_a_validation_that_finds_no_memory_beside_graphs_has_them_go(
 
     run_training(["training.num_epochs=2"])
     recorders = rerunning(monkeypatch)
-    answers, asked = answering._answers, []
+    answers, asked = answering._answer, []
 
-    def short_of_memory(model: KVModulatedBlip2, *others: Any) -> Any:
+    def short_of_memory(model: KVModulatedBlip2, *others: Any, **options: Any) -> Any:
         asked.append(model._graphs.has_graphs)
         if asked[-1]:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return answers(model, *others)
+        return answers(model, *others, **options)
 
-    monkeypatch.setattr(answering, "_answers", short_of_memory)
+    monkeypatch.setattr(answering, "_answer", short_of_memory)
     output = tmp_path / "replayed"
     run_training(["training.num_epochs=2", f"run.output_dir={output}"])
     assert True in asked
