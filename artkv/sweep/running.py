@@ -139,7 +139,7 @@ def _answered_checkpoint(sweep: Sweep, run: SweepRun, ablation: str) -> str:
 
 
 def _launch(run: SweepRun, verb: str, ranks: int, *options: str) -> None:
-    stop = None
+    stop, before = None, read_if_readable(run.folder / MARKER)
     try:
         code = launch(verb, ranks, *options)
         if code == 0:
@@ -148,6 +148,8 @@ def _launch(run: SweepRun, verb: str, ranks: int, *options: str) -> None:
         stop = error
     # Launchers have exit codes of their own: the marker tells, where the training came to write it.
     marker = read_if_readable(run.folder / MARKER) if verb == "train" else None
+    if marker == before:  # of an earlier start, which one that fails early has not removed
+        marker = None
     place = f"in run {run.index} ({run.name})"
     if marker:
         raise Preempted(int(marker["step"]), f"{marker['reason']}, {place},")

@@ -117,6 +117,18 @@ def test_a_run_that_was_asked_to_stop_stops_the_sweep(sweep: Sweep, monkeypatch:
         do_runs(sweep, sweep.runs, ranks=2)
 
 
+def test_the_marker_of_an_earlier_stop_stops_nothing(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a start that ends before it has removed it: the card is gone, or the lock is another's."""
+    folder = sweep.runs[0].folder
+    folder.mkdir(parents=True)
+    marker = {"step": 12, "reason": "SIGTERM", "time": 5.0}
+    (folder / "preempted.json").write_text(json.dumps(marker), encoding="utf-8")
+    monkeypatch.setattr(running, "launch", lambda verb, ranks, *options: 3)
+    failed = do_runs(sweep, sweep.runs, ranks=1)
+    assert sorted(failed) == [run.index for run in sweep.runs]
+    assert "exit code 3" in failed[0]
+
+
 @pytest.mark.parametrize("verb", ["train", "evaluate"])
 def test_a_stop_ends_the_sweep_where_there_is_no_marker(
     verb: str, sweep: Sweep, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
