@@ -16,9 +16,10 @@ from typing_extensions import Self
 
 from artkv.evaluation.answer_summary import AnswerSummary
 from artkv.evaluation.resampling import (
-    LEVEL,
+    SIGNIFICANT,
     Floats,
     Resampling,
+    fewest_differing,
     holm,
     mean_intervals,
     sign_flip_p_values,
@@ -28,7 +29,6 @@ from artkv.evaluation.resampling import (
 from artkv.evaluation.scores import Estimate, rows_by_type
 from artkv.evaluation.seed_spread import Seeds, SeedSpreads
 
-SIGNIFICANT = 1 - LEVEL
 POWER = 0.8
 
 
@@ -285,11 +285,6 @@ def detectable_difference(standard_error: float, paintings: int, differing: int,
     if differing >= fewest and standard_error > 0:
         return normal
     return None if paintings < fewest else max(normal, _share_that_shows(paintings, fewest))
-
-
-def fewest_differing(tests: int) -> int:
-    """With fewer paintings that differ no exchange of signs is rare enough: six for one test, since 2 / 2^5 > 5%."""
-    return math.floor(math.log2(2 * tests / SIGNIFICANT)) + 1
 
 
 def _share_that_shows(paintings: int, fewest: int) -> float:
