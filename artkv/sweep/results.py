@@ -154,6 +154,7 @@ def _result(sweep: Sweep, group: Sequence[SweepRun], others: Sequence[Run]) -> S
 def _strict(run: Run, others: Sequence[Run]) -> list[Run]:
     """Controls that differ in prefix, art encoders and seed alone, and runs that lack some of its encoders.
 
+    Their answers may be as long: others are not compared.
     One of each seed: where a sweep goes over what is of no use to them, or makes no other training of them, that whose
     settings are most like the run's.
     """
@@ -164,7 +165,8 @@ def _strict(run: Run, others: Sequence[Run]) -> list[Run]:
         is_control = not other.has_prefix and all(
             key.startswith(free) for key in differing_settings(run.config, other.config)
         )
-        if lacked or is_control:
+        is_as_long = other.config.evaluation.max_new_tokens == run.config.evaluation.max_new_tokens
+        if is_as_long and (lacked or is_control):
             found.setdefault((lacked, other.seed), []).append(other)
     return [min(alike, key=lambda other: _unlike(run, other)) for alike in found.values()]
 

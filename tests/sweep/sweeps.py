@@ -33,4 +33,5 @@ def answer(run: SweepRun, styles_right: Mapping[str, int]) -> None:
     """An evaluation for each ablation, in which so many styles of twenty are right."""
     table = make_table(run.folder.parent)
     for ablation, right in styles_right.items():
-        write_evaluation(run.folder, ablation, table, answers_to(table, right), CHECKPOINT)
+        most = run.config.evaluation.max_new_tokens
+        write_evaluation(run.folder, ablation, table, answers_to(table, right), CHECKPOINT, max_new_tokens=most)

@@ -120,6 +120,20 @@ def test_a_grid_over_what_makes_no_other_control_has_one_of_each_seed(tmp_path: 
         assert result.gain("control", "style")[0] == pytest.approx(1 - right / 20)
 
 
+def test_a_control_whose_answers_may_be_longer_costs_a_sweep_no_row(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path, "{evaluation.max_new_tokens: [10, 20], kv_modulation.num_prefix_tokens: [0, 4]}")
+    for run in sweep.runs:
+        longer = run.config.evaluation.max_new_tokens == 20
+        if run.config.kv_modulation.enabled or longer:  # the other control is not done yet
+            finish_training(run)
+            answer(run, {"on": 20 if run.config.kv_modulation.enabled else 4, "on-blank": 0})
+    results, missing = read_results(sweep)
+    assert len(missing) == 1
+    gains = {result.name: result.gain("control", "style") for result in results if result.comparison is not None}
+    assert gains.pop("max_new_tokens 10, num_prefix_tokens 4") is None
+    assert gains["max_new_tokens 20, num_prefix_tokens 4"][0] == pytest.approx(0.8)
+
+
 def test_runs_without_an_encoder_have_a_table_beside_the_masks(tmp_path: Path) -> None:
     one, other = "{name: a, checkpoint: /a.pth}", "{name: b, checkpoint: /b.pth}"
     sweep = make_sweep(tmp_path, f"{{efficientnet: [null], art_encoders: [[{one}, {other}], [{other}]]}}")
