@@ -12,10 +12,12 @@ from artkv.evaluation.results import METRICS_FILE, evaluation_folder, read_score
 from artkv.evaluation.run_roles import (
     ABLATIONS,
     CONTROL,
+    WITHOUT,
     Run,
     ablations_of,
     all_settings,
     differing_settings,
+    is_as_meant,
     lacked_encoders,
     masked_names,
 )
@@ -56,10 +58,13 @@ class SettingResult:
     def gain(self, other: str, question_type: str) -> tuple[float, float, float] | None:
         """(mean, low, high) of what the prefix adds to `other`, over seeds if there are several.
 
-        None where not all seeds were held against it: the first alone would say nothing of them.
+        None where not all seeds were held against it: the first alone, or some, would say nothing of the rest.
         """
         compared = self.comparison
         if compared is None or (compared.seeds is not None and other not in compared.seeds.against):
+            return None
+        covered = () if compared.seeds is None else compared.seeds.training_seeds
+        if len(self.seeds) > 1 and not set(self.seeds) <= set(covered):
             return None
         effect = compared.effect(other, None if question_type == ALL else question_type)
         if effect is None:
@@ -116,7 +121,8 @@ def notes(results: Sequence[SettingResult]) -> list[str]:
     compared = [result.comparison for result in results if result.comparison is not None]
     warnings = [comparison.seeds.warning for comparison in compared if comparison.seeds is not None]
     found = [note for comparison in compared for note in comparison.notes]
-    return list(dict.fromkeys([*filter(None, warnings), *found]))
+    roles = [f"{run.folder}: {run.taken_for}" for one in compared for run in one.runs if not is_as_meant(run)]
+    return list(dict.fromkeys([*filter(None, warnings), *roles, *found]))
 
 
 def score_table(results: Sequence[SettingResult], types: Sequence[str]) -> list[list[str]]:
@@ -130,7 +136,8 @@ def gain_tables(results: Sequence[SettingResult], types: Sequence[str]) -> dict[
     tables = {}
     compared = [name for result in results if result.comparison for name in result.comparison.against]
     own = [name for result in results if result.comparison for name in masked_names(result.comparison.encoders)]
-    retrained = [name for name in compared if name not in (*ABLATIONS, CONTROL, *own)]
+    # Others are seeds that came out as other trainings, of which the notes tell.
+    retrained = [name for name in compared if name.startswith(WITHOUT)]
     for other in dict.fromkeys((*ABLATIONS, *own, CONTROL, *retrained)):
         rows = [[result.name, *(_gain(result.gain(other, t)) for t in types)] for result in results]
         if any(cell != _NOTHING for row in rows for cell in row[1:]):

@@ -9,7 +9,7 @@ from artkv.errors import UserError
 from artkv.sweep.plan import Sweep
 from artkv.sweep.reporting import report_on
 from artkv.sweep.results import format_results, gain_tables, question_types, read_results
-from tests.sweep.sweeps import GRID, answer, finish_training, make_sweep
+from tests.sweep.sweeps import GRID, answer, finish_training, make_sweep, write_identity
 
 
 def test_scores_and_gains_are_those_of_the_seeds(finished: Sweep) -> None:
@@ -132,6 +132,31 @@ def test_a_control_whose_answers_may_be_longer_costs_a_sweep_no_row(tmp_path: Pa
     gains = {result.name: result.gain("control", "style") for result in results if result.comparison is not None}
     assert gains.pop("max_new_tokens 10, num_prefix_tokens 4") is None
     assert gains["max_new_tokens 20, num_prefix_tokens 4"][0] == pytest.approx(0.8)
+
+
+def test_seeds_that_came_out_as_other_trainings_leave_no_gain_of_the_rest_and_are_told(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path, "{training.seed: [1, 2, 3]}")
+    for place, run in enumerate(sweep.runs):
+        finish_training(run)
+        write_identity(run, ranks=2 if place else 1)
+        answer(run, {"on": 20 - place, "off": 3, "on-blank": 0})
+    results, _ = read_results(sweep)
+    assert results[0].seeds == (1, 2, 3)
+    assert [results[0].gain(name, "style") for name in ("off", "blank")] == [None, None]
+    text = format_results(results, [])
+    assert not [line for line in text.splitlines() if line.startswith("on - ")]
+    second, third = (run.folder for run in sweep.runs[1:])
+    differing = "another run: it differs in training.seed, ranks x accumulation"
+    assert f"note: {second}: {differing}" in text.splitlines()
+    assert f"note: {third}: the same as {second.name}, of seed 3" in text.splitlines()
+    # Where one seed alone is another training the two that are left are no mean of three either.
+    write_identity(sweep.runs[1], ranks=1)
+    results, _ = read_results(sweep)
+    assert results[0].comparison is not None
+    assert results[0].comparison.seeds is not None
+    assert results[0].comparison.seeds.training_seeds == (1, 2)
+    assert results[0].gain("off", "style") is None
+    assert f"note: {third}: {differing}" in format_results(results, []).splitlines()
 
 
 def test_runs_without_an_encoder_have_a_table_beside_the_masks(tmp_path: Path) -> None:
