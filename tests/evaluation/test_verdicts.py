@@ -118,9 +118,7 @@ def test_a_types_verdict_is_by_the_corrected_p_value() -> None:
     assert "no difference" in verdict(replace(given, against={"off": corrected}), "style")
 
 
-def of_seeds(
-    tmp_path: Path, styles_right: Sequence[int], controls_right: Sequence[int], shuffled: int = 2
-) -> Comparison:
+def of_seeds(tmp_path: Path, styles_right: Sequence[int], controls_right: Sequence[int]) -> Comparison:
     """Runs and controls of as many seeds, of which so many styles of twenty are right."""
     runs = [
         write_run(tmp_path / f"run{seed}", {"on": right, "off": 3, "shuffled": 2}, training={"seed": seed})
@@ -173,6 +171,24 @@ def test_ablations_that_some_seeds_lack_are_of_the_first_alone(tmp_path: Path) -
     (tmp_path / "run1" / "eval" / "test-off" / "predictions.csv").unlink()
     runs = [open_run(tmp_path / f"run{seed}") for seed in range(2)]
     assert verdict(compare_runs(runs, "test", "exact_match")[0], "style").endswith(" (the first of 2 seeds alone)")
+
+
+@pytest.mark.parametrize(
+    ("run_right", "what"), [([20, 18, 19], ": it carries facts of this painting"), ([4, 4, 4], "")]
+)
+def test_facts_by_shuffled_prefixes_of_the_first_seed_are_told_to_be(
+    tmp_path: Path, run_right: list[int], what: str
+) -> None:
+    whole = of_seeds(tmp_path, run_right, [4, 3, 4])
+    assert "of the first seed" not in verdict(whole, "style")
+    path = tmp_path / "run2" / "eval" / "test-shuffled" / "predictions.csv"
+    path.unlink()
+    runs = [open_run(tmp_path / f"{kind}{seed}") for kind in ("run", "control") for seed in range(3)]
+    sentence = verdict(compare_runs(runs, "test", "exact_match")[0], "style")
+    # Of four right nothing is shown, of the prefix or of shuffled ones.
+    expected = f"{what} (of the first seed alone) (3 seeds, 3 of the control" if what else "is shown"
+    assert expected in sentence
+    assert ("of the first seed" in sentence) == bool(what)
 
 
 def test_what_shuffled_prefixes_add_is_a_test_of_its_own() -> None:
