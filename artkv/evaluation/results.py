@@ -43,6 +43,7 @@ ALIKE = {"prompt": "dataset.prompt", "max_new_tokens": "evaluation.max_new_token
 DTYPE = "dtype"
 MAX_NEW_TOKENS = "max_new_tokens"
 CONDITIONS = (*ALIKE, DTYPE)
+_CHOSEN_THERE = " is the best of its run on val, so its scores there are too good; report those on test"
 # Of the splits that a run has answered, the first of these, where none is asked for.
 _SPLITS = ("test", "val", "train")
 
@@ -252,7 +253,12 @@ def selection_note(run_dir: Path, split: str, checkpoint: str) -> str | None:
     """That a checkpoint was chosen by the very questions it is scored on, by its name; None where it was not."""
     if split != "val" or best_checkpoint(run_dir) != checkpoint:
         return None
-    return f"{checkpoint} is the best of its run on val, so its scores there are too good; report those on test"
+    return f"{checkpoint}{_CHOSEN_THERE}"
+
+
+def is_selection_note(note: str) -> bool:
+    """Whether a note is one of `selection_note`, of any checkpoint."""
+    return note.endswith(_CHOSEN_THERE)
 
 
 def differing_condition(first: Predictions, other: Predictions, name: str) -> tuple[Any, Any] | None:

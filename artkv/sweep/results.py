@@ -8,7 +8,7 @@ from typing import Any
 from artkv.errors import UserError
 from artkv.evaluation.compared_runs import compare_runs
 from artkv.evaluation.comparison import Comparison
-from artkv.evaluation.results import METRICS_FILE, evaluation_folder, read_scores
+from artkv.evaluation.results import METRICS_FILE, evaluation_folder, is_selection_note, read_scores
 from artkv.evaluation.run_roles import (
     ABLATIONS,
     CONTROL,
@@ -29,6 +29,7 @@ from artkv.sweep.running import is_answered
 ALL = "all"
 METRIC = "exact_match"
 _NOTHING = "-"
+_CHOSEN = "checkpoints are the best of their runs on val, so their scores there are too good; report those on test"
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def format_results(results: Sequence[SettingResult], missing: Sequence[SweepRun]
     lines = [format_columns(score_table(results, types)), ""]
     for other, rows in gain_tables(results, types).items():
         lines += [format_columns([[f"on - {other}", *types], *rows]), ""]
-    lines += [f"mean over seeds and their standard deviation; {intervals(results)}"]
+    lines += ["; ".join(filter(None, ("mean over seeds and their standard deviation", intervals(results))))]
     lines += [f"note: {note}" for note in notes(results)]
     if missing:
         lines.append(f"not done yet: {', '.join(f'{run.index} ({run.name})' for run in missing)}")
@@ -107,9 +108,10 @@ def format_results(results: Sequence[SettingResult], missing: Sequence[SweepRun]
 
 
 def intervals(results: Sequence[SettingResult]) -> str:
-    """What the intervals of differences cover."""
-    compared = [result.comparison for result in results if result.comparison is not None]
-    over_seeds = [comparison.seeds is not None for comparison in compared]
+    """What the intervals of differences cover; '' where nothing was compared."""
+    over_seeds = [result.comparison.seeds is not None for result in results if result.comparison is not None]
+    if not over_seeds:
+        return ""
     covered = "over paintings and seeds" if all(over_seeds) else "over paintings; one seed says nothing of other seeds"
     if any(over_seeds) and not all(over_seeds):
         covered = "over paintings, and over seeds where a setting has several"
@@ -117,12 +119,18 @@ def intervals(results: Sequence[SettingResult]) -> str:
 
 
 def notes(results: Sequence[SettingResult]) -> list[str]:
-    """What is to be kept in mind of the comparisons, each once."""
-    compared = [result.comparison for result in results if result.comparison is not None]
-    warnings = [comparison.seeds.warning for comparison in compared if comparison.seeds is not None]
-    found = [note for comparison in compared for note in comparison.notes]
-    roles = [f"{run.folder}: {run.taken_for}" for one in compared for run in one.runs if not is_as_meant(run)]
-    return list(dict.fromkeys([*filter(None, warnings), *roles, *found]))
+    """What is to be kept in mind of the comparisons, each once, with the settings that it is of."""
+    of_settings: dict[str, list[str]] = {}
+    roles: dict[str, None] = {}
+    for result in results:
+        if result.comparison is None:
+            continue
+        seeds = result.comparison.seeds
+        for note in (*((seeds.warning,) if seeds is not None and seeds.warning else ()), *result.comparison.notes):
+            of_settings.setdefault(_CHOSEN if is_selection_note(note) else note, []).append(result.name)
+        roles |= {f"{run.folder}: {run.taken_for}": None for run in result.comparison.runs if not is_as_meant(run)}
+    told = [note if note == _CHOSEN else f"{'; '.join(names)}: {note}" for note, names in of_settings.items()]
+    return [*told, *roles]
 
 
 def score_table(results: Sequence[SettingResult], types: Sequence[str]) -> list[list[str]]:

@@ -1,6 +1,7 @@
 """A sweep's tables and files, of runs that were written by hand."""
 
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from artkv.errors import UserError
 from artkv.sweep.plan import Sweep
 from artkv.sweep.reporting import report_on
-from artkv.sweep.results import format_results, gain_tables, question_types, read_results
+from artkv.sweep.results import format_results, gain_tables, notes, question_types, read_results
 from tests.sweep.sweeps import GRID, answer, finish_training, make_sweep, write_identity
 
 
@@ -44,9 +45,34 @@ def test_the_table_says_mean_spread_and_intervals(finished: Sweep) -> None:
 def test_what_intervals_cover_and_what_chose_the_checkpoints_is_told(finished: Sweep) -> None:
     lines = format_results(*read_results(finished)).splitlines()
     assert lines[-2].endswith("differences with 95% intervals, over paintings and seeds")
-    assert lines[-1].startswith("note: 3 seeds of the run are few: ")
+    assert lines[-1].startswith("note: num_prefix_tokens 4: 3 seeds of the run are few: ")
     page, _, _ = report_on(finished)[1]
     assert "3 seeds of the run are few" in page.read_text(encoding="utf-8")
+
+
+def test_of_controls_alone_no_differences_are_told(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path, "{kv_modulation.num_prefix_tokens: [0]}")
+    finish_training(sweep.runs[0])
+    answer(sweep.runs[0], {"on": 3, "on-blank": 0})
+    assert format_results(*read_results(sweep)).splitlines()[-1] == "mean over seeds and their standard deviation"
+
+
+def test_notes_name_the_settings_that_they_are_of_and_what_chose_the_checkpoints_once(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path, "{kv_modulation.num_prefix_tokens: [2, 4, 8], training.seed: [1, 2]}")
+    done = sweep.runs[:5]
+    for run in done:
+        finish_training(run)
+        answer(run, {"on": 20, "off": 3, "shuffled": 2, "on-blank": 0})
+    results, _ = read_results(sweep)
+    chosen = "step_00000081 is the best of its run on val, so its scores there are too good; report those on test"
+    compared = [result.comparison for result in results if result.comparison is not None]
+    of_val = [
+        replace(result, comparison=replace(comparison, notes=(chosen.replace("81", f"8{place}"),)))
+        for place, (result, comparison) in enumerate(zip(results, compared, strict=True))
+    ]
+    few, best = notes(of_val)
+    assert few.startswith("num_prefix_tokens 2; num_prefix_tokens 4: 2 seeds of the run are few: ")
+    assert best.startswith("checkpoints are the best of their runs on val, so their scores there are too good; ")
 
 
 def test_one_seed_is_not_called_seeds(tmp_path: Path) -> None:
