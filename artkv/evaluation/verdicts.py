@@ -8,7 +8,7 @@ from artkv.evaluation.comparison import POWER, Comparison, Difference, Differenc
 from artkv.evaluation.encoder_effects import ONE_TRAINING, encoder_verdicts, format_encoders, of_first_alone
 from artkv.evaluation.run_roles import BASELINES, CONTROL
 from artkv.evaluation.scores import Estimate, format_columns
-from artkv.evaluation.seed_spread import Seeds
+from artkv.evaluation.seed_spread import FEW_SEEDS, Seeds
 
 _OVER = {CONTROL: "over the control", "off": "over its absence"}
 
@@ -57,10 +57,15 @@ def _trainings(comparison: Comparison, baseline: str) -> str:
             return f" ({ONE_TRAINING})"
         lone = [what for what, number in (("run", runs), ("control", controls)) if number == 1]
         uncovered = f"; other seeds of the {lone[0]} are not covered" if lone else ""
-        return f" ({_seeds(runs)}, {controls} of the control{uncovered})"
+        return f" ({_seeds(runs)}, {controls} of the control{uncovered}{_if_few(runs, controls)})"
     if seeds is None or runs == 1:
         return ""
-    return f" ({_seeds(runs)})" if baseline in seeds.against else f" (the first of {_seeds(runs)} alone)"
+    return f" ({_seeds(runs)}{_if_few(runs)})" if baseline in seeds.against else f" (the first of {_seeds(runs)} alone)"
+
+
+def _if_few(*numbers: int) -> str:
+    is_few = any(1 < number < FEW_SEEDS for number in numbers)
+    return "; so few that the interval may be too narrow" if is_few else ""
 
 
 def _seeds(number: int) -> str:

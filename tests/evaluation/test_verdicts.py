@@ -139,7 +139,7 @@ def test_seeds_that_contradict_the_first_pair_are_believed(tmp_path: Path) -> No
     sentence = verdict(found, "style")
     # (20 + 4 + 4) / 3 right of both, of twenty.
     assert sentence.startswith("style: no difference over the control is shown, 0.00 [-0.")
-    assert sentence.endswith(" (3 seeds, 3 of the control)")
+    assert sentence.endswith(" (3 seeds, 3 of the control; so few that the interval may be too narrow)")
 
 
 def test_seeds_that_agree_are_the_verdict(tmp_path: Path) -> None:
@@ -150,11 +150,18 @@ def test_seeds_that_agree_are_the_verdict(tmp_path: Path) -> None:
     assert verdict(found, "style").startswith(
         f"style: the prefix adds 0.75 [{spread.low:.2f}, {spread.high:.2f}] over the control; shuffled prefixes are not"
     )
-    assert verdict(found, "style").endswith(" (3 seeds, 1 of the control; other seeds of the control are not covered)")
+    few = "; so few that the interval may be too narrow)"
+    assert verdict(found, "style").endswith(
+        f" (3 seeds, 1 of the control; other seeds of the control are not covered{few}"
+    )
     # The first control alone has 4 of twenty, and another painting's prefix 2.
     added = found.effect_of_shuffled("control", "style")
     assert added is not None
     assert added.estimate.value == pytest.approx((2 - 4) / 20)
+
+
+def test_enough_seeds_are_not_called_few(tmp_path: Path) -> None:
+    assert verdict(of_seeds(tmp_path, [20, 18, 19, 18, 20], []), "style").endswith(" (5 seeds)")
 
 
 def test_over_seeds_too_the_number_of_types_is_corrected_for(tmp_path: Path) -> None:
