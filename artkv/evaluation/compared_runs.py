@@ -1,7 +1,7 @@
 """Compares the evaluations in runs' folders, and writes `comparison.json`."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,20 +16,27 @@ from artkv.evaluation.answer_summary import most_frequent_answers, summarize_ans
 from artkv.evaluation.comparison import Comparison, compare_values
 from artkv.evaluation.resampling import Resampling
 from artkv.evaluation.results import (
+    ALIKE,
     COMPARISON,
+    CONDITIONS,
     DTYPE,
+    MAX_NEW_TOKENS,
     Predictions,
     check_same_questions,
+    differing_condition,
     evaluation_folder,
     first_answered_split,
     is_answered,
     read_predictions,
     selection_note,
+    trained_otherwise,
 )
 from artkv.evaluation.run_roles import BASELINES, CONTROL, Roles, Run, ablations_of, masked_encoders, roles_of
 from artkv.evaluation.scores import ACCURACY, rows_by_type
 from artkv.evaluation.seed_spread import FEW_SEEDS, Seeds, SeedSpreads, spreads_over_seeds
 from artkv.files import check_writable, told, write_whole
+
+_ON = "the prefix on"
 
 
 def compare_runs(runs: Sequence[Run], split: str | None, metric: str) -> tuple[Comparison, Path]:
@@ -46,16 +53,16 @@ def compare_runs(runs: Sequence[Run], split: str | None, metric: str) -> tuple[C
     on = evaluated.on(first)
     path = on.path.with_name(COMPARISON)
     check_writable(path, f"{path.parent}: the comparison's folder")
-    own = ablations_of(first.config)
-    compared = {name: read for name in own if (read := evaluated.ablation(first, name, on)) is not None}
-    compared |= {name: evaluated.on(of_seeds[0]) for name, of_seeds in _other_trainings(roles).items()}
+    answers = _read_answers(roles, on, evaluated)
+    compared = {name: given for name, of_seeds in answers.own.items() if (given := of_seeds[0]) is not None}
+    compared |= {name: of_seeds[0] for name, of_seeds in answers.trainings.items()}
     if not compared and len(roles.seeds) == 1:
         raise UserError(
             f"{on.path.parent}: is all that was evaluated, there is nothing to compare it with; evaluate with "
             "--all-ablations, or name a control too"
         )
-    for predictions in compared.values():
-        _check_comparable(on, predictions, metric)
+    for run, _, predictions in answers.told(roles):
+        _check_comparable(first, on, run, predictions, metric)
     config, types = first.config, on.columns["question_type"]
     resampling = Resampling(config.evaluation.bootstrap_samples, config.training.seed)
     without = {name: predictions.scores(metric) for name, predictions in compared.items()}
@@ -72,8 +79,8 @@ def compare_runs(runs: Sequence[Run], split: str | None, metric: str) -> tuple[C
         shuffled_over=compare_values(without["shuffled"], baselines, painting_Q, types, resampling)
         if baselines
         else {},
-        notes=_notes(first, on, evaluated.split, compared),
-        seeds=_compare_seeds(roles, on, evaluated, resampling),
+        notes=_notes(roles, answers, evaluated),
+        seeds=_compare_seeds(roles, answers, metric, resampling),
         answers=summarize_answers(
             on.columns["prediction"], on.columns["answer"], types, _training_majority(config), metric
         ),
@@ -94,15 +101,33 @@ def _answered_split(run_dir: Path) -> str:
     return split
 
 
-def _notes(first: Run, on: Predictions, split: str, compared: Mapping[str, Predictions]) -> tuple[str, ...]:
-    """That the questions chose the checkpoint, and what was answered in another type than the prefix on."""
-    chosen = selection_note(first.folder, split, on.checkpoint)
-    notes, dtype = [chosen] if chosen else [], on.conditions.get(DTYPE)
-    for name, predictions in compared.items():
-        other = predictions.conditions.get(DTYPE)
-        if None not in (dtype, other) and other != dtype:
-            notes.append(f"{name} was answered in {other}, the prefix on in {dtype}, which alone may change answers")
+def _notes(roles: Roles, answers: "_Answers", evaluated: "_Evaluated") -> tuple[str, ...]:
+    """That the questions chose the checkpoint, and what was answered otherwise than the prefix on."""
+    first, on = roles.seeds[0], answers.on[0]
+    chosen = selection_note(first.folder, evaluated.split, on.checkpoint)
+    told = list(answers.told(roles))
+    # Of each difference, who has it: names with the seeds.
+    found: dict[tuple[str, str], list[int]] = {}
+    for run, name, predictions in told:
+        for condition in CONDITIONS:
+            differing = differing_condition(on, predictions, condition)
+            # A choice is among candidates, however long an answer may be.
+            if differing is None or (condition == MAX_NEW_TOKENS and evaluated.metric == ACCURACY):
+                continue
+            found.setdefault((name, _how_it_differs(condition, *differing)), []).append(run.seed)
+    notes = [chosen] if chosen else []
+    for (name, how), seeds in found.items():
+        # The first run itself has none.
+        is_each = len(seeds) == sum(name == other for _, other, _ in told) and name != _ON
+        of_seeds = "" if is_each else f" of seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+        notes.append(f"{name}{of_seeds} was answered {how}")
     return tuple(notes)
+
+
+def _how_it_differs(condition: str, here: object, there: object) -> str:
+    if condition == DTYPE:
+        return f"in {there}, {_ON} in {here}, which alone may change answers"
+    return f"with {ALIKE[condition]} = {there!r:.80}, {_ON} with {here!r:.80}, as they were trained"
 
 
 def _shuffled_against(compared: Iterable[str]) -> list[str]:
@@ -150,41 +175,67 @@ class _Evaluated(NamedTuple):
         return read.of_choices() if self.metric == ACCURACY else read
 
 
-def _check_comparable(first: Predictions, other: Predictions, metric: str) -> None:
+class _Answers(NamedTuple):
+    """What was read of the runs: those with the prefix on, their own ablations, and other trainings; by their seeds.
+
+    own: None where a seed lacks an ablation; those that none has are left out.
+    """
+
+    on: list[Predictions]
+    own: dict[str, list[Predictions | None]]
+    trainings: dict[str, list[Predictions]]
+
+    def told(self, roles: Roles) -> Iterator[tuple[Run, str, Predictions]]:
+        """All but the first with the prefix on, each with its run and what it is called."""
+        yield from ((run, _ON, read) for run, read in zip(roles.seeds[1:], self.on[1:], strict=True))
+        for name, of_seeds in self.own.items():
+            yield from ((run, name, read) for run, read in zip(roles.seeds, of_seeds, strict=True) if read is not None)
+        for name, runs in _other_trainings(roles).items():
+            yield from ((run, name, read) for run, read in zip(runs, self.trainings[name], strict=True))
+
+
+def _read_answers(roles: Roles, on: Predictions, evaluated: _Evaluated) -> _Answers:
+    on_of_seeds = [on, *(evaluated.on(run) for run in roles.seeds[1:])]
+    own = {
+        name: [evaluated.ablation(run, name, of_run) for run, of_run in zip(roles.seeds, on_of_seeds, strict=True)]
+        for name in ablations_of(roles.seeds[0].config)
+    }
+    return _Answers(
+        on_of_seeds,
+        {name: of_seeds for name, of_seeds in own.items() if any(read is not None for read in of_seeds)},
+        {name: [evaluated.on(run) for run in runs] for name, runs in _other_trainings(roles).items()},
+    )
+
+
+def _check_comparable(first: Run, on: Predictions, run: Run, other: Predictions, metric: str) -> None:
     """Raises `UserError` if two sets of predictions are not on the same questions, or did not choose among the same."""
-    if metric == ACCURACY and first.candidates != other.candidates:
-        raise UserError(
-            f"{other.path}: chose among other candidates than {first.path}; evaluate both with the same --choices FILE"
-        )
-    check_same_questions(first, other)
+    may_differ = trained_otherwise(first.config, run.config)
+    if metric == ACCURACY:
+        may_differ |= {MAX_NEW_TOKENS}
+        if on.candidates != other.candidates:
+            raise UserError(
+                f"{other.path}: chose among other candidates than {on.path}; evaluate both with the same --choices FILE"
+            )
+    check_same_questions(on, other, may_differ)
 
 
 def _paintings(predictions: Predictions) -> NDArray[np.str_]:
     return np.array(predictions.columns["image"])
 
 
-def _compare_seeds(roles: Roles, on: Predictions, evaluated: _Evaluated, resampling: Resampling) -> Seeds | None:
+def _compare_seeds(roles: Roles, answers: _Answers, metric: str, resampling: Resampling) -> Seeds | None:
     """What the seeds of the run, of its control and of other runs show together; None with one of each."""
-    trainings = _other_trainings(roles)
+    trainings = answers.trainings
     if len(roles.seeds) == 1 and all(len(runs) < 2 for runs in trainings.values()):
         return None
-    on_of_seeds = [on, *(evaluated.on(run) for run in roles.seeds[1:])]
-    compared: dict[str, list[Predictions]] = {}
-    missing = []
-    for name in ablations_of(roles.seeds[0].config):
-        read = [evaluated.ablation(run, name, own) for run, own in zip(roles.seeds, on_of_seeds, strict=True)]
-        found = [predictions for predictions in read if predictions is not None]
-        if len(found) == len(read):
-            compared[name] = found
-        elif found:
-            missing.append(name)
-    compared |= {name: [evaluated.on(run) for run in runs] for name, runs in trainings.items()}
-    for predictions in [*on_of_seeds, *(one for of_name in compared.values() for one in of_name)]:
-        _check_comparable(on, predictions, evaluated.metric)
+    found = {name: [read for read in of_seeds if read is not None] for name, of_seeds in answers.own.items()}
+    missing = [name for name, of_seeds in found.items() if len(of_seeds) < len(roles.seeds)]
+    compared = {name: of_seeds for name, of_seeds in found.items() if name not in missing} | trainings
+    on = answers.on[0]
     painting_Q, by_type = _paintings(on), rows_by_type(on.columns["question_type"])
     scores_QU = {
-        name: np.column_stack([predictions.scores(evaluated.metric) for predictions in given])
-        for name, given in {"on": on_of_seeds, **compared}.items()
+        name: np.column_stack([predictions.scores(metric) for predictions in given])
+        for name, given in {"on": answers.on, **compared}.items()
     }
 
     def spreads(with_name: str, names: Iterable[str]) -> dict[str, SeedSpreads]:

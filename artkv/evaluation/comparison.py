@@ -16,9 +16,10 @@ from typing_extensions import Self
 
 from artkv.evaluation.answer_summary import AnswerSummary
 from artkv.evaluation.resampling import (
-    LEVEL,
+    SIGNIFICANT,
     Floats,
     Resampling,
+    fewest_differing,
     holm,
     mean_intervals,
     sign_flip_p_values,
@@ -28,7 +29,6 @@ from artkv.evaluation.resampling import (
 from artkv.evaluation.scores import Estimate, rows_by_type
 from artkv.evaluation.seed_spread import Seeds, SeedSpreads
 
-SIGNIFICANT = 1 - LEVEL
 POWER = 0.8
 
 
@@ -97,12 +97,14 @@ class Effect:
     """A difference as it is judged: over the seeds where they were compared, else that of a single run.
 
     is_shown: whether it is told from 0 at 5%, corrected for the number of question types where it is of one of them.
-    single: the difference of a single run; None where it is over seeds.
+    single: the difference of a single run; None where it is over seeds. is_of_first: whether that is the first of
+    several seeds, which were not all evaluated for it.
     """
 
     estimate: Estimate
     is_shown: bool
     single: Difference | None
+    is_of_first: bool = False
 
 
 @dataclass(frozen=True)
@@ -141,13 +143,12 @@ class Comparison:
 
     def effect(self, name: str, question_type: str | None = None) -> Effect | None:
         """What the run gains over one of `against`, on a question type or on all together; None where it is unknown."""
-        spreads = None if self.seeds is None else self.seeds.against.get(name)
-        return _effect(spreads, self.against.get(name), question_type)
+        return _effect(None if self.seeds is None else self.seeds.against, self.against, name, question_type)
 
     def effect_of_shuffled(self, baseline: str, question_type: str | None = None) -> Effect | None:
         """What shuffled prefixes gain over one of `shuffled_over`."""
-        spreads = None if self.seeds is None else self.seeds.shuffled_over.get(baseline)
-        return _effect(spreads, self.shuffled_over.get(baseline), question_type)
+        of_seeds = None if self.seeds is None else self.seeds.shuffled_over
+        return _effect(of_seeds, self.shuffled_over, baseline, question_type)
 
     def to_json(self) -> dict[str, Any]:
         """The fields by their names, in plain values."""
@@ -178,7 +179,13 @@ class Comparison:
         )
 
 
-def _effect(spreads: SeedSpreads | None, single: Differences | None, question_type: str | None) -> Effect | None:
+def _effect(
+    of_seeds: Mapping[str, SeedSpreads] | None,
+    of_first: Mapping[str, Differences],
+    name: str,
+    question_type: str | None,
+) -> Effect | None:
+    spreads, single = None if of_seeds is None else of_seeds.get(name), of_first.get(name)
     if spreads is not None:
         spread = spreads.overall if question_type is None else spreads.by_type.get(question_type)
         if spread is not None:
@@ -186,7 +193,7 @@ def _effect(spreads: SeedSpreads | None, single: Differences | None, question_ty
     elif single is not None:
         one = single.overall if question_type is None else single.by_type.get(question_type)
         if one is not None:
-            return Effect(one.difference, one.is_significant, one)
+            return Effect(one.difference, one.is_significant, one, is_of_first=of_seeds is not None)
     return None
 
 
@@ -285,11 +292,6 @@ def detectable_difference(standard_error: float, paintings: int, differing: int,
     if differing >= fewest and standard_error > 0:
         return normal
     return None if paintings < fewest else max(normal, _share_that_shows(paintings, fewest))
-
-
-def fewest_differing(tests: int) -> int:
-    """With fewer paintings that differ no exchange of signs is rare enough: six for one test, since 2 / 2^5 > 5%."""
-    return math.floor(math.log2(2 * tests / SIGNIFICANT)) + 1
 
 
 def _share_that_shows(paintings: int, fewest: int) -> float:

@@ -21,6 +21,7 @@ TWO_QUESTIONS = (
 
 # What is said where a run is held against one that was trained otherwise, and neither has other seeds.
 ONE_TRAINING = "one training of each; other seeds are not covered"
+_OF_FIRST = " (of the first seed alone)"
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,11 @@ def p_of(one: Difference) -> float:
     return one.p_value if one.p_holm is None else one.p_holm
 
 
+def of_first_alone(*effects: Effect | None) -> str:
+    """What is said behind a clause that rests on an effect of the first of several seeds; '' where none is."""
+    return _OF_FIRST if any(one is not None and one.is_of_first for one in effects) else ""
+
+
 def _cells(one: Difference | None) -> tuple[str, str]:
     return ("-", "-") if one is None else (_show(one.difference, 3), f"{p_of(one):.4f}")
 
@@ -117,11 +123,12 @@ def _part(what: str, one: Effect | None) -> str:
     if one is None:
         return ""
     if not one.is_shown:
-        return f"{what}, no difference is shown, {_show(one.estimate, 2)}"
+        return f"{what}, no difference is shown, {_show(one.estimate, 2)}{of_first_alone(one)}"
     found = one.estimate
     sign = 1 if found.value > 0 else -1
     estimate = Estimate(abs(found.value), *sorted((sign * found.low, sign * found.high)))
-    return f"{what}, the model is {'worse' if sign > 0 else 'better'} by {_show(estimate, 2)}"
+    direction = "worse" if sign > 0 else "better"
+    return f"{what}, the model is {direction} by {_show(estimate, 2)}{of_first_alone(one)}"
 
 
 def _ranks(of: Mapping[str, float]) -> str:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 LEVEL = 0.95
+SIGNIFICANT = 1 - LEVEL
 # Two-sided.
 Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
 
@@ -121,10 +122,18 @@ def deviating(values_IM: Floats) -> NDArray[np.int64]:
 
 
 def with_what_is_unseen(
-    drawn: tuple[Floats, Floats], mean_M: Floats, deviating_M: NDArray[np.int64], paintings: int, least: float
+    drawn: tuple[Floats, Floats],
+    mean_M: Floats,
+    deviating_M: NDArray[np.int64],
+    paintings: int,
+    least: float,
+    tests: int = 1,
 ) -> tuple[Floats, Floats]:
-    """An interval of draws, widened where few paintings deviate to that of `interval_without_spread`."""
-    low_M, high_M = interval_without_spread(mean_M, paintings, least)
+    """An interval of draws, widened where few paintings deviate to that of `interval_without_spread`.
+
+    tests: how many intervals are to hold at once, those of the draws and these alike.
+    """
+    low_M, high_M = interval_without_spread(mean_M, paintings, least, tests)
     is_few_M = deviating_M < FEWEST_DEVIATING
     return (
         np.where(is_few_M, np.minimum(drawn[0], low_M), drawn[0]),
@@ -153,18 +162,23 @@ def student_t(degrees: int, z: float = Z) -> float:
     return x + sum(term / n**power for power, term in enumerate(terms, start=1))
 
 
-def unseen_share(paintings: int) -> float:
-    """The largest share of paintings that may have what none of so many has: Wilson's 95% upper limit for none."""
-    return Z**2 / (paintings + Z**2)
+def unseen_share(paintings: int, z: float = Z) -> float:
+    """The largest share of paintings that may have what none of so many has: Wilson's upper limit for none, of 95%."""
+    return z**2 / (paintings + z**2)
 
 
-def interval_without_spread(value: Floats, paintings: int, least: float) -> tuple[Floats, Floats]:
+def interval_without_spread(value: Floats, paintings: int, least: float, tests: int = 1) -> tuple[Floats, Floats]:
     """Low and high where nearly all paintings have the same value: a share that none showed may be at `least` or at 1.
 
     value: their mean. With `least` 0 and a value of 0 or 1 it is Wilson's interval, the number of paintings as n.
     """
-    share = unseen_share(paintings)
+    share = unseen_share(paintings, z_of(tests))
     return value - share * (value - least), value + share * (1 - value)
+
+
+def fewest_differing(tests: int) -> int:
+    """With fewer paintings that differ no exchange of signs is rare enough: six for one test, since 2 / 2^5 > 5%."""
+    return math.floor(math.log2(2 * tests / SIGNIFICANT)) + 1
 
 
 def sign_flip_p_values(differences_IM: Floats, seed: int) -> Floats:

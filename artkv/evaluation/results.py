@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
+from artkv.config import Config
 from artkv.datasets.shards import folder_of_names
 from artkv.errors import UserError
 from artkv.evaluation.scores import Choice, Scores, exact_match, score_pairs, token_f1
@@ -36,11 +37,13 @@ _READ_IF_THERE = (PREFIX_OF, CHOICE, CHOICE_PROBABILITY, GOLD_PROBABILITY)
 # As `_rounded` writes it.
 _PROBABILITY = re.compile(r"[0-9](\.[0-9]+)?(e-[0-9]{2})?")
 _MOST_PREDICTIONS_BYTES = 2 * 2**30
-# How an evaluation's answers were computed: where it differs, predictions are not compared. And the type that the model
-# computed in, which decides ties and little more.
-_ALIKE = {"prompt": "dataset.prompt", "max_new_tokens": "evaluation.max_new_tokens", "quantised": "quantised weights"}
+# How an evaluation's answers were computed: where it differs, predictions are compared only if their runs were trained
+# so. And the type that the model computed in, which decides ties and little more.
+ALIKE = {"prompt": "dataset.prompt", "max_new_tokens": "evaluation.max_new_tokens", "quantised": "quantised weights"}
 DTYPE = "dtype"
-CONDITIONS = (*_ALIKE, DTYPE)
+MAX_NEW_TOKENS = "max_new_tokens"
+CONDITIONS = (*ALIKE, DTYPE)
+_CHOSEN_THERE = " is the best of its run on val, so its scores there are too good; report those on test"
 # Of the splits that a run has answered, the first of these, where none is asked for.
 _SPLITS = ("test", "val", "train")
 
@@ -250,17 +253,48 @@ def selection_note(run_dir: Path, split: str, checkpoint: str) -> str | None:
     """That a checkpoint was chosen by the very questions it is scored on, by its name; None where it was not."""
     if split != "val" or best_checkpoint(run_dir) != checkpoint:
         return None
-    return f"{checkpoint} is the best of its run on val, so its scores there are too good; report those on test"
+    return f"{checkpoint}{_CHOSEN_THERE}"
 
 
-def check_same_questions(first: Predictions, other: Predictions) -> None:
+def is_selection_note(note: str) -> bool:
+    """Whether a note is one of `selection_note`, of any checkpoint."""
+    return note.endswith(_CHOSEN_THERE)
+
+
+def differing_condition(first: Predictions, other: Predictions, name: str) -> tuple[Any, Any] | None:
+    """A condition of two sets of predictions, as they have it; None where it is the same, or one is of before it."""
+    here, there = (given.conditions.get(name) for given in (first, other))
+    return None if here is None or there is None or here == there else (here, there)
+
+
+def trained_otherwise(first: Config, other: Config) -> frozenset[str]:
+    """The conditions of `ALIKE` that two trainings' own settings have otherwise, so that their answers must, too."""
+    of_first, of_other = (_conditions_of(config) for config in (first, other))
+    return frozenset(name for name, setting in of_first.items() if setting != of_other[name])
+
+
+def _conditions_of(config: Config) -> dict[str, object]:
+    frozen = config.frozen
+    quantising = (
+        frozen.opt if frozen.opt in ("int8", "nf4") else None,
+        (frozen.opt, frozen.vit) if frozen.storage == "int8" else None,
+    )
+    return {
+        "prompt": config.dataset.prompt,
+        MAX_NEW_TOKENS: config.evaluation.max_new_tokens,
+        "quantised": quantising,
+    }
+
+
+def check_same_questions(first: Predictions, other: Predictions, may_differ: Collection[str] = ()) -> None:
     """Raises `UserError` unless two sets of predictions are on the same questions, asked and answered alike.
 
-    It names the first row, or the setting, that differs.
+    may_differ: conditions that need not be alike. It names the first row, or the setting, that differs.
     """
-    for name, setting in _ALIKE.items():
-        here, there = (given.conditions.get(name) for given in (first, other))
-        if here is not None and there is not None and here != there:
+    for name, setting in ALIKE.items():
+        differing = None if name in may_differ else differing_condition(first, other, name)
+        if differing is not None:
+            here, there = differing
             raise UserError(
                 f"{other.path}: was answered with {setting} = {there!r:.80}, {first.path} with {here!r:.80}; evaluate "
                 "both alike"

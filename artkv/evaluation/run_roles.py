@@ -26,7 +26,10 @@ BASELINES = (CONTROL, "off")
 # What is done to a single art encoder.
 MASKS = ("off", "shuffled")
 # What `without` begins with: runs that were trained without some of the art encoders of the one that is compared.
-_WITHOUT = "without "
+WITHOUT = "without "
+
+# What words say of a run that is not what a group of seeds, or a control of theirs, is to be; see `is_as_meant`.
+_ANOTHER, _SAME_AS, _NOT_STRICT, _UNFINISHED = "another run: ", "the same as ", "no strict one: ", "has not ended"
 
 _SEED = "training.seed"
 # What decides neither what a run learns nor from what. Of `frozen.` opt and storage may quantise.
@@ -118,7 +121,7 @@ def roles_of(runs: Sequence[Run]) -> Roles:
     roles = Roles([first])
     for place, run in enumerate(runs):
         taken_for = _take(run, roles) if place else f"the run that is compared, of seed {first.seed}"
-        unfinished = "; its training has not ended" if run.is_unfinished else ""
+        unfinished = f"; its training {_UNFINISHED}" if run.is_unfinished else ""
         roles.told.append(ComparedRun(str(run.folder), f"{taken_for}{unfinished}", run.seed))
     return roles
 
@@ -143,16 +146,23 @@ def _take(run: Run, roles: Roles) -> str:
     elif not roles.controls or set(_differing(roles.controls[0], run)) <= {_SEED}:
         _add_seed(run, roles.controls)
         more = [key for key in differing if not key.startswith((*_OF_THE_PREFIX, _SEED))]
-        return f"a control, of seed {run.seed}" + (f"; no strict one: it differs in {_some(more)} too" if more else "")
+        return f"a control, of seed {run.seed}" + (f"; {_NOT_STRICT}it differs in {_some(more)} too" if more else "")
     for name, group in roles.others.items():
-        if set(_differing(group[0], run)) <= {_SEED}:
-            _add_seed(run, group)
-            return f"the same as {name}, of seed {run.seed}"
+        # Two of one seed, as a training that was repeated, are held against the first run each.
+        if set(_differing(group[0], run)) <= {_SEED} and all(run.seed != other.seed for other in group):
+            group.append(run)
+            return f"{_SAME_AS}{name}, of seed {run.seed}"
     name = run.folder.name
-    if name in (*roles.others, *ablations_of(first.config), CONTROL) or name.startswith(_WITHOUT):
+    if name in (*roles.others, *ablations_of(first.config), CONTROL) or name.startswith(WITHOUT):
         raise UserError(f"{run.folder}: something else is called {name} here; rename the folder")
     roles.others[name] = [run]
-    return f"another run: it differs in {_some(differing)}"
+    return f"{_ANOTHER}it differs in {_some(differing)}"
+
+
+def is_as_meant(run: ComparedRun) -> bool:
+    """Whether it is a further seed, a strict control or a run that lacks encoders, and its training has ended."""
+    taken_for = run.taken_for
+    return not (taken_for.startswith((_ANOTHER, _SAME_AS)) or _NOT_STRICT in taken_for or _UNFINISHED in taken_for)
 
 
 def _add_seed(run: Run, group: list[Run]) -> None:
@@ -197,7 +207,7 @@ def ablations_of(config: Config) -> dict[str, str]:
 
 def without_name(encoders: Sequence[str]) -> str:
     """What a comparison calls runs that were trained without these encoders, such as `without brushwork`."""
-    return f"{_WITHOUT}{', '.join(encoders)}"
+    return f"{WITHOUT}{', '.join(encoders)}"
 
 
 def lacked_encoders(config: Config, other: Config) -> tuple[str, ...]:

@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from artkv.evaluation.resampling import (
+    NO_SPREAD,
     Floats,
     Resampling,
     bootstrap_means,
     deviating,
+    fewest_differing,
     percentile_interval,
     sum_by_painting,
     with_what_is_unseen,
@@ -33,7 +35,8 @@ class SeedSpread:
     differences: of each run. mean: over them. standard_deviation: of the difference of one run, that of what it is
     compared with included; None where either is known of one run alone. low, high: the 95%
     interval of the mean, for other paintings and other seeds, see `spread_over_seeds`. is_shown: whether the interval
-    leaves 0 out where it is widened for the number of question types.
+    leaves 0 out where it is widened for the number of question types, and as many paintings differ as a test of signs
+    asks for (`fewest_differing`).
     """
 
     differences: tuple[float, ...]
@@ -149,9 +152,11 @@ def spread_over_seeds(
     mean_U, others = with_QU.mean(axis=0), without_QU.mean()
     mean = float(mean_U.mean() - others)
     sums_I1, size_I = sum_by_painting((with_QU.mean(axis=1) - without_QU.mean(axis=1))[:, None], painting_Q)
+    values_I = sums_I1[:, 0] / size_I
     (low, high), (wide_low, wide_high) = (
-        _interval_of_draws(means_BU[0] - means_BU[1], mean, sums_I1[:, 0] / size_I, number) for number in (1, tests)
+        _interval_of_draws(means_BU[0] - means_BU[1], mean, values_I, number) for number in (1, tests)
     )
+    is_enough = bool((np.abs(values_I) > NO_SPREAD).sum() >= fewest_differing(tests))
     # Of a pair a run's own; else the controls' too, to whose mean all runs are held.
     means = [values_QU.mean(axis=0) for values_QU in ((with_QU,) if is_paired else (with_QU, without_QU))]
     return SeedSpread(
@@ -162,7 +167,7 @@ def spread_over_seeds(
         else None,
         low=low,
         high=high,
-        is_shown=not wide_low <= 0 <= wide_high,
+        is_shown=is_enough and not wide_low <= 0 <= wide_high,
     )
 
 
@@ -172,7 +177,7 @@ def _interval_of_draws(means_B: Floats, mean: float, values_I: Floats, tests: in
     if paintings == 1:
         return -1.0, 1.0
     drawn = percentile_interval(means_B[:, None], paintings, tests)
-    low, high = with_what_is_unseen(drawn, np.array([mean]), deviating(values_I[:, None]), paintings, -1.0)
+    low, high = with_what_is_unseen(drawn, np.array([mean]), deviating(values_I[:, None]), paintings, -1.0, tests)
     return float(low[0]), float(high[0])
 
 

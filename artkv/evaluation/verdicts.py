@@ -5,10 +5,10 @@ from typing import TypeVar
 
 from artkv.evaluation.answer_summary import ALL
 from artkv.evaluation.comparison import POWER, Comparison, Difference, Differences, Effect
-from artkv.evaluation.encoder_effects import ONE_TRAINING, encoder_verdicts, format_encoders
+from artkv.evaluation.encoder_effects import ONE_TRAINING, encoder_verdicts, format_encoders, of_first_alone
 from artkv.evaluation.run_roles import BASELINES, CONTROL
 from artkv.evaluation.scores import Estimate, format_columns
-from artkv.evaluation.seed_spread import Seeds
+from artkv.evaluation.seed_spread import FEW_SEEDS, Seeds
 
 _OVER = {CONTROL: "over the control", "off": "over its absence"}
 
@@ -28,18 +28,23 @@ def verdict(comparison: Comparison, question_type: str | None = None) -> str:
     shuffled = comparison.effect("shuffled", question_type)
     against = None if baseline is None else comparison.effect(baseline, question_type)
     if baseline is None or against is None:
-        return f"{name}: neither the control nor the prefix off was evaluated; {_about_shuffled(shuffled)}"
+        facts = f"{_about_shuffled(shuffled)}{of_first_alone(shuffled)}"
+        return f"{name}: neither the control nor the prefix off was evaluated; {facts}"
     over, trainings = _OVER[baseline], _trainings(comparison, baseline)
     gain = _show(against.estimate)
     if not against.is_shown:
         shown = f"no difference {over} is shown, {gain}{_what_would_have_shown(against.single)}"
         if shuffled is not None and shuffled.is_shown:
             direction = "worse" if shuffled.estimate.value > 0 else "better"
-            shown += f"; with another painting's prefix it is {direction}, by {_show(shuffled.estimate)}"
+            alone = "" if against.is_of_first else of_first_alone(shuffled)
+            shown += f"; with another painting's prefix it is {direction}, by {_show(shuffled.estimate)}{alone}"
         return f"{name}: {shown}{trainings}"
     if against.estimate.value < 0:
         return f"{name}: the prefix costs {_show(against.estimate, -1)} {over}{trainings}"
-    facts = _about_shuffled(shuffled, comparison.effect_of_shuffled(baseline, question_type), prefix_adds=True)
+    added = comparison.effect_of_shuffled(baseline, question_type)
+    facts = _about_shuffled(shuffled, added, prefix_adds=True)
+    # Behind what the trainings say of the difference itself there is no need of it.
+    facts += "" if against.is_of_first else of_first_alone(shuffled, added)
     return f"{name}: the prefix adds {gain} {over}; {facts}{trainings}"
 
 
@@ -52,10 +57,15 @@ def _trainings(comparison: Comparison, baseline: str) -> str:
             return f" ({ONE_TRAINING})"
         lone = [what for what, number in (("run", runs), ("control", controls)) if number == 1]
         uncovered = f"; other seeds of the {lone[0]} are not covered" if lone else ""
-        return f" ({_seeds(runs)}, {controls} of the control{uncovered})"
+        return f" ({_seeds(runs)}, {controls} of the control{uncovered}{_if_few(runs, controls)})"
     if seeds is None or runs == 1:
         return ""
-    return f" ({_seeds(runs)})" if baseline in seeds.against else f" (the first of {_seeds(runs)} alone)"
+    return f" ({_seeds(runs)}{_if_few(runs)})" if baseline in seeds.against else f" (the first of {_seeds(runs)} alone)"
+
+
+def _if_few(*numbers: int) -> str:
+    is_few = any(1 < number < FEW_SEEDS for number in numbers)
+    return "; so few that the interval may be too narrow" if is_few else ""
 
 
 def _seeds(number: int) -> str:

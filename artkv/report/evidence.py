@@ -22,6 +22,7 @@ from artkv.evaluation.results import (
     first_answered_split,
     read_predictions,
     read_scores,
+    trained_otherwise,
 )
 from artkv.evaluation.run_roles import (
     ABLATIONS,
@@ -141,9 +142,9 @@ def read_evidence(run_dir: Path, controls: Sequence[Path] = (), split: str | Non
         # Without a prefix off is on.
         if evaluation_folder(run_dir, split, name).is_dir() and (config.kv_modulation.enabled or name != "off")
     ]
-    evaluations += _read_controls(config, controls, split)
     for evaluation in evaluations[1:]:
-        check_same_questions(evaluations[0].predictions, evaluation.predictions)
+        check_same_questions(first.predictions, evaluation.predictions)
+    evaluations += _read_controls(config, first.predictions, controls, split)
     training, validations = read_metrics(run_dir / METRICS, tells=False)  # read_status has told it
     return Evidence(
         run_dir=run_dir,
@@ -166,12 +167,14 @@ def labels_of(config: Config) -> dict[str, str]:
     return {name: label for name, label in LABELS.items() if name not in blank} | masked | blank
 
 
-def _read_controls(config: Config, controls: Sequence[Path], split: str) -> list[Evaluation]:
+def _read_controls(config: Config, on: Predictions, controls: Sequence[Path], split: str) -> list[Evaluation]:
     """Those without a prefix first, then those without some of the run's art encoders."""
+    trained: dict[Path, Config] = {}
     plain: list[Path] = []
     retrained: list[tuple[str, Path]] = []
     for control in controls:
         run = open_run(control)
+        trained[control] = run.config
         lacked = lacked_encoders(config, run.config)
         if run.has_prefix and not lacked:
             remedy = "without one" + (", or without some of this run's encoders" if masked_encoders(config) else "")
@@ -190,6 +193,8 @@ def _read_controls(config: Config, controls: Sequence[Path], split: str) -> list
     for place, (name, control) in enumerate(retrained):
         label = name if names.count(name) == 1 else f"{name} {names[:place].count(name) + 1}"
         evaluations.append(_read_evaluation(control, split, "on", label, name=RETRAINED))
+    for control, evaluation in zip((*plain, *(path for _, path in retrained)), evaluations, strict=True):
+        check_same_questions(on, evaluation.predictions, trained_otherwise(config, trained[control]))
     return evaluations
 
 

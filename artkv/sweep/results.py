@@ -8,14 +8,16 @@ from typing import Any
 from artkv.errors import UserError
 from artkv.evaluation.compared_runs import compare_runs
 from artkv.evaluation.comparison import Comparison
-from artkv.evaluation.results import METRICS_FILE, evaluation_folder, read_scores
+from artkv.evaluation.results import METRICS_FILE, evaluation_folder, is_selection_note, read_scores
 from artkv.evaluation.run_roles import (
     ABLATIONS,
     CONTROL,
+    WITHOUT,
     Run,
     ablations_of,
     all_settings,
     differing_settings,
+    is_as_meant,
     lacked_encoders,
     masked_names,
 )
@@ -27,6 +29,7 @@ from artkv.sweep.running import is_answered
 ALL = "all"
 METRIC = "exact_match"
 _NOTHING = "-"
+_CHOSEN = "checkpoints are the best of their runs on val, so their scores there are too good; report those on test"
 
 
 @dataclass(frozen=True)
@@ -56,10 +59,13 @@ class SettingResult:
     def gain(self, other: str, question_type: str) -> tuple[float, float, float] | None:
         """(mean, low, high) of what the prefix adds to `other`, over seeds if there are several.
 
-        None where not all seeds were held against it: the first alone would say nothing of them.
+        None where not all seeds were held against it: the first alone, or some, would say nothing of the rest.
         """
         compared = self.comparison
         if compared is None or (compared.seeds is not None and other not in compared.seeds.against):
+            return None
+        covered = () if compared.seeds is None else compared.seeds.training_seeds
+        if len(self.seeds) > 1 and not set(self.seeds) <= set(covered):
             return None
         effect = compared.effect(other, None if question_type == ALL else question_type)
         if effect is None:
@@ -94,7 +100,7 @@ def format_results(results: Sequence[SettingResult], missing: Sequence[SweepRun]
     lines = [format_columns(score_table(results, types)), ""]
     for other, rows in gain_tables(results, types).items():
         lines += [format_columns([[f"on - {other}", *types], *rows]), ""]
-    lines += [f"mean over seeds and their standard deviation; {intervals(results)}"]
+    lines += ["; ".join(filter(None, ("mean over seeds and their standard deviation", intervals(results))))]
     lines += [f"note: {note}" for note in notes(results)]
     if missing:
         lines.append(f"not done yet: {', '.join(f'{run.index} ({run.name})' for run in missing)}")
@@ -102,9 +108,10 @@ def format_results(results: Sequence[SettingResult], missing: Sequence[SweepRun]
 
 
 def intervals(results: Sequence[SettingResult]) -> str:
-    """What the intervals of differences cover."""
-    compared = [result.comparison for result in results if result.comparison is not None]
-    over_seeds = [comparison.seeds is not None for comparison in compared]
+    """What the intervals of differences cover; '' where nothing was compared."""
+    over_seeds = [result.comparison.seeds is not None for result in results if result.comparison is not None]
+    if not over_seeds:
+        return ""
     covered = "over paintings and seeds" if all(over_seeds) else "over paintings; one seed says nothing of other seeds"
     if any(over_seeds) and not all(over_seeds):
         covered = "over paintings, and over seeds where a setting has several"
@@ -112,11 +119,18 @@ def intervals(results: Sequence[SettingResult]) -> str:
 
 
 def notes(results: Sequence[SettingResult]) -> list[str]:
-    """What is to be kept in mind of the comparisons, each once."""
-    compared = [result.comparison for result in results if result.comparison is not None]
-    warnings = [comparison.seeds.warning for comparison in compared if comparison.seeds is not None]
-    found = [note for comparison in compared for note in comparison.notes]
-    return list(dict.fromkeys([*filter(None, warnings), *found]))
+    """What is to be kept in mind of the comparisons, each once, with the settings that it is of."""
+    of_settings: dict[str, list[str]] = {}
+    roles: dict[str, None] = {}
+    for result in results:
+        if result.comparison is None:
+            continue
+        seeds = result.comparison.seeds
+        for note in (*((seeds.warning,) if seeds is not None and seeds.warning else ()), *result.comparison.notes):
+            of_settings.setdefault(_CHOSEN if is_selection_note(note) else note, []).append(result.name)
+        roles |= {f"{run.folder}: {run.taken_for}": None for run in result.comparison.runs if not is_as_meant(run)}
+    told = [note if note == _CHOSEN else f"{'; '.join(names)}: {note}" for note, names in of_settings.items()]
+    return [*told, *roles]
 
 
 def score_table(results: Sequence[SettingResult], types: Sequence[str]) -> list[list[str]]:
@@ -130,7 +144,8 @@ def gain_tables(results: Sequence[SettingResult], types: Sequence[str]) -> dict[
     tables = {}
     compared = [name for result in results if result.comparison for name in result.comparison.against]
     own = [name for result in results if result.comparison for name in masked_names(result.comparison.encoders)]
-    retrained = [name for name in compared if name not in (*ABLATIONS, CONTROL, *own)]
+    # Others are seeds that came out as other trainings, of which the notes tell.
+    retrained = [name for name in compared if name.startswith(WITHOUT)]
     for other in dict.fromkeys((*ABLATIONS, *own, CONTROL, *retrained)):
         rows = [[result.name, *(_gain(result.gain(other, t)) for t in types)] for result in results]
         if any(cell != _NOTHING for row in rows for cell in row[1:]):
@@ -154,6 +169,7 @@ def _result(sweep: Sweep, group: Sequence[SweepRun], others: Sequence[Run]) -> S
 def _strict(run: Run, others: Sequence[Run]) -> list[Run]:
     """Controls that differ in prefix, art encoders and seed alone, and runs that lack some of its encoders.
 
+    Their answers may be as long: others are not compared.
     One of each seed: where a sweep goes over what is of no use to them, or makes no other training of them, that whose
     settings are most like the run's.
     """
@@ -164,7 +180,8 @@ def _strict(run: Run, others: Sequence[Run]) -> list[Run]:
         is_control = not other.has_prefix and all(
             key.startswith(free) for key in differing_settings(run.config, other.config)
         )
-        if lacked or is_control:
+        is_as_long = other.config.evaluation.max_new_tokens == run.config.evaluation.max_new_tokens
+        if is_as_long and (lacked or is_control):
             found.setdefault((lacked, other.seed), []).append(other)
     return [min(alike, key=lambda other: _unlike(run, other)) for alike in found.values()]
 

@@ -216,6 +216,60 @@ def test_answers_that_were_computed_otherwise_are_not_compared(
     assert list(compare(run, control).against) == ["control"]
 
 
+@pytest.mark.parametrize(
+    ("name", "before", "now", "section"),
+    [
+        ("prompt", "Question: {question} Answer:", "{question}\n", {"dataset": {"prompt": "{question}\n"}}),
+        ("max_new_tokens", 100, 5, {"evaluation": {"max_new_tokens": 5}}),
+        ("quantised", [], ["frozen.opt nf4"], {"frozen": {"opt": "nf4"}}),
+        ("quantised", [], ["frozen.storage int8"], {"frozen": {"opt": "stream", "storage": "int8"}}),
+    ],
+)
+def test_what_was_trained_otherwise_is_compared_as_it_was_trained_with_a_note(
+    tmp_path: Path, name: str, before: object, now: object, section: dict
+) -> None:
+    run, other, third = (
+        write_run(tmp_path / folder, {}, **given)
+        for folder, given in (("run", {}), ("other", section), ("third", {**section, "training": {"seed": 7}}))
+    )
+    table = make_table(tmp_path)
+    write_evaluation(run, "on", table, answers_to(table, 20), **{name: before})
+    for folder in (other, third):
+        write_evaluation(folder, "on", table, answers_to(table, 3), **{name: now})
+    makes_another = name != "max_new_tokens"  # which trains nothing, so that the third is a seed of the run
+    (note,) = (compare(run, other, third) if makes_another else compare(run, third)).notes
+    who = "other" if makes_another else "the prefix on of seed 7"
+    assert note.startswith(f"{who} was answered with ")
+    assert note.endswith(f" = {now!r}, the prefix on with {before!r}, as they were trained")
+    # Where a run was answered otherwise than it was trained, it can be answered again.
+    write_evaluation(run, "off", table, answers_to(table, 3), **{name: now})
+    with pytest.raises(UserError, match="test-off/predictions.csv: was answered with .*; evaluate both alike"):
+        compare(run, third)
+
+
+def test_of_choices_it_does_not_matter_how_long_answers_may_be(tmp_path: Path) -> None:
+    run, table = write_run(tmp_path / "run", {}), make_table(tmp_path)
+    for ablation, most in (("on", 100), ("off", 5)):
+        right = answers_to(table, 20)
+        write_evaluation(run, ablation, table, right, choices=choices_of(table, 20), max_new_tokens=most)
+    with pytest.raises(UserError, match="evaluation.max_new_tokens = 5, .* with 100; evaluate both alike"):
+        compare(run)
+    found = compare(run, metric="accuracy")
+    assert list(found.against) == ["off"]
+    assert found.notes == ()
+
+
+def test_another_type_of_any_seed_is_noted(tmp_path: Path) -> None:
+    table, folders = make_table(tmp_path), []
+    for place, (kind, enabled) in enumerate((("a", True), ("b", True), ("c", False), ("d", False), ("e", False))):
+        folders.append(write_run(tmp_path / kind, {}, training={"seed": place}, kv_modulation={"enabled": enabled}))
+        dtype = "float32" if kind in "bde" else "bfloat16"
+        write_evaluation(folders[-1], "on", table, answers_to(table, 10), dtype=dtype)
+    rest = "was answered in float32, the prefix on in bfloat16, which alone may change answers"
+    assert compare(*folders).notes == (f"the prefix on of seed 1 {rest}", f"control of seeds 3, 4 {rest}")
+    assert compare(folders[0], *folders[3:]).notes == (f"control {rest}",)
+
+
 def test_another_type_and_a_checkpoint_that_the_questions_chose_are_noted(tmp_path: Path) -> None:
     run, table = write_run(tmp_path / "run", {}), make_table(tmp_path)
     write_evaluation(run, "on", table, answers_to(table, 20), dtype="bfloat16")

@@ -114,3 +114,17 @@ def test_several_seeds_of_a_retrained_run_are_no_pairs(tmp_path: Path) -> None:
     assert comparison.seeds.against["without a"].by_type["style"].mean == pytest.approx(1 - 12 / PAINTINGS)
     assert "2 seeds of the run without a are few" in (comparison.seeds.warning or "")
     assert "a off" in comparison.seeds.against
+
+
+def test_a_mask_that_a_seed_lacks_is_told_to_be_of_the_first_alone(tmp_path: Path) -> None:
+    masked = {"a-off": 4, "a-shuffled": 20, "b-off": 4}
+    runs = [write_encoders_run(tmp_path / f"r{s}", ON | masked, "ab", training={"seed": s}) for s in (1, 2)]
+    for ablation in ("a-off", "a-shuffled"):
+        (runs[1] / "eval" / f"test-{ablation}" / "predictions.csv").unlink()
+    comparison, _ = compare_runs([open_run(folder) for folder in runs], None, "exact_match")
+    of_a, of_b, *_ = encoder_verdicts(comparison)
+    off, shuffled, _ = of_a.split("; ")
+    assert off.startswith("encoder a: with its part off, the model is worse by 0.40 [")
+    assert shuffled.startswith("with another painting's features, no difference is shown, 0.00 [")
+    assert all(clause.endswith("] (of the first seed alone)") for clause in (off, shuffled))
+    assert "first seed" not in of_b

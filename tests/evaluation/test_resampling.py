@@ -13,6 +13,7 @@ from artkv.evaluation.resampling import (
     MOST_COUNTED,
     bootstrap_draws,
     bootstrap_means,
+    fewest_differing,
     holm,
     mean_intervals,
     percentile_interval,
@@ -20,6 +21,7 @@ from artkv.evaluation.resampling import (
     student_t,
     sum_by_painting,
     unseen_share,
+    with_what_is_unseen,
 )
 
 
@@ -114,6 +116,21 @@ def test_few_wins_are_as_uncertain_as_none() -> None:
         low, high = mean_intervals(*zeros_and([1.0] * wins, 216), -1.0, samples=4000, seed=0)
         assert low[0] < 0  # of 2 or 4 or 8 exchanges, no p-value is below 5% either
         assert high[0] >= proportion_confint(0, 216, alpha=0.05, method="wilson")[1]
+
+
+@pytest.mark.parametrize("tests", [1, 3, 8])
+def test_what_is_unseen_is_corrected_for_the_number_of_intervals(tests: int) -> None:
+    most = proportion_confint(0, 60, alpha=0.05 / tests, method="wilson")[1]
+    none, drawn = np.zeros(1), (np.array([-0.001]), np.array([0.001]))
+    low, high = with_what_is_unseen(drawn, none, np.zeros(1, dtype=np.int64), 60, -1.0, tests)
+    assert (low[0], high[0]) == pytest.approx((-most, most))
+
+
+@pytest.mark.parametrize("tests", [1, 2, 3, 6, 20])
+def test_the_fewest_that_differ_are_those_of_an_exact_test_of_signs(tests: int) -> None:
+    fewest = fewest_differing(tests)
+    of_fewest, of_fewer = (stats.binomtest(wins, wins).pvalue * tests for wins in (fewest, fewest - 1))
+    assert of_fewest < 0.05 < of_fewer
 
 
 def test_where_six_paintings_deviate_the_draws_know_it() -> None:

@@ -9,7 +9,7 @@ import torch
 
 from artkv.config import Config, dump_config, override_config
 from artkv.errors import UserError
-from artkv.evaluation.run_roles import Run, ablations_of, open_run, roles_of
+from artkv.evaluation.run_roles import Run, ablations_of, is_as_meant, open_run, roles_of
 from artkv.run_folder.checkpoint import write_checkpoint
 from artkv.run_folder.state import Identity, Progress, TrainableState
 
@@ -130,6 +130,26 @@ def test_a_control_by_itself_may_be_compared_with_its_seeds() -> None:
     roles = roles_of([run("c", CONTROL), run("c7", CONTROL, "training.seed=7")])
     assert len(roles.seeds) == 2
     assert roles.controls == []
+
+
+def test_two_runs_of_one_other_setting_and_seed_are_two_others() -> None:
+    others = [run(f"x/{name}", "training.num_epochs=1") for name in ("b", "c")]
+    roles = roles_of([run("a"), *others, run("x/d", "training.num_epochs=1", "training.seed=7")])
+    assert {name: [one.folder.name for one in of] for name, of in roles.others.items()} == {"b": ["b", "d"], "c": ["c"]}
+    assert [one.taken_for for one in roles.told][2:] == [
+        "another run: it differs in training.num_epochs", "the same as b, of seed 7",
+    ]  # fmt: skip
+
+
+def test_what_is_no_further_seed_and_no_strict_control_is_not_as_meant(tmp_path: Path) -> None:
+    (tmp_path / "status.json").write_text(json.dumps({"state": "running"}))
+    runs = [
+        run("a"), run("b", "training.seed=7"), run("c", CONTROL), run("d", CONTROL, "training.num_epochs=1"),
+        run("e", "training.num_epochs=2"), run("f", "training.num_epochs=2", "training.seed=7"),
+        Run(tmp_path, override_config(Config(), [CONTROL, "training.seed=8"])),
+    ]  # fmt: skip
+    assert [is_as_meant(one) for one in roles_of(runs).told] == [True, True, True, False, False, False, False]
+    assert not is_as_meant(roles_of([run("a"), run("d", CONTROL, "training.num_epochs=1")]).told[1])
 
 
 @pytest.mark.parametrize(

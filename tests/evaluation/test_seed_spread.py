@@ -98,3 +98,13 @@ def test_a_win_of_one_painting_is_no_certainty_over_seeds_either() -> None:
     assert found.low < 0
     assert found.high >= unseen_share(216)
     assert not found.is_shown
+
+
+@pytest.mark.parametrize(("wins", "paintings", "types"), [(4, 4, 1), (4, 216, 1), (5, 216, 1), (5, 60, 3), (6, 60, 2)])
+def test_over_seeds_too_few_wins_are_as_uncertain_as_none(wins: int, paintings: int, types: int) -> None:
+    with_QU = np.zeros((paintings, 3))
+    with_QU[:wins] = 1.0
+    found = spread_over_seeds(with_QU, np.zeros((paintings, 3)), np.arange(paintings), DRAWS, True, types)
+    # Of seeds that are all alike there is one comparison, and scipy's exact test of its signs is two-sided.
+    assert stats.binomtest(wins, wins).pvalue * types > 0.05
+    assert not found.is_shown

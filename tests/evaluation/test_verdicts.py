@@ -118,9 +118,7 @@ def test_a_types_verdict_is_by_the_corrected_p_value() -> None:
     assert "no difference" in verdict(replace(given, against={"off": corrected}), "style")
 
 
-def of_seeds(
-    tmp_path: Path, styles_right: Sequence[int], controls_right: Sequence[int], shuffled: int = 2
-) -> Comparison:
+def of_seeds(tmp_path: Path, styles_right: Sequence[int], controls_right: Sequence[int]) -> Comparison:
     """Runs and controls of as many seeds, of which so many styles of twenty are right."""
     runs = [
         write_run(tmp_path / f"run{seed}", {"on": right, "off": 3, "shuffled": 2}, training={"seed": seed})
@@ -141,7 +139,7 @@ def test_seeds_that_contradict_the_first_pair_are_believed(tmp_path: Path) -> No
     sentence = verdict(found, "style")
     # (20 + 4 + 4) / 3 right of both, of twenty.
     assert sentence.startswith("style: no difference over the control is shown, 0.00 [-0.")
-    assert sentence.endswith(" (3 seeds, 3 of the control)")
+    assert sentence.endswith(" (3 seeds, 3 of the control; so few that the interval may be too narrow)")
 
 
 def test_seeds_that_agree_are_the_verdict(tmp_path: Path) -> None:
@@ -152,11 +150,18 @@ def test_seeds_that_agree_are_the_verdict(tmp_path: Path) -> None:
     assert verdict(found, "style").startswith(
         f"style: the prefix adds 0.75 [{spread.low:.2f}, {spread.high:.2f}] over the control; shuffled prefixes are not"
     )
-    assert verdict(found, "style").endswith(" (3 seeds, 1 of the control; other seeds of the control are not covered)")
+    few = "; so few that the interval may be too narrow)"
+    assert verdict(found, "style").endswith(
+        f" (3 seeds, 1 of the control; other seeds of the control are not covered{few}"
+    )
     # The first control alone has 4 of twenty, and another painting's prefix 2.
     added = found.effect_of_shuffled("control", "style")
     assert added is not None
     assert added.estimate.value == pytest.approx((2 - 4) / 20)
+
+
+def test_enough_seeds_are_not_called_few(tmp_path: Path) -> None:
+    assert verdict(of_seeds(tmp_path, [20, 18, 19, 18, 20], []), "style").endswith(" (5 seeds)")
 
 
 def test_over_seeds_too_the_number_of_types_is_corrected_for(tmp_path: Path) -> None:
@@ -173,6 +178,24 @@ def test_ablations_that_some_seeds_lack_are_of_the_first_alone(tmp_path: Path) -
     (tmp_path / "run1" / "eval" / "test-off" / "predictions.csv").unlink()
     runs = [open_run(tmp_path / f"run{seed}") for seed in range(2)]
     assert verdict(compare_runs(runs, "test", "exact_match")[0], "style").endswith(" (the first of 2 seeds alone)")
+
+
+@pytest.mark.parametrize(
+    ("run_right", "what"), [([20, 18, 19], ": it carries facts of this painting"), ([4, 4, 4], "")]
+)
+def test_facts_by_shuffled_prefixes_of_the_first_seed_are_told_to_be(
+    tmp_path: Path, run_right: list[int], what: str
+) -> None:
+    whole = of_seeds(tmp_path, run_right, [4, 3, 4])
+    assert "of the first seed" not in verdict(whole, "style")
+    path = tmp_path / "run2" / "eval" / "test-shuffled" / "predictions.csv"
+    path.unlink()
+    runs = [open_run(tmp_path / f"{kind}{seed}") for kind in ("run", "control") for seed in range(3)]
+    sentence = verdict(compare_runs(runs, "test", "exact_match")[0], "style")
+    # Of four right nothing is shown, of the prefix or of shuffled ones.
+    expected = f"{what} (of the first seed alone) (3 seeds, 3 of the control" if what else "is shown"
+    assert expected in sentence
+    assert ("of the first seed" in sentence) == bool(what)
 
 
 def test_what_shuffled_prefixes_add_is_a_test_of_its_own() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from artkv.config import dump_config, load_config, override_config
 from artkv.errors import UserError
 from artkv.report.evidence import read_evidence
 from tests.report.conftest import MakeRun, answer, questions_about, write_evaluation
@@ -68,6 +69,20 @@ def test_a_control_that_is_none_or_did_not_answer_the_questions_is_refused(make_
     other = make_run("other", questions_about(11), is_modulated=False, ablations=["on"])
     with pytest.raises(UserError, match="has 33 questions, .* 36; evaluate both on the same CSV file"):
         read_evidence(run, [other])
+
+
+def test_a_control_that_was_trained_with_another_prompt_is_reported_and_one_asked_otherwise_is_not(
+    make_run: MakeRun,
+) -> None:
+    runs = [make_run("run"), make_run("control", is_modulated=False)]
+    for run, prompt in zip(runs, ("{question}", "{question}?"), strict=True):
+        path = run / "eval" / "test-on" / "metrics.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"prompt": prompt}))
+    with pytest.raises(UserError, match="control/eval/.* was answered with dataset.prompt = .*; evaluate both alike"):
+        read_evidence(runs[0], runs[1:])
+    config = override_config(load_config(runs[1] / "config.yaml"), ["dataset.prompt={question}?"])
+    (runs[1] / "config.yaml").write_text(dump_config(config))
+    assert read_evidence(runs[0], runs[1:]).evaluations[-1].name == "control"
 
 
 @pytest.mark.parametrize(

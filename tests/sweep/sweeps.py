@@ -1,10 +1,15 @@
 """Sweeps whose runs are written by hand."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+
 from artkv.config import dump_config
+from artkv.run_folder.checkpoint import write_checkpoint
+from artkv.run_folder.state import Identity, Progress, TrainableState
 from artkv.sweep.plan import Sweep, SweepRun, read_sweep
 from tests.evaluation.evaluations import answers_to, make_table, write_evaluation
 
@@ -29,8 +34,17 @@ def finish_training(run: SweepRun, state: str = "finished") -> None:
         (run.folder / "best").symlink_to(f"checkpoints/{CHECKPOINT}")
 
 
+def write_identity(run: SweepRun, ranks: int) -> None:
+    """A checkpoint that says of how many ranks it is."""
+    path = run.folder / "checkpoints" / CHECKPOINT
+    shutil.rmtree(path, ignore_errors=True)
+    state = TrainableState(*({"weight": torch.ones(2)} for _ in range(3)), 4)
+    write_checkpoint(path, state, Progress(step=81), Identity("frozen", "questions", "bfloat16", ranks), run.config)
+
+
 def answer(run: SweepRun, styles_right: Mapping[str, int]) -> None:
     """An evaluation for each ablation, in which so many styles of twenty are right."""
     table = make_table(run.folder.parent)
     for ablation, right in styles_right.items():
-        write_evaluation(run.folder, ablation, table, answers_to(table, right), CHECKPOINT)
+        most = run.config.evaluation.max_new_tokens
+        write_evaluation(run.folder, ablation, table, answers_to(table, right), CHECKPOINT, max_new_tokens=most)

@@ -1,6 +1,7 @@
 """A sweep's tables and files, of runs that were written by hand."""
 
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,8 @@ import pytest
 from artkv.errors import UserError
 from artkv.sweep.plan import Sweep
 from artkv.sweep.reporting import report_on
-from artkv.sweep.results import format_results, gain_tables, question_types, read_results
-from tests.sweep.sweeps import GRID, answer, finish_training, make_sweep
+from artkv.sweep.results import format_results, gain_tables, notes, question_types, read_results
+from tests.sweep.sweeps import GRID, answer, finish_training, make_sweep, write_identity
 
 
 def test_scores_and_gains_are_those_of_the_seeds(finished: Sweep) -> None:
@@ -44,9 +45,34 @@ def test_the_table_says_mean_spread_and_intervals(finished: Sweep) -> None:
 def test_what_intervals_cover_and_what_chose_the_checkpoints_is_told(finished: Sweep) -> None:
     lines = format_results(*read_results(finished)).splitlines()
     assert lines[-2].endswith("differences with 95% intervals, over paintings and seeds")
-    assert lines[-1].startswith("note: 3 seeds of the run are few: ")
+    assert lines[-1].startswith("note: num_prefix_tokens 4: 3 seeds of the run are few: ")
     page, _, _ = report_on(finished)[1]
     assert "3 seeds of the run are few" in page.read_text(encoding="utf-8")
+
+
+def test_of_controls_alone_no_differences_are_told(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path, "{kv_modulation.num_prefix_tokens: [0]}")
+    finish_training(sweep.runs[0])
+    answer(sweep.runs[0], {"on": 3, "on-blank": 0})
+    assert format_results(*read_results(sweep)).splitlines()[-1] == "mean over seeds and their standard deviation"
+
+
+def test_notes_name_the_settings_that_they_are_of_and_what_chose_the_checkpoints_once(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path, "{kv_modulation.num_prefix_tokens: [2, 4, 8], training.seed: [1, 2]}")
+    done = sweep.runs[:5]
+    for run in done:
+        finish_training(run)
+        answer(run, {"on": 20, "off": 3, "shuffled": 2, "on-blank": 0})
+    results, _ = read_results(sweep)
+    chosen = "step_00000081 is the best of its run on val, so its scores there are too good; report those on test"
+    compared = [result.comparison for result in results if result.comparison is not None]
+    of_val = [
+        replace(result, comparison=replace(comparison, notes=(chosen.replace("81", f"8{place}"),)))
+        for place, (result, comparison) in enumerate(zip(results, compared, strict=True))
+    ]
+    few, best = notes(of_val)
+    assert few.startswith("num_prefix_tokens 2; num_prefix_tokens 4: 2 seeds of the run are few: ")
+    assert best.startswith("checkpoints are the best of their runs on val, so their scores there are too good; ")
 
 
 def test_one_seed_is_not_called_seeds(tmp_path: Path) -> None:
@@ -118,6 +144,45 @@ def test_a_grid_over_what_makes_no_other_control_has_one_of_each_seed(tmp_path: 
         assert result.comparison.seeds.control_seeds == (1, 2, 3)
         assert list(result.comparison.against) == ["blank", "control"]
         assert result.gain("control", "style")[0] == pytest.approx(1 - right / 20)
+
+
+def test_a_control_whose_answers_may_be_longer_costs_a_sweep_no_row(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path, "{evaluation.max_new_tokens: [10, 20], kv_modulation.num_prefix_tokens: [0, 4]}")
+    for run in sweep.runs:
+        longer = run.config.evaluation.max_new_tokens == 20
+        if run.config.kv_modulation.enabled or longer:  # the other control is not done yet
+            finish_training(run)
+            answer(run, {"on": 20 if run.config.kv_modulation.enabled else 4, "on-blank": 0})
+    results, missing = read_results(sweep)
+    assert len(missing) == 1
+    gains = {result.name: result.gain("control", "style") for result in results if result.comparison is not None}
+    assert gains.pop("max_new_tokens 10, num_prefix_tokens 4") is None
+    assert gains["max_new_tokens 20, num_prefix_tokens 4"][0] == pytest.approx(0.8)
+
+
+def test_seeds_that_came_out_as_other_trainings_leave_no_gain_of_the_rest_and_are_told(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path, "{training.seed: [1, 2, 3]}")
+    for place, run in enumerate(sweep.runs):
+        finish_training(run)
+        write_identity(run, ranks=2 if place else 1)
+        answer(run, {"on": 20 - place, "off": 3, "on-blank": 0})
+    results, _ = read_results(sweep)
+    assert results[0].seeds == (1, 2, 3)
+    assert [results[0].gain(name, "style") for name in ("off", "blank")] == [None, None]
+    text = format_results(results, [])
+    assert not [line for line in text.splitlines() if line.startswith("on - ")]
+    second, third = (run.folder for run in sweep.runs[1:])
+    differing = "another run: it differs in training.seed, ranks x accumulation"
+    assert f"note: {second}: {differing}" in text.splitlines()
+    assert f"note: {third}: the same as {second.name}, of seed 3" in text.splitlines()
+    # Where one seed alone is another training the two that are left are no mean of three either.
+    write_identity(sweep.runs[1], ranks=1)
+    results, _ = read_results(sweep)
+    assert results[0].comparison is not None
+    assert results[0].comparison.seeds is not None
+    assert results[0].comparison.seeds.training_seeds == (1, 2)
+    assert results[0].gain("off", "style") is None
+    assert f"note: {third}: {differing}" in format_results(results, []).splitlines()
 
 
 def test_runs_without_an_encoder_have_a_table_beside_the_masks(tmp_path: Path) -> None:
