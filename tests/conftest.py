@@ -48,7 +48,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=["only", "none", "too"],
         default="too",
         help="whether to run the tests marked `system`, beside which no others may run; by pytest-xdist's workers in "
-        "four lanes, of which one has the machine's tests and two have a test cluster each",
+        "five lanes, of which two have a test cluster each",
     )
 
 
@@ -62,7 +62,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Four lanes whose tests mostly wait: two with a test cluster each, the longest test, and all others.
+    """Five lanes whose tests mostly wait: two with a test cluster each, the longest test, and all others by folder.
 
     Groups by `--dist loadgroup` would say the same, but pytest-xdist 3.8 writes them where pytest 9.2 does not look.
     """
@@ -74,7 +74,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         def _split_scope(self, nodeid: str) -> str:
             if nodeid.startswith("tests/system/cluster/"):
                 return "a cluster for pdsh" if "pdsh" in nodeid or "multinode" in nodeid else "a cluster"
-            return "the supervisor" if nodeid.startswith("tests/system/test_supervisor.py") else "this machine"
+            if nodeid.startswith("tests/system/test_supervisor.py"):
+                return "the supervisor"
+            return "launchers" if nodeid.startswith("tests/system/") else "beside their modules' other tests"
 
     return Lanes(config, log)
 
