@@ -37,6 +37,12 @@ def training(folders: Path, output: Path, epochs: int) -> list[str]:
     return ["art-encoder", *words]
 
 
+def of_a_terminal(arguments: Sequence[str]) -> int:
+    """Shells have what they start in the background ignore SIGINT, and these tests may be of it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    return main(arguments)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_to_the_group_is_saved_and_leaves_no_process(
     folders: Path, tmp_path: Path, number: signal.Signals
@@ -44,7 +50,7 @@ def test_a_signal_to_the_group_is_saved_and_leaves_no_process(
     """As a terminal, torchrun and DeepSpeed send it; to the others first, so that they are needed after it."""
     output = tmp_path / "out"
     words = training(folders, output, EPOCHS)
-    with started(words, tmp_path / "first", 1) as ranks:
+    with started(words, tmp_path / "first", 1, of_a_terminal) as ranks:
         wait_for(output / "metrics.jsonl", ranks)
         for other in members(ranks.pid(0)) - {ranks.pid(0)}:
             os.kill(other, number)
