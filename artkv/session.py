@@ -10,7 +10,6 @@ from typing import TypeAlias
 
 import torch
 from PIL import Image
-from torch.nn.functional import pad
 from typing_extensions import Self
 
 from artkv.batch import PaintingFeatures, PaintingViews
@@ -55,6 +54,7 @@ from artkv.models.backbone.blip2_backbone import RESIDENT, Blip2Backbone
 from artkv.models.cuda_recorder import give_back_unused
 from artkv.models.frozen_encoders import open_frozen_encoders, painting_transform
 from artkv.models.kv_modulated_blip2 import KVModulatedBlip2, LikelyAnswer
+from artkv.models.opt.packed_sequences import paintings_together
 from artkv.planning.batch_shape import BatchShape, largest_batch
 from artkv.planning.device import Device, shared_device
 from artkv.planning.gpus import gpu_of_device
@@ -270,8 +270,8 @@ class Session:
         ).to(device)
         with torch.no_grad():
             features = self.encode(picture)
-            visual = [self.model.visual_tokens(features, use) for use in use_prefix]
-            visual_IKD = torch.cat([pad(one, (0, 0, 0, max(num_seen) - one.shape[1])) for one in visual])
+            visual = (self.model.visual_tokens(features, use) for use in use_prefix)
+            visual_IKD = paintings_together(visual, max(num_seen))
         likely = self.model.generate_with_probability(visual_IKD, packed, self.config.evaluation.max_new_tokens)
         return [likely[way * len(prompts) : (way + 1) * len(prompts)] for way in range(len(use_prefix))]
 

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import pad
 
 from artkv.batch import AnsweringBatch, PaintingFeatures, PaintingViews
 from artkv.config import Config
@@ -29,6 +28,7 @@ from artkv.evaluation.run_roles import masked_encoders, masked_folder
 from artkv.evaluation.scores import Scores, score_predictions
 from artkv.kv_modulation import Use
 from artkv.models.kv_modulated_blip2 import KVModulatedBlip2
+from artkv.models.opt.packed_sequences import paintings_together
 from artkv.reading import printable
 
 PrefixMode = Literal["on", "off", "shuffled"]
@@ -299,10 +299,7 @@ def _visual_tokens(model: KVModulatedBlip2, batch: AnsweringBatch, ablations: Se
                 parts[ablation].append(
                     model.visual_tokens(features, use_prefix=ablation.use(_sources(model, ablation)))
                 )
-    most = model.num_visual_tokens
-    return torch.cat(
-        [pad(part, (0, 0, 0, most - part.shape[1])) for of_ablation in parts.values() for part in of_ablation]
-    )
+    return paintings_together((part for of_one in parts.values() for part in of_one), model.num_visual_tokens)
 
 
 def _sources(model: KVModulatedBlip2, ablation: Ablation) -> tuple[str, ...]:

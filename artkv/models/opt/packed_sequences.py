@@ -1,7 +1,10 @@
 """What OPT reads of packed questions. Letters in tensor names are explained in `artkv.batch`."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from artkv.batch import PackedRows
 
@@ -29,6 +32,11 @@ def closed_mask(shape: tuple[int, int, int], dtype: torch.dtype, device: torch.d
     aligned = -(-num_columns // _MASK_ALIGNMENT) * _MASK_ALIGNMENT
     mask = torch.full((num_rows, 1, num_queries, aligned), float("-inf"), dtype=dtype, device=device)
     return mask[..., :num_columns]
+
+
+def paintings_together(parts: Iterable[Tensor], num_visual: int) -> Tensor:
+    """All parts' visual tokens as of one batch, (I, num_visual, D); where a part has fewer, zeros that nothing sees."""
+    return torch.cat([pad(part, (0, 0, 0, num_visual - part.shape[1])) for part in parts])
 
 
 def packed_embeddings(text_RLD: Tensor, visual_IKD: Tensor, rows: PackedRows) -> Tensor:
